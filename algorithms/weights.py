@@ -1,0 +1,75 @@
+"""Weights on the wire: one flat float32 buffer with a manifest, a digest and a version."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+
+class CorruptWeights(ValueError):
+    """A weights message whose bytes do not match its digest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A published policy.
+
+    ``manifest`` lists (name, shape, offset) in elements of ``flat``. (epoch, version) only grows: the epoch with each
+    restart of the learner, the version with each publication. ``env_steps`` and ``updates`` say when it was made.
+    """
+
+    flat: np.ndarray  # (P,) float32
+    manifest: tuple[tuple[str, tuple[int, ...], int], ...]
+    digest: str  # blake2b-128 of flat's bytes and the manifest
+    epoch: int
+    version: int
+    env_steps: int
+    updates: int
+
+    @classmethod
+    def pack(cls, tensors: dict[str, Any], *, epoch: int, version: int, env_steps: int, updates: int) -> Weights:
+        """Copies named arrays (or CPU tensors) into one flat buffer, in the order given."""
+        arrays = {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}
+        manifest, offset = [], 0
+        for name, array in arrays.items():
+            manifest.append((name, tuple(array.shape), offset))
+            offset += array.size
+        flat = np.concatenate([a.ravel() for a in arrays.values()]) if arrays else np.empty(0, np.float32)
+        table = tuple(manifest)
+        return cls(
+            flat=flat,
+            manifest=table,
+            digest=_digest(flat, table),
+            epoch=epoch,
+            version=version,
+            env_steps=env_steps,
+            updates=updates,
+        )
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What decides which of two weights is newer."""
+        return self.epoch, self.version
+
+    def unpack(self) -> dict[str, np.ndarray]:
+        """Views into ``flat`` by name; raises CorruptWeights when the digest does not match."""
+        seen = _digest(self.flat, self.manifest)
+        if seen != self.digest:
+            raise CorruptWeights(
+                f"weights {self.order} have digest {seen}, expected {self.digest}: they were damaged on the way, are "
+                "not used, and the newest good ones stay in place; fetch them again"
+            )
+        return {name: self.flat[at : at + _size(shape)].reshape(shape) for name, shape, at in self.manifest}
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _digest(flat: np.ndarray, manifest: tuple[tuple[str, tuple[int, ...], int], ...]) -> str:
+    state = hashlib.blake2b(repr(manifest).encode(), digest_size=16)
+    state.update(np.ascontiguousarray(flat).view(np.uint8).data)
+    return state.hexdigest()

@@ -1,0 +1,74 @@
+"""What moves between workers, shards and learners.
+
+Letters: N rows of a chunk, D row width (see rows.py), U updates of a block, B batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+TERMINATED, TRUNCATED, CUT = 1, 2, 4  # bits of ``flag_N``; any of them ends the episode at that row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One worker's consecutive environment steps, sent as one message.
+
+    Rows are ordered environment by environment, each environment's steps in time order, so a run of rows
+    of one episode is contiguous. ``sequence`` counts a worker incarnation's chunks from 0; (worker,
+    incarnation, sequence) is what a shard deduplicates on.
+    """
+
+    worker: int
+    incarnation: int
+    sequence: int
+    epoch: int  # of the policy that acted: grows by one whenever a learner is restarted
+    version: int  # of the policy that acted: grows by one with each published set of weights
+    rows_ND: np.ndarray  # float32, packed rows
+    episode_N: np.ndarray  # int64, unique over the run: worker << 48 | incarnation << 32 | counter
+    step_N: np.ndarray  # int32, index of the row in its episode, from 0
+    flag_N: np.ndarray  # uint8, TERMINATED | TRUNCATED | CUT, 0 inside an episode
+    stats: dict[str, float]  # counters and timings of the worker since its last chunk
+
+
+Status = Literal["ok", "wait", "duplicate", "rejected"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ack:
+    """A shard's answer to an append.
+
+    ok: the rows are stored. wait: nothing was stored, send the same chunk again after ``retry_after_s``.
+    duplicate: these rows were stored before. rejected: the rows can never be stored, ``reason`` says why;
+    the sender drops them and counts them.
+    """
+
+    status: Status
+    epoch: int  # newest policy that the shard has heard of
+    version: int
+    retry_after_s: float = 0.0
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """U batches of B rows for a learner, with the identity of every row."""
+
+    rows_UBD: np.ndarray  # float32
+    slot_UB: np.ndarray  # int64, where each row lives in its shard
+    generation_UB: np.ndarray  # int64, how often that slot had been written when it was read
+    version_UB: np.ndarray  # int64, policy version that produced each row
+    shard: int
+    inserted: int  # rows the shard had accepted over its life when it answered
+    size: int  # rows it held then
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wait:
+    """A shard's answer to a sample that its limiter does not yet allow."""
+
+    reason: str  # "min_size" | "samples_ahead"
+    retry_after_s: float

@@ -1,0 +1,18 @@
+"""Configuration fields that carry their own unit and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def option(default: Any, unit: str, help: str, choices: tuple[Any, ...] | None = None) -> Any:
+    """A dataclass field with a unit and a one-line meaning, printed by ``drawbridge config``.
+
+    Args:
+        default: value of the field when nobody sets it.
+        unit: unit of the value ("rows", "s", "bytes", "1" for pure numbers, "name" for names).
+        help: one line of what the field does and where its default comes from.
+        choices: the only values allowed, or None for any value of the field's type.
+    """
+    return dataclasses.field(default=default, metadata={"unit": unit, "help": help, "choices": choices})
