@@ -1,0 +1,78 @@
+"""What the worker, the recorder and the evaluator know of environments: E of them, stepped as one batch.
+
+Letters: E environments, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class EnvError(ValueError):
+    """An environment that cannot be trained on, or was used against its contract."""
+
+
+class StepResult(NamedTuple):
+    """One step of E environments."""
+
+    obs_EO: np.ndarray  # float32, what to act on next: the first observation of the new episode where one ended
+    next_obs_EO: np.ndarray  # float32, the true observation after the action, the last one where an episode ended
+    reward_E: np.ndarray  # float64
+    terminated_E: np.ndarray  # bool, the task ended: no value beyond
+    truncated_E: np.ndarray  # bool, cut by a time limit: the value goes on (both may be set; terminated wins)
+    valid_E: np.ndarray  # bool, False where the action was ignored and nothing happened that may be recorded
+
+
+class BatchEnv(Protocol):
+    """E environments with actions in [-1, 1] and same-step resets.
+
+    When an episode ends, the environment is reset inside the same ``step``, with the seed
+    ``episode_seed(env seed, episode number)``: a run depends on its seeds alone, not on how long it has been
+    running in one process. Observations are float32; NaN and infinity pass through (the recorder judges them).
+    """
+
+    num_envs: int
+    obs_dim: int
+    action_dim: int
+    action_low_A: np.ndarray  # float64, the box of the environment itself, which [-1, 1] is mapped onto
+    action_high_A: np.ndarray
+    max_episode_steps: int | None
+
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """Resets every environment, each with its own seed; observations (E, O) float32.
+
+        None takes the seeds derived from the ``seed`` that the batch was made with.
+        """
+
+    def step(self, actions_EA: np.ndarray) -> StepResult:
+        """Applies actions (E, A) float32 in [-1, 1]; what lies outside is clipped."""
+
+    def cut(self, env_indices: list[int]) -> np.ndarray:
+        """Ends the episodes of these environments now and resets them; observations (E, O) of all environments."""
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything that ``set_state`` needs for the following steps to be bit-identical."""
+
+    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """Takes what ``get_state`` gave; the observations (E, O) to act on next."""
+
+    def close(self) -> None:
+        """Frees the environments."""
+
+
+def env_seeds(seed: int, num_envs: int) -> list[int]:
+    """Seeds of ``num_envs`` environments, 32 bits each, from one seed of any size (numpy's SeedSequence)."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(num_envs)]
+
+
+def episode_seed(env_seed: int, episode: int) -> int:
+    """The seed that an environment's ``episode``-th episode starts with.
+
+    Episode 0 takes the environment's own seed, so that ``reset([s])`` starts where Gymnasium's
+    ``env.reset(seed=s)`` does. Later ones take 32 bits of ``SeedSequence([env_seed, episode])``.
+    """
+    if episode == 0:
+        return env_seed
+    return int(np.random.SeedSequence([env_seed, episode]).generate_state(1)[0])

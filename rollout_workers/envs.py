@@ -1,0 +1,96 @@
+"""Environments by their Gymnasium id: what they are, whether they can be trained on, and how to make E of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rollout_workers.batch_env import BatchEnv, EnvError, StepResult, env_seeds, episode_seed
+from rollout_workers.batched_mujoco import BatchedMujocoEnv, has_fast_path
+from rollout_workers.env_registry import find_env
+from rollout_workers.gym_vector import VectorBatchEnv
+from rollout_workers.spaces import ActionBox, observation_dim
+
+__all__ = [
+    "BatchEnv",
+    "EnvError",
+    "EnvSpec",
+    "StepResult",
+    "env_seeds",
+    "env_spec",
+    "episode_seed",
+    "make_batch_env",
+    "make_env",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EnvSpec:
+    """What the rest of the system has to know of an environment before any is running."""
+
+    env_id: str
+    obs_dim: int
+    action_dim: int
+    low: np.ndarray  # (A,) float64, the environment's own action box
+    high: np.ndarray
+    max_episode_steps: int | None  # steps after which an episode is truncated; None: no limit
+    fast: bool  # whether the batched MuJoCo path serves it
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """Checks that ``env_id`` can be trained on, by making one, and says what it is.
+
+    Raises EnvError for an unknown id (with the nearest ones), an environment that does not start, actions that
+    are not a bounded Box of floats, observations that are not a Box or a Dict of Boxes.
+    """
+    env = make_env(env_id)
+    try:
+        box = ActionBox(env.action_space, env_id)
+        return EnvSpec(
+            env_id=env_id,
+            obs_dim=observation_dim(env.observation_space, env_id),
+            action_dim=box.dim,
+            low=box.low_A,
+            high=box.high_A,
+            max_episode_steps=find_env(env_id).max_episode_steps,
+            fast=has_fast_path(env_id),
+        )
+    finally:
+        env.close()
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """One environment as Gymnasium makes it, time limit included; EnvError when it cannot be made."""
+    spec = find_env(env_id)
+    try:
+        return gym.make(spec, render_mode=render_mode, disable_env_checker=True)
+    except Exception as error:
+        raise EnvError(
+            f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to build "
+            "it: no worker can run it; install what it asks for, and try gymnasium.make with this id by itself"
+        ) from error
+
+
+def make_batch_env(env_id: str, num_envs: int, seed: int, fast: bool = True) -> BatchEnv:
+    """``num_envs`` environments behind one face, not yet reset.
+
+    The standard MuJoCo v5 tasks and PointMaze take the batched path unless ``fast`` is False; an id with a
+    vector entry point of its own is made through that; everything else runs in Gymnasium's SyncVectorEnv.
+    """
+    if num_envs < 1:
+        raise EnvError(f"{num_envs} environments asked for, expected 1 or more: there is nothing to step; ask for more")
+    return VectorBatchEnv(_vector_env(env_id, num_envs, fast), env_id=env_id, seed=seed)
+
+
+def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
+    if fast and has_fast_path(env_id):
+        return BatchedMujocoEnv(env_id, num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    spec = find_env(env_id)
+    if spec.vector_entry_point is not None:
+        return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    makers = [functools.partial(make_env, env_id)] * num_envs
+    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
