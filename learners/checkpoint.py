@@ -1,0 +1,241 @@
+"""Checkpoints: tensors in safetensors beside a JSON manifest, complete and intact or not taken at all.
+
+A checkpoint is a directory ``checkpoint-00000042`` with two files:
+
+    tensors.safetensors   every tensor by name; parts of a run share one file under prefixes ("learner/", "worker3/")
+    manifest.json         the caller's ``meta``, size and BLAKE2b-256 of each other file, and the manifest's own digest
+
+It is written under a temporary name, synced file by file, renamed, and the parent is synced: a crash or a full disk at
+any moment leaves the older checkpoints as they were. Nothing in it is a pickle, so reading one runs no code.
+
+Not promised: safety of two processes that save into one directory at the same time (a run has one writer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from replay.durable import fsync_directory, write_synced
+
+FORMAT = 1
+TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d{8,})")
+_TEMPORARY = ".tmp-checkpoint-"
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints exist and none can be used; the message lists each with its problem."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What ``load_newest`` found."""
+
+    tensors: dict[str, torch.Tensor]  # on the CPU
+    meta: dict[str, Any]  # as given to ``save``
+    path: Path
+    warnings: tuple[str, ...]  # one line for each newer checkpoint that could not be used
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one part, without their prefix; empty when there is no such part."""
+        return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+
+
+def prefixed(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of one part under the names that ``Checkpoint.part(name)`` gives back."""
+    return {f"{name}/{key}": value for key, value in tensors.items()}
+
+
+def save(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any], *, keep: int) -> Path:
+    """Writes a checkpoint durably, then removes all but the newest ``keep`` valid ones.
+
+    Args:
+        directory: where the checkpoints of one run live; made when missing.
+        tensors: torch tensors or numpy arrays by name, any dtype that safetensors knows.
+        meta: JSON-able; what ``load_newest`` compares with ``expect`` stands here.
+        keep: valid checkpoints left on disk, this one included, at least 1.
+
+    Returns:
+        the path of the new checkpoint.
+
+    Raises:
+        OSError: it could not be written (disk full, say); the older ones are untouched and nothing half-made is left.
+        ValueError: ``keep`` below 1, or ``meta`` is not JSON.
+    """
+    if keep < 1:
+        raise ValueError(
+            f"checkpoints to keep: {keep}, expected at least 1: otherwise the new one would be removed too"
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(f"{_TEMPORARY}*"):  # of a writer that died
+        shutil.rmtree(leftover, ignore_errors=True)
+    numbers = [_number(path) for path in _checkpoints(directory)]
+    final = directory / f"checkpoint-{max(numbers, default=0) + 1:08d}"
+    temporary = directory / f"{_TEMPORARY}{os.getpid()}"
+    try:
+        temporary.mkdir()
+        _write(temporary, tensors, meta)
+        os.rename(temporary, final)
+        fsync_directory(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _prune(directory, final, keep)
+    return final
+
+
+def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint that is complete, intact and whose ``meta`` agrees with ``expect`` in every field of it.
+
+    Returns:
+        None when there is no checkpoint at all (a save that never finished is none).
+
+    Raises:
+        CheckpointError: there are some, and not one can be used. Starting from scratch is left to the user to decide.
+    """
+    problems = []
+    for path in _checkpoints(Path(directory)):
+        try:
+            tensors, meta = _read(path, expect)
+        except _Unusable as problem:
+            problems.append(f"{path}: {problem}")
+            continue
+        return Checkpoint(tensors=tensors, meta=meta, path=path, warnings=tuple(problems))
+    if problems:
+        listing = "\n  ".join(problems)
+        raise CheckpointError(
+            f"none of the {len(problems)} checkpoints in {directory} can be used:\n  {listing}\n"
+            "Nothing was started, because going on from scratch would throw the run's training away. Put a good copy "
+            "back, resume with the configuration they were made with, or start afresh in a new run directory."
+        )
+    return None
+
+
+def problem_of(path: Path) -> str | None:
+    """Why the checkpoint at ``path`` cannot be used, or None when it is complete and intact."""
+    try:
+        _verify(path)
+    except _Unusable as problem:
+        return str(problem)
+    return None
+
+
+class _Unusable(Exception):
+    """The named problem of one checkpoint."""
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, indent=1).encode()
+
+
+def _write(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    data = safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
+    write_synced(directory / TENSORS, data)
+    try:
+        files = {TENSORS: {"bytes": len(data), "blake2b": _digest(data)}}
+        manifest = {"format": FORMAT, "meta": json.loads(json.dumps(dict(meta))), "files": files}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a checkpoint's meta must be JSON: {error}; nothing was written") from error
+    manifest["digest"] = _digest(_canonical(manifest))
+    write_synced(directory / MANIFEST, _canonical(manifest))
+    fsync_directory(directory)
+
+
+def _plain(value: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """A contiguous CPU tensor with storage of its own: safetensors refuses views that share a buffer."""
+    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    tensor = tensor.cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _prune(directory: Path, newest: Path, keep: int) -> None:
+    """Removes what is older than the ``keep``-th valid checkpoint; ``newest`` was written a moment ago."""
+    valid = 0
+    for path in _checkpoints(directory):
+        if valid >= keep:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path == newest or problem_of(path) is None:
+            valid += 1
+
+
+def _read(path: Path, expect: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    meta, data = _verify(path)
+    differing = [
+        f"{key} is {_shown(meta, key)} there, {expect[key]!r} here"
+        for key in expect
+        if meta.get(key, _ABSENT) != json.loads(json.dumps(expect[key]))
+    ]
+    if differing:
+        raise _Unusable(f"made with another configuration: {'; '.join(differing)}")
+    return safetensors.torch.load(data), meta
+
+
+_ABSENT = object()
+
+
+def _shown(meta: Mapping[str, Any], key: str) -> str:
+    return repr(meta[key]) if key in meta else "absent"
+
+
+def _verify(path: Path) -> tuple[dict[str, Any], bytes]:
+    """(meta, bytes of the tensors) of an intact checkpoint, else raises _Unusable."""
+    manifest = _manifest(path)
+    entry = manifest["files"][TENSORS]
+    data = _bytes(path / TENSORS)
+    if len(data) != entry["bytes"]:
+        raise _Unusable(f"{TENSORS} is truncated: {len(data)} bytes, expected {entry['bytes']}")
+    if _digest(data) != entry["blake2b"]:
+        raise _Unusable(f"{TENSORS} is damaged: its digest differs from the one written with it")
+    return manifest["meta"], data
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        data = _bytes(path / MANIFEST)
+        manifest = json.loads(data)
+        intact = data == _canonical(manifest) and manifest.pop("digest") == _digest(_canonical(manifest))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _Unusable(f"{MANIFEST} is damaged or truncated: {type(error).__name__}") from error
+    if not intact:
+        raise _Unusable(f"{MANIFEST} is damaged: its digest differs from the one written with it")
+    if manifest["format"] != FORMAT:
+        raise _Unusable(f"format {manifest['format']}, this version reads {FORMAT}")
+    return manifest
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _Unusable(f"{path.name} is missing") from None
+    except OSError as error:
+        raise _Unusable(f"{path.name} cannot be read: {error.strerror}") from error
+
