@@ -1,0 +1,219 @@
+"""A rollout worker: acts, steps, records; one call gives one chunk.
+
+Letters: E environments, T steps of a chunk, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from algorithms.interface import Policy
+from algorithms.weights import Weights
+from replay.chunk import Chunk
+from replay.rows import RowLayout
+from rollout_workers.acting import Actor
+from rollout_workers.batch_env import BatchEnv
+from rollout_workers.config import WorkerConfig
+from rollout_workers.envs import make_batch_env
+from rollout_workers.recorder import Recorder, merge_stats
+
+_ENV, _RECORDER, _WEIGHTS = "env.", "recorder.", "weights."  # prefixes of the parts' entries in a worker's state
+
+
+class RolloutWorker:
+    """E environments, one policy, and no knowledge of where it runs or who takes its chunks.
+
+    Args:
+        config: ``envs_per_worker`` is E, ``chunk_steps`` is T.
+        env_id: Gymnasium id; make_batch_env says which are possible.
+        policy: the acting side of the algorithm, or a callable that makes it.
+        worker, incarnation: who this is. A restarted worker is a new incarnation: its random streams, seeded
+            with SeedSequence([seed, worker, incarnation]), repeat nothing of the one it replaces.
+        seed: the run's.
+        random_steps: env steps of this worker with uniform actions in [-1, 1] before the policy acts, rounded up to
+            whole steps of the E environments.
+        make_env: (env_id, num_envs, seed, fast) -> BatchEnv.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: WorkerConfig,
+        env_id: str,
+        policy: Policy | Callable[[], Policy],
+        worker: int,
+        incarnation: int,
+        seed: int,
+        random_steps: int,
+        make_env: Callable[[str, int, int, bool], BatchEnv] = make_batch_env,
+    ) -> None:
+        acting: Any = policy if hasattr(policy, "sample_noise") else policy()
+        env_stream, noise_stream = np.random.SeedSequence([seed, worker, incarnation]).spawn(2)
+        self._rng = np.random.Generator(np.random.PCG64(noise_stream))
+        self._envs, self._steps = config.envs_per_worker, config.chunk_steps
+        self._random_steps = random_steps
+        self._env = make_env(env_id, self._envs, int(env_stream.generate_state(1)[0]), config.fast_envs)
+        _check_policy(acting, self._env, env_id)
+        self._actor = Actor(acting, backend=config.backend)
+        self._recorder = Recorder(
+            envs=self._envs,
+            steps=self._steps,
+            layout=RowLayout(obs_dim=self._env.obs_dim, action_dim=self._env.action_dim),
+            worker=worker,
+            incarnation=incarnation,
+        )
+        self._obs_EO = self._env.reset()
+        self._recorder.start(self._obs_EO)
+        self.env_steps = 0  # actions given to environments over this incarnation's life
+        self._waited_s = 0.0
+        self._rejected: dict[str, float] = {}
+
+    @property
+    def policy_order(self) -> tuple[int, int]:
+        """(epoch, version) of the weights in use; (-1, -1) before the first."""
+        return self._actor.order
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the next ``collect`` would ask a policy that has no weights yet."""
+        return self._actor.weights is None and self._random_left() < self._steps
+
+    def load_weights(self, weights: Weights) -> bool:
+        """Takes newer weights and says whether they were; older ones are ignored. Raises CorruptWeights."""
+        return self._actor.load(weights)
+
+    def note_wait(self, seconds: float) -> None:
+        """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
+        self._waited_s += seconds
+
+    def note_rejected(self, rows: int, reason: str) -> None:
+        """Counts rows that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
+
+        In its ``recorded_rows`` too, because the refused chunk's own stats are lost with it.
+        """
+        merge_stats(self._rejected, {"recorded_rows": float(rows), f"dropped_{reason}": float(rows)})
+
+    def collect(self) -> Chunk:
+        """T steps of all E environments with the weights at hand.
+
+        The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``.
+        Raises NoWeights when the random steps are over and no weights have come.
+        """
+        random = min(self._random_left(), self._steps)
+        action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
+        noise_T = self._noise(self._steps - random)
+        act, step, record = self._actor.act, self._env.step, self._recorder.record
+        obs_EO, act_s, env_s, record_s = self._obs_EO, 0.0, 0.0, 0.0
+        now = perf_counter()
+        for t in range(self._steps):
+            action_EA = action_TEA[t] if t < random else act(obs_EO, noise_T[t - random])
+            acted = perf_counter()
+            result = step(action_EA)
+            stepped = perf_counter()
+            refused = record(action_EA, result)
+            obs_EO = result.obs_EO if refused is None else self._restart(refused)
+            recorded = perf_counter()
+            act_s += acted - now
+            env_s += stepped - acted
+            record_s += recorded - stepped
+            now = recorded
+        self._obs_EO = obs_EO
+        self.env_steps += self._steps * self._envs
+        return self._take(random, {"act_s": act_s, "env_s": env_s, "record_s": record_s})
+
+    def close(self) -> None:
+        """Frees the environments."""
+        self._env.close()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that the next chunks depend on, the weights in use included. Random streams are JSON (uint8)."""
+        weights = self._actor.weights
+        return {
+            "env_steps": np.array(self.env_steps, np.int64),
+            "rng": _to_bytes(self._rng.bit_generator.state),
+            **{_ENV + name: value for name, value in self._env.get_state().items()},
+            **{_RECORDER + name: value for name, value in self._recorder.get_state().items()},
+            **({} if weights is None else {_WEIGHTS + name: value for name, value in _weights_state(weights).items()}),
+        }
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave to a worker of the same settings: the next chunks are bit-identical."""
+        missing = sorted({"env_steps", "rng"} - state.keys())
+        if missing:
+            raise ValueError(
+                f"worker state has no {missing}, expected what RolloutWorker.state gives: nothing was restored; it is "
+                "of another program or was damaged, use an older checkpoint"
+            )
+        self._recorder.set_state(_part(state, _RECORDER))
+        self._obs_EO = self._env.set_state(_part(state, _ENV))
+        self._rng.bit_generator.state = json.loads(state["rng"].tobytes())
+        self.env_steps = int(state["env_steps"])
+        weights = _part(state, _WEIGHTS)
+        if weights:
+            self._actor.replace(_weights_from_state(weights))
+
+    def _random_left(self) -> int:
+        """Steps of all E environments that are still to be made with random actions."""
+        return max(0, -(-(self._random_steps - self.env_steps) // self._envs))
+
+    def _noise(self, steps: int) -> np.ndarray:
+        """The noise of a whole chunk in one draw, (steps, E, *noise_shape): at E = 1 a draw a step would cost more."""
+        policy = self._actor.policy
+        if not steps:
+            return np.empty((0, self._envs, *policy.noise_shape), np.float32)
+        return policy.sample_noise(self._rng, steps * self._envs).reshape(steps, self._envs, *policy.noise_shape)
+
+    def _restart(self, refused: np.ndarray) -> np.ndarray:
+        obs_EO = self._env.cut(refused.tolist())
+        self._recorder.restart(refused, obs_EO)
+        return obs_EO
+
+    def _take(self, random: int, timings: dict[str, float]) -> Chunk:
+        epoch, version = max(
+            self.policy_order, (0, 0)
+        )  # random actions before the first weights count as the first policy's
+        extra = self._rejected | timings | {"push_wait_s": self._waited_s, "random_rows": float(random * self._envs)}
+        self._waited_s, self._rejected = 0.0, {}
+        return self._recorder.take(epoch=epoch, version=version, extra=extra)
+
+
+def _check_policy(policy: Policy, env: BatchEnv, env_id: str) -> None:
+    seen, expected = (policy.obs_dim, policy.action_dim), (env.obs_dim, env.action_dim)
+    if seen != expected:
+        raise ValueError(
+            f"the policy has (obs_dim, action_dim) = {seen}, {env_id} has {expected}: it cannot act there; make the "
+            "policy with the dimensions that env_spec gives for this environment"
+        )
+
+
+def _part(state: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _weights_state(weights: Weights) -> dict[str, np.ndarray]:
+    counters = [weights.epoch, weights.version, weights.env_steps, weights.updates]
+    head = {"manifest": weights.manifest, "digest": weights.digest, "counters": counters}
+    return {"flat": weights.flat, "head": _to_bytes(head)}
+
+
+def _weights_from_state(state: dict[str, np.ndarray]) -> Weights:
+    head = json.loads(state["head"].tobytes())
+    epoch, version, env_steps, updates = head["counters"]
+    return Weights(
+        flat=state["flat"],
+        manifest=tuple((name, tuple(shape), offset) for name, shape, offset in head["manifest"]),
+        digest=head["digest"],
+        epoch=epoch,
+        version=version,
+        env_steps=env_steps,
+        updates=updates,
+    )
+
+
+def _to_bytes(value: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
