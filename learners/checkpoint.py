@@ -238,4 +238,3 @@ def _bytes(path: Path) -> bytes:
         raise _Unusable(f"{path.name} is missing") from None
     except OSError as error:
         raise _Unusable(f"{path.name} cannot be read: {error.strerror}") from error
-

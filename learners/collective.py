@@ -1,0 +1,147 @@
+"""Learners that share one update: reductions over torch.distributed.
+
+Each of R learners computes the loss of its own B/R rows. With L_r the loss of rank r, what is minimised is the mean
+
+    L = 1/R sum_r L_r                    so   dL/dtheta = mean_r dL_r/dtheta   (``mean_`` on the flat gradient)
+
+A statistic that all rows share, y = 1/R sum_r x_r (``mean_with_grad``), enters every L_r. Rank j's part of dL/dtheta is
+
+    dL/dx_j = 1/R sum_r dL_r/dy dy/dx_j = 1/R (1/R sum_r dL_r/dy)
+
+and as ``mean_`` brings the outer 1/R, the gradient that rank j hands down to x_j is mean_r dL_r/dy: the backward pass
+is the same reduction as the forward pass. R learners of B/R rows then take the step of one learner of B rows.
+
+A NaN on one rank reaches every rank through the sum, so all ranks skip the same non-finite updates.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from algorithms.interface import Collective
+
+
+class CollectiveError(RuntimeError):
+    """A reduction failed or timed out; the learners no longer agree and must be restarted together."""
+
+
+class TorchCollective:
+    """``interface.Collective`` over gloo (CPU) or NCCL (CUDA); one a process, as torch's default group is.
+
+    Args:
+        backend: "gloo" or "nccl".
+        rank: of this learner, in [0, world_size).
+        world_size: number of learners.
+        init_method: where rank 0's store listens or the file that all share: "tcp://host:port", "file:///path".
+        timeout_s: deadline of the meeting, of every reduction and of every barrier.
+        device: where ``barrier`` and NCCL run; the reductions take tensors that lie there.
+
+    Raises:
+        CollectiveError: the learners did not all meet in time.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: str,
+        rank: int,
+        world_size: int,
+        init_method: str,
+        timeout_s: float = 60.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self.backend, self.device = backend, torch.device(device)
+        self._where = f"learner {rank} of {world_size} ({backend}, {init_method})"
+        self._guarded(
+            "meeting the others",
+            lambda: dist.init_process_group(
+                backend,
+                init_method=init_method,
+                rank=rank,
+                world_size=world_size,
+                timeout=datetime.timedelta(seconds=timeout_s),
+                device_id=self.device if backend == "nccl" else None,
+            ),
+        )
+
+    def mean_(self, tensor: torch.Tensor) -> None:
+        """Replaces ``tensor`` in place by its mean over the learners (no gradient)."""
+        contiguous = tensor.detach().contiguous()
+        self._guarded("a reduction", lambda: dist.all_reduce(contiguous))
+        contiguous.div_(self.world_size)
+        if contiguous.data_ptr() != tensor.data_ptr():
+            with torch.no_grad():
+                tensor.copy_(contiguous)
+
+    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of ``tensor`` over the learners; gradients flow to every learner's input."""
+        return _MeanWithGrad.apply(tensor, self)
+
+    def broadcast_(self, tensor: torch.Tensor) -> None:
+        """Replaces ``tensor`` in place by rank 0's."""
+        there = tensor.detach().to(self.device).contiguous()
+        self._guarded("a broadcast from learner 0", lambda: dist.broadcast(there, src=0))
+        if there.data_ptr() != tensor.data_ptr():
+            with torch.no_grad():
+                tensor.copy_(there)
+
+    def barrier(self) -> None:
+        """Returns when every learner has come here; the error names who did not."""
+        if self.backend == "gloo":
+            timeout = datetime.timedelta(seconds=self.timeout_s)
+            self._guarded("a barrier", lambda: dist.monitored_barrier(timeout=timeout, wait_all_ranks=True))
+        else:
+            self._guarded("a barrier", lambda: dist.barrier(device_ids=[self.device.index or 0]))
+
+    def close(self) -> None:
+        """Leaves the group; call it once, after the last reduction."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _guarded(self, what: str, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+            raise CollectiveError(
+                f"{self._where}: {what} failed within its {self.timeout_s:g} s: {error}. The learners no longer agree, "
+                "so this one stops; all of them must be restarted from the newest checkpoint"
+            ) from error
+
+
+class _MeanWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, collective: TorchCollective) -> torch.Tensor:
+        ctx.collective = collective
+        mean = tensor.detach().clone(memory_format=torch.contiguous_format)
+        collective.mean_(mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        mean = gradients[0].clone(memory_format=torch.contiguous_format)
+        ctx.collective.mean_(mean)
+        return mean, None
+
+
+def share_state(
+    state: Mapping[str, torch.Tensor], collective: Collective, own: Callable[[str], bool]
+) -> dict[str, torch.Tensor]:
+    """Rank 0's state on every rank, so that all begin with equal parameters.
+
+    Args:
+        state: this rank's, with the same names, shapes and dtypes everywhere.
+        collective: with one learner the state is given back as it is.
+        own: says of a name whether it belongs to the rank alone (its noise generator) and is kept.
+    """
+    shared = {name: tensor.clone() for name, tensor in state.items()}
+    if isinstance(collective, TorchCollective):
+        for name in shared:
+            if not own(name):
+                collective.broadcast_(shared[name])
+    return shared

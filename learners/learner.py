@@ -1,0 +1,293 @@
+"""The learner: blocks in, updates made, weights out.
+
+Letters: U updates of a block, B batch, D packed row width.
+
+One ``step`` takes one block. Nothing in it waits for the device but the publication of weights; metrics are one stacked
+tensor and one transfer a block, on CUDA read when the next block is already queued, so the guard and the report are one
+block late there. The same code runs alone and among L learners: each takes its own B/L rows, the agent reduces through
+``collective``, and rank 0 publishes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from algorithms.interface import Agent, Collective, Solo
+from algorithms.weights import Weights
+from learners.checkpoint import Checkpoint
+from learners.clock import Clock
+from learners.collective import TorchCollective, share_state
+from learners.config import LearnerConfig
+from learners.feed import Fed
+from learners.graph import CapturedCycle, check_cycles
+from learners.guard import Guard
+from replay.chunk import Block
+
+PART = "learner"  # the learner's part of a checkpoint
+_AGENT = "agent/"
+_COUNTERS = ("updates", "epoch", "version", "published_updates", "nonfinite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerReport:
+    """What a learner did since its last report."""
+
+    updates: int  # made over the run, skipped ones included; a rollback does not take them back
+    env_steps: int  # rows the shards had accepted when they gave the newest blocks
+    epoch: int
+    version: int  # newest published
+    metrics: dict[str, float]  # means over the blocks since the last report; of ``nonfinite`` the sum
+    nonfinite: int  # non-finite updates over the run
+    rollbacks: int  # over this process's life
+    updates_per_s: float  # wall clock
+    time: dict[str, float]  # shares of wall time: data_wait, update, publish, other
+
+
+class Learner:
+    """Makes updates with ``agent``, guards them, and publishes versioned weights.
+
+    Args:
+        agent: of ``ALGORITHMS[...].make_agent`` with the same ``collective``.
+        config: settings of the learners.
+        directory: where blocks of non-finite updates are dumped.
+        publish: takes new weights (rank 0 only); must not block for long, its time counts as ``publish``.
+        newest: finds the newest valid checkpoint to roll back to (rank 0 only), or None when there is none.
+        collective: the learners that share one update.
+        epoch: at least this; a supervisor passes one more with each restart. ``load_state`` raises it as well.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        config: LearnerConfig,
+        *,
+        directory: Path,
+        publish: Callable[[Weights], None],
+        newest: Callable[[], Checkpoint | None] = lambda: None,
+        collective: Collective | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.agent, self.config = agent, config
+        self.updates, self.version, self.epoch = 0, 0, epoch
+        self.rollbacks = 0
+        self._collective: Collective = Solo() if collective is None else collective
+        self._publish, self._newest = publish, newest
+        self._guard = Guard(config, Path(directory))
+        self._clock = Clock(("data_wait", "update", "publish"))
+        self._pending: _Pending | None = None
+        self._graph: CapturedCycle | None = None
+        self._inserted: dict[int, int] = {}  # by shard
+        self._published_updates = 0
+        self._nonfinite_before = 0  # by earlier processes of this run
+        self._sums: dict[str, float] = {}
+        self._blocks = 0
+        self._reported_updates = 0
+        if self._collective.world_size > 1:
+            self._share(agent.state())
+
+    @property
+    def env_steps(self) -> int:
+        """Rows the shards had accepted when they gave the newest blocks that were learned from."""
+        return sum(self._inserted.values())
+
+    def step(self, fed: Fed) -> None:
+        """Makes the U updates of one block.
+
+        Raises:
+            Halt: the updates stay non-finite although the learner rolled back.
+            CheckpointError: a rollback was due and no checkpoint can be read.
+            CollectiveError: another learner was lost.
+        """
+        self._clock.add("data_wait", fed.waited_s)
+        with self._clock.measure("update"):
+            metrics = self._update(fed.rows_UBD)
+            self.updates += fed.rows_UBD.shape[0]
+            self._inserted[fed.block.shard] = fed.block.inserted
+            late = self._pending
+            self._pending = _Pending(fed.block, self.updates, metrics)
+            ready = late if fed.rows_UBD.is_cuda else self._take_pending()
+            if ready is not None:
+                self._look(ready)
+        if self.updates - self._published_updates >= self.config.publish_updates:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publishes the policy as the next version; call it once before the first step, so that workers can act.
+
+        Weights that are not finite are not published: the learner rolls back first.
+        """
+        with self._clock.measure("publish"):
+            tensors = _on_host(self.agent.policy_weights())
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+                self._guard.note(f"the policy's weights were not finite at update {self.updates}")
+                self._roll_back()
+                tensors = _on_host(self.agent.policy_weights())
+            self.version += 1
+            self._published_updates = self.updates
+            if self._collective.rank == 0:
+                self._publish(
+                    Weights.pack(
+                        tensors,
+                        epoch=self.epoch,
+                        version=self.version,
+                        env_steps=self.env_steps,
+                        updates=self.updates,
+                    )
+                )
+
+    def report(self) -> LearnerReport:
+        """What happened since the last report; on CUDA this waits for the newest block."""
+        pending = self._take_pending()
+        if pending is not None:
+            self._look(pending)
+        shares, wall_s = self._clock.lap()
+        made = self.updates - self._reported_updates
+        metrics = {
+            name: total if name == "nonfinite" else total / max(self._blocks, 1) for name, total in self._sums.items()
+        }
+        self._reported_updates, self._sums, self._blocks = self.updates, {}, 0
+        return LearnerReport(
+            updates=self.updates,
+            env_steps=self.env_steps,
+            epoch=self.epoch,
+            version=self.version,
+            metrics=metrics,
+            nonfinite=self._nonfinite(),
+            rollbacks=self.rollbacks,
+            updates_per_s=made / wall_s,
+            time=shares,
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything an exact resume needs, as copies on the CPU that later updates leave alone.
+
+        With L learners rank 0's is enough: the others take its parameters and begin new noise streams. A state that is
+        not finite is not given out, because a checkpoint of it would be what the next rollback goes to: the learner
+        rolls back first.
+        """
+        pending = self._take_pending()
+        if pending is not None:
+            self._look(pending)
+        agent = self._agent_state()
+        poisoned = [name for name, tensor in agent.items() if not bool(tensor.isfinite().all())]
+        if poisoned:
+            self._guard.note(f"{', '.join(poisoned)} not finite at update {self.updates}")
+            self._roll_back()
+            agent = self._agent_state()
+        counters = (self.updates, self.epoch, self.version, self._published_updates, self._nonfinite())
+        state = {name: torch.tensor(value) for name, value in zip(_COUNTERS, counters)}
+        shards = sorted(self._inserted.items())
+        state["inserted_S2"] = torch.tensor(shards, dtype=torch.int64).reshape(len(shards), 2)
+        return state | {_AGENT + name: tensor for name, tensor in agent.items()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes what ``state`` gave. Versions go on from there in a new epoch, so they never go backwards.
+
+        On ranks above 0 only the counters count; the agent's state comes from rank 0, all ranks calling this together.
+        """
+        missing = [name for name in (*_COUNTERS, "inserted_S2") if name not in state]
+        if missing:
+            raise ValueError(
+                f"a learner's state without {', '.join(missing)} was given, expected what Learner.state() returns: "
+                "nothing was loaded; look for the part named 'learner' in the checkpoint"
+            )
+        self._share({name.removeprefix(_AGENT): t for name, t in state.items() if name.startswith(_AGENT)})
+        updates, epoch, version, published, nonfinite = (int(state[name]) for name in _COUNTERS)
+        self.updates = self._reported_updates = updates
+        self.version, self._published_updates = version, published
+        self.epoch = max(self.epoch, epoch + 1)
+        self._nonfinite_before = nonfinite - self._guard.nonfinite
+        self._inserted = {int(shard): int(inserted) for shard, inserted in state["inserted_S2"]}
+        self._pending = None
+
+    def _update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not (rows_UBD.is_cuda and self.config.cuda_graph):
+            return self.agent.update(rows_UBD)
+        if self._graph is None:
+            agent: Any = self.agent
+            check_cycles(rows_UBD.shape[0], agent.cycle)
+            self._graph = CapturedCycle(agent, batch=rows_UBD.shape[1], width=rows_UBD.shape[2])
+        return self._graph.update(rows_UBD)
+
+    def _take_pending(self) -> _Pending | None:
+        pending, self._pending = self._pending, None
+        return pending
+
+    def _look(self, pending: _Pending) -> None:
+        """Reads a block's metrics and lets the guard decide."""
+        metrics = pending.read()
+        self._blocks += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if self._guard.observe(pending.block, metrics, pending.updates):
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Takes parameters, optimisers and statistics from the newest checkpoint; counters and versions go on."""
+        self._guard.allow_rollback(self.updates)
+        checkpoint = self._newest() if self._collective.rank == 0 else None
+        saved = torch.tensor(-1)
+        if checkpoint is not None:
+            saved = checkpoint.part(PART)["updates"].clone()
+        if isinstance(self._collective, TorchCollective):
+            self._collective.broadcast_(saved)
+        if saved < 0:
+            raise self._guard.halt_without_checkpoint(self.updates)
+        state = self.agent.state()
+        if checkpoint is not None:
+            part = checkpoint.part(PART)
+            state = {name.removeprefix(_AGENT): t for name, t in part.items() if name.startswith(_AGENT)}
+        self._share(state)
+        self._pending = None
+        self.rollbacks += 1
+        self._guard.rolled_back(self.updates, int(saved))
+
+    def _share(self, state: dict[str, torch.Tensor]) -> None:
+        """Loads ``state`` of rank 0 on every rank; each rank but rank 0 keeps its own noise generator."""
+        if self._collective.rank > 0:
+            own = self.agent.state()
+            state = {name: own[name] if _is_noise(name) or name not in state else state[name] for name in own}
+        self.agent.load_state(share_state(state, self._collective, own=_is_noise))
+
+    def _agent_state(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.agent.state().items()}
+
+    def _nonfinite(self) -> int:
+        return self._nonfinite_before + self._guard.nonfinite
+
+
+class _Pending:
+    """A block's metrics on their way to the host: one stacked tensor, one transfer."""
+
+    def __init__(self, block: Block, updates: int, metrics: dict[str, torch.Tensor]) -> None:
+        self.block, self.updates, self._names = block, updates, tuple(metrics)
+        stacked = torch.stack([metric.detach().float() for metric in metrics.values()])
+        self._arrived: torch.cuda.Event | None = None
+        if stacked.is_cuda:
+            self._host = torch.empty(stacked.shape, pin_memory=True)
+            self._host.copy_(stacked, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = stacked
+
+    def read(self) -> dict[str, float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return dict(zip(self._names, self._host.tolist()))
+
+
+def _on_host(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Named weights as CPU tensors, after one transfer."""
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in weights.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(weights.items(), parts)}
+
+
+def _is_noise(name: str) -> bool:
+    return "generator" in name
