@@ -1,0 +1,189 @@
+"""The Prometheus endpoint of a run: its newest metrics line as series, and the http_sd document that finds it.
+
+docs/metrics.md lists every series.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import make_wsgi_app
+from prometheus_client.registry import Collector
+
+from cluster.errors import UsageError
+from cluster.series import METRICS, WINDOW_SECONDS, Line
+
+MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
+CONNECTION_TIMEOUT_S = 5.0
+
+
+class Exporter:
+    """Serves a run's newest metrics at ``http://host:port/metrics`` and an http_sd document at ``/sd``.
+
+    Args:
+        run: value of the label ``run``, the same for every process of a run.
+        host: address to listen on; "0.0.0.0" opens the endpoint to the network.
+        port: TCP port; 0 for any free one, found in ``port``.
+        role: value of the label ``role``: which part of the run serves these figures.
+        shard: value of the label ``shard``; empty where the figures are of no single shard.
+
+    Raises:
+        UsageError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self, run: str, host: str = "127.0.0.1", port: int = 0, *, role: str = "supervisor", shard: str = ""
+    ) -> None:
+        self._labels = {"run": run, "role": role, "shard": shard}
+        self._lines = _Lines(self._labels)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self._lines)
+        self._metrics_app = make_wsgi_app(registry)
+        self.host = host
+        self._server = _listen(host, port)
+        self._server.set_app(self._answer)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="exporter", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{_joined(self.host, self.port)}/metrics"
+
+    def update(self, line: Line) -> None:
+        """Takes a metrics line. Each line once: seconds of a window (env_s, act_s, push_wait_s) are added up."""
+        self._lines.take(line)
+
+    def close(self, deadline_s: float = 5.0) -> None:
+        """Stops listening; a second call does nothing. TimeoutError when the server thread does not end in time."""
+        stopper = threading.Thread(target=self._server.shutdown, daemon=True)
+        if self._thread.is_alive():
+            stopper.start()
+            self._thread.join(deadline_s)
+        self._server.server_close()
+        if self._thread.is_alive():
+            raise TimeoutError(
+                f"the metrics endpoint {self.url} did not stop within {deadline_s} s; its thread is a daemon and ends "
+                "with the process, the port is closed"
+            )
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return self._metrics_app(environ, start)
+        if path == "/sd" and environ["REQUEST_METHOD"] == "GET":
+            start("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._discovery(environ)).encode()]
+        start("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"Drawbridge serves GET /metrics (Prometheus text) and GET /sd (http_sd JSON), nothing else.\n"]
+
+    def _discovery(self, environ: dict[str, Any]) -> list[dict[str, Any]]:
+        """The http_sd document: one target, under the address by which the asker reached it if we listen on all."""
+        everywhere = self.host in ("", "0.0.0.0", "::")
+        target = environ.get("HTTP_HOST") if everywhere else None
+        return [{"targets": [target or _joined(self.host, self.port)], "labels": {"job": "drawbridge"}}]
+
+
+class _Lines(Collector):
+    """Turns the newest value of every key into metric families when it is scraped."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self._labels = labels
+        self._line: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def take(self, line: Line) -> None:
+        numbers = {key: float(value) for key, value in line.items() if isinstance(value, (int, float))}
+        with self._lock:
+            for key in WINDOW_SECONDS:
+                if key in numbers:
+                    added = numbers[key] if math.isfinite(numbers[key]) else 0.0
+                    numbers[key] = self._line.get(key, 0.0) + max(0.0, added)
+            self._line |= numbers
+            self._line["heard_at"] = time.time()
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            line = dict(self._line)
+        for series in METRICS:
+            family: Any = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
+            metric = family(
+                f"drawbridge_{series.name}", f"{series.meaning} ({series.unit})", labels=(*self._labels, *series.labels)
+            )
+            for labels, value in series.read(line):
+                if series.kind == "gauge" or math.isfinite(value):
+                    metric.add_metric((*self._labels.values(), *labels), value)
+            yield metric
+
+
+class _Server(WSGIServer):
+    """One thread a connection, at most MAX_CONNECTIONS of them; a connection beyond that is closed at once."""
+
+    daemon_threads = True
+    request_queue_size = 16
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(*args, **kwargs)
+
+    def server_bind(self) -> None:
+        """Like WSGIServer's, without its reverse name lookup, which can hang for long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        threading.Thread(target=self._serve, args=(request, client_address), daemon=True).start()
+
+    def _serve(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except OSError:  # the scraper hung up or was too slow: its own log says so
+            pass
+        finally:
+            self.shutdown_request(request)
+            self._free.release()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = CONNECTION_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A scrape every few seconds is no news."""
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+
+def _listen(host: str, port: int) -> _Server:
+    try:
+        family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        server: type[_Server] = type("Server", (_Server,), {"address_family": family})
+        return server(address[:2], _Handler)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"the metrics endpoint cannot listen on {_joined(host, port)} ({error}); expected a free port on an address "
+            "of this machine; nothing was started; choose another metrics.port (0 takes any free one) or metrics.host"
+        ) from error
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

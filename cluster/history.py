@@ -1,0 +1,242 @@
+"""What a run directory says about its run, read without trusting any byte of it.
+
+A run may be going on, have been killed in the middle of a line, or have been resumed from an older checkpoint: whatever
+cannot be used is left out and named in ``Run.notes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UsageError
+
+FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
+AGENT_METRICS = (  # without their prefix "loss_", as agents name them
+    "critic_loss", "actor_loss", "alpha", "alpha_loss", "control_energy", "control_energy_per_step_coord", "q_mean",
+    "critic_grad_norm", "actor_grad_norm", "sigma_mean", "entropy", "nonfinite",
+)  # fmt: skip
+
+
+class NotARun(UsageError):
+    """A path that is no run directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation of the deterministic policy."""
+
+    env_steps: int
+    wall_s: float
+    returns: tuple[float, ...]  # of every episode, sums of rewards
+    lengths: tuple[float, ...]  # of every episode, env steps
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.returns) / len(self.returns)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run directory holds; empty where the run has not written it."""
+
+    path: Path
+    config: dict[str, Any]
+    metrics: tuple[dict[str, float], ...]  # in order of env_steps; numbers only
+    evaluations: tuple[Evaluation, ...]  # in order of env_steps
+    summary: dict[str, Any]
+    failure: dict[str, Any]
+    live: dict[str, Any]
+    notes: tuple[str, ...]  # what could not be used, in words
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def algorithm(self) -> str:
+        return str(self._fact("algorithm") or "unknown")
+
+    @property
+    def env(self) -> str:
+        return str(self._fact("env") or self._fact("env_id") or "unknown")
+
+    @property
+    def seed(self) -> Any:
+        return self._fact("seed")
+
+    @property
+    def env_steps(self) -> int:
+        return int(self.summary.get("env_steps") or self.last.get("env_steps") or 0)
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest value of every metric; a metric that no line has is missing."""
+        return {key: value for line in self.metrics for key, value in line.items()}
+
+    @property
+    def state(self) -> str:
+        """starting | running | finishing | ended | failed | lost (its process is gone without a word) | unknown."""
+        if self.failure:
+            return "failed"
+        if self.summary:
+            return "ended"
+        state = str(self.live.get("state", "unknown"))
+        return "lost" if state in ("starting", "running", "finishing") and not _alive(self.live.get("pid")) else state
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """(env_steps, values) of one metric, of the lines that have it as a finite number."""
+        pairs = [
+            (line["env_steps"], line[key])
+            for line in self.metrics
+            if "env_steps" in line and key in line and math.isfinite(line[key])
+        ]
+        return [x for x, _ in pairs], [y for _, y in pairs]
+
+    def _fact(self, key: str) -> Any:
+        return self.summary[key] if self.summary.get(key) is not None else _first_scalar(self.config, key)
+
+
+def agent_metrics(line: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a metrics line that come from the agent's update, by the agent's own name: alpha -> loss_alpha."""
+    prefixed = {key.removeprefix("loss_"): key for key in line if key.startswith("loss_")}
+    return {name: name for name in AGENT_METRICS if name in line} | prefixed
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads a run directory, running or ended.
+
+    Raises:
+        NotARun: ``path`` is no directory, or holds none of a run's files.
+    """
+    path = Path(path).resolve()
+    if not path.is_dir():
+        seen = "a file" if path.exists() else "nothing"
+        raise NotARun(f"{path} is {seen}, expected a run directory; give the directory that was passed as --run-dir")
+    if not any((path / name).is_file() for name in FILES):
+        raise NotARun(
+            f"{path} holds none of {', '.join(FILES)}, so it is no run directory and nothing can be read from it; give "
+            "the directory that was passed as --run-dir"
+        )
+    notes: list[str] = []
+    documents = {name: _document(path / f"{name}.json", notes) for name in ("config", "summary", "failure", "live")}
+    metrics = [_numbers(line) for line in _lines(path / "metrics.jsonl", notes)]
+    evaluations = [e for line in _lines(path / "evaluations.jsonl", notes) if (e := _evaluation(line, notes))]
+    return Run(
+        path=path,
+        **documents,
+        metrics=tuple(_after_resumes(metrics, lambda m: m.get("env_steps"), "metrics.jsonl", notes, keep_equal=True)),
+        evaluations=tuple(
+            _after_resumes(evaluations, lambda e: e.env_steps, "evaluations.jsonl", notes, keep_equal=False)
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _document(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read and was left out: {error}")
+        return {}
+    if isinstance(value, dict):
+        return value
+    notes.append(f"{path.name} holds a {type(value).__name__}, expected an object, and was left out")
+    return {}
+
+
+def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
+    try:
+        raw = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        notes.append(f"{path.name} could not be read and was left out: {error}")
+        return []
+    good, bad = [], []
+    for index, text in enumerate(raw, start=1):
+        value = _parsed(text)
+        if isinstance(value, dict):
+            good.append(value)
+        elif index == len(raw) and text.strip():
+            notes.append(f"the last line of {path.name} is torn (cut while it was being written) and was skipped")
+        elif text.strip():
+            bad.append(index)
+    if bad:
+        where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        notes.append(
+            f"{len(bad)} of {len(raw)} lines of {path.name} are no JSON objects and were skipped: line {where}"
+        )
+    return good
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if isinstance(value, (int, float))}
+
+
+def _evaluation(line: dict[str, Any], notes: list[str]) -> Evaluation | None:
+    try:
+        returns = tuple(float(value) for value in line["returns"])
+        if not returns or not all(map(math.isfinite, returns)):
+            raise ValueError("its returns are empty or not finite")
+        return Evaluation(
+            env_steps=int(line["env_steps"]),
+            wall_s=float(line.get("wall_s", math.nan)),
+            returns=returns,
+            lengths=tuple(float(value) for value in line.get("lengths", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        notes.append(f"an evaluation at {line.get('env_steps', 'unknown')} env steps was left out: {error!r}")
+        return None
+
+
+def _after_resumes(
+    items: list[Any], steps: Callable[[Any], float | None], name: str, notes: list[str], *, keep_equal: bool
+) -> list[Any]:
+    """Drops what a resume from an older checkpoint did again: items at more env steps than a later one."""
+    kept, lowest = [], math.inf
+    for item in reversed(items):
+        at = steps(item)
+        if at is None or at < lowest or (keep_equal and at == lowest):
+            kept.append(item)
+            lowest = lowest if at is None else at
+    if len(kept) < len(items):
+        notes.append(f"{len(items) - len(kept)} lines of {name} were done again after a resume; the later ones count")
+    return kept[::-1]
+
+
+def _first_scalar(tree: dict[str, Any], key: str) -> Any:
+    """The value of ``key`` nearest to the root of a nested configuration, or None."""
+    level = [tree]
+    while level:
+        for node in level:
+            if isinstance(node.get(key), (str, int, float)):
+                return node[key]
+        level = [child for node in level for child in node.values() if isinstance(child, dict)]
+    return None
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        if int(pid) <= 0:
+            return False
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,157 @@
+"""How numbers, spans of time and a run's summary are put into words, for people."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+ALGORITHMS = {"softgac": "SoftGAC", "sac": "SAC", "gac": "GAC"}
+COMPLETED = {"0", "ok", "completed", "complete", "finished", "success", "done"}
+
+
+def number(value: Any) -> str:
+    """A figure with as many digits as a reader needs: 12,400; 164; 2.00; 0.0831; 3.2e-05; "-" for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value:.3g}"
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 1 or value == 0:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if size >= 0.1 else f"{value:.3g}"
+
+
+def percent(fraction: Any) -> str:
+    """A fraction in [0, 1] as a percentage: "3.1 %", "92 %", "-" for None or nan."""
+    if fraction is None or not math.isfinite(fraction):
+        return "-"
+    share = 100 * fraction
+    return f"{share:.1f} %" if 0 < share < 9.95 else f"{share:.0f} %"
+
+
+def clock(seconds: Any) -> str:
+    """A span of seconds as h:mm:ss, or "-" when it is unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def span(seconds: float) -> str:
+    """A span of seconds in words: "42 s", "3 min 12 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def count(n: Any, one: str, many: str | None = None) -> str:
+    """A number with its noun: "1 episode", "10 episodes"."""
+    return f"{number(n)} {one if n == 1 else many or one + 's'}"
+
+
+def algorithm_name(name: str) -> str:
+    """The name people know an algorithm by: softgac -> SoftGAC."""
+    return ALGORITHMS.get(name, name)
+
+
+def completed(exit_value: Any) -> bool:
+    """Whether a summary's ``exit`` says that the run reached its end (0, "completed", ...)."""
+    return str(exit_value).lower() in COMPLETED
+
+
+def in_words(summary: Mapping[str, Any], width: int = 80) -> str:
+    """A run's summary.json as a few plain ASCII sentences, wrapped at ``width``; what is missing is left out."""
+    parts = (_outcome, _learned, _learner, _age, _rows, _workers)
+    sentences = [text for part in parts if (text := part(summary))]
+    return "\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in sentences)
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    name = algorithm_name(str(summary.get("algorithm", "The run")))
+    where = f" on {summary['env']}" if "env" in summary else ""
+    details = [f"seed {summary['seed']}"] if "seed" in summary else []
+    details += [f"{summary['backend']} backend"] if "backend" in summary else []
+    note = f" ({', '.join(details)})" if details else ""
+    how = "finished" if completed(summary.get("exit", 0)) else f"stopped before its end (exit: {summary['exit']})"
+    done = [
+        count(summary[key], noun) for key, noun in (("env_steps", "env step"), ("updates", "update")) if key in summary
+    ]
+    work = f": {' and '.join(done)}" if done else ""
+    time = f" in {span(summary['wall_s'])}" if "wall_s" in summary else ""
+    rates = [
+        f"{number(float(summary[key]))} {noun}/s"
+        for key, noun in (("env_steps_per_s", "env steps"), ("updates_per_s", "updates"))
+        if summary.get(key) is not None
+    ]
+    speed = f", {' and '.join(rates)}" if rates else ""
+    return f"{name}{where}{note} {how}{work}{time}{speed}."
+
+
+def _learned(summary: Mapping[str, Any]) -> str:
+    mean, std, episodes = (summary.get(f"eval_{key}") for key in ("return_mean", "return_std", "episodes"))
+    if mean is None:
+        return "No evaluation was made, so nothing is known of the policy's return."
+    over = f" over {count(episodes, 'episode')}" if episodes else ""
+    spread = f", with a standard deviation of {number(float(std))}" if std is not None else ""
+    return f"Its deterministic policy returns {number(float(mean))} on average{over}{spread}."
+
+
+def _learner(summary: Mapping[str, Any]) -> str:
+    ratio, shares = summary.get("replay_ratio"), summary.get("learner_time") or {}
+    sentences = [f"The learner made {number(float(ratio))} updates for each env step."] if ratio is not None else []
+    words = {"update": "into updates", "data_wait": "into waiting for data", "publish": "into publishing weights"}
+    spent = [f"{percent(shares[key])} {word}" for key, word in words.items() if shares.get(key) is not None]
+    if spent:
+        sentences.append(f"Its time went {_listed(spent)}.")
+    return " ".join(sentences)
+
+
+def _age(summary: Mapping[str, Any]) -> str:
+    age = summary.get("policy_age_versions") or {}
+    if age.get("p50") is None or age.get("p95") is None:
+        return ""
+    return (
+        f"The policy that gathered the experience was {count(age['p50'], 'version')} old at the median and "
+        f"{number(age['p95'])} at the 95th percentile."
+    )
+
+
+def _rows(summary: Mapping[str, Any]) -> str:
+    rows = summary.get("rows") or {}
+    if "recorded" not in rows:
+        return ""
+    dropped = rows.get("dropped") or {}
+    lost = {reason: n for reason, n in dropped.items() if n} if isinstance(dropped, Mapping) else {"any": dropped}
+    stored = f"{count(rows['recorded'], 'row')} of experience recorded, {number(rows.get('stored'))} stored"
+    if not sum(lost.values()):
+        return f"{stored}, none dropped."
+    reasons = ", ".join(f"{reason} {number(n)}" for reason, n in sorted(lost.items()))
+    return f"{stored}, {number(sum(lost.values()))} dropped ({reasons})."
+
+
+def _workers(summary: Mapping[str, Any]) -> str:
+    workers = summary.get("workers") or {}
+    if "started" not in workers:
+        return ""
+    restarted = workers.get("restarted", 0)
+    again = number(restarted) if restarted else "none"
+    return f"{count(workers['started'], 'rollout worker')} started, {again} restarted."
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,230 @@
+"""The Prometheus endpoint: what it serves, how it is found, and that a real Prometheus reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.errors import UsageError
+from cluster.exporter import MAX_CONNECTIONS, Exporter
+from cluster.series import METRICS
+
+DOC = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+LINE = {
+    "time_s": 12.5, "env_steps": 4000, "updates": 8000, "episodes": 4, "fill": 0.004, "size_rows": 4000,
+    "rows_recorded": 4040, "rows_stored": 4000, "rows_dropped_nonfinite": 32, "rows_duplicate": 8,
+    "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_restarted": 3, "workers_restarted_hung": 2,
+    "version": 62, "epoch": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
+    "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01,
+    "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
+    "return_mean": -10.0, "return_min": -50.0, "return_max": 30.0, "length_mean": 1000.0, "memory_bytes": 5e8,
+    "eval_return_mean": 120.0, "eval_env_steps": 4000, "loss_critic_loss": 3.2, "loss_alpha": 0.08,
+}  # fmt: skip
+
+
+@pytest.fixture
+def exporter() -> Iterator[Exporter]:
+    endpoint = Exporter("trial")
+    yield endpoint
+    endpoint.close()
+
+
+def fetch(url: str, **headers: str) -> bytes:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        return answer.read()
+
+
+def samples(exporter: Exporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample by its name and the labels it has beside run, role and shard, which are checked here."""
+    found = {}
+    for family in text_string_to_metric_families(fetch(exporter.url).decode()):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert (labels.pop("run"), labels.pop("role"), labels.pop("shard")) == ("trial", "supervisor", "")
+            found[sample.name, frozenset(labels.items())] = sample.value
+    return found
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return f"drawbridge_{name}", frozenset(labels.items())
+
+
+def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    found = samples(exporter)
+    expected = {
+        key("env_steps_total"): 4000,
+        key("updates_total"): 8000,
+        key("rows_total", outcome="stored", reason=""): 4000,
+        key("rows_total", outcome="dropped", reason="nonfinite"): 32,
+        key("rows_total", outcome="duplicate", reason=""): 8,
+        key("replay_fill_ratio"): 0.004,
+        key("policy_age_versions", quantile="0.95"): 3,
+        key("learner_time_ratio", part="data_wait"): 0.02,
+        key("blocked_seconds_total", side="insert"): 3.0,
+        key("episode_return", stat="min"): -50.0,
+        key("learning", metric="alpha"): 0.08,
+        key("evaluation_return"): 120.0,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert found[key("last_line_timestamp_seconds")] == pytest.approx(time.time(), abs=30)
+
+
+def test_every_series_has_a_sample_after_a_full_line_and_none_before_the_first(exporter: Exporter) -> None:
+    assert samples(exporter) == {}
+    exporter.update(LINE)
+    assert {name for name, _ in samples(exporter)} == {series.full_name for series in METRICS}
+
+
+def test_restarts_by_reason_add_up_to_all_restarts(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    found = samples(exporter)
+    assert found[key("worker_restarts_total", reason="hung")] == 2
+    assert found[key("worker_restarts_total", reason="unnamed")] == 1
+
+
+def test_seconds_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    exporter.update({"env_s": 2.0, "env_steps": 4100})
+    found = samples(exporter)
+    assert found[key("rollout_seconds_total", part="env")] == 3.5
+    assert found[key("rollout_seconds_total", part="act")] == 1.0
+    assert found[key("env_steps_total")] == 4100
+    assert found[key("updates_total")] == 8000
+
+
+def test_values_that_are_no_numbers_do_not_break_a_scrape(exporter: Exporter) -> None:
+    exporter.update({"env_steps": float("nan"), "loss_q_mean": float("inf"), "workers": None, "env_s": float("nan")})
+    found = samples(exporter)
+    assert key("env_steps_total") not in found
+    assert found[key("learning", metric="q_mean")] == float("inf")
+    assert found[key("rollout_seconds_total", part="env")] == 0.0
+
+
+def test_the_page_of_metrics_lists_exactly_what_is_exported() -> None:
+    rows = [line for line in DOC.read_text().splitlines() if line.startswith("| `drawbridge_")]
+    told = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
+    made = [
+        (f"`{m.full_name}`", m.kind, m.unit, ", ".join(f"`{label}`" for label in m.labels), m.meaning) for m in METRICS
+    ]
+    assert told == made
+
+
+def test_every_expression_of_the_page_names_series_that_exist() -> None:
+    known = {series.full_name for series in METRICS}
+    named = set(re.findall(r"drawbridge_[a-z_]+", DOC.read_text()))
+    assert named <= known
+
+
+def test_service_discovery_names_the_endpoint_itself(exporter: Exporter) -> None:
+    groups = json.loads(fetch(f"http://127.0.0.1:{exporter.port}/sd"))
+    assert groups == [{"targets": [f"127.0.0.1:{exporter.port}"], "labels": {"job": "drawbridge"}}]
+
+
+def test_service_discovery_of_an_endpoint_on_all_addresses_names_the_one_the_asker_used() -> None:
+    everywhere = Exporter("trial", host="0.0.0.0")
+    try:
+        groups = json.loads(fetch(f"http://localhost:{everywhere.port}/sd"))
+        assert groups[0]["targets"] == [f"localhost:{everywhere.port}"]
+    finally:
+        everywhere.close()
+
+
+def test_any_other_path_is_not_found_and_says_what_is_there(exporter: Exporter) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        fetch(f"http://127.0.0.1:{exporter.port}/secret")
+    assert caught.value.code == 404
+    assert b"/metrics" in caught.value.read()
+
+
+def test_a_taken_port_is_an_error_that_says_what_to_do(exporter: Exporter) -> None:
+    with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{exporter.port}.*metrics\.port"):
+        Exporter("other", port=exporter.port)
+
+
+def test_close_frees_the_port_and_may_be_called_twice() -> None:
+    first = Exporter("trial")
+    first.close()
+    first.close()
+    with pytest.raises(urllib.error.URLError):
+        fetch(first.url)
+    again = Exporter("trial", port=first.port)
+    again.close()
+
+
+def test_idle_connections_neither_pile_up_nor_keep_a_scraper_out_for_ever(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    idle = [socket.create_connection(("127.0.0.1", exporter.port), timeout=10) for _ in range(MAX_CONNECTIONS + 2)]
+    idle[-1].settimeout(10)
+    assert idle[-1].recv(1) == b"", "a connection beyond the bound is closed, not queued"
+    for connection in idle:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            assert samples(exporter)
+            return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.02)
+    pytest.fail("the endpoint did not answer within 10 s after the idle connections were closed")
+
+
+def test_promtool_finds_the_exposition_well_formed(exporter: Exporter) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    exporter.update(LINE)
+    result = subprocess.run([promtool, "check", "metrics"], input=fetch(exporter.url), capture_output=True, timeout=60)
+    # a gauge with the label quantile is on purpose: the ages are percentiles of a window, not a summary
+    problems = [p for p in result.stderr.decode().splitlines() if "quantile" not in p]
+    assert problems == []
+
+
+def test_a_real_prometheus_finds_the_endpoint_by_discovery_and_reads_it(exporter: Exporter, tmp_path: Path) -> None:
+    prometheus = shutil.which("prometheus")
+    if prometheus is None:
+        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    exporter.update(LINE)
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "scrape_configs:\n  - job_name: drawbridge\n    scrape_interval: 1s\n    scrape_timeout: 1s\n"
+        f"    http_sd_configs:\n      - url: http://127.0.0.1:{exporter.port}/sd\n        refresh_interval: 1s\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    command = [prometheus, f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
+    with log.open("wb") as sink:
+        server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=sink, stderr=sink)
+    try:
+        query = urllib.parse.quote('drawbridge_rows_total{outcome="dropped",reason="nonfinite"}')
+        result = eventually(f"http://127.0.0.1:{port}/api/v1/query?query={query}", server, log)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    assert [(r["metric"]["run"], r["metric"]["role"], r["value"][1]) for r in result] == [("trial", "supervisor", "32")]
+
+
+def eventually(url: str, server: subprocess.Popen, log: Path, deadline_s: float = 60.0) -> list:
+    """The first non-empty answer of a query; fails with the server's log after the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if result := json.loads(fetch(url))["data"]["result"]:
+                return result
+        except OSError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"no answer within {deadline_s} s, exit {server.poll()}: {log.read_text()[-2000:]}")
