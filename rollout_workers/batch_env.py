@@ -5,6 +5,7 @@ Letters: E environments, O observation dim, A action dim.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -71,8 +72,18 @@ def episode_seed(env_seed: int, episode: int) -> int:
     """The seed that an environment's ``episode``-th episode starts with.
 
     Episode 0 takes the environment's own seed, so that ``reset([s])`` starts where Gymnasium's
-    ``env.reset(seed=s)`` does. Later ones take 32 bits of ``SeedSequence([env_seed, episode])``.
+    ``env.reset(seed=s)`` does. Episode n > 0 takes word n % 64 of ``SeedSequence([env_seed, n // 64])``, 32 bits.
     """
     if episode == 0:
         return env_seed
-    return int(np.random.SeedSequence([env_seed, episode]).generate_state(1)[0])
+    return _seed_block(env_seed, episode // _BLOCK)[episode % _BLOCK]
+
+
+_BLOCK = 64
+
+
+@functools.lru_cache(maxsize=1024)
+def _seed_block(env_seed: int, block: int) -> list[int]:
+    """Seeds are drawn in blocks, since a SeedSequence costs as much as a short task's step."""
+    words: list[int] = np.random.SeedSequence([env_seed, block]).generate_state(_BLOCK).tolist()
+    return words

@@ -1,0 +1,62 @@
+"""The state of environments that cannot be saved: the actions since their reset, replayed.
+
+Letters: E environments, T steps of the longest running episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+from rollout_workers.batch_env import EnvError
+
+_LIMIT = 100_000  # steps of one episode that are remembered
+
+
+class ActionLog:
+    """The actions of every environment's running episode, at most 100,000 steps of each.
+
+    Exact for environments that are deterministic given a seed and the actions.
+    """
+
+    def __init__(self, vec: SyncVectorEnv) -> None:
+        self._vec = vec
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(vec.num_envs)]
+        self._steps = [0] * vec.num_envs
+
+    def clear(self, indices: Iterable[int]) -> None:
+        """A new episode has begun in these environments."""
+        for i in indices:
+            self._actions[i] = []
+            self._steps[i] = 0
+
+    def append(self, actions: np.ndarray) -> None:
+        """Remembers one step's actions (E, ...), which must not be changed afterwards."""
+        for i, log in enumerate(self._actions):
+            self._steps[i] += 1
+            if self._steps[i] <= _LIMIT:
+                log.append(actions[i])
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count."""
+        longest = max(self._steps)
+        if longest > _LIMIT:
+            raise EnvError(
+                f"an episode has run for {longest} steps, expected at most {_LIMIT} for replaying it: the environment's state "
+                "cannot be saved; register the environment with max_episode_steps"
+            )
+        space = self._vec.single_action_space
+        actions = np.zeros((len(self._actions), longest, *(space.shape or ())), dtype=space.dtype)
+        for row, log in zip(actions, self._actions):
+            row[: len(log)] = log
+        return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Replays the actions in environments that were just reset with their episodes' seeds."""
+        for i, (env, steps) in enumerate(zip(self._vec.envs, state["steps"].tolist())):
+            self._actions[i] = list(state["actions"][i, :steps])
+            self._steps[i] = steps
+            for action in self._actions[i]:
+                env.step(action)

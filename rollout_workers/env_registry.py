@@ -1,0 +1,68 @@
+"""Finding an environment by id: lazy registration of known packages, and the nearest names when there is none."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from rollout_workers.batch_env import EnvError
+
+
+def find_env(env_id: str) -> EnvSpec:
+    """Gymnasium's registration of ``env_id``.
+
+    ``module:Id`` imports ``module`` first, as gymnasium.make does. gymnasium_robotics (PointMaze, AntMaze, Fetch, ...)
+    and shimmy (dm_control/...) are imported only when an id is not registered without them. EnvError when
+    there is no such environment, with the nearest ids.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import_module(module, env_id)
+    elif name.startswith("dm_control/"):
+        _register_dm_control(env_id)
+    elif name not in gym.registry:
+        _register_robotics()
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise EnvError(_unknown(env_id, name)) from error
+
+
+def _unknown(env_id: str, name: str) -> str:
+    by_folded = {known.casefold(): known for known in gym.registry}
+    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+    names = ", ".join(by_folded[folded] for folded in nearest) or "none is close"
+    return (
+        f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be trained; "
+        "correct the id, or write module:Id to import the module that registers it"
+    )
+
+
+def _import_module(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise EnvError(
+            f"{env_id} names the module {module!r}, which did not import ({type(error).__name__}: {error}), expected a "
+            "module that registers the environment: it cannot be made; install it, or put its folder on PYTHONPATH"
+        ) from error
+
+
+def _register_robotics() -> None:
+    if not any(known.startswith("PointMaze_") for known in gym.registry):
+        robotics = importlib.import_module("gymnasium_robotics")
+        gym.register_envs(robotics)
+
+
+def _register_dm_control(env_id: str) -> None:
+    missing = [name for name in ("dm_control", "shimmy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvError(
+            f"{env_id} needs {' and '.join(missing)}, expected to be installed: the DeepMind Control tasks cannot be made; "
+            "pip install 'drawbridge[dmc]'"
+        )
+    gym.register_envs(importlib.import_module("shimmy"))
