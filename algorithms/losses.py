@@ -1,0 +1,31 @@
+"""The three losses, each one equation, with everything random passed in.
+
+Letters: B batch, N atoms, T the two critics. Source: arXiv 2605.08733. ``cost`` is what a policy pays for one
+action: the control energy of its path for the bridge, log pi(a|s) for a Gaussian.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def critic_loss(log_p_TBN: torch.Tensor, target_BN: torch.Tensor, entropy_weight: float) -> torch.Tensor:
+    """sum_j mean_B [ -sum_i m_i log p_ji + w sum_i p_ji log p_ji ] over both critics j.
+
+    Args:
+        log_p_TBN: log-probabilities of each critic at (s, a).
+        target_BN: m, the average of the two projected next distributions; no gradient. Both critics regress on it.
+        entropy_weight: w, 0.005 in the paper; draws the critics away from early certainty.
+    """
+    weight_TBN = torch.exp(log_p_TBN) * entropy_weight - target_BN
+    return (weight_TBN * log_p_TBN).sum() / target_BN.shape[0]
+
+
+def actor_loss(alpha: torch.Tensor, cost_B: torch.Tensor, q_TB: torch.Tensor) -> torch.Tensor:
+    """mean[ alpha cost - min_j E[Z_j](s, a) ]; alpha carries no gradient, the critics are frozen."""
+    return (alpha * cost_B - q_TB.amin(0)).mean()
+
+
+def temperature_loss(log_alpha: torch.Tensor, budget: float, mean_cost: torch.Tensor) -> torch.Tensor:
+    """alpha (budget - mean cost), alpha = exp(log_alpha): alpha falls while the cost is below its budget."""
+    return log_alpha.exp() * (budget - mean_cost)

@@ -1,0 +1,64 @@
+"""Which library computes float32 matrix products on the CPU.
+
+On AMD processors MKL stays on its AVX2 code, at about 40 % of the core's peak; oneDNN does not. torch sends float32
+products to oneDNN when its matmul precision is "bf16", which only ALLOWS bfloat16: without AMX units oneDNN computes
+in float32. Where it would really round to bfloat16, a probe product shows it, and auto stays with MKL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import torch
+
+FLOAT32_ERROR = 1e-5  # largest error of a float32 product below, relative to its entries; bfloat16 gives about 1e-2
+
+
+def choose(setting: str) -> str:
+    """The library to use for ``setting`` auto | mkl | onednn: "mkl" or "onednn", the same in every process of a machine.
+
+    auto takes oneDNN on an AMD processor with AVX-512 if a probe keeps float32's accuracy. Raises ValueError for
+    another setting, and for onednn where torch was built without it.
+    """
+    if setting not in ("auto", "mkl", "onednn"):
+        raise ValueError(f"matmul is {setting!r}, expected auto, mkl or onednn: no library was chosen; take auto")
+    if setting == "onednn" and not torch.backends.mkldnn.is_available():
+        raise ValueError("matmul is onednn, but this torch was built without oneDNN: take auto or mkl")
+    if setting != "auto":
+        return setting
+    fits = torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability() and _is_amd()
+    return "onednn" if fits and onednn_error() < FLOAT32_ERROR else "mkl"
+
+
+@contextlib.contextmanager
+def library(choice: str) -> Iterator[None]:
+    """Float32 products inside the block use ``choice`` ("mkl" or "onednn"); what was set before comes back after it."""
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16" if choice == "onednn" else "none"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+@functools.cache
+def onednn_error() -> float:
+    """Largest error of a (256, 256) product by oneDNN against float64, relative to the largest entry."""
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=draw) for _ in range(2))
+    exact = left.double() @ right.double()
+    with library("onednn"):
+        seen = left @ right
+    return float((seen - exact).abs().max() / exact.abs().max())
+
+
+@functools.cache
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""SAC with SoftGAC's critics: the control."""

@@ -1,0 +1,1 @@
+"""SoftGAC: the soft bridge policy and its control energy (arXiv 2605.08733)."""

@@ -1,0 +1,117 @@
+"""SoftGAC: the bridge as an actor, its learner and its policy.
+
+Letters: B batch, R rows, P particles, K bridge steps, O, A. Source: arXiv 2605.08733.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms.actor_critic import ActorCritic, Rollout
+from algorithms.interface import Collective, Solo
+from algorithms.policy import load_by_name
+from algorithms.softgac import bridge
+from algorithms.softgac.config import SoftGACConfig
+from algorithms.softgac.losses import control_energy, energy_budget
+
+
+class BridgeActor:
+    """The soft bridge with its control energy as cost, held at rho K A nats."""
+
+    def __init__(self, config: SoftGACConfig, action_dim: int) -> None:
+        self.config, self.action_dim, self.particles = config, action_dim, config.particles
+        self.budget = energy_budget(config.rho, config.bridge_steps, action_dim)
+        self.budget_units = float(config.bridge_steps * action_dim)
+
+    def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Rollout:
+        """One action a row from noise (R, K+1, A)."""
+        z_KRA, u_KRA, sigma_KRA = bridge.bridge_path(obs_RO, noise, parameters)
+        return Rollout(torch.tanh(z_KRA[-1]), control_energy(z_KRA[:-1], u_KRA, sigma_KRA), sigma_KRA.detach().mean())
+
+    def draw_noise(self, rows: int, generator: torch.Generator, particles: int) -> torch.Tensor:
+        """Noise (rows * particles, K+1, A); antithetic particles come in pairs (noise, -noise)."""
+        config, mirrored = self.config, self.config.antithetic and particles > 1
+        drawn = rows * particles // (2 if mirrored else 1)
+        noise = bridge.draw_noise(drawn, config.bridge_steps, self.action_dim, config.base_law, generator)
+        return torch.stack([noise, -noise], 1).flatten(0, 1) if mirrored else noise
+
+
+class SoftGAC(ActorCritic):
+    """SoftGAC's learner; the contract is algorithms.interface.Agent.
+
+    Raises ValueError with every problem of ``config`` at once.
+    """
+
+    def __init__(
+        self,
+        config: SoftGACConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        collective: Collective | None = None,
+    ) -> None:
+        config.check()
+        draw = torch.Generator().manual_seed(seed)
+        parameters = bridge.initial_parameters(
+            obs_dim, action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
+        )
+        super().__init__(
+            config,
+            BridgeActor(config, action_dim),
+            parameters,
+            draw,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            device=device,
+            seed=seed,
+            collective=collective or Solo(),
+        )
+
+    def policy_weights(self) -> dict[str, torch.Tensor]:
+        """Step k's tensors as ``bridge.{k}.{name}``, k = 0 .. K-1, in STEP_PARAMETERS' order; views, float32."""
+        named = {name: tensor.detach() for name, tensor in self.policy.named.items()}
+        steps = named["heads.bias"].shape[0]
+        return {f"bridge.{k}.{name}": named[name][k] for k in range(steps) for name in bridge.STEP_PARAMETERS}
+
+
+class SoftGACPolicy:
+    """The bridge for acting; the contract is algorithms.interface.Policy. ``noise`` is (B, K+1, A)."""
+
+    def __init__(self, config: SoftGACConfig, obs_dim: int, action_dim: int) -> None:
+        config.check()
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        self.noise_shape = (config.bridge_steps + 1, action_dim)
+        draw = torch.Generator().manual_seed(0)
+        stacked = bridge.initial_parameters(
+            obs_dim, action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
+        )
+        self._weights = {
+            f"bridge.{k}.{name}": stacked[name][k].clone()
+            for k in range(config.bridge_steps)
+            for name in bridge.STEP_PARAMETERS
+        }
+        names = [[f"bridge.{k}.{name}" for name in bridge.STEP_PARAMETERS] for k in range(config.bridge_steps)]
+        self._steps = [[self._weights[name] for name in step] for step in names]
+
+    def sample_noise(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """Exploration noise, float32 (batch, K+1, A); slice 0 follows the base law."""
+        return bridge.sample_noise(rng, batch, self.config.bridge_steps, self.action_dim, self.config.base_law)
+
+    def act(self, obs_BO: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Actions (B, A) in [-1, 1]; all-zero noise is the deterministic policy (z_0 = 0, every eps 0)."""
+        return bridge.bridge_action(obs_BO, noise, self._steps)
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
+        load_by_name(self._weights, weights)
+
+    def onnx_model(self) -> bytes:
+        """The serialised graph of ``act``; see algorithms/softgac/export.py."""
+        from algorithms.softgac.export import bridge_model  # onnx is slow to import, and learners never need it
+
+        return bridge_model(self.config, self.obs_dim, self.action_dim)

@@ -1,0 +1,177 @@
+"""The soft bridge: K small networks that carry base noise to an action.
+
+Letters: R rows, O observation dim, A action dim, I = O + A, H width, K steps. Source: arXiv 2605.08733.
+
+    z_0 ~ base law,  z_{k+1} = z_k + h u_k + sqrt(2h) sigma_k eps_k,  a = tanh(z_K),  h = 1/K
+    (u_k, sigma_k) = f_k(s, z_k):  concat -> LayerNorm -> Linear -> ELU -> LayerNorm -> heads u, softplus(raw sigma)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from algorithms.flat import xavier_uniform
+
+LAYER_NORM_EPS = 1e-6
+EDGE = 1.0 - 1e-6  # the base law's U stays inside (-EDGE, EDGE), so that atanh is finite
+BASE_STD = math.pi / math.sqrt(12.0)  # of atanh(U); the Gaussian base law takes the same
+
+STEP_PARAMETERS = (
+    "norm_in.scale",  # (I,)
+    "norm_in.bias",  # (I,)
+    "hidden.weight",  # (I, H)
+    "hidden.bias",  # (H,)
+    "norm_out.scale",  # (H,)
+    "norm_out.bias",  # (H,)
+    "heads.weight",  # (H, 2A), drift then raw sigma
+    "heads.bias",  # (2A,)
+)
+
+
+class Path(NamedTuple):
+    """A bridge's path: ``z_KRA`` (K+1, R, A), drifts ``u_KRA`` and scales ``sigma_KRA`` (K, R, A)."""
+
+    z_KRA: torch.Tensor
+    u_KRA: torch.Tensor
+    sigma_KRA: torch.Tensor
+
+
+def initial_parameters(
+    obs_dim: int, action_dim: int, *, steps: int, width: int, draw: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Parameters of all K step networks, stacked: names of STEP_PARAMETERS, shapes (K, ...), float32.
+
+    Hidden and drift layers Xavier-uniform with zero bias; the sigma head has zero weights and bias log(e - 1), so that
+    sigma is 1 at the start.
+    """
+    inputs = obs_dim + action_dim
+    drift = xavier_uniform((steps, width, action_dim), draw)
+    raw = torch.full((steps, action_dim), math.log(math.e - 1.0))
+    return {
+        "norm_in.scale": torch.ones(steps, inputs),
+        "norm_in.bias": torch.zeros(steps, inputs),
+        "hidden.weight": xavier_uniform((steps, inputs, width), draw),
+        "hidden.bias": torch.zeros(steps, width),
+        "norm_out.scale": torch.ones(steps, width),
+        "norm_out.bias": torch.zeros(steps, width),
+        "heads.weight": torch.cat([drift, torch.zeros_like(drift)], -1),
+        "heads.bias": torch.cat([torch.zeros_like(raw), raw], -1),
+    }
+
+
+def bridge_path(obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Path:
+    """The path of each row, from noise (R, K+1, A) whose slice 0 is z_0; gradients reach the parameters alone.
+
+    ``parameters`` are stacked as in ``initial_parameters``.
+    """
+    return Path(*_BridgePath.apply(obs_RO, noise_RKA, *(parameters[name] for name in STEP_PARAMETERS)))
+
+
+def bridge_action(obs_RO: torch.Tensor, noise_RKA: torch.Tensor, steps: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Actions (R, A) of the same bridge, for acting: ``steps[k]`` holds step k's tensors in STEP_PARAMETERS' order."""
+    h = 1.0 / len(steps)
+    z, eps_RKA = noise_RKA[:, 0], noise_RKA[:, 1:] * math.sqrt(2 * h)
+    for k, (scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias) in enumerate(steps):
+        x = F.layer_norm(torch.cat([obs_RO, z], -1), scale_in.shape, scale_in, bias_in, LAYER_NORM_EPS)
+        e = F.layer_norm(F.elu(torch.addmm(bias, x, weight)), scale_out.shape, scale_out, bias_out, LAYER_NORM_EPS)
+        u, raw = torch.addmm(heads_bias, e, heads).chunk(2, -1)
+        z = z + h * u + F.softplus(raw) * eps_RKA[:, k]
+    return torch.tanh(z)
+
+
+def draw_noise(rows: int, steps: int, action_dim: int, law: str, generator: torch.Generator) -> torch.Tensor:
+    """Noise (rows, K+1, A) float32 on the generator's device: slice 0 is z_0, the rest standard normal.
+
+    logistic: z_0 = atanh(U), U uniform on (-1, 1), variance pi^2/12; gaussian (ours): the same variance.
+    """
+    noise = torch.randn(rows, steps + 1, action_dim, generator=generator, device=generator.device)
+    if law == "gaussian":
+        noise[:, 0].mul_(BASE_STD)
+    else:
+        uniform = torch.rand(rows, action_dim, generator=generator, device=generator.device)
+        noise[:, 0] = uniform.mul_(2 * EDGE).sub_(EDGE).atanh_()
+    return noise
+
+
+def sample_noise(rng: np.random.Generator, rows: int, steps: int, action_dim: int, law: str) -> np.ndarray:
+    """``draw_noise`` in numpy, for workers: float32 (rows, K+1, A)."""
+    noise = rng.standard_normal((rows, steps + 1, action_dim), dtype=np.float32)
+    if law == "gaussian":
+        noise[:, 0] *= BASE_STD
+    else:
+        noise[:, 0] = np.arctanh(rng.random((rows, action_dim), dtype=np.float32) * (2 * EDGE) - EDGE)
+    return noise
+
+
+class _BridgePath(torch.autograd.Function):
+    """All K steps and their backward through time, written out: about a third of the calls that autograd makes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias = parameters
+        steps, rows, action_dim = heads.shape[0], obs_RO.shape[0], heads.shape[2] // 2
+        h = 1.0 / steps
+        noise_KRA = noise_RKA.transpose(0, 1).contiguous()
+        eps_KRA = noise_KRA[1:].mul_(math.sqrt(2 * h))
+        z_KRA = torch.empty_like(noise_KRA)
+        z_KRA[0] = noise_KRA[0]
+        heads_KRA = obs_RO.new_empty(steps, rows, 2 * action_dim)
+        sigma_KRA = torch.empty_like(eps_KRA)
+        saved = []
+        for k in range(steps):
+            x = torch.cat([obs_RO, z_KRA[k]], -1)
+            n_in, *moments_in = torch.native_layer_norm(x, [x.shape[1]], scale_in[k], bias_in[k], LAYER_NORM_EPS)
+            e = F.elu_(torch.addmm(bias[k], n_in, weight[k]))
+            n_out, *moments_out = torch.native_layer_norm(e, [e.shape[1]], scale_out[k], bias_out[k], LAYER_NORM_EPS)
+            torch.addmm(heads_bias[k], n_out, heads[k], out=heads_KRA[k])
+            sigma_KRA[k] = F.softplus(heads_KRA[k, :, action_dim:])
+            torch.addcmul(z_KRA[k], sigma_KRA[k], eps_KRA[k], out=z_KRA[k + 1])
+            z_KRA[k + 1].add_(heads_KRA[k, :, :action_dim], alpha=h)
+            saved.append((x, n_in, moments_in, e, n_out, moments_out))
+        if any(ctx.needs_input_grad):
+            ctx.saved, ctx.eps_KRA, ctx.sigma_KRA, ctx.parameters = saved, eps_KRA, sigma_KRA, parameters
+        return z_KRA, heads_KRA[:, :, :action_dim], sigma_KRA
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Any) -> Any:
+        gz_KRA, gu_KRA, gsigma_KRA = output_grads
+        scale_in, bias_in, weight, _, scale_out, bias_out, heads, _ = ctx.parameters
+        steps, rows, action_dim = ctx.sigma_KRA.shape
+        h = 1.0 / steps
+        slope_KRA = -torch.expm1(-ctx.sigma_KRA)  # softplus' in terms of its value
+        gheads_KRA = torch.cat([gu_KRA, gsigma_KRA * slope_KRA], -1)
+        kick_KRA = ctx.eps_KRA * slope_KRA  # d z_{k+1} / d raw sigma_k
+        ghidden_KRH = gz_KRA.new_empty(steps, rows, weight.shape[2])
+        affine: list[tuple[torch.Tensor, ...]] = []
+        gz = gz_KRA[steps]
+        for k in reversed(range(steps)):
+            x, _, moments_in, e, _, moments_out = ctx.saved[k]
+            gheads_KRA[k, :, :action_dim].add_(gz, alpha=h)
+            gheads_KRA[k, :, action_dim:].addcmul_(gz, kick_KRA[k])
+            ge, gscale_out, gbias_out = torch.ops.aten.native_layer_norm_backward(
+                torch.mm(gheads_KRA[k], heads[k].T),
+                e,
+                [e.shape[1]],
+                *moments_out,
+                scale_out[k],
+                bias_out[k],
+                [True] * 3,
+            )
+            ghidden_KRH[k] = torch.ops.aten.elu_backward(ge, 1.0, 1.0, 1.0, True, e)
+            gx, gscale_in, gbias_in = torch.ops.aten.native_layer_norm_backward(
+                torch.mm(ghidden_KRH[k], weight[k].T), x, [x.shape[1]], *moments_in, scale_in[k], bias_in[k], [True] * 3
+            )
+            gz = gz_KRA[k] + gz + gx[:, -action_dim:]
+            affine.append((gscale_in, gbias_in, gscale_out, gbias_out))
+        gscale_in, gbias_in, gscale_out, gbias_out = (torch.stack(list(t)) for t in zip(*reversed(affine)))
+        n_in_KRI, n_out_KRH = (torch.stack([step[i] for step in ctx.saved]) for i in (1, 4))
+        gweight, gheads = torch.bmm(n_in_KRI.mT, ghidden_KRH), torch.bmm(n_out_KRH.mT, gheads_KRA)
+        gbias, gheads_bias = ghidden_KRH.sum(1), gheads_KRA.sum(1)
+        return None, None, gscale_in, gbias_in, gweight, gbias, gscale_out, gbias_out, gheads, gheads_bias
