@@ -180,8 +180,9 @@ def _listen(host: str, port: int) -> _Server:
         return server(address[:2], _Handler)
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"the metrics endpoint cannot listen on {_joined(host, port)} ({error}); expected a free port on an address "
-            "of this machine; nothing was started; choose another metrics.port (0 takes any free one) or metrics.host"
+            f"the metrics endpoint cannot listen on {_joined(host, port)} ({error}); expected a free port on an "
+            "address of this machine; nothing was started; choose another metrics.port (0: any free one) or "
+            "another metrics.host"
         ) from error
 
 

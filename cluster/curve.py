@@ -1,0 +1,89 @@
+"""The learning curve of one run as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from cluster.history import Run, read_run
+from cluster.wording import algorithm_name, count, number
+
+EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue over grey: told apart without hue
+
+
+def draw_curve(run_dir: str | Path, path_png: str | Path) -> Path:
+    """Draws a run's returns against its environment steps into ``path_png``, which is replaced in one go.
+
+    Deterministic evaluations: mean line, every episode a dot, a band from the worst to the best episode. Training:
+    the mean return of the exploring episodes of each metrics line, lighter. Raises NotARun where ``run_dir`` is none.
+    """
+    run, path = read_run(run_dir), Path(path_png)
+    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _training(axes, run)
+    _evaluations(axes, run)
+    _dress(axes, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    return path
+
+
+def _training(axes: Any, run: Run) -> None:
+    steps, returns = run.series("return_mean")
+    if steps:
+        axes.plot(steps, returns, color=TRAINING, linewidth=1.2, label="training (exploring), mean of the window")
+
+
+def _evaluations(axes: Any, run: Run) -> None:
+    if not run.evaluations:
+        return
+    steps = [e.env_steps for e in run.evaluations]
+    spread = [min(e.returns) for e in run.evaluations], [max(e.returns) for e in run.evaluations]
+    axes.fill_between(steps, *spread, color=EVALUATION, alpha=0.15, linewidth=0, label="worst to best episode")
+    dots = [(e.env_steps, value) for e in run.evaluations for value in e.returns]
+    axes.scatter(*zip(*dots), color=EVALUATION, s=7, alpha=0.45, linewidths=0)
+    means = [e.mean for e in run.evaluations]
+    label = "evaluation (deterministic), mean"
+    axes.plot(steps, means, color=EVALUATION, linewidth=2.2, marker="o", markersize=4.5, label=label)
+    axes.annotate(
+        number(float(means[-1])), (steps[-1], means[-1]), xytext=(6, 0), textcoords="offset points", color=EVALUATION,
+        va="center", fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+
+
+def _dress(axes: Any, run: Run) -> None:
+    seed = f", seed {run.seed}" if run.seed is not None else ""
+    axes.set_title(
+        f"{algorithm_name(run.algorithm)} on {run.env}{seed}", loc="left", fontweight="bold", color=INK, pad=22
+    )
+    axes.text(0, 1.03, _subtitle(run), transform=axes.transAxes, color=INK, alpha=0.75, fontsize=9)
+    axes.set_xlabel("environment steps", color=INK)
+    axes.set_ylabel("return of an episode (sum of rewards)", color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.grid(color="#E4E7EB", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, loc="best", labelcolor=INK, fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=INK, alpha=0.6)
+
+
+def _subtitle(run: Run) -> str:
+    parts = [count(run.env_steps, "env step"), *([run.state] if run.state in ("failed", "lost") else [])]
+    if run.evaluations:
+        last = run.evaluations[-1]
+        parts.append(f"last evaluation {number(float(last.mean))} over {count(len(last.returns), 'episode')}")
+    return " · ".join(parts)

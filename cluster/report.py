@@ -1,0 +1,298 @@
+"""One self-contained page about runs: their curves, summaries, differences and failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import html
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.chart import COLOURS, Line, draw_chart
+from cluster.errors import UsageError
+from cluster.history import NotARun, Run, agent_metrics, read_run
+from cluster.page import page, table
+from cluster.wording import algorithm_name, clock, number, percent
+
+__all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
+
+RESAMPLES = 2_000
+SEPARATE = {"seed", "steps", "versions", "git", "command"}  # differences that do not make another experiment
+CHARTS = (  # key of a metrics line, title, unit
+    ("return_mean", "Training return", "sum of rewards, exploring"),
+    ("length_mean", "Episode length", "env steps"),
+    ("env_steps_per_s", "Environment steps", "per s"),
+    ("updates_per_s", "Updates", "per s"),
+    ("replay_ratio", "Replay ratio", "updates / env step"),
+    ("policy_age_p95", "Policy age, 95th percentile", "versions"),
+    ("learner_data_wait", "Learner waits for data", "share of its time"),
+    ("fill", "Replay fill", "0 to 1"),
+    ("memory_bytes", "Memory", "bytes"),
+)
+AGENT_TITLES = {
+    "critic_loss": ("Critic loss", ""),
+    "actor_loss": ("Actor loss", ""),
+    "alpha": ("Temperature alpha", ""),
+    "control_energy": ("Control energy", "nats"),
+    "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
+    "q_mean": ("Q, mean", "discounted return"),
+    "critic_grad_norm": ("Critic gradient norm", ""),
+    "sigma_mean": ("Bridge noise sigma, mean", ""),
+    "nonfinite": ("Non-finite updates skipped", "of one call"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ in nothing but their seed and length: repetitions of one experiment."""
+
+    label: str
+    colour: int
+    runs: tuple[Run, ...]
+
+
+def write_report(run_dirs: Sequence[str | Path], path_html: str | Path) -> Path:
+    """Writes the page about ``run_dirs`` to ``path_html``, which is replaced in one go.
+
+    Runs of one algorithm, environment and configuration (seed and length aside) are repetitions: their evaluation
+    return is shown as the mean over runs with its 95 % bootstrap interval. A run alone shows its episodes' spread.
+
+    Raises:
+        NotARun: one of the directories is no run directory.
+        UsageError: no directory was given.
+    """
+    if not run_dirs:
+        raise UsageError("a report needs at least one run directory, none was given; nothing was written")
+    runs = [read_run(path) for path in dict.fromkeys(Path(path).resolve() for path in run_dirs)]
+    title = f"Drawbridge: {runs[0].name}" if len(runs) == 1 else f"Drawbridge: {len(runs)} runs"
+    made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    parts = [
+        f'<h1>{_text(title)}</h1><p class="soft">{_text(made)}</p>',
+        *_alarms(runs),
+        "<h2>Summary</h2>",
+        _summary(runs),
+    ]
+    for env in dict.fromkeys(run.env for run in runs):
+        parts += _section(env, [run for run in runs if run.env == env])
+    parts += [*_differences(runs), *_configurations(runs)]
+    path = Path(path_html)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(page(title, "\n".join(parts)), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def bootstrap_interval(values_RG: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile bootstrap interval of the mean over R runs at each of G points: (low_G, high_G)."""
+    runs = len(values_RG)
+    chosen = np.random.default_rng(seed).integers(0, runs, size=(RESAMPLES, runs))
+    weights = np.stack([(chosen == run).mean(axis=1) for run in range(runs)], axis=1)
+    low, high = np.percentile(weights @ values_RG, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one environment as groups of repetitions, in the order of their first run."""
+    sorted_out: dict[str, list[Run]] = {}
+    for run in runs:
+        sorted_out.setdefault(json.dumps([run.algorithm, _settings(run)], sort_keys=True, default=str), []).append(run)
+    groups = list(sorted_out.values())
+    labels = [_label(members[0], [other[0] for other in groups]) for members in groups]
+    return [Group(label=label, colour=i, runs=tuple(g)) for i, (label, g) in enumerate(zip(labels, groups))]
+
+
+def _label(run: Run, firsts: Sequence[Run]) -> str:
+    rivals = [_settings(other) for other in firsts if other.algorithm == run.algorithm]
+    mine = _settings(run)
+    keys = [key for key in mine if len({str(settings.get(key)) for settings in rivals}) > 1]
+    told = ", ".join(f"{key} = {mine[key]}" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return algorithm_name(run.algorithm) + (f" ({told})" if told else "")
+
+
+def _section(env: str, runs: Sequence[Run]) -> Iterable[str]:
+    groups = grouped(runs)
+    yield f"<h2>{_text(env)}</h2>"
+    keys = [
+        f'<span><i class="swatch c{g.colour % COLOURS}"></i>{_text(g.label)} '
+        f'<span class="soft">{_text(_members(g))}</span></span>'
+        for g in groups
+    ]
+    yield f'<div class="key">{"".join(keys)}</div>'
+    lines = [line for group in groups for line in _evaluation_lines(group)]
+    yield draw_chart("Evaluation return", "sum of rewards, deterministic policy", lines, wide=True) or (
+        '<p class="soft">No evaluation has been made yet.</p>'
+    )
+    notes = {_band_note(group) for group in groups if any(run.evaluations for run in group.runs)}
+    yield "".join(f'<p class="soft">{_text(note)}</p>' for note in sorted(notes))
+    yield f'<div class="grid-of">{"".join(_small_charts(groups))}</div>'
+
+
+def _members(group: Group) -> str:
+    return group.runs[0].name if len(group.runs) == 1 else f"{len(group.runs)} runs"
+
+
+def _band_note(group: Group) -> str:
+    if len(_evaluated(group)) > 1:
+        return (
+            "Several runs: the mean over runs with its 95 % bootstrap interval, up to where all of them have come; "
+            "single runs are faint."
+        )
+    return "One run: the mean of its evaluation, with a band from the worst to the best episode."
+
+
+def _evaluated(group: Group) -> list[Run]:
+    return [run for run in group.runs if run.evaluations]
+
+
+def _evaluation_lines(group: Group) -> Iterable[Line]:
+    runs = _evaluated(group)
+    curves = [([float(e.env_steps) for e in run.evaluations], [e.mean for e in run.evaluations]) for run in runs]
+    first, last = max((x[0] for x, _ in curves), default=0), min((x[-1] for x, _ in curves), default=0)
+    grid = sorted({at for x, _ in curves for at in x if first <= at <= last})
+    if len(runs) > 1 and grid:
+        yield from (
+            Line(label=run.name, colour=group.colour, x=x, y=y, faint=True) for run, (x, y) in zip(runs, curves)
+        )
+        values_RG = np.array([np.interp(grid, x, y) for x, y in curves])
+        low, high = bootstrap_interval(values_RG)
+        mean = values_RG.mean(axis=0).tolist()
+        yield Line(label=group.label, colour=group.colour, x=grid, y=mean, band=(low.tolist(), high.tolist()))
+        return
+    for run, (x, y) in zip(runs, curves):
+        worst, best = [min(e.returns) for e in run.evaluations], [max(e.returns) for e in run.evaluations]
+        yield Line(label=group.label, colour=group.colour, x=x, y=y, band=(worst, best))
+
+
+def _small_charts(groups: Sequence[Group]) -> Iterable[str]:
+    agents = {name: key for group in groups for run in group.runs for name, key in agent_metrics(run.last).items()}
+    order = [name for name in AGENT_TITLES if name in agents] + sorted(set(agents) - set(AGENT_TITLES))
+    learning = [(agents[name], *AGENT_TITLES.get(name, (name.replace("_", " "), ""))) for name in order]
+    for key, title, unit in (*CHARTS[:2], *learning, *CHARTS[2:]):
+        lines = []
+        for group in groups:
+            for run in group.runs:
+                x, y = run.series(key)
+                label = group.label if len(group.runs) == 1 else run.name
+                lines.append(Line(label=label, colour=group.colour, x=x, y=y))
+        if key == "replay_ratio":
+            lines += _targets(groups)
+        yield draw_chart(title, unit, lines)
+
+
+def _targets(groups: Sequence[Group]) -> Iterable[Line]:
+    runs = [run for group in groups for run in group.runs]
+    for target in sorted({run.last["target_replay_ratio"] for run in runs if "target_replay_ratio" in run.last}):
+        reach = max(run.env_steps for run in runs)
+        yield Line(label="target", colour=7, x=[0.0, float(reach)], y=[target, target], dashed=True)
+
+
+def _alarms(runs: Sequence[Run]) -> Iterable[str]:
+    for run in runs:
+        if run.failure:
+            trace = run.failure.get("traceback")
+            details = f"<details><summary>traceback</summary><pre>{_text(trace)}</pre></details>" if trace else ""
+            error = _text(run.failure.get("error", "no error was recorded"))
+            yield f'<div class="callout bad"><b>{_text(run.name)} failed:</b> {error}{details}</div>'
+        elif run.state == "lost":
+            yield (
+                f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
+                f"resume it with <code>drawbridge resume {_text(run.path)}</code></div>"
+            )
+        if run.notes:
+            notes = "; ".join(run.notes)
+            yield f'<div class="callout"><b>{_text(run.name)}:</b> {_text(notes)}</div>'
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    head = ["run", "algorithm", "environment", "seed", "state", "env steps", "updates", "time", "steps/s", "updates/s"]
+    head += ["replay ratio", "last evaluation", "policy age p50 / p95", "rows dropped", "restarts", "learner's time"]
+    return table(head, [_summary_row(run) for run in runs], numeric={3, *range(5, 15)})
+
+
+def _summary_row(run: Run) -> list[str]:
+    facts, last = run.summary, run.last
+    rows, workers, age = (facts.get(key) or {} for key in ("rows", "workers", "policy_age_versions"))
+    dropped = rows.get("dropped", {k: v for k, v in last.items() if k.startswith("rows_dropped_")})
+    lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
+    parts = facts.get("learner_time") or {k: last.get(f"learner_{k}") for k in ("update", "data_wait", "publish")}
+    ages = [age.get(q, last.get(f"policy_age_{q}")) for q in ("p50", "p95")]
+    cells = [run.name, algorithm_name(run.algorithm), run.env, "-" if run.seed is None else str(run.seed), run.state]
+    cells += [number(run.env_steps), number(_whole(facts.get("updates", last.get("updates"))))]
+    cells += [clock(facts.get("wall_s", last.get("time_s")))]
+    cells += [_figure(facts.get(key, last.get(key))) for key in ("env_steps_per_s", "updates_per_s", "replay_ratio")]
+    cells += [_evaluation_cell(run), " / ".join("-" if a is None else f"{a:g}" for a in ages), number(_whole(lost))]
+    cells += [number(_whole(workers.get("restarted", last.get("workers_restarted"))))]
+    return [*map(_text, cells), _split(parts)]
+
+
+def _evaluation_cell(run: Run) -> str:
+    if run.summary.get("eval_return_mean") is not None:
+        return f"{_figure(run.summary['eval_return_mean'])} ± {_figure(run.summary.get('eval_return_std'))}"
+    if not run.evaluations:
+        return "-"
+    return f"{_figure(run.evaluations[-1].mean)} at {number(run.evaluations[-1].env_steps)}"
+
+
+def _split(parts: dict[str, Any]) -> str:
+    """A bar of the learner's time: updating, waiting for data, publishing."""
+    shown = [
+        (key, parts[key], c)
+        for key, c in (("update", 2), ("data_wait", 4), ("publish", 0))
+        if parts.get(key) is not None
+    ]
+    if not shown:
+        return "-"
+    told = ", ".join(f"{key.replace('_', ' ')} {percent(share)}" for key, share, _ in shown)
+    bars = "".join(f'<i class="c{c}" style="width:{100 * share:.2f}%"></i>' for _, share, c in shown)
+    return (
+        f'<div class="split" role="img" aria-label="{told}" title="{told}">{bars}</div><span class="soft">{told}</span>'
+    )
+
+
+def _differences(runs: Sequence[Run]) -> Iterable[str]:
+    if len(runs) < 2:
+        return
+    flat = [_flat(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(k for c in flat for k in c) if len({str(c.get(key, "-")) for c in flat}) > 1]
+    yield "<h2>Differences of configuration</h2>"
+    if not keys:
+        yield '<p class="soft">There are none.</p>'
+        return
+    rows = [[_text(key), *(_text(config.get(key, "-")) for config in flat)] for key in keys]
+    yield table(["field", *(_text(run.name) for run in runs)], rows)
+
+
+def _configurations(runs: Sequence[Run]) -> Iterable[str]:
+    yield "<h2>Configurations</h2>"
+    for run in runs:
+        text = json.dumps(run.config, indent=2) if run.config else "none was recorded"
+        yield f"<details><summary>{_text(run.name)}</summary><pre>{_text(text)}</pre></details>"
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in _flat(run.config).items() if key.split(".")[0] not in SEPARATE}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _figure(value: Any) -> str:
+    return number(None if value is None else float(value))
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
