@@ -70,5 +70,5 @@ class Block:
 class Wait:
     """A shard's answer to a sample that its limiter does not yet allow."""
 
-    reason: str  # "min_size" | "samples_ahead"
+    reason: str  # "min_size" | "samples_ahead" | "exhausted": no more rows are coming and the budget is used up
     retry_after_s: float

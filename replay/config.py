@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from replay.limiter import feasible_tolerance
 from replay.option import option
 
 
@@ -12,12 +13,78 @@ class ReplayConfig:
     """One table of transitions, spread over ``shards`` processes. Counts are totals over all shards."""
 
     shards: int = option(1, "processes", "replay shards; workers deal chunks to them in turn")
-    capacity_rows: int = option(1_000_000, "rows", "transitions kept over all shards; the oldest are overwritten (paper: 1e6)")
+    capacity_rows: int = option(
+        1_000_000, "rows", "transitions kept over all shards; the oldest are overwritten (paper: 1e6)"
+    )
     min_size_rows: int = option(5_000, "rows", "rows stored before the first update (paper: 5,000 random steps)")
-    replay_ratio: float = option(2.0, "updates/env step", "updates a learner makes for each stored env step (paper: UTD 2)")
-    tolerance_rows: int = option(0, "rows", "how far, in env steps, either side may run ahead; 0: the least that is feasible")
+    replay_ratio: float = option(
+        2.0, "updates/env step", "updates a learner makes for each stored env step (paper: UTD 2)"
+    )
+    tolerance_rows: int = option(
+        0, "rows", "how far, in env steps, either side may run ahead; 0: the least that is feasible"
+    )
     recent_fraction: float = option(0.2, "1", "share of each batch drawn uniformly from the newest rows (paper: 0.2)")
     recent_rows: int = option(4_096, "rows", "how many of the newest rows that share is drawn from (paper: 4,096)")
     n_step: int = option(1, "steps", "rewards summed before bootstrapping; shorter at episode ends (paper: 1)")
     snapshot_s: float = option(300.0, "s", "time between two snapshots of a shard; what a killed shard can lose")
     snapshots_kept: int = option(2, "snapshots", "newest valid snapshots kept on disk")
+
+    def problems(self, *, batch_size: int, updates_per_call: int, envs_per_worker: int, chunk_steps: int) -> list[str]:
+        """Everything wrong with these settings beside those of learners and workers, in words; empty if nothing is.
+
+        Args:
+            batch_size: rows of one update over all learners.
+            updates_per_call: updates of one block.
+            envs_per_worker, chunk_steps: a chunk has their product of rows.
+        """
+        found = [
+            f"replay.{name} is {getattr(self, name)}, expected at least {least}: {consequence}; raise it"
+            for name, least, consequence in (
+                ("shards", 1, "there would be nowhere to store experience"),
+                ("min_size_rows", 1, "the first batch would be drawn from nothing"),
+                ("recent_rows", 1, "the recent share of a batch would be drawn from nothing"),
+                ("n_step", 1, "no reward would be learned from"),
+                ("tolerance_rows", 0, "neither side could ever go on"),
+                ("snapshot_s", 0, "there is no time before now"),
+                ("snapshots_kept", 1, "a resumed run would find no replay"),
+            )
+            if not getattr(self, name) >= least
+        ]
+        if not 0 <= self.recent_fraction <= 1:
+            found.append(
+                f"replay.recent_fraction is {self.recent_fraction}, expected 0 to 1: it is a share of each batch; "
+                "set 0.2 as in the paper"
+            )
+        if not 0 < self.replay_ratio < float("inf"):
+            found.append(
+                f"replay.replay_ratio is {self.replay_ratio}, expected a positive number: the learner would never, "
+                "or never stop to, train; set updates per env step, such as 2"
+            )
+        return found or self._too_small(batch_size, envs_per_worker * chunk_steps, updates_per_call * batch_size)
+
+    def _too_small(self, batch_size: int, chunk_rows: int, block_rows: int) -> list[str]:
+        each = self.capacity_rows // self.shards
+        found = [
+            f"{name} is {rows}, expected at most {each}, the rows of one shard (replay.capacity_rows "
+            f"{self.capacity_rows} / replay.shards {self.shards}): {consequence}; raise the capacity or lower {name}"
+            for name, rows, consequence in (
+                ("learners.batch_size", batch_size, "a batch is larger than the buffer it is drawn from"),
+                (
+                    "replay.min_size_rows / replay.shards",
+                    -(-self.min_size_rows // self.shards),
+                    "training would never start",
+                ),
+                ("workers.envs_per_worker x chunk_steps", chunk_rows, "no chunk could be stored"),
+            )
+            if rows > each
+        ]
+        ratio = self.replay_ratio * batch_size
+        least = self.shards * feasible_tolerance(chunk_rows=chunk_rows, block_rows=block_rows, samples_per_insert=ratio)
+        if 0 < self.tolerance_rows < least:
+            found.append(
+                f"replay.tolerance_rows is {self.tolerance_rows}, expected 0 or at least {least} (chunks of "
+                f"{chunk_rows} rows, blocks of {block_rows}, {ratio:g} samples an insert, {self.shards} shards): "
+                "workers and learner would come to wait for each other for ever; set 0 for the least that is feasible, "
+                "or use smaller chunks or blocks"
+            )
+        return found

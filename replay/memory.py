@@ -1,0 +1,26 @@
+"""What the replay service takes of memory, from its configuration alone."""
+
+from __future__ import annotations
+
+from replay.config import ReplayConfig
+from replay.rows import RowLayout
+from replay.snapshot import HELD
+from replay.table import META_BYTES, WAITING, segment_slots
+from replay.writers import WINDOW, WRITERS
+
+_ENTRY_BYTES = 320  # of a Python dict entry with a tuple of two integers as its key
+
+
+def bytes_needed(layout: RowLayout, config: ReplayConfig) -> int:
+    """Upper bound in bytes over all shards: columns, what is remembered of writers and episodes, snapshots in progress.
+
+    Without the interpreters, and without blocks and chunks on the way.
+    """
+    capacity = config.capacity_rows // config.shards
+    row = 4 * layout.width + META_BYTES
+    columns = capacity * row
+    snapshot = (
+        (HELD + 3) * segment_slots(layout, capacity) * row
+    )  # held back, one being written and its serialised copies
+    remembered = 2 * min(WAITING, capacity) * _ENTRY_BYTES + WRITERS * (WINDOW // 8 + 2 * _ENTRY_BYTES)
+    return config.shards * (columns + snapshot + remembered)
