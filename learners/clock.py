@@ -28,7 +28,7 @@ class Clock:
             self.add(kind, time.perf_counter() - began)
 
     def lap(self) -> tuple[dict[str, float], float]:
-        """(share of each kind and of ``other`` in the wall time since the last lap, that time in s); begins a new lap."""
+        """(each kind's and ``other``'s share of the wall time since the last lap, that time in s); begins a new lap."""
         now = time.perf_counter()
         wall_s = max(now - self._since, 1e-9)
         shares = {kind: min(spent / wall_s, 1.0) for kind, spent in self._spent_s.items()}

@@ -91,10 +91,10 @@ class TorchCollective:
             with torch.no_grad():
                 tensor.copy_(there)
 
-    def barrier(self) -> None:
-        """Returns when every learner has come here; the error names who did not."""
+    def barrier(self, timeout_s: float | None = None) -> None:
+        """Returns when every learner has come here; on gloo, rank 0's error names who did not (NCCL knows no names)."""
         if self.backend == "gloo":
-            timeout = datetime.timedelta(seconds=self.timeout_s)
+            timeout = datetime.timedelta(seconds=self.timeout_s if timeout_s is None else timeout_s)
             self._guarded("a barrier", lambda: dist.monitored_barrier(timeout=timeout, wait_all_ranks=True))
         else:
             self._guarded("a barrier", lambda: dist.barrier(device_ids=[self.device.index or 0]))
@@ -129,19 +129,15 @@ class _MeanWithGrad(torch.autograd.Function):
         return mean, None
 
 
-def share_state(
-    state: Mapping[str, torch.Tensor], collective: Collective, own: Callable[[str], bool]
-) -> dict[str, torch.Tensor]:
-    """Rank 0's state on every rank, so that all begin with equal parameters.
+def share_state(state: Mapping[str, torch.Tensor], collective: Collective) -> dict[str, torch.Tensor]:
+    """Rank 0's state on every rank, so that all begin equal; with one learner, a copy of ``state``.
 
     Args:
-        state: this rank's, with the same names, shapes and dtypes everywhere.
-        collective: with one learner the state is given back as it is.
-        own: says of a name whether it belongs to the rank alone (its noise generator) and is kept.
+        state: this rank's, with the same names, shapes and dtypes on every rank.
+        collective: all its ranks must call this.
     """
     shared = {name: tensor.clone() for name, tensor in state.items()}
     if isinstance(collective, TorchCollective):
-        for name in shared:
-            if not own(name):
-                collective.broadcast_(shared[name])
+        for tensor in shared.values():
+            collective.broadcast_(tensor)
     return shared

@@ -7,8 +7,8 @@ looks at that count once a block:
     ``nonfinite_skips`` since the last clean block   roll back to the newest valid checkpoint
     ``rollbacks`` without progress between them      halt, with the FIRST cause
 
-Progress is getting further past a rollback than the rollback lost: more updates than from the checkpoint to the
-failure. The rule and its constants are ours.
+Progress is getting further past a rollback than the rollback lost: more updates than there were from the checkpoint to
+the first bad one. The rule and its constants are ours.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Guard:
     dumps: int = 0
     first_cause: str = ""  # since the last progress
     _rolled_back_at: int = 0  # in updates
-    _lost: int = 0  # updates that the last rollback took back
+    _lost: int = 0  # good updates that the last rollback took back
 
     def observe(self, block: Block, metrics: dict[str, float], updates: int) -> bool:
         """Takes one block's counts.
@@ -89,15 +89,15 @@ class Guard:
     def rolled_back(self, updates: int, to: int) -> None:
         """Counts a rollback made at ``updates`` to a checkpoint of ``to`` updates."""
         self.rollbacks += 1
+        self._rolled_back_at, self._lost = updates, updates - to - self.streak
         self.streak = 0
-        self._rolled_back_at, self._lost = updates, updates - to
 
     def halt_without_checkpoint(self, updates: int) -> Halt:
         """The error for a rollback that has nothing to go back to."""
         return Halt(
             f"the learner is not finite at update {updates}, there is no checkpoint yet to roll back to, and it stops. "
-            f"First cause: {self.first_cause}. Look at the dumped blocks in {self.directory} and at the learning rates; "
-            "then start again"
+            f"First cause: {self.first_cause}. Look at the dumped blocks in {self.directory} and at the learning "
+            "rates, then start again"
         )
 
     def _note_progress(self, updates: int) -> None:

@@ -11,9 +11,10 @@ block late there. The same code runs alone and among L learners: each takes its 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -24,7 +25,7 @@ from learners.clock import Clock
 from learners.collective import TorchCollective, share_state
 from learners.config import LearnerConfig
 from learners.feed import Fed
-from learners.graph import CapturedCycle, check_cycles
+from learners.graph import CapturedCycle, CyclicAgent
 from learners.guard import Guard
 from replay.chunk import Block
 
@@ -41,7 +42,7 @@ class LearnerReport:
     env_steps: int  # rows the shards had accepted when they gave the newest blocks
     epoch: int
     version: int  # newest published
-    metrics: dict[str, float]  # means over the blocks since the last report; of ``nonfinite`` the sum
+    metrics: dict[str, float]  # finite means over the blocks since the last report; of ``nonfinite`` the sum
     nonfinite: int  # non-finite updates over the run
     rollbacks: int  # over this process's life
     updates_per_s: float  # wall clock
@@ -84,8 +85,7 @@ class Learner:
         self._inserted: dict[int, int] = {}  # by shard
         self._published_updates = 0
         self._nonfinite_before = 0  # by earlier processes of this run
-        self._sums: dict[str, float] = {}
-        self._blocks = 0
+        self._seen: dict[str, list[float]] = {}  # finite values of each metric, a block each, since the last report
         self._reported_updates = 0
         if self._collective.world_size > 1:
             self._share(agent.state())
@@ -122,17 +122,17 @@ class Learner:
         Weights that are not finite are not published: the learner rolls back first.
         """
         with self._clock.measure("publish"):
-            tensors = _on_host(self.agent.policy_weights())
-            if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            flat = _flat_on_host(self.agent)
+            if not bool(flat.isfinite().all()):
                 self._guard.note(f"the policy's weights were not finite at update {self.updates}")
                 self._roll_back()
-                tensors = _on_host(self.agent.policy_weights())
+                flat = _flat_on_host(self.agent)
             self.version += 1
             self._published_updates = self.updates
             if self._collective.rank == 0:
                 self._publish(
                     Weights.pack(
-                        tensors,
+                        _named(flat, self.agent),
                         epoch=self.epoch,
                         version=self.version,
                         env_steps=self.env_steps,
@@ -147,10 +147,8 @@ class Learner:
             self._look(pending)
         shares, wall_s = self._clock.lap()
         made = self.updates - self._reported_updates
-        metrics = {
-            name: total if name == "nonfinite" else total / max(self._blocks, 1) for name, total in self._sums.items()
-        }
-        self._reported_updates, self._sums, self._blocks = self.updates, {}, 0
+        metrics = {name: math.fsum(v) / (1 if name == "nonfinite" else len(v)) for name, v in self._seen.items()}
+        self._reported_updates, self._seen = self.updates, {}
         return LearnerReport(
             updates=self.updates,
             env_steps=self.env_steps,
@@ -166,17 +164,16 @@ class Learner:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything an exact resume needs, as copies on the CPU that later updates leave alone.
 
-        With L learners rank 0's is enough: the others take its parameters and begin new noise streams. A state that is
-        not finite is not given out, because a checkpoint of it would be what the next rollback goes to: the learner
-        rolls back first.
+        With L learners all give the same, so rank 0's is enough. A state with a NaN is not given out, because a
+        checkpoint of it would be what the next rollback goes to: the learner rolls back first.
         """
         pending = self._take_pending()
         if pending is not None:
             self._look(pending)
         agent = self._agent_state()
-        poisoned = [name for name, tensor in agent.items() if not bool(tensor.isfinite().all())]
+        poisoned = [name for name, tensor in agent.items() if bool(tensor.isnan().any())]
         if poisoned:
-            self._guard.note(f"{', '.join(poisoned)} not finite at update {self.updates}")
+            self._guard.note(f"{', '.join(poisoned)} held a NaN at update {self.updates}")
             self._roll_back()
             agent = self._agent_state()
         counters = (self.updates, self.epoch, self.version, self._published_updates, self._nonfinite())
@@ -188,7 +185,7 @@ class Learner:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave. Versions go on from there in a new epoch, so they never go backwards.
 
-        On ranks above 0 only the counters count; the agent's state comes from rank 0, all ranks calling this together.
+        Among L learners all call this together; the agent's state is then rank 0's everywhere.
         """
         missing = [name for name in (*_COUNTERS, "inserted_S2") if name not in state]
         if missing:
@@ -209,8 +206,7 @@ class Learner:
         if not (rows_UBD.is_cuda and self.config.cuda_graph):
             return self.agent.update(rows_UBD)
         if self._graph is None:
-            agent: Any = self.agent
-            check_cycles(rows_UBD.shape[0], agent.cycle)
+            agent = cast(CyclicAgent, self.agent)
             self._graph = CapturedCycle(agent, batch=rows_UBD.shape[1], width=rows_UBD.shape[2])
         return self._graph.update(rows_UBD)
 
@@ -221,9 +217,9 @@ class Learner:
     def _look(self, pending: _Pending) -> None:
         """Reads a block's metrics and lets the guard decide."""
         metrics = pending.read()
-        self._blocks += 1
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            if math.isfinite(value):  # NaN: no finite update of that kind was in the block
+                self._seen.setdefault(name, []).append(value)
         if self._guard.observe(pending.block, metrics, pending.updates):
             self._roll_back()
 
@@ -248,11 +244,8 @@ class Learner:
         self._guard.rolled_back(self.updates, int(saved))
 
     def _share(self, state: dict[str, torch.Tensor]) -> None:
-        """Loads ``state`` of rank 0 on every rank; each rank but rank 0 keeps its own noise generator."""
-        if self._collective.rank > 0:
-            own = self.agent.state()
-            state = {name: own[name] if _is_noise(name) or name not in state else state[name] for name in own}
-        self.agent.load_state(share_state(state, self._collective, own=_is_noise))
+        """Loads rank 0's ``state`` on every rank, noise generator included: each rank takes its share of one noise."""
+        self.agent.load_state(share_state(state, self._collective))
 
     def _agent_state(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.agent.state().items()}
@@ -282,12 +275,12 @@ class _Pending:
         return dict(zip(self._names, self._host.tolist()))
 
 
-def _on_host(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Named weights as CPU tensors, after one transfer."""
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
+def _flat_on_host(agent: Agent) -> torch.Tensor:
+    """All policy weights in one flat CPU tensor: one transfer."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in agent.policy_weights().values()]).cpu()
+
+
+def _named(flat: torch.Tensor, agent: Agent) -> dict[str, torch.Tensor]:
+    weights = agent.policy_weights()
     parts = flat.split([tensor.numel() for tensor in weights.values()])
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(weights.items(), parts)}
-
-
-def _is_noise(name: str) -> bool:
-    return "generator" in name

@@ -1,0 +1,207 @@
+"""Learners that share one update: R processes of B/R rows take the steps of one learner of B rows."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from line_agent import LineAgent, small_agent
+from test_learner import CONFIG, fed
+
+from algorithms.interface import Collective, Solo
+from learners.collective import CollectiveError, TorchCollective
+from learners.feed import Fed
+from learners.learner import Learner
+from replay.rows import RowLayout
+
+RANKS, UPDATES = 2, 10
+
+
+def normalised_net(collective: Collective, rows_BD: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """A loss through batch statistics that all rows share, and products of means, written for any collective."""
+    hidden = rows_BD @ w1
+    mean = collective.mean_with_grad(hidden.mean(0))
+    square = collective.mean_with_grad((hidden * hidden).mean(0))
+    normal = (hidden - mean) / (square - mean * mean + 1e-3).sqrt()
+    return ((normal.relu() @ w2).squeeze(1) - rows_BD[:, 0] * rows_BD[:, 1]).square().mean()
+
+
+def train_net(collective: Collective, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    w1 = torch.randn(6, 8, generator=draw).requires_grad_()
+    w2 = torch.randn(8, 1, generator=draw).requires_grad_()
+    for rows_BD in rows_UBD:
+        gradients = torch.autograd.grad(normalised_net(collective, rows_BD, w1, w2), (w1, w2))
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        collective.mean_(flat)
+        with torch.no_grad():
+            w1 -= 0.1 * flat[: w1.numel()].view_as(w1)
+            w2 -= 0.1 * flat[w1.numel() :].view_as(w2)
+    return {"w1": w1.detach(), "w2": w2.detach()}
+
+
+def rows(batch: int) -> torch.Tensor:
+    return torch.randn(UPDATES, batch, 6, generator=torch.Generator().manual_seed(7))
+
+
+def share(rows_UBD: torch.Tensor, collective: Collective) -> torch.Tensor:
+    """This rank's rows of every batch."""
+    return rows_UBD.chunk(collective.world_size, dim=1)[collective.rank].contiguous()
+
+
+# What the ranks do in their processes, in this order; results travel as numpy arrays.
+
+
+def _net(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    return train_net(collective, share(rows(256), collective))
+
+
+def _reductions(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    strided = torch.arange(12.0).view(3, 4).t()[: 2 + 1] + collective.rank  # a view that is not contiguous
+    collective.mean_(strided)
+    poisoned = torch.tensor([1.0, float("nan") if collective.rank == 1 else 2.0])
+    collective.mean_(poisoned)
+    x = torch.tensor([1.0 + collective.rank], requires_grad=True)
+    collective.mean_with_grad(x * x).backward(torch.tensor([float(collective.rank)]))
+    mine = torch.full((2,), collective.rank, dtype=torch.uint8)
+    collective.broadcast_(mine)
+    assert x.grad is not None
+    return {"strided": strided, "poisoned": poisoned, "grad": x.grad, "broadcast": mine}
+
+
+def _learner(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    agent = LineAgent(seed=collective.rank, collective=collective)
+    agent.w += collective.rank  # ranks that begin apart
+    published: list[Any] = []
+    learner = Learner(agent, CONFIG, directory=path / "dumps", publish=published.append, collective=collective)
+    for seed in range(4):
+        whole = fed(seed)
+        if seed == 2 and collective.rank == 1:
+            whole.rows_UBD[1] = float("nan")  # on one rank only
+        learner.step(Fed(block=whole.block, rows_UBD=share(whole.rows_UBD, collective), waited_s=0.0))
+    report = learner.report()
+    return {
+        "w": agent.w,
+        "generator": agent.generator.get_state(),
+        "nonfinite": torch.tensor(report.nonfinite),
+        "published": torch.tensor(len(published)),
+    }
+
+
+def train_agent(collective: Collective, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    agent = small_agent("softgac", collective=collective)
+    metrics = agent.update(rows_UBD)
+    return {**agent.state(), "critic_loss": metrics["critic_loss"]}
+
+
+def _agent(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    return train_agent(collective, share(agent_rows(), collective))
+
+
+def agent_rows() -> torch.Tensor:
+    return fed(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).rows_UBD
+
+
+JOBS: dict[str, Callable[[TorchCollective, Path], dict[str, torch.Tensor]]] = {
+    "net": _net,
+    "reductions": _reductions,
+    "learner": _learner,
+    "agent": _agent,
+}
+
+
+def _absent(collective: TorchCollective, tried: Any) -> str:
+    """Rank 1 does not come to the barrier while rank 0 waits there; gives rank 0's error."""
+    if collective.rank == 1:
+        tried.wait(60)
+        return ""
+    try:
+        collective.barrier(timeout_s=1.0)
+    except CollectiveError as error:
+        return str(error)
+    finally:
+        tried.set()
+    return "no error"
+
+
+def _rank(rank: int, path: Path, tried: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    collective = TorchCollective(
+        backend="gloo", rank=rank, world_size=RANKS, init_method=f"file://{path}/store", timeout_s=60.0
+    )
+    for name, job in JOBS.items():
+        results.put((rank, name, {key: tensor.numpy() for key, tensor in job(collective, path).items()}))
+        collective.barrier()
+    results.put((rank, "absent", _absent(collective, tried)))
+    collective.close()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What two real processes that met over gloo gave, by job and rank."""
+    path = tmp_path_factory.mktemp("gloo")
+    context = multiprocessing.get_context("spawn")
+    results, tried = context.Queue(), context.Event()
+    processes = [context.Process(target=_rank, args=(rank, path, tried, results)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    got: dict[str, list[Any]] = {name: [None] * RANKS for name in (*JOBS, "absent")}
+    for _ in range(RANKS * len(got)):
+        rank, name, result = results.get(timeout=120)
+        got[name][rank] = result
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return got
+
+
+def test_two_gloo_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
+    alone = train_net(Solo(), rows(256))
+    begun = train_net(Solo(), rows(256)[:0])
+    for got in ranks["net"]:
+        for name, tensor in alone.items():
+            np.testing.assert_allclose(got[name], tensor.numpy(), rtol=0, atol=1e-5)
+            assert np.abs(got[name] - begun[name].numpy()).max() > 0.01
+
+
+def test_two_softgac_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
+    alone = train_agent(Solo(), agent_rows())
+    begun = small_agent("softgac").state()
+    moved = 0
+    for name, tensor in alone.items():
+        for got in ranks["agent"]:
+            np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
+        moved += name in begun and not torch.equal(tensor, begun[name])
+    assert moved > 20
+
+
+def test_reductions_give_means_gradients_and_nan_to_every_rank(ranks: dict[str, list[Any]]) -> None:
+    one, other = ranks["reductions"]
+    assert np.array_equal(one["strided"], (torch.arange(12.0).view(3, 4).t()[:3] + 0.5).numpy())
+    for got in (one, other):
+        assert got["poisoned"][0] == 1.0 and np.isnan(got["poisoned"][1])
+        assert got["broadcast"].tolist() == [0, 0]
+    assert (one["grad"].item(), other["grad"].item()) == (2 * 1 * 0.5, 2 * 2 * 0.5)  # mean of the ranks' 0 and 1
+
+
+def test_learners_begin_equal_stay_equal_skip_alike_and_only_rank_0_publishes(ranks: dict[str, list[Any]]) -> None:
+    one, other = ranks["learner"]
+    assert np.array_equal(one["w"], other["w"]) and np.isfinite(one["w"]).all()
+    assert one["nonfinite"] == other["nonfinite"] == 1
+    assert (one["published"], other["published"]) == (2, 0)
+    assert np.array_equal(one["generator"], other["generator"])  # each draws its share of one noise
+
+
+def test_a_barrier_that_a_learner_never_reaches_ends_with_its_name(ranks: dict[str, list[Any]]) -> None:
+    text = ranks["absent"][0]
+    assert "learner 0 of 2 (gloo" in text and "a barrier failed" in text and "Ranks 1 failed" in text, text
+
+
+def test_learners_that_do_not_meet_are_an_error_with_a_deadline(tmp_path: Path) -> None:
+    with pytest.raises(CollectiveError, match=r"learner 0 of 2 .*meeting the others failed within its 0\.5 s"):
+        TorchCollective(backend="gloo", rank=0, world_size=2, init_method=f"file://{tmp_path}/store", timeout_s=0.5)
