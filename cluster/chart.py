@@ -46,14 +46,11 @@ def draw_chart(title: str, unit: str, lines: Sequence[Line], *, wide: bool = Fal
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) from at most ``low`` to at least ``high``."""
-    if not high > low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+    """Round values (1, 2 or 5 times a power of ten apart) within ``low`` < ``high``, about so many."""
     raw = (high - low) / max(1, about - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
 
@@ -80,9 +77,10 @@ def _thinned(line: Line) -> Line:
 
 def _picture(title: str, lines: Sequence[Line], width: int, height: int, kind: str) -> str:
     wide = width > 500
-    x_ticks = ticks(min(min(l.x) for l in lines), max(max(l.x) for l in lines), about=6 if wide else 4)
-    y_ticks = ticks(min(_lowest(lines)), max(_highest(lines)), about=7 if wide else 5)
-    place = _Placement(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], width, height)
+    x0, x1 = _domain(min(min(l.x) for l in lines), max(max(l.x) for l in lines), pad=0.0)
+    y0, y1 = _domain(min(_lowest(lines)), max(_highest(lines)), pad=0.04)
+    x_ticks, y_ticks = ticks(x0, x1, about=6 if wide else 4), ticks(y0, y1, about=7 if wide else 5)
+    place = _Placement(x0, x1, y0, y1, width, height)
     parts = [
         *_grid(place, x_ticks, y_ticks),
         *(_band(place, l) for l in lines if l.band),
@@ -140,6 +138,12 @@ def _path(place: _Placement, line: Line) -> str:
         x, y = place.x(line.x[0]), place.y(line.y[0])
         return f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     return f'<polyline class="{style} c{line.colour % COLOURS}" points="{place.points(line.x, line.y)}"/>'
+
+
+def _domain(low: float, high: float, pad: float) -> tuple[float, float]:
+    """The range of an axis: wider than the values by ``pad`` of their range, and never empty."""
+    room = (high - low) * pad if high - low > 1e-12 * abs(high) else (abs(low) * 0.1 or 1.0)
+    return low - room, high + room
 
 
 def _lowest(lines: Sequence[Line]) -> Iterable[float]:

@@ -66,11 +66,11 @@ class Console:
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Takes a metrics line (scalars; any key may be missing, its last value stays)."""
-        self._line.update(line)
+        self._line |= {key: value for key, value in line.items() if _showable(key, value)}
         self._heard_at = time.monotonic()
         self._note_evaluation()
-        rate = line.get("env_steps_per_s")
-        if rate is not None and math.isfinite(rate):
+        rate = self._line.get("env_steps_per_s") if "env_steps_per_s" in line else None
+        if rate is not None:
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         self._pending = True
         if self._live is None and time.monotonic() - self._printed_at >= self._plain_every_s:
@@ -98,7 +98,7 @@ class Console:
 
     def _note_evaluation(self) -> None:
         at, mean = self._line.get("eval_env_steps"), self._line.get("eval_return_mean")
-        if at is None or mean is None or not math.isfinite(mean):
+        if at is None or mean is None:
             return
         if not self._evaluations or self._evaluations[-1][0] != at:
             self._evaluations.append((at, mean))
@@ -191,6 +191,11 @@ class _Terminal(Terminal):
 
     def on_broken_pipe(self) -> None:
         raise
+
+
+def _showable(key: str, value: Any) -> bool:
+    """Numbers; losses even when they are not finite, for that is news."""
+    return isinstance(value, (int, float)) and (math.isfinite(value) or key.startswith("loss_"))
 
 
 def _is_live(stream: TextIO) -> bool:

@@ -24,7 +24,7 @@ svg{display:block;width:100%;height:auto;touch-action:pan-y}svg.narrow{display:n
 @media(max-width:640px){svg.wide{display:none}svg.narrow{display:block}}
 svg text{fill:var(--soft);font-size:10.5px}svg text.y{text-anchor:end}svg text.x{text-anchor:middle}
 .grid{stroke:var(--rule)}.axis{stroke:var(--soft)}.cross{stroke:var(--soft);stroke-dasharray:2 3}
-polyline{fill:none;stroke:var(--c);stroke-width:1.7;stroke-linejoin:round}.hero polyline.line{stroke-width:2.4}
+polyline{fill:none;stroke:var(--c);stroke-width:1.4;stroke-linejoin:round}.hero polyline.line{stroke-width:2.4}
 polyline.faint{stroke-width:1;opacity:.35}polyline.dashed{stroke-dasharray:5 4}
 .band{fill:var(--c);opacity:.16}.dot{fill:var(--c)}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
