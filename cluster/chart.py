@@ -77,9 +77,9 @@ def _thinned(line: Line) -> Line:
 
 def _picture(title: str, lines: Sequence[Line], width: int, height: int, kind: str) -> str:
     wide = width > 500
-    x0, x1 = _domain(min(min(l.x) for l in lines), max(max(l.x) for l in lines), pad=0.0)
+    x0, x1 = _domain(min(0.0, *(min(l.x) for l in lines)), max(max(l.x) for l in lines), pad=0.0)
     y0, y1 = _domain(min(_lowest(lines)), max(_highest(lines)), pad=0.04)
-    x_ticks, y_ticks = ticks(x0, x1, about=6 if wide else 4), ticks(y0, y1, about=7 if wide else 5)
+    x_ticks, y_ticks = ticks(x0, x1, about=7 if wide else 5), ticks(y0, y1, about=8 if wide else 6)
     place = _Placement(x0, x1, y0, y1, width, height)
     parts = [
         *_grid(place, x_ticks, y_ticks),
