@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -86,7 +87,8 @@ def remove_garbage(directory: Path, numbers: Iterable[int]) -> None:
     """Removes every snapshot file that the manifests ``numbers`` do not name, those manifests aside."""
     keep = {manifest_path(directory, number).name for number in numbers}
     for name in tuple(keep):
-        keep |= {entry["file"] for entry in read_manifest(directory / name)["segments"]}
+        with contextlib.suppress(Damaged):
+            keep |= {entry["file"] for entry in read_manifest(directory / name)["segments"]}
     for path in directory.iterdir():
         if number_of(path) and path.name not in keep:
             path.unlink(missing_ok=True)
