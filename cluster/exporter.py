@@ -20,7 +20,7 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
-from cluster.series import METRICS, WINDOW_SECONDS, Line
+from cluster.series import METRICS, WINDOW_SUMS, Line
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0
@@ -62,7 +62,7 @@ class Exporter:
         return f"http://{_joined(self.host, self.port)}/metrics"
 
     def update(self, line: Line) -> None:
-        """Takes a metrics line. Each line once: seconds of a window (env_s, act_s, push_wait_s) are added up."""
+        """Takes a metrics line. Each line once: what it counts over its window (WINDOW_SUMS) is added up."""
         self._lines.take(line)
 
     def close(self, deadline_s: float = 5.0) -> None:
@@ -106,7 +106,7 @@ class _Lines(Collector):
     def take(self, line: Line) -> None:
         numbers = {key: float(value) for key, value in line.items() if isinstance(value, (int, float))}
         with self._lock:
-            for key in WINDOW_SECONDS:
+            for key in WINDOW_SUMS:
                 if key in numbers:
                     added = numbers[key] if math.isfinite(numbers[key]) else 0.0
                     numbers[key] = self._line.get(key, 0.0) + max(0.0, added)

@@ -14,7 +14,7 @@ from cluster.history import agent_metrics
 
 Line = Mapping[str, Any]
 Readings = Iterable[tuple[tuple[str, ...], float]]  # (values of the series' own labels, value)
-WINDOW_SECONDS = ("env_s", "act_s", "push_wait_s")  # sums over one window: the counter adds them up
+WINDOW_SUMS = ("episodes", "env_s", "act_s", "record_s", "push_wait_s")  # of one window: counters add them up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,9 @@ _ROLLOUT = (
         meaning="rollout workers replaced, by reason; unnamed where none was given",
     ),
     _labelled(
-        "counter", "rollout_seconds", "s", "part", {"env_s": "env", "act_s": "act", "push_wait_s": "push_wait"},
-        "time of all workers by part: env (stepping), act (the policy), push_wait (waiting for a shard)",
+        "counter", "rollout_seconds", "s", "part", 
+        {"env_s": "env", "act_s": "act", "record_s": "record", "push_wait_s": "push_wait"},
+        "time of all workers by part: env (stepping), act (the policy), record, push_wait (waiting for a shard)",
     ),
     _labelled(
         "gauge", "episode_return", "sum of rewards", "stat",
@@ -125,7 +126,7 @@ _LEARNER = (
     _plain("gauge", "policy_epoch", "epochs", "epoch", "grows by one with each restart of the learner"),
     _labelled(
         "gauge", "policy_age_versions", "versions", "quantile", {"policy_age_p50": "0.5", "policy_age_p95": "0.95"},
-        "how far behind the newest policy the one was that made a row: median and 95th percentile",
+        "how far behind the newest policy the acting one was when its rows were stored: median and 95th percentile",
     ),
     _plain("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
     _labelled(

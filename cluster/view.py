@@ -150,10 +150,10 @@ class View:
         restarted = int(self.line.get("workers_restarted", 0))
         parts = [shown("", number(int(self.line["workers"])), "running")]
         parts.append(shown("", number(restarted), "restarted", style="yellow" if restarted else ""))
-        busy = {key: self.line.get(f"{key}_s", 0.0) for key in ("env", "act", "push_wait")}
+        busy = {key: self.line.get(f"{key}_s", 0.0) for key in ("env", "act", "record", "push_wait")}
         total = sum(busy.values())
         if total > 0:
-            names = {"env": "env", "act": "act", "push_wait": "wait to push"}
+            names = {"env": "env", "act": "act", "record": "record", "push_wait": "wait to push"}
             parts += [shown(names[key], percent(value / total)) for key, value in busy.items()]
         return parts
 

@@ -95,12 +95,13 @@ def test_restarts_by_reason_add_up_to_all_restarts(exporter: Exporter) -> None:
     assert found[key("worker_restarts_total", reason="unnamed")] == 1
 
 
-def test_seconds_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter: Exporter) -> None:
+def test_sums_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter: Exporter) -> None:
     exporter.update(LINE)
-    exporter.update({"env_s": 2.0, "env_steps": 4100})
+    exporter.update({"env_s": 2.0, "episodes": 3, "env_steps": 4100})
     found = samples(exporter)
     assert found[key("rollout_seconds_total", part="env")] == 3.5
     assert found[key("rollout_seconds_total", part="act")] == 1.0
+    assert found[key("episodes_total")] == 7
     assert found[key("env_steps_total")] == 4100
     assert found[key("updates_total")] == 8000
 
