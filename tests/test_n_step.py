@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_chunks import LAYOUT, make_chunk, make_shard, reward_of
 
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.n_step import gather_n_step
 from replay.shard import ReplayShard
-from shard_chunks import LAYOUT, make_chunk, make_shard, reward_of
 
 GAMMA = 0.9
 
@@ -33,7 +33,7 @@ def slow_row(shard: ReplayShard, slot: int, n: int) -> np.ndarray:
 
 
 def episode_chunks(lengths: list[int], flags: list[int], width: int, order: np.random.Generator) -> list[Chunk]:
-    """Episodes of these lengths cut into runs of ``width``; two episodes share a chunk; delivered in a shuffled order."""
+    """Episodes of these lengths cut into runs of ``width``, all of one turn in a chunk; the chunks are shuffled."""
     runs = []
     for counter, (length, flag) in enumerate(zip(lengths, flags)):
         pieces = [

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from shard_chunks import LAYOUT, held, make_chunk, make_shard
 
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Block, Chunk, Wait
 from replay.config import ReplayConfig
@@ -17,7 +18,6 @@ from replay.limiter import Limiter
 from replay.memory import bytes_needed
 from replay.shard import ReplayShard
 from replay.writers import Writers
-from shard_chunks import LAYOUT, held, make_chunk, make_shard
 
 
 def numbered(shard: ReplayShard, count: int, rows: int = 4) -> None:

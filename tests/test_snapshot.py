@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shard_chunks import held, make_chunk, make_shard
 
 from replay.shard import ReplayShard
 from replay.snapshot import HELD, Saving, SnapshotError, load, save
-from shard_chunks import held, make_chunk, make_shard
 
 CAPACITY = 4_096  # 16 segments of 256 slots
 
