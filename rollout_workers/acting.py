@@ -76,16 +76,20 @@ class Actor:
 
         Raises NoWeights before the first weights and NonFiniteAction when an action is NaN or infinite.
         """
-        if self.weights is None:
-            raise NoWeights(
-                "the policy was asked for actions before it was given weights, so it would act on its random "
-                "initialisation; load the newest published weights first"
-            )
+        self.require_weights()
         action_EA = self._engine.act(obs_EO, noise)
         flat = action_EA.reshape(-1)
         if not math.isfinite(flat.dot(flat)):
             raise NonFiniteAction(self._nonfinite_message(action_EA))
         return action_EA
+
+    def require_weights(self) -> None:
+        """Raises NoWeights when there are none."""
+        if self.weights is None:
+            raise NoWeights(
+                "the policy was asked for actions before it was given weights: it would act on its random "
+                "initialisation; load the newest published weights first"
+            )
 
     def no_noise(self, batch: int) -> np.ndarray:
         """The noise (batch, *noise_shape) of the deterministic policy: zeros."""

@@ -96,8 +96,8 @@ class Recorder:
             )
         self._observe(obs_EO)
 
-    def take(self, *, epoch: int, version: int, extra: dict[str, float] | None = None) -> Chunk:
-        """The full chunk, of the policy (epoch, version), with ``extra`` added to its stats."""
+    def take(self, *, epoch: int, version: int) -> Chunk:
+        """The full chunk, of the policy (epoch, version). It has no rows when all were refused."""
         if not self.full:
             raise RuntimeError(f"the chunk has {self._t} of {self.steps} steps: fill it before taking it")
         flag_ET = self._flags()
@@ -112,7 +112,6 @@ class Recorder:
             rows, episode, step, flag = rows[keep], episode[keep], step[keep], flag[keep]
         stats["recorded_rows"] = float(len(rows) + sum(self._dropped.values()))
         stats |= {f"dropped_{reason}": float(count) for reason, count in self._dropped.items()}
-        merge_stats(stats, extra or {})
         chunk = Chunk(
             worker=self._worker,
             incarnation=self._incarnation,

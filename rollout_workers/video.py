@@ -104,8 +104,8 @@ class _Camera:
             ) from error
         if not isinstance(frame, np.ndarray):
             raise NoRenderer(
-                f"{self._env_id} drew {type(frame).__name__}, expected an array (height, width, 3): there is no video of "
-                "it; choose an environment with the render mode rgb_array"
+                f"{self._env_id} drew {type(frame).__name__}, expected an array (height, width, 3): there is no "
+                "video of it; choose an environment with the render mode rgb_array"
             )
         return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 

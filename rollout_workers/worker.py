@@ -22,6 +22,8 @@ from rollout_workers.config import WorkerConfig
 from rollout_workers.envs import make_batch_env
 from rollout_workers.recorder import Recorder, merge_stats
 
+EMPTY_CHUNKS = 10  # chunks without a single finite row before the worker gives up
+
 _ENV, _RECORDER, _WEIGHTS = "env.", "recorder.", "weights."  # prefixes of the parts' entries in a worker's state
 
 
@@ -70,8 +72,7 @@ class RolloutWorker:
         self._obs_EO = self._env.reset()
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life
-        self._waited_s = 0.0
-        self._rejected: dict[str, float] = {}
+        self._untold: dict[str, float] = {}  # stats for the next chunk to carry
 
     @property
     def policy_order(self) -> tuple[int, int]:
@@ -89,21 +90,37 @@ class RolloutWorker:
 
     def note_wait(self, seconds: float) -> None:
         """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
-        self._waited_s += seconds
+        merge_stats(self._untold, {"push_wait_s": seconds})
 
     def note_rejected(self, rows: int, reason: str) -> None:
         """Counts rows that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
 
         In its ``recorded_rows`` too, because the refused chunk's own stats are lost with it.
         """
-        merge_stats(self._rejected, {"recorded_rows": float(rows), f"dropped_{reason}": float(rows)})
+        merge_stats(self._untold, {"recorded_rows": float(rows), f"dropped_{reason}": float(rows)})
 
     def collect(self) -> Chunk:
-        """T steps of all E environments with the weights at hand.
+        """T steps of all E environments with the weights at hand; at least one row.
 
         The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``.
-        Raises NoWeights when the random steps are over and no weights have come.
+        Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
+        the environments give nothing but NaN and infinity.
         """
+        for _ in range(EMPTY_CHUNKS):
+            with np.errstate(over="ignore", invalid="ignore"):  # the recorder judges what is not finite
+                chunk = self._collect()
+            if len(chunk.rows_ND):
+                return chunk
+            merge_stats(self._untold, chunk.stats)
+        raise FloatingPointError(
+            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs} env steps, "
+            f"{self._untold}), expected finite observations and rewards: this worker has nothing to send and stops; "
+            "check the environment"
+        )
+
+    def _collect(self) -> Chunk:
+        if self.needs_weights:  # before the first step, so that the chunk can be begun again
+            self._actor.require_weights()
         random = min(self._random_left(), self._steps)
         action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
         noise_T = self._noise(self._steps - random)
@@ -177,9 +194,11 @@ class RolloutWorker:
         epoch, version = max(
             self.policy_order, (0, 0)
         )  # random actions before the first weights count as the first policy's
-        extra = self._rejected | timings | {"push_wait_s": self._waited_s, "random_rows": float(random * self._envs)}
-        self._waited_s, self._rejected = 0.0, {}
-        return self._recorder.take(epoch=epoch, version=version, extra=extra)
+        chunk = self._recorder.take(epoch=epoch, version=version)
+        for stats in (timings, {"random_rows": float(random * self._envs), "push_wait_s": 0.0}, self._untold):
+            merge_stats(chunk.stats, stats)
+        self._untold = {}
+        return chunk
 
 
 def _check_policy(policy: Policy, env: BatchEnv, env_id: str) -> None:

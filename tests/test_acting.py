@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_policy import LinearPolicy
 
+from algorithms import ALGORITHMS
 from algorithms.weights import CorruptWeights, Weights
 from rollout_workers.acting import BEFORE_ANY_WEIGHTS, Actor, NonFiniteAction, NoWeights
 
@@ -65,6 +66,25 @@ def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
     before = actor.act(*random_inputs(4))
     weights.flat[:] = 0.0
     np.testing.assert_array_equal(actor.act(*random_inputs(4)), before)
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_onnxruntime_and_torch_agree_on_every_algorithm(algorithm: str, preset: str) -> None:
+    made = ALGORITHMS[algorithm]
+    config = made.presets[preset]()
+    agent = made.make_agent(config, 17, 6, device="cpu", seed=3)
+    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    onnx, torch = (Actor(made.make_policy(config, 17, 6), backend=backend) for backend in BACKENDS)
+    rng = np.random.default_rng(0)
+    for actor in (onnx, torch):
+        actor.load(weights)
+    for batch in (1, 2, 33):
+        obs_EO = 3 * rng.standard_normal((batch, 17), dtype=np.float32)
+        for noise in (onnx.policy.sample_noise(rng, batch), onnx.no_noise(batch)):
+            ours, theirs = onnx.act(obs_EO, noise), torch.act(obs_EO, noise)
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+            assert np.abs(ours).max() <= 1.0
 
 
 @settings(deadline=None, max_examples=30)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from linear_policy import LinearPolicy
 
-from algorithms.weights import CorruptWeights
+from algorithms import ALGORITHMS
+from algorithms.weights import CorruptWeights, Weights
 from rollout_workers.batch_env import StepResult
 from rollout_workers.envs import env_spec, make_batch_env, make_env
 from rollout_workers.evaluator import BrokenEpisodes, EvaluationTimeout, Evaluator
@@ -62,6 +63,21 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(env_id: str, backend: st
     assert results[0].lengths == results[1].lengths == results[2].lengths
     alone = Evaluator(env_id, policy, backend=backend).evaluate(weights, episodes=1, seed=8)
     assert alone.returns == results[2].returns[3:4]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_the_bridge_gives_the_same_episodes_whatever_runs_beside_them(backend: str) -> None:
+    made = ALGORITHMS["softgac"]
+    config = made.presets["cpu"]()
+    agent = made.make_agent(config, 11, 3, device="cpu", seed=0)
+    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    results = [
+        Evaluator("Hopper-v5", made.make_policy(config, 11, 3), max_envs=side_by_side, backend=backend).evaluate(
+            weights
+        )
+        for side_by_side in (1, 3, 5)
+    ]
+    assert results[0].returns == results[1].returns == results[2].returns
 
 
 def test_an_evaluation_can_be_repeated_and_older_weights_are_evaluated_too() -> None:

@@ -92,13 +92,15 @@ def test_random_steps_come_first_and_end_inside_a_chunk() -> None:
 
 
 def test_random_steps_need_no_weights_and_the_first_policy_step_does() -> None:
-    worker = make_worker(envs=2, steps=8, random_steps=16, load=False)
+    worker = make_worker(envs=2, steps=8, random_steps=18, load=False)
     assert not worker.needs_weights
     chunk = worker.collect()
     assert (chunk.epoch, chunk.version) == (0, 0)
     assert worker.needs_weights
     with pytest.raises(NoWeights):
         worker.collect()
+    worker.load_weights(PENDULUM.weights(0, version=1))
+    assert worker.collect().version == 1
 
 
 def test_chunks_carry_the_version_that_acted_and_old_weights_are_ignored() -> None:
@@ -195,6 +197,26 @@ def test_nan_ends_an_episode_is_counted_and_never_stored() -> None:
     assert np.flatnonzero(first.flag_N == CUT).tolist() == [10]
     assert second.step_N[:8].tolist() == [*range(7), 4]
     assert len(set(second.episode_N.tolist()) & set(first.episode_N.tolist())) == 1
+
+
+class BrokenEnv(BreakingEnv):
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.broken = {(e, t) for e in range(2) for t in range(self.bad_steps)}
+
+
+@pytest.mark.parametrize("bad_steps", [8, 19])
+def test_chunks_without_a_row_are_not_sent_and_their_counts_are_not_lost(bad_steps: int) -> None:
+    worker = make_worker(make_env=type("Broken", (BrokenEnv,), {"bad_steps": bad_steps}))
+    stats, rows = worker.collect().stats, (bad_steps // 8 + 1) * 16
+    assert (stats["recorded_rows"], stats["dropped_nonfinite_observation"]) == (rows, 2 * bad_steps)
+    assert worker.env_steps == rows
+
+
+def test_an_environment_that_gives_nothing_but_nan_stops_the_worker() -> None:
+    worker = make_worker(make_env=type("Broken", (BrokenEnv,), {"bad_steps": 1_000}))
+    with pytest.raises(FloatingPointError, match="every row of 10 chunks was refused"):
+        worker.collect()
 
 
 def test_waiting_and_rejections_are_told_with_the_next_chunk_once() -> None:
