@@ -100,6 +100,13 @@ class Guard:
             "rates, then start again"
         )
 
+    def halt_for_state(self, updates: int) -> Halt:
+        """The error for a state with a NaN on one of several learners."""
+        return Halt(
+            f"the state at update {updates} holds a NaN and was not given out as a checkpoint. First cause: "
+            f"{self.first_cause}. The learners stop; restart all of them from the newest checkpoint"
+        )
+
     def _note_progress(self, updates: int) -> None:
         if self.rollbacks and updates - self._rolled_back_at > self._lost:
             self.rollbacks, self.first_cause = 0, ""

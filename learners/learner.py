@@ -6,16 +6,21 @@ One ``step`` takes one block. Nothing in it waits for the device but the publica
 tensor and one transfer a block, on CUDA read when the next block is already queued, so the guard and the report are one
 block late there. The same code runs alone and among L learners: each takes its own B/L rows, the agent reduces through
 ``collective``, and rank 0 publishes.
+
+Among L learners construction, ``load_state``, ``step`` and ``publish`` are made by all in the same order; ``state`` and
+``report`` are each rank's own affair.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 
 from algorithms.interface import Agent, Collective, Solo
@@ -46,6 +51,7 @@ class LearnerReport:
     nonfinite: int  # non-finite updates over the run
     rollbacks: int  # over this process's life
     updates_per_s: float  # wall clock
+    wall_s: float  # since the last report
     time: dict[str, float]  # shares of wall time: data_wait, update, publish, other
 
 
@@ -73,14 +79,15 @@ class Learner:
         collective: Collective | None = None,
         epoch: int = 0,
     ) -> None:
-        self.agent, self.config = agent, config
+        self.agent, self.config, self.device = agent, config, agent.device
         self.updates, self.version, self.epoch = 0, 0, epoch
         self.rollbacks = 0
         self._collective: Collective = Solo() if collective is None else collective
         self._publish, self._newest = publish, newest
         self._guard = Guard(config, Path(directory))
         self._clock = Clock(("data_wait", "update", "publish"))
-        self._pending: _Pending | None = None
+        self._blocks_late = 1 if self.device.type == "cuda" else 0
+        self._pending: deque[_Pending] = deque()  # at most one more than _blocks_late
         self._graph: CapturedCycle | None = None
         self._inserted: dict[int, int] = {}  # by shard
         self._published_updates = 0
@@ -108,11 +115,9 @@ class Learner:
             metrics = self._update(fed.rows_UBD)
             self.updates += fed.rows_UBD.shape[0]
             self._inserted[fed.block.shard] = fed.block.inserted
-            late = self._pending
-            self._pending = _Pending(fed.block, self.updates, metrics)
-            ready = late if fed.rows_UBD.is_cuda else self._take_pending()
-            if ready is not None:
-                self._look(ready)
+            self._pending.append(_Pending(fed.block, self.updates, metrics))
+            if len(self._pending) > self._blocks_late:
+                self._look(self._pending.popleft())
         if self.updates - self._published_updates >= self.config.publish_updates:
             self.publish()
 
@@ -122,29 +127,28 @@ class Learner:
         Weights that are not finite are not published: the learner rolls back first.
         """
         with self._clock.measure("publish"):
-            flat = _flat_on_host(self.agent)
-            if not bool(flat.isfinite().all()):
+            weights = self.weights()
+            if not bool(np.isfinite(weights.flat).all()):
                 self._guard.note(f"the policy's weights were not finite at update {self.updates}")
                 self._roll_back()
-                flat = _flat_on_host(self.agent)
+                weights = self.weights()
             self.version += 1
             self._published_updates = self.updates
             if self._collective.rank == 0:
-                self._publish(
-                    Weights.pack(
-                        _named(flat, self.agent),
-                        epoch=self.epoch,
-                        version=self.version,
-                        env_steps=self.env_steps,
-                        updates=self.updates,
-                    )
-                )
+                self._publish(dataclasses.replace(weights, version=self.version))
+
+    def weights(self) -> Weights:
+        """The policy as it is now, under the version published last."""
+        return Weights.pack(
+            _on_host(self.agent),
+            epoch=self.epoch,
+            version=self.version,
+            env_steps=self.env_steps,
+            updates=self.updates,
+        )
 
     def report(self) -> LearnerReport:
-        """What happened since the last report; on CUDA this waits for the newest block."""
-        pending = self._take_pending()
-        if pending is not None:
-            self._look(pending)
+        """What happened since the last report; metrics and counts lag one block on CUDA. Never waits for the device."""
         shares, wall_s = self._clock.lap()
         made = self.updates - self._reported_updates
         metrics = {name: math.fsum(v) / (1 if name == "nonfinite" else len(v)) for name, v in self._seen.items()}
@@ -158,6 +162,7 @@ class Learner:
             nonfinite=self._nonfinite(),
             rollbacks=self.rollbacks,
             updates_per_s=made / wall_s,
+            wall_s=wall_s,
             time=shares,
         )
 
@@ -165,15 +170,15 @@ class Learner:
         """Everything an exact resume needs, as copies on the CPU that later updates leave alone.
 
         With L learners all give the same, so rank 0's is enough. A state with a NaN is not given out, because a
-        checkpoint of it would be what the next rollback goes to: the learner rolls back first.
+        checkpoint of it would be what the next rollback goes to: a learner alone rolls back first; one of several
+        raises Halt, because a rollback must be made by all, and is restarted with the others.
         """
-        pending = self._take_pending()
-        if pending is not None:
-            self._look(pending)
         agent = self._agent_state()
         poisoned = [name for name, tensor in agent.items() if bool(tensor.isnan().any())]
         if poisoned:
             self._guard.note(f"{', '.join(poisoned)} held a NaN at update {self.updates}")
+            if self._collective.world_size > 1:
+                raise self._guard.halt_for_state(self.updates)
             self._roll_back()
             agent = self._agent_state()
         counters = (self.updates, self.epoch, self.version, self._published_updates, self._nonfinite())
@@ -200,7 +205,7 @@ class Learner:
         self.epoch = max(self.epoch, epoch + 1)
         self._nonfinite_before = nonfinite - self._guard.nonfinite
         self._inserted = {int(shard): int(inserted) for shard, inserted in state["inserted_S2"]}
-        self._pending = None
+        self._pending.clear()
 
     def _update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
         if not (rows_UBD.is_cuda and self.config.cuda_graph):
@@ -209,10 +214,6 @@ class Learner:
             agent = cast(CyclicAgent, self.agent)
             self._graph = CapturedCycle(agent, batch=rows_UBD.shape[1], width=rows_UBD.shape[2])
         return self._graph.update(rows_UBD)
-
-    def _take_pending(self) -> _Pending | None:
-        pending, self._pending = self._pending, None
-        return pending
 
     def _look(self, pending: _Pending) -> None:
         """Reads a block's metrics and lets the guard decide."""
@@ -239,7 +240,7 @@ class Learner:
             part = checkpoint.part(PART)
             state = {name.removeprefix(_AGENT): t for name, t in part.items() if name.startswith(_AGENT)}
         self._share(state)
-        self._pending = None
+        self._pending.clear()
         self.rollbacks += 1
         self._guard.rolled_back(self.updates, int(saved))
 
@@ -275,12 +276,9 @@ class _Pending:
         return dict(zip(self._names, self._host.tolist()))
 
 
-def _flat_on_host(agent: Agent) -> torch.Tensor:
-    """All policy weights in one flat CPU tensor: one transfer."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in agent.policy_weights().values()]).cpu()
-
-
-def _named(flat: torch.Tensor, agent: Agent) -> dict[str, torch.Tensor]:
-    weights = agent.policy_weights()
+def _on_host(agent: Agent) -> dict[str, torch.Tensor]:
+    """The policy's weights as CPU tensors, after one transfer."""
+    weights = {name: tensor.detach() for name, tensor in agent.policy_weights().items()}
+    flat = torch.cat([tensor.reshape(-1) for tensor in weights.values()]).cpu()
     parts = flat.split([tensor.numel() for tensor in weights.values()])
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(weights.items(), parts)}

@@ -22,6 +22,7 @@ class LineAgent:
     def __init__(
         self, seed: int = 0, collective: Collective | None = None, device: str = "cpu", lr: float = 0.1
     ) -> None:
+        self.device = torch.device(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.w = torch.zeros(3, device=device)
         self.sums = torch.zeros(3, device=device)  # of losses, of skipped updates, of updates

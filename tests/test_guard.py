@@ -12,6 +12,7 @@ import torch
 from line_agent import LineAgent
 from test_learner import fed
 
+from algorithms.interface import Solo
 from algorithms.weights import Weights
 from learners.checkpoint import Checkpoint, load_newest, prefixed, save
 from learners.config import LearnerConfig
@@ -156,3 +157,28 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path: Path) -
     run.save()
     newest = load_newest(tmp_path / "checkpoints", {})
     assert newest is not None and torch.equal(newest.part(PART)["agent/w"], good) and run.learner.rollbacks == 1
+
+
+def test_one_block_late_as_on_cuda_the_guard_comes_to_the_same_decisions(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.learner._blocks_late = 1
+    run.learner.step(fed(0))
+    run.save()
+    good = run.agent.w.clone()
+    for seed in range(2):
+        run.learner.step(poisoned(seed))
+    assert run.learner.rollbacks == 0 and run.learner.report().nonfinite == 4
+    run.learner.step(fed(1))
+    assert run.learner.rollbacks == 1 and torch.equal(run.agent.w, good)
+    assert len(run.dumps()) == 2
+
+
+def test_one_of_several_learners_halts_on_a_poisoned_state_instead_of_rolling_back_alone(tmp_path: Path) -> None:
+    class Pair(Solo):
+        world_size = 2
+
+    learner = Learner(LineAgent(), CONFIG, directory=tmp_path, publish=lambda weights: None, collective=Pair())
+    assert isinstance(learner.agent, LineAgent)
+    learner.agent.w[0] = float("nan")
+    with pytest.raises(Halt, match="First cause: w held a NaN at update 0"):
+        learner.state()

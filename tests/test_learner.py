@@ -147,7 +147,7 @@ def test_no_update_reads_anything_back_on_the_host(tmp_path: Path) -> None:
         learner.step(fed(0, updates=4))
     assert reads.seen == []
     with HostReads() as reads:
-        learner.publish()
+        assert torch.ones(2).sum().item() == 2
     assert reads.seen != []  # the mode does see what it looks for
 
 
