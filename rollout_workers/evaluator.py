@@ -146,7 +146,12 @@ class Evaluator:
             env.close()
 
     def _act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Matrix libraries take another path for one row, with other rounding: one row is sent twice."""
+        """Actions whose rounding does not depend on how many rows there are, or one episode would differ in the end.
+
+        torch's does at any number, so it gets them one by one; onnxruntime's only for one row, which it gets twice.
+        """
+        if self._actor.backend == "torch":
+            return np.concatenate([self._actor.act(obs_EO[e : e + 1], noise[:1]) for e in range(len(obs_EO))])
         if len(obs_EO) == 1:
             return self._actor.act(np.repeat(obs_EO, 2, axis=0), noise)[:1]
         return self._actor.act(obs_EO, noise)
