@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/env_steps.py [--envs 16,64] [--tasks Hopper,Ant] [--repeats 5] [--json FILE]
 
-``raw`` is mujoco.rollout on one thread with the model and frame_skip of the task, given random controls and started over
-as often as the task starts over: the same physics without observations, rewards and resets. ``ours`` is BatchEnv.step with
-random actions, everything included. Rates are env steps by process CPU time, medians over repeats, all contenders
-in turn within each repeat, so that a machine that slows down slows all of them.
+``raw`` is mujoco.rollout on one thread with the model and frame_skip of the task, given random controls and started
+over as often as the task starts over: the same physics without observations, rewards and resets. ``ours`` is
+BatchEnv.step with random actions, everything included. Rates are env steps by process CPU time, medians over
+repeats, all contenders in turn within each repeat, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, dict[st
             rates[name].append(made / (time.process_time() - begun))
     ratios = {name: [rate / top for rate, top in zip(rates[name], rates["raw"])] for name in rates}
     return {
-        name: {"steps_per_s": statistics.median(rates[name]), "of_raw": statistics.median(ratios[name])} for name in rates
+        name: {"steps_per_s": statistics.median(rates[name]), "of_raw": statistics.median(ratios[name])}
+        for name in rates
     }
 
 
@@ -157,7 +158,10 @@ def task_figures(env_id: str, sizes: list[int], repeats: int, seconds: float) ->
     steps = max(int(seconds * probe() / (time.process_time() - begun)), 2_000)
     contenders = {"raw": raw(env_id, steps, rng)}
     contenders |= {f"ours {size}": ours(env_id, size, steps, rng) for size in sizes}
-    contenders |= {"gymnasium 1": single(env_id, steps, rng), f"SyncVectorEnv {sizes[0]}": sync(env_id, sizes[0], steps, rng)}
+    contenders |= {
+        "gymnasium 1": single(env_id, steps, rng),
+        f"SyncVectorEnv {sizes[0]}": sync(env_id, sizes[0], steps, rng),
+    }
     return measure(contenders, repeats)
 
 

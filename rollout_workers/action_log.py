@@ -44,13 +44,13 @@ class ActionLog:
         longest = max(self._steps)
         if longest > _LIMIT:
             raise EnvError(
-                f"an episode has run for {longest} steps, expected at most {_LIMIT} for replaying it: the environment's state "
-                "cannot be saved; register the environment with max_episode_steps"
+                f"an episode has run for {longest} steps, expected at most {_LIMIT} for replaying it: the "
+                "environment's state cannot be saved; register the environment with max_episode_steps"
             )
         space = self._vec.single_action_space
         actions = np.zeros((len(self._actions), longest, *(space.shape or ())), dtype=space.dtype)
         for row, log in zip(actions, self._actions):
-            row[: len(log)] = log
+            row[: len(log)] = np.array(log).reshape(-1, *row.shape[1:])
         return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:

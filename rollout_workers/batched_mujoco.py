@@ -19,7 +19,7 @@ from rollout_workers.env_registry import find_env
 from rollout_workers.generator_state import pack_generator, unpack_generator
 from rollout_workers.mujoco_stack import MujocoStack
 from rollout_workers.point_maze import PointMaze
-from rollout_workers.tasks import Task
+from rollout_workers.tasks import Outcome, Task
 from rollout_workers.tasks_balance import InvertedDoublePendulum, InvertedPendulum
 from rollout_workers.tasks_locomotion import Ant, HalfCheetah, Hopper, Humanoid, Swimmer, Walker2d
 from rollout_workers.tasks_reaching import Pusher, Reacher
@@ -38,7 +38,7 @@ _TASKS: dict[Any, Callable[[Any], Task]] = {  # by the entry point of Gymnasium'
     _MUJOCO + "pusher_v5:PusherEnv": Pusher,
     "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv": PointMaze,
 }
-_KNOWN_KWARGS = {PointMaze: {"maze_map", "reward_type"}}  # every other task is served with default arguments only
+_KNOWN_KWARGS: dict[Any, set[str]] = {PointMaze: {"maze_map", "reward_type"}}  # the others: none
 
 
 def has_fast_path(env_id: str) -> bool:
@@ -53,10 +53,10 @@ def has_fast_path(env_id: str) -> bool:
 class BatchedMujocoEnv(VectorEnv):
     """E environments of one MuJoCo task.
 
-    Equal to ``gymnasium.vector.SyncVectorEnv`` over the same id, seeds and actions: observations (E, O) and rewards (E,)
-    float64, all three autoreset modes, ``options={"reset_mask": mask_E}``. Differs in that Dict observations come flat in the
-    order of their sorted keys, and that ``infos`` hold ``final_obs`` alone, plus ``unstable`` (E,) bool when MuJoCo has put
-    a simulation back to its initial state because it had become non-finite.
+    Equal to ``gymnasium.vector.SyncVectorEnv`` over the same id, seeds and actions: observations (E, O) and rewards
+    (E,) float64, all three autoreset modes, ``options={"reset_mask": mask_E}``. Differs in that Dict observations come
+    flat in the order of their sorted keys, and that ``infos`` hold ``final_obs`` alone, plus ``unstable`` (E,) bool
+    when MuJoCo has put a simulation back to its initial state because it had become non-finite.
 
     Args:
         env_id: an id for which ``has_fast_path``.
@@ -69,7 +69,7 @@ class BatchedMujocoEnv(VectorEnv):
     ) -> None:
         if not has_fast_path(env_id):
             raise EnvError(
-                f"{env_id} has no batched path, expected one of the MuJoCo v5 tasks or PointMaze with default arguments: it "
+                f"{env_id} has no batched path, expected a MuJoCo v5 task or PointMaze with default arguments: it "
                 "was not made; use gymnasium.make_vec"
             )
         self.num_envs = num_envs
@@ -85,7 +85,7 @@ class BatchedMujocoEnv(VectorEnv):
             frame_skip=self._task.frame_skip,
             num_envs=num_envs,
             contact_forces=self._task.contact_forces,
-            columns=self._task.columns,
+            derived=self._task.derived,
         )
         self._rngs: list[np.random.Generator] | None = None  # None before the first reset
         self._now_ES = self._stack.gather()
@@ -111,19 +111,16 @@ class BatchedMujocoEnv(VectorEnv):
         return self._task.observe(self._now_ES, self._goal_EG), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Steps with ``actions`` (E, A) in the action box: obs (E, O) and reward (E,) float64, terminated, truncated, infos."""
+        """Takes actions (E, A) in the action box; obs (E, O) and reward (E,) float64, terminated, truncated, infos."""
         if self._rngs is None:
-            raise EnvError(
-                "step before reset, expected reset first: there is no state to step from; call reset(seed=...)"
-            )
+            raise EnvError("step before reset, expected reset first: nothing was stepped; call reset(seed=...)")
         if self._done_E.any():
             return self._step_after_end(actions)
-        outcome = self._advance(actions, None)
+        outcome, infos = self._advance(actions, None)
         obs_EO = self._task.observe(self._now_ES, self._goal_EG)
         self._elapsed_E += 1
         truncated_E = self._elapsed_E >= self._max_steps
         done_E = outcome.terminated_E | truncated_E
-        infos = self._unstable_infos()
         if done_E.any():
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 obs_EO = self._reset_same_step(obs_EO, done_E, infos)
@@ -136,8 +133,7 @@ class BatchedMujocoEnv(VectorEnv):
         if self._rngs is None:
             raise EnvError("state asked for before reset: there is none; call reset(seed=...) first")
         return {
-            "physics": self._stack.get_state(),
-            "now": self._now_ES.copy(),
+            **self._stack.get_state(),
             "goal": self._goal_EG.copy(),
             "elapsed": self._elapsed_E.copy(),
             "done": self._done_E.copy(),
@@ -145,25 +141,27 @@ class BatchedMujocoEnv(VectorEnv):
         }
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave; the following steps are bit-identical on the same machine and MuJoCo version."""
-        seen = np.shape(state["now"])
-        if seen != self._now_ES.shape:
-            raise EnvError(
-                f"a state of shape {seen}, expected {self._now_ES.shape}: nothing was changed; give a state of the same "
-                "task and the same number of environments"
-            )
-        self._stack.set_state(state["physics"])
-        self._now_ES = np.array(state["now"])
+        """Takes what ``get_state`` gave; the following steps are bit-identical with the same MuJoCo and machine."""
+        for name, array in self._stack.get_state().items():
+            seen = np.shape(state[name])
+            if seen != array.shape:
+                raise EnvError(
+                    f"a state with {name} of shape {seen}, expected {array.shape}: nothing was changed; "
+                    "give a state of the same task and the same number of environments"
+                )
+        self._stack.set_state(state)
+        self._now_ES = self._stack.gather()
         self._goal_EG = np.array(state["goal"])
         self._elapsed_E = np.array(state["elapsed"])
         self._done_E = np.array(state["done"])
         self._rngs = [unpack_generator(row) for row in state["rng"]]
 
-    def _advance(self, actions: np.ndarray, indices: list[int] | None) -> Any:
+    def _advance(self, actions: np.ndarray, indices: list[int] | None) -> tuple[Outcome, dict[str, Any]]:
         before_ES = self._now_ES
-        self._stack.step(self._task.control(self._stack, before_ES, actions), indices)
+        unstable_E = self._stack.step(self._task.control(self._stack, actions), indices)
         self._now_ES = self._stack.gather()
-        return self._task.judge(before_ES, self._now_ES, self._goal_EG, actions)
+        outcome = self._task.judge(before_ES, self._now_ES, self._goal_EG, actions)
+        return outcome, {} if unstable_E is None else {"unstable": unstable_E}
 
     def _start(self, chosen: Any) -> None:
         assert self._rngs is not None
@@ -190,23 +188,18 @@ class BatchedMujocoEnv(VectorEnv):
         """A step with environments whose episode has ended: NEXT_STEP resets those and steps the others."""
         if self.autoreset_mode is not AutoresetMode.NEXT_STEP:
             raise EnvError(
-                f"environments {np.flatnonzero(self._done_E).tolist()} have ended, expected a reset first (autoreset is "
-                'disabled): nothing was stepped; call reset(options={"reset_mask": ended})'
+                f"environments {np.flatnonzero(self._done_E).tolist()} have ended, expected a reset first (autoreset "
+                'is disabled): nothing was stepped; call reset(options={"reset_mask": ended})'
             )
         fresh_E = self._done_E.copy()
-        outcome = self._advance(actions, np.flatnonzero(~fresh_E).tolist())
+        outcome, infos = self._advance(actions, np.flatnonzero(~fresh_E).tolist())
         self._elapsed_E += 1
-        infos = self._unstable_infos()
         self._start(np.flatnonzero(fresh_E).tolist())
         truncated_E = self._elapsed_E >= self._max_steps
         terminated_E = outcome.terminated_E & ~fresh_E
         self._done_E = terminated_E | truncated_E
         obs_EO = self._task.observe(self._now_ES, self._goal_EG)
         return obs_EO, np.where(fresh_E, 0.0, outcome.reward_E), terminated_E, truncated_E, infos
-
-    def _unstable_infos(self) -> dict[str, Any]:
-        mask_E = self._stack.unstable()
-        return {} if mask_E is None else {"unstable": mask_E}
 
 
 def _open_task(spec: gym.envs.registration.EnvSpec) -> tuple[Task, gym.spaces.Box, gym.spaces.Box]:

@@ -37,8 +37,8 @@ def _unknown(env_id: str, name: str) -> str:
     nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
     names = ", ".join(by_folded[folded] for folded in nearest) or "none is close"
     return (
-        f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be trained; "
-        "correct the id, or write module:Id to import the module that registers it"
+        f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be "
+        "trained; correct the id, or write module:Id to import the module that registers it"
     )
 
 
@@ -62,7 +62,7 @@ def _register_dm_control(env_id: str) -> None:
     missing = [name for name in ("dm_control", "shimmy") if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvError(
-            f"{env_id} needs {' and '.join(missing)}, expected to be installed: the DeepMind Control tasks cannot be made; "
+            f"{env_id} needs {' and '.join(missing)}, expected to be installed: DeepMind Control tasks cannot be made; "
             "pip install 'drawbridge[dmc]'"
         )
     gym.register_envs(importlib.import_module("shimmy"))

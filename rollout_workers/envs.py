@@ -70,8 +70,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         return gym.make(spec, render_mode=render_mode, disable_env_checker=True)
     except Exception as error:
         raise EnvError(
-            f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to build "
-            "it: no worker can run it; install what it asks for, and try gymnasium.make with this id by itself"
+            f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to "
+            "build it: no worker can run it; install what it asks for, and try gymnasium.make with this id by itself"
         ) from error
 
 

@@ -22,16 +22,16 @@ class VectorBatchEnv:
     DISABLED (what this project makes itself): this class resets what has ended, with seeds of its own, inside the step.
     SAME_STEP: the vector environment has done so; the last observation is taken from ``infos["final_obs"]``.
     NEXT_STEP: the step after an end resets and ignores the action: ``valid_E`` is False there, ``next_obs_EO`` equals
-    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours, and the state
-    cannot be saved.
+    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours, and the
+    state cannot be saved.
 
     Args:
-        vec: what to wrap; its ``metadata["autoreset_mode"]`` says the mode.
+        vec: the gymnasium.vector.VectorEnv to wrap; its ``metadata["autoreset_mode"]`` says the mode.
         env_id: for messages.
         seed: the environments' seeds are ``env_seeds(seed, E)`` unless ``reset`` is given others.
     """
 
-    def __init__(self, vec: VectorEnv, *, env_id: str, seed: int = 0) -> None:
+    def __init__(self, vec: Any, *, env_id: str, seed: int = 0) -> None:
         self._vec = vec
         self._mode = _autoreset_mode(vec, env_id)
         self._box = ActionBox(vec.single_action_space, env_id)
@@ -53,7 +53,7 @@ class VectorBatchEnv:
         if seeds is not None:
             if len(seeds) != self.num_envs:
                 raise EnvError(
-                    f"{len(seeds)} seeds, expected {self.num_envs}: nothing was reset; give one seed for each environment"
+                    f"{len(seeds)} seeds, expected {self.num_envs}: nothing was reset; give one for each environment"
                 )
             self._seeds = [int(seed) for seed in seeds]
         self._episode_E[:] = 0
@@ -82,16 +82,9 @@ class VectorBatchEnv:
                 obs_EO = self._restart(done_E)
             else:
                 next_obs_EO = self._with_final(obs_EO, done_E, infos)
-            self._episode_E[done_E] += self._mode is AutoresetMode.SAME_STEP
         self._obs_EO = obs_EO
-        return StepResult(
-            obs_EO.copy(),
-            next_obs_EO,
-            np.asarray(reward_E, dtype=np.float64),
-            terminated_E,
-            truncated_E,
-            valid_E.copy(),
-        )
+        reward_E = np.asarray(reward_E, dtype=np.float64)
+        return StepResult(obs_EO.copy(), next_obs_EO, reward_E, terminated_E, truncated_E, valid_E.copy())
 
     def cut(self, env_indices: list[int]) -> np.ndarray:
         """See BatchEnv; a vector environment that resets by itself is reset as a whole."""
@@ -106,7 +99,7 @@ class VectorBatchEnv:
 
     def get_state(self) -> dict[str, np.ndarray]:
         """See BatchEnv."""
-        common = {
+        common: dict[str, np.ndarray] = {
             "obs": self._obs_EO.copy(),
             "seeds": np.array(self._seeds, dtype=np.int64),
             "episode": self._episode_E.copy(),
@@ -121,8 +114,8 @@ class VectorBatchEnv:
         """See BatchEnv. Gymnasium's own environments are brought there by replaying the episode's actions."""
         if state["obs"].shape != self._obs_EO.shape:
             raise EnvError(
-                f"a state with observations {state['obs'].shape}, expected {self._obs_EO.shape}: nothing was changed; give a "
-                "state of the same environment and the same number of them"
+                f"a state with observations {state['obs'].shape}, expected {self._obs_EO.shape}: nothing was changed; "
+                "give a state of the same environment and the same number of them"
             )
         self._seeds = [int(seed) for seed in state["seeds"]]
         self._episode_E = np.array(state["episode"])
@@ -158,9 +151,9 @@ class VectorBatchEnv:
     def _with_final(self, obs_EO: np.ndarray, done_E: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         if "final_obs" not in infos:
             raise EnvError(
-                f"{self.env_id} resets in the same step but gives no infos['final_obs'] (it has {sorted(infos)}), expected the "
-                "last observation of every ended episode there: transitions would end in another episode's state; add "
-                "it, or register the environment without its vector entry point"
+                f"{self.env_id} resets in the same step but gives no infos['final_obs'] (it has {sorted(infos)}), "
+                "expected every ended episode's last observation there: transitions would end in another episode's "
+                "state; add it, or register the environment without its vector entry point"
             )
         next_obs_EO = obs_EO.copy()
         for i in np.flatnonzero(done_E):

@@ -22,7 +22,7 @@ _NOISE = 0.25  # m, half-width around the centre of a cell
 
 
 class PointMaze(Task):
-    """Observations in the order of sorted keys: achieved_goal (2), desired_goal (2), observation (4: position, velocity)."""
+    """Observes, in the order of sorted keys, achieved_goal (2), desired_goal (2), observation (position, velocity)."""
 
     goal_dim = 2
 
@@ -42,10 +42,8 @@ class PointMaze(Task):
         qpos[:2] = position + self._noise(rng)
         return Start(qpos, self.init_qvel, goal)
 
-    def control(self, stack: MujocoStack, now_ES: np.ndarray, action_EA: np.ndarray) -> np.ndarray:
-        for i in np.flatnonzero(np.abs(now_ES[:, 2:]).max(axis=1) > _MAX_SPEED):
-            velocity = stack.datas[i].qvel
-            np.clip(velocity, -_MAX_SPEED, _MAX_SPEED, out=velocity)
+    def control(self, stack: MujocoStack, action_EA: np.ndarray) -> np.ndarray:
+        np.clip(stack.qvel_EV, -_MAX_SPEED, _MAX_SPEED, out=stack.qvel_EV)
         return np.clip(action_EA, -1.0, 1.0)
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:

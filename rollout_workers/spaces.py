@@ -71,8 +71,8 @@ class ActionBox:
             at = int(unbounded[0])
             raise EnvError(
                 f"{env_id} has an unbounded action box: coordinate {at} is in [{space.low.ravel()[at]}, "
-                f"{space.high.ravel()[at]}], expected finite bounds: actions in [-1, 1] cannot be mapped onto it; wrap the "
-                "environment with gymnasium.wrappers.RescaleAction or a Box with finite bounds"
+                f"{space.high.ravel()[at]}], expected finite bounds: actions in [-1, 1] cannot be mapped onto it; wrap "
+                "the environment with gymnasium.wrappers.RescaleAction or a Box with finite bounds"
             )
 
 

@@ -1,6 +1,7 @@
 """What a batched MuJoCo task is: where episodes start, what is observed, what is rewarded.
 
-A task sees all environments at once: ``now_ES`` holds, row by row, the columns that the task asked of each simulation.
+A task sees all environments at once: ``now_ES`` holds, row by row, each simulation's qpos, qvel
+and the derived columns that the task asked for.
 The numbers are those of Gymnasium's environments with their default arguments (and of its v5 documentation).
 
 Letters: E environments, S gathered columns, G goal dim, O observation dim, A action dim.
@@ -48,16 +49,16 @@ class Task:
         self.init_qpos: np.ndarray = env.init_qpos.copy()
         self.init_qvel: np.ndarray = env.init_qvel.copy()
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
-        """The 1-D views of one simulation that make up its row of ``now_ES``; by default qpos and qvel."""
-        return [data.qpos, data.qvel]
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
+        """The 1-D views of a simulation that follow qpos and qvel in its row of ``now_ES``; by default none."""
+        return []
 
     def start(self, rng: np.random.Generator) -> Start:
         """Draws a first state, with the very draws of Gymnasium's ``reset_model``."""
         raise NotImplementedError
 
-    def control(self, stack: MujocoStack, now_ES: np.ndarray, action_EA: np.ndarray) -> np.ndarray:
-        """The controls (E, A) of the next step; by default the actions."""
+    def control(self, stack: MujocoStack, action_EA: np.ndarray) -> np.ndarray:
+        """The controls (E, A) of the next step, by default the actions; may change ``stack.qvel_EV``."""
         return action_EA
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:

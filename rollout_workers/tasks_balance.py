@@ -29,8 +29,8 @@ class InvertedPendulum(Task):
 class InvertedDoublePendulum(Task):
     """reward = 10 while standing - 0.01 x^2 - (y - 2)^2 - 1e-3 v1^2 - 5e-3 v2^2, with (x, y) the tip's position."""
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
-        return [data.qpos, data.qvel, data.qfrc_constraint[:1], data.site_xpos[0, ::2]]
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
+        return [data.qfrc_constraint[:1], data.site_xpos[0, ::2]]
 
     def start(self, rng: np.random.Generator) -> Start:
         qpos = self.init_qpos + rng.uniform(-0.1, 0.1, self.init_qpos.size)

@@ -79,9 +79,9 @@ class Ant(Runner):
     contact_forces = True
     control_weight, noise, hidden, normal_velocities = 0.5, 0.1, 2, True
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
         # The torso's position is the one that the last substep started from, as in Gymnasium.
-        return [data.qpos, data.qvel, data.cfrc_ext[1:].reshape(-1), data.xpos[1, :1]]
+        return [data.cfrc_ext[1:].reshape(-1), data.xpos[1, :1]]
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:
         obs_EO = now_ES[:, 2:-1].copy()
@@ -110,9 +110,9 @@ class Humanoid(Runner):
         self._bodies: int = self.model.nbody
         self._mass_share: np.ndarray = self.model.body_mass / self.model.body_mass.sum()
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
         observed = [data.cinert[1:], data.cvel[1:], data.qfrc_actuator[6:], data.cfrc_ext[1:]]
-        return [data.qpos, data.qvel, *(field.reshape(-1) for field in observed), data.xipos[:, 0]]
+        return [*(field.reshape(-1) for field in observed), data.xipos[:, 0]]
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:
         return now_ES[:, 2 : -self._bodies].copy()

@@ -20,8 +20,8 @@ class Reacher(Task):
         super().__init__(env)
         self._tip, self._target = (self.model.body(name).id for name in ("fingertip", "target"))
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
-        return [data.qpos, data.qvel[:2], data.xpos[self._tip], data.xpos[self._target]]
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
+        return [data.xpos[self._tip], data.xpos[self._target]]
 
     def start(self, rng: np.random.Generator) -> Start:
         qpos = rng.uniform(-0.1, 0.1, self.init_qpos.size) + self.init_qpos
@@ -34,11 +34,11 @@ class Reacher(Task):
         return Start(qpos, qvel)
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:
-        angles, gap = now_ES[:, :2], now_ES[:, 6:8] - now_ES[:, 9:11]
+        angles, gap = now_ES[:, :2], now_ES[:, 8:10] - now_ES[:, 11:13]
         return np.concatenate([np.cos(angles), np.sin(angles), now_ES[:, 2:6], gap], axis=1)
 
     def judge(self, before_ES: np.ndarray, now_ES: np.ndarray, goal_EG: np.ndarray, action_EA: np.ndarray) -> Outcome:
-        distance_E = np.sqrt(square_sum(now_ES[:, 6:9] - now_ES[:, 9:12]))
+        distance_E = np.sqrt(square_sum(now_ES[:, 8:11] - now_ES[:, 11:14]))
         return Outcome(-distance_E - square_sum(action_EA), never(len(now_ES)))
 
 
@@ -49,8 +49,8 @@ class Pusher(Task):
         super().__init__(env)
         self._bodies = [self.model.body(name).id for name in ("tips_arm", "object", "goal")]
 
-    def columns(self, data: mujoco.MjData) -> list[np.ndarray]:
-        return [data.qpos[:7], data.qvel[:7], *(data.xpos[body] for body in self._bodies)]
+    def derived(self, data: mujoco.MjData) -> list[np.ndarray]:
+        return [data.xpos[body] for body in self._bodies]
 
     def start(self, rng: np.random.Generator) -> Start:
         cylinder = self._cylinder(rng)
@@ -63,10 +63,11 @@ class Pusher(Task):
         return Start(qpos, qvel)
 
     def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:
-        return now_ES.copy()
+        nq = self.init_qpos.size
+        return np.concatenate([now_ES[:, :7], now_ES[:, nq : nq + 7], now_ES[:, -9:]], axis=1)
 
     def judge(self, before_ES: np.ndarray, now_ES: np.ndarray, goal_EG: np.ndarray, action_EA: np.ndarray) -> Outcome:
-        tip, thing, goal = now_ES[:, 14:17], now_ES[:, 17:20], now_ES[:, 20:23]
+        tip, thing, goal = now_ES[:, -9:-6], now_ES[:, -6:-3], now_ES[:, -3:]
         near_E, distance_E = np.sqrt(square_sum(thing - tip)), np.sqrt(square_sum(thing - goal))
         return Outcome(-distance_E - 0.1 * square_sum(action_EA) - 0.5 * near_E, never(len(now_ES)))
 
