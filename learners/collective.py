@@ -42,7 +42,8 @@ class TorchCollective:
         device: where ``barrier`` and NCCL run; the reductions take tensors that lie there.
 
     Raises:
-        CollectiveError: the learners did not all meet in time.
+        CollectiveError: the learners did not all meet in time; from the methods, a reduction failed. On NCCL a reduction
+            runs behind the host, and one that misses its deadline ends the process (torch's watchdog) with an error.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class TorchCollective:
     ) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
         self.backend, self.device = backend, torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._where = f"learner {rank} of {world_size} ({backend}, {init_method})"
         self._guarded(
             "meeting the others",
@@ -97,7 +100,7 @@ class TorchCollective:
             timeout = datetime.timedelta(seconds=self.timeout_s if timeout_s is None else timeout_s)
             self._guarded("a barrier", lambda: dist.monitored_barrier(timeout=timeout, wait_all_ranks=True))
         else:
-            self._guarded("a barrier", lambda: dist.barrier(device_ids=[self.device.index or 0]))
+            self._guarded("a barrier", lambda: dist.barrier(device_ids=[self.device.index]))
 
     def close(self) -> None:
         """Leaves the group; call it once, after the last reduction."""

@@ -57,7 +57,8 @@ class CapturedCycle:
         _warm_up(agent, self._rows_CBD)
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(agent.generator)
-        with torch.cuda.graph(self._graph):  # records; runs nothing
+        # Records; runs nothing. thread_local: the feed's thread may pin and allocate memory meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             agent.step_cycle(self._rows_CBD)
         agent.load_state(before)
         agent.read_metrics()  # throws the warm-up's away
