@@ -1,0 +1,26 @@
+# `make train` learns HalfCheetah-v5 on this machine; `make test` proves the parts. Both set up .venv first.
+PYTHON ?= python3.11
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+
+.PHONY: setup train test quick check
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
+	@touch $@
+
+train: setup
+	.venv/bin/drawbridge train softgac --env HalfCheetah-v5 $(ARGS)
+
+test: setup
+	.venv/bin/python -m pytest
+
+quick: setup
+	.venv/bin/python -m pytest -m 'not cluster'
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy

@@ -1,0 +1,95 @@
+"""What is proved before anything starts: every problem of a configuration is found, and all are listed at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+import algorithms
+import cluster
+import learners
+import replay
+import rollout_workers
+from cluster.config import RunConfig
+from cluster.errors import UsageError
+from cluster.graph import Plan
+from cluster.run_dir import ROOT, RunDirectory
+from replay.memory import bytes_needed
+from rollout_workers.envs import EnvError, env_spec
+
+PROCESS_BYTES = 400 * 2**20  # resident size of one Python process with torch, measured
+RAY_BYTES = 600 * 2**20  # of a local cluster's own processes, measured
+
+
+def make_plan(config: RunConfig, run: RunDirectory, start: int) -> Plan:
+    """Checks the configuration against the environment and this machine; UsageError lists every problem."""
+    try:
+        spec = env_spec(config.env)
+    except EnvError as error:
+        raise UsageError(str(error)) from error
+    plan = Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
+    problems = _problems(config)
+    if not problems:
+        problems += _memory_problems(plan)
+    if problems:
+        raise UsageError(
+            "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
+        )
+    return plan
+
+
+def memory_bytes(plan: Plan) -> dict[str, int]:
+    """Bytes that the run may take on one machine, by part; computed, not measured."""
+    config = plan.config
+    processes = (
+        1 if config.backend == "inline" else 2 + config.worker.workers + config.learner.learners + config.replay.shards
+    )
+    return {
+        "replay": bytes_needed(plan.layout, config.replay),
+        "processes": processes * PROCESS_BYTES,
+        "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
+    }
+
+
+def check_tree() -> None:
+    """The five packages must be this tree's: an older installed copy would win without a word."""
+    for package in (algorithms, cluster, learners, replay, rollout_workers):
+        found = Path(str(package.__file__)).resolve().parent.parent
+        if found != ROOT:
+            raise UsageError(
+                f"package {package.__name__} comes from {found}, expected {ROOT}: two copies of drawbridge are mixed and nothing was "
+                "started; uninstall the other one, or start with `python -m cluster` in the tree you mean"
+            )
+
+
+def _problems(config: RunConfig) -> list[str]:
+    worker, learner = config.worker, config.learner
+    found = config.replay.problems(
+        batch_size=learner.batch_size,
+        updates_per_call=learner.updates_per_call,
+        envs_per_worker=worker.envs_per_worker,
+        chunk_steps=worker.chunk_steps,
+    )
+    for name in ("agent", "worker", "learner", "evaluation"):
+        found += [f"{name}.{text}" for text in getattr(config, name).problems()]
+    if worker.workers < config.replay.shards:
+        found.append(
+            f"replay.shards is {config.replay.shards}, expected at most worker.workers {worker.workers}: a worker writes to one shard, so "
+            "one would stay empty; start more workers or fewer shards"
+        )
+    if config.steps < 1:
+        found.append(f"steps is {config.steps}, expected at least 1")
+    return found
+
+
+def _memory_problems(plan: Plan) -> list[str]:
+    needed, machine = memory_bytes(plan), psutil.virtual_memory().total
+    total = sum(needed.values())
+    if total <= machine:
+        return []
+    parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in needed.items())
+    return [
+        f"the run needs up to {total / 2**30:.1f} GiB of memory ({parts}), this machine has {machine / 2**30:.1f}: it would be killed on "
+        "the way; lower replay.capacity_rows or worker.workers"
+    ]

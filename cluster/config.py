@@ -1,0 +1,224 @@
+"""The configuration of a run: one frozen dataclass a component, composed by RunConfig.
+
+Presets are functions; ``--set dotted.key=value`` overrides one field; an unknown key is an error with the nearest one;
+every inconsistency is found when the configuration is read and all of them are listed at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+from algorithms import ALGORITHMS
+from cluster.errors import UsageError
+from learners.config import LearnerConfig
+from replay.config import ReplayConfig
+from replay.option import option
+from rollout_workers.config import EvaluationConfig, WorkerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """What a run tells while it runs."""
+
+    line_s: float = option(2.0, "s", "time between two lines of metrics.jsonl")
+    host: str = option("127.0.0.1", "address", "where the Prometheus endpoint listens; 0.0.0.0 opens it to the network")
+    port: int = option(0, "port", "port of the Prometheus endpoint; 0: any free one, named in live.json; -1: none")
+    tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """How the run uses the Ray cluster."""
+
+    address: str = option(
+        "", "address", "of a running cluster; empty: RAY_ADDRESS, or else a cluster of the run's own on this machine"
+    )
+    object_store_bytes: int = option(536_870_912, "bytes", "object store of a local cluster that the run starts itself")
+    shard_cpus: float = option(0.1, "CPUs", "what one replay shard reserves")
+    shard_restart_budget: int = option(3, "restarts", "restarts of one shard before the run halts")
+    call_timeout_s: float = option(60.0, "s", "deadline of one call to an actor")
+    start_timeout_s: float = option(120.0, "s", "deadline for the actors to start: a cluster may be scaling up")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Every setting of a run."""
+
+    algorithm: str = option("softgac", "name", "softgac or sac", tuple(ALGORITHMS))
+    preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "paper"))
+    env: str = option("HalfCheetah-v5", "id", "Gymnasium environment id")
+    steps: int = option(1_000_000, "env steps", "environment steps of the whole run")
+    seed: int = option(1, "1", "seed of everything random in the run")
+    backend: str = option(
+        "ray", "name", "ray: actors; inline: the same graph in one process, deterministic", ("ray", "inline")
+    )
+    agent: Any = option(None, "", "settings of the algorithm")
+    replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
+    worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
+    ray: RayConfig = dataclasses.field(default_factory=RayConfig)
+
+
+def paper(algorithm: str) -> RunConfig:
+    """The published settings, unchanged; needs a GPU."""
+    return RunConfig(
+        algorithm=algorithm,
+        preset="paper",
+        agent=ALGORITHMS[algorithm].presets["paper"](),
+        worker=WorkerConfig(cpus=1.0),
+        learner=LearnerConfig(gpus=1.0, cpus=1.0),
+    )
+
+
+def cpu(algorithm: str) -> RunConfig:
+    """Ours, for two laptop cores: the same equations, narrower networks, one update an env step."""
+    return RunConfig(
+        algorithm=algorithm,
+        preset="cpu",
+        steps=25_000,
+        agent=ALGORITHMS[algorithm].presets["cpu"](),
+        replay=ReplayConfig(replay_ratio=1.0, min_size_rows=1_000, snapshot_s=60.0),
+        worker=WorkerConfig(workers=2, envs_per_worker=4, chunk_steps=4, random_steps=1_000),
+        learner=LearnerConfig(updates_per_call=16, publish_updates=32, checkpoint_s=30.0),
+        evaluation=EvaluationConfig(every_steps=5_000, episodes=10, final_episodes=10),
+    )
+
+
+PRESETS = {"cpu": cpu, "paper": paper}
+
+
+def make_preset(algorithm: str, name: str) -> RunConfig:
+    """The named preset for an algorithm; UsageError names the nearest when there is none."""
+    _known(algorithm, ALGORITHMS, "algorithm")
+    _known(name, PRESETS, "preset")
+    return PRESETS[name](algorithm)
+
+
+def override(config: RunConfig, settings: dict[str, str]) -> RunConfig:
+    """``config`` with dotted keys set from text; every bad key or value is listed in one UsageError."""
+    problems: list[str] = []
+    for key, text in settings.items():
+        try:
+            config = _override_one(config, key, text)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    return config
+
+
+def flatten(config: RunConfig) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Every leaf field by its dotted key, with its value."""
+    leaves: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            for leaf in dataclasses.fields(value):
+                leaves[f"{field.name}.{leaf.name}"] = (getattr(value, leaf.name), leaf)
+        else:
+            leaves[field.name] = (value, field)
+    return leaves
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The configuration as a nested dict of plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(data: dict[str, Any]) -> RunConfig:
+    """The configuration that ``to_json`` wrote; unknown or missing fields are a UsageError."""
+    _known(data.get("algorithm", ""), ALGORITHMS, "algorithm")
+    _known(data.get("preset", ""), PRESETS, "preset")
+    config = make_preset(data["algorithm"], data["preset"])
+    seen = {key: value for key, value in _leaves_of(data)}
+    expected = flatten(config)
+    surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
+    if surplus or missing:
+        raise UsageError(
+            f"the configuration has unknown fields {surplus} and lacks {missing}: it was written by another version of "
+            "drawbridge and would not mean the same here; check out the version named in its config.json"
+        )
+    for key, value in seen.items():
+        config = _replace(config, key, value)
+    return config
+
+
+def describe(config: RunConfig) -> str:
+    """A table of every field: key, value, unit, meaning."""
+    rows = [
+        (key, _shown(value), field.metadata["unit"], field.metadata["help"])
+        for key, (value, field) in flatten(config).items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = []
+    for key, value, unit, meaning in rows:
+        lines.append(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {unit:<{widths[2]}}  {meaning}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _leaves_of(data: dict[str, Any]) -> typing.Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{leaf}", item) for leaf, item in value.items())
+        else:
+            yield key, value
+
+
+def _known(name: str, table: typing.Collection[str], kind: str) -> None:
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"unknown {kind} {name!r}, expected one of {', '.join(sorted(table))}; nothing was started. {hint}".rstrip()
+        )
+
+
+def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:
+    leaves = flatten(config)
+    if key not in leaves:
+        near = difflib.get_close_matches(key, leaves, n=3, cutoff=0.4)
+        near = near or [name for name in leaves if name.endswith(key.rsplit(".", 1)[-1])]
+        raise UsageError(
+            f"--set {key}: there is no such field; nearest: {', '.join(near) or 'none'}; nothing was started. "
+            "`drawbridge config PRESET` lists every field"
+        )
+    if key in ("agent", "algorithm", "preset"):
+        raise UsageError(f"--set {key}: this is chosen by the command itself, not by --set; nothing was started")
+    old, field = leaves[key]
+    value = _parse(key, text, type(old))
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise UsageError(f"--set {key}={text}: expected one of {', '.join(map(str, choices))}; nothing was started")
+    return _replace(config, key, value)
+
+
+def _replace(config: RunConfig, key: str, value: Any) -> RunConfig:
+    if "." not in key:
+        return dataclasses.replace(config, **{key: value})
+    part, leaf = key.split(".", 1)
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{leaf: value})})
+
+
+def _parse(key: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is int:
+            number = float(text.replace("_", ""))
+            if number != int(number):
+                raise ValueError(text)
+            return int(number)
+        return kind(text)
+    except (KeyError, ValueError, OverflowError):
+        raise UsageError(
+            f"--set {key}={text}: {text!r} is not of type {kind.__name__}, which this field has; nothing was started"
+        ) from None

@@ -1,0 +1,112 @@
+"""Drives one run from the command line: signals, terminal, metrics endpoint, events, the closing words."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from cluster.checks import memory_bytes
+from cluster.console import Console
+from cluster.curve import draw_curve
+from cluster.errors import Interrupted
+from cluster.exporter import Exporter
+from cluster.graph import Plan
+from cluster.run_dir import RunDirectory
+from cluster.session import Session
+from cluster.wording import algorithm_name
+
+
+def drive(run: RunDirectory, plan: Plan) -> int:
+    """Runs ``plan`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint."""
+    config = plan.config
+    needed = memory_bytes(plan)
+    console = Console(
+        total_steps=config.steps, title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}"
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(run.release)
+        exporter = _exporter(plan, stack)
+        events = _events(plan, run, stack)
+        caught = stack.enter_context(_signals())
+
+        def outputs(line: dict[str, Any]) -> None:
+            console.update(line)
+            if exporter is not None:
+                exporter.update(line)
+            if events is not None:
+                _write_events(events, line)
+
+        stack.callback(console.close)
+        console.event(f"run directory {run.path}")
+        console.event(
+            f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}"
+        )
+        if exporter is not None:
+            console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
+        facts = {"metrics_port": exporter.port if exporter is not None else None}
+        with Session(run, plan, outputs=outputs, event=console.event, facts=facts) as session:
+            while session.advance():
+                if caught:
+                    session.finish("interrupted")
+                    raise Interrupted(
+                        caught[0],
+                        f"ended by {signal.Signals(caught[0]).name} at {session.env_steps:,} env steps; checkpoint and replay are "
+                        f"saved: go on with `drawbridge resume {run.path}`",
+                    )
+            summary = session.finish()
+        draw_curve(run.path, run.path / "curve.png")
+        console.close(summary)
+    print(f"curve: {run.path / 'curve.png'}")
+    return 0
+
+
+def _exporter(plan: Plan, stack: contextlib.ExitStack) -> Exporter | None:
+    settings = plan.config.metrics
+    if settings.port < 0:
+        return None
+    exporter = Exporter(plan.run_dir.name, host=settings.host, port=settings.port)
+    stack.callback(exporter.close)
+    return exporter
+
+
+def _events(plan: Plan, run: RunDirectory, stack: contextlib.ExitStack) -> Any:
+    """A TensorBoard writer in the run directory, or None."""
+    if not plan.config.metrics.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(run.events))
+    stack.callback(writer.close)
+    return writer
+
+
+def _write_events(writer: Any, line: dict[str, Any]) -> None:
+    step = line.get("env_steps", 0)
+    for name, value in line.items():
+        if name not in ("env_steps", "time_s") and isinstance(value, (int, float)):
+            writer.add_scalar(
+                name.replace("_", "/", 1) if name.startswith(("loss_", "learner_", "eval_", "rows_")) else name,
+                value,
+                step,
+            )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that gets the number of a SIGTERM or SIGINT; a second SIGINT ends the process at once."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if caught and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

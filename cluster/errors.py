@@ -1,0 +1,19 @@
+"""Errors that the command line turns into exit codes."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """The caller asked for something that cannot be done; nothing was started. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that was started could not go on. Exit code 1."""
+
+
+class Interrupted(RunError):
+    """The run was asked to stop by a signal and left a checkpoint. Exit code 128 + signal."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum

@@ -1,0 +1,203 @@
+"""The graph in one process: the same parts, called in a fixed order. Two runs with one seed are bit-identical.
+
+One turn: the next worker collects a chunk, its shard stores it, the learner makes every block of updates that the
+limiter allows, the workers take weights that are newer. A checkpoint holds all of it exactly, so N steps,
+resume and N more equal 2N steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from algorithms.weights import Weights
+from cluster.errors import RunError, UsageError
+from cluster.graph import (
+    EPOCHS_A_START,
+    INCARNATIONS_A_START,
+    Plan,
+    make_evaluator,
+    make_learner,
+    make_shard,
+    make_worker,
+    random_steps_left,
+    set_threads,
+)
+from cluster.tally import Tally
+from learners import checkpoint
+from learners.feed import DirectFeed
+from learners.learner import PART
+from replay import snapshot
+from replay.chunk import Block
+from rollout_workers.evaluator import Evaluation
+
+_COUNTERS = "fleet"
+
+
+class InlineFleet:
+    """All parts in this process. See ``session.Fleet`` for the face that it shares with RayFleet."""
+
+    def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None]) -> None:
+        self.plan, self.tally, self.event = plan, tally, event
+        self.done = False
+        self.turn = self.asked = 0
+        self._evaluations: list[Evaluation] = []
+
+    def start(self) -> None:
+        """Builds the parts; goes on from the newest checkpoint when there is one."""
+        plan, config = self.plan, self.plan.config
+        set_threads(config)
+        self.newest: Weights | None = None
+        self.shards = [make_shard(plan, index) for index in range(config.replay.shards)]
+        self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish)
+        self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
+        found = checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity())
+        exact = found is not None and self._restore(found)
+        incarnation = 0 if exact else plan.start * INCARNATIONS_A_START
+        random_steps = random_steps_left(config, 0 if exact else self._env_steps())
+        self.workers = [make_worker(plan, i, incarnation, random_steps) for i in range(config.worker.workers)]
+        self.evaluator = make_evaluator(plan)
+        if found is not None and exact:
+            for index, worker in enumerate(self.workers):
+                worker.load_state({name: t.numpy() for name, t in found.part(f"worker-{index}").items()})
+        self.tally.workers = len(self.workers)
+        self.tally.workers_started += len(self.workers)
+        if not exact:
+            self.learner.publish()
+            self._deal_weights()
+        self._report()
+        self.tally.settle_restart()
+
+    def advance(self, seconds: float) -> None:
+        """Takes turns for about ``seconds``, or until the run has its env steps."""
+        deadline = time.monotonic() + seconds
+        while not self.done and time.monotonic() < deadline:
+            self._take_turn()
+        self._report()
+
+    def advance_to(self, env_steps: int) -> None:
+        """Takes turns until the run has made ``env_steps``."""
+        while not self.done and self._env_steps() < env_steps:
+            self._take_turn()
+        self._report()
+
+    def weights(self) -> Weights:
+        """The policy as it is now, published or not."""
+        return self.learner.weights()
+
+    def request_evaluation(self, episodes: int) -> None:
+        """Evaluates the policy as it is now."""
+        self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes))
+
+    def take_evaluations(self) -> list[Evaluation]:
+        """Evaluations finished since the last call."""
+        taken, self._evaluations = self._evaluations, []
+        return taken
+
+    def scale(self, workers: int) -> str:
+        raise UsageError(
+            f"cannot scale to {workers} workers: this run has --backend inline, one process with a fixed order; nothing was "
+            "changed; runs with --backend ray can be scaled"
+        )
+
+    def save(self) -> None:
+        """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
+        for index, shard in enumerate(self.shards):
+            snapshot.save(shard, self.plan.shard_dir(index))
+        parts: dict[str, Any] = checkpoint.prefixed(PART, self.learner.state())
+        for index, worker in enumerate(self.workers):
+            parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
+        counters = np.array([self.turn, self.asked, *(shard.table.inserted for shard in self.shards)], np.int64)
+        parts |= checkpoint.prefixed(_COUNTERS, {"counters": counters})
+        meta = {
+            **self.plan.identity(),
+            "env_steps": self._env_steps(),
+            "updates": self.learner.updates,
+            "backend": "inline",
+        }
+        checkpoint.save(self.plan.run_dir / "checkpoints", parts, meta, keep=self.plan.config.learner.checkpoints_kept)
+
+    def finish(self) -> None:
+        """Nothing is on its way in one process."""
+
+    def close(self) -> None:
+        for worker in getattr(self, "workers", []):
+            worker.close()
+
+    def _take_turn(self) -> None:
+        config = self.plan.config
+        index = self.turn % len(self.workers)
+        worker, shard = self.workers[index], self.shards[index % len(self.shards)]
+        chunk = worker.collect()
+        while (ack := shard.append(chunk)).status == "wait":
+            if not self._learn():
+                raise RunError(
+                    "neither inserting nor sampling may go on: the replay ratio's tolerance is too small; raise replay.tolerance_rows"
+                )
+        if ack.status == "rejected":
+            worker.note_rejected(len(chunk.rows_ND), ack.reason.split(":")[0])
+        while self._learn():
+            pass
+        self._deal_weights()
+        self.turn += 1
+        self.done = self._env_steps() >= config.steps
+
+    def _learn(self) -> bool:
+        """One block of updates, if the limiter of some shard allows it."""
+        fed = self.feed.poll()
+        if fed is None:
+            return False
+        self.learner.step(fed)
+        return True
+
+    def _fetch(self) -> Any:
+        config = self.plan.config.learner
+        for _ in self.shards:
+            shard = self.shards[self.asked % len(self.shards)]
+            self.asked += 1
+            answer = shard.sample(
+                config.updates_per_call, config.batch_size, (self.learner.epoch, self.learner.version)
+            )
+            if isinstance(answer, Block):
+                break
+        return answer
+
+    def _publish(self, weights: Weights) -> None:
+        self.newest = weights
+
+    def _deal_weights(self) -> None:
+        for worker in self.workers:
+            if self.newest is not None and worker.policy_order < self.newest.order:
+                worker.load_weights(self.newest)
+
+    def _env_steps(self) -> int:
+        return sum(shard.table.inserted for shard in self.shards)
+
+    def _report(self) -> None:
+        for shard in self.shards:
+            self.tally.add_shard(shard.stats(), shard.drain_stats())
+        self.tally.add_learner(self.learner.report())
+
+    def _restore(self, found: checkpoint.Checkpoint) -> bool:
+        """Learner and shards; whether the checkpoint and the snapshots are of one moment, so that all is as it was."""
+        for warning in found.warnings:
+            self.event(f"checkpoint passed over: {warning}")
+        self.learner.load_state(found.part(PART))
+        for index, shard in enumerate(self.shards):
+            info = snapshot.load(shard, self.plan.shard_dir(index))
+            for warning in info.warnings if info else ():
+                self.event(f"snapshot passed over: {warning}")
+        counters = found.part(_COUNTERS)
+        if counters:
+            self.turn, self.asked, *inserted = counters["counters"].tolist()
+            if inserted == [shard.table.inserted for shard in self.shards]:
+                return True
+        self.event(
+            "checkpoint and snapshots are not of one moment: the run goes on, but not bit for bit as if it had never stopped"
+        )
+        for shard in self.shards:
+            shard.align(self.learner.updates * self.plan.config.learner.batch_size)
+        return False

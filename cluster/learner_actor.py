@@ -1,0 +1,179 @@
+"""A learner as a Ray actor: fetches blocks from the shards, updates, publishes, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from cluster.actors import HOLD_S
+from cluster.graph import Plan, learner_device, make_learner, set_threads
+from replay.chunk import Block, Wait
+
+if TYPE_CHECKING:
+    from algorithms.weights import Weights
+    from learners.learner import LearnerReport
+
+REPORT_S = 0.5
+REPORTS = 256  # kept for the driver; of more the oldest are dropped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Where a learner begins."""
+
+    updates: int
+    epoch: int
+    warnings: tuple[str, ...]  # checkpoints that were passed over
+
+
+class LearnerActor:
+    """Rank ``rank`` of the learners. ``run`` works until the shards say that nothing more is coming."""
+
+    def __init__(self, plan: Plan, rank: int, epoch: int, shards: list[Any], store: Any) -> None:
+        set_threads(plan.config)
+        self.plan, self.rank, self.epoch = plan, rank, epoch
+        self.config = plan.config
+        self.shards, self.store = shards, store
+        self.stopping = threading.Event()
+        self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
+
+    def meeting(self) -> str:
+        """Where the ranks meet: a free port of this host."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"tcp://{host}:{probe.getsockname()[1]}"
+
+    def begin(self, meeting: str) -> Begun:
+        """Meets the other ranks and takes the newest valid checkpoint, if there is one."""
+        from learners import checkpoint
+        from learners.collective import TorchCollective
+        from learners.learner import PART
+
+        config = self.config
+        self.collective = None
+        if config.learner.learners > 1:
+            device = learner_device(config)
+            self.collective = TorchCollective(
+                backend="nccl" if device == "cuda" else "gloo",
+                rank=self.rank,
+                world_size=config.learner.learners,
+                init_method=meeting,
+                timeout_s=config.ray.call_timeout_s,
+                device=device,
+            )
+        self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective)
+        found = checkpoint.load_newest(self.plan.run_dir / "checkpoints", self.plan.identity())
+        if found is not None:
+            self.learner.load_state(found.part(PART))
+        elif self.rank == 0:
+            self._save()
+        return Begun(updates=self.learner.updates, epoch=self.learner.epoch, warnings=found.warnings if found else ())
+
+    def run(self) -> int:
+        """Learns until every shard is exhausted or ``stop`` is called; returns the number of updates made."""
+        from learners.feed import Feed
+
+        learner, config = self.learner, self.config
+        feed = Feed(
+            self._fetcher(),
+            depth=config.learner.prefetch_blocks,
+            device=str(learner.device),
+            deadline_s=config.worker.step_timeout_s + config.ray.start_timeout_s,
+            source="the replay shards",
+        )
+        learner.publish()
+        saved = reported = time.monotonic()
+        try:
+            while True:
+                fed = None if self.stopping.is_set() else feed.get()
+                if not self._all(fed is not None) or fed is None:
+                    break
+                learner.step(fed)
+                now = time.monotonic()
+                if now - reported >= REPORT_S:
+                    self.kept.append(learner.report())
+                    reported = now
+                if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
+                    self._save()
+                    saved = now
+        finally:
+            feed.stop()
+        learner.publish()
+        if self.rank == 0:
+            self._save()
+            ray.get(self.sent, timeout=config.ray.call_timeout_s)
+        self.kept.append(learner.report())
+        return learner.updates
+
+    def stop(self) -> None:
+        """Lets ``run`` finish the block in hand, write a checkpoint and return."""
+        self.stopping.set()
+
+    def reports(self) -> list[LearnerReport]:
+        """Counters, losses and time split since the last call, oldest first."""
+        return [self.kept.popleft() for _ in range(len(self.kept))]
+
+    def _all(self, mine: bool) -> bool:
+        """Whether every rank has a block: all of them make an update, or none does."""
+        if self.collective is None:
+            return mine
+        flag = torch.tensor([1.0 if mine else 0.0], device=self.learner.device)
+        self.collective.mean_(flag)
+        return bool(flag.item() == 1.0)
+
+    def _save(self) -> None:
+        from learners import checkpoint
+        from learners.learner import PART
+
+        meta = {
+            **self.plan.identity(),
+            "env_steps": self.learner.env_steps,
+            "updates": self.learner.updates,
+            "backend": "ray",
+        }
+        parts = checkpoint.prefixed(PART, self.learner.state())
+        checkpoint.save(self.plan.run_dir / "checkpoints", parts, meta, keep=self.config.learner.checkpoints_kept)
+
+    def _fetcher(self) -> Any:
+        """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""
+        turn = [self.rank]
+
+        def fetch() -> Block | Wait | None:
+            exhausted = 0
+            while exhausted < len(self.shards) and not self.stopping.is_set():
+                shard = self.shards[turn[0] % len(self.shards)]
+                turn[0] += 1
+                answer = self._ask(shard)
+                if isinstance(answer, Block):
+                    return answer
+                exhausted = exhausted + 1 if answer.reason == "exhausted" else 0
+            return None
+
+        return fetch
+
+    def _ask(self, shard: Any) -> Block | Wait:
+        """Asks one shard; while Ray restarts a dead one, asks again until the deadline."""
+        config = self.config
+        deadline = time.monotonic() + config.ray.call_timeout_s
+        hold_s = HOLD_S if len(self.shards) == 1 else HOLD_S / 20  # another shard may have a block while this one waits
+        while True:
+            order = self.learner.epoch, self.learner.version
+            try:
+                ref = shard.sample.remote(config.learner.updates_per_call, self.plan.rank_batch, *order, hold_s)
+                return ray.get(ref, timeout=config.ray.call_timeout_s)
+            except RayActorError:
+                if time.monotonic() > deadline or self.stopping.is_set():
+                    raise
+                time.sleep(0.2)
+
+    def _publish(self, weights: Weights) -> None:
+        self.sent = self.store.publish.remote(weights)

@@ -1,0 +1,249 @@
+"""A run's directory: what is written where, who holds it, and how a command reaches the run that is going on.
+
+config.json        every resolved field, package versions, git hash
+metrics.jsonl      one line of rates and losses every few seconds
+evaluations.jsonl  env_steps, updates, wall_s, returns and lengths of every episode
+checkpoints/       the learner's state;  replay/shard-I/  the shards' snapshots;  events/  TensorBoard
+live.json          the newest line, the process id and the state of the run
+summary.json       written at the end;  failure.json  if it failed
+control/           requests of other commands (`drawbridge scale`) and their answers
+run.lock           held (flock) by the process that drives the run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.config import RunConfig, from_json, to_json
+from cluster.errors import RunError, UsageError
+from replay.durable import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("ray", "torch", "gymnasium", "mujoco", "minari", "numpy", "pyarrow", "onnxruntime", "safetensors")
+
+
+class RunDirectory:
+    """The files of one run under ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.checkpoints = self.path / "checkpoints"
+        self.replay = self.path / "replay"
+        self.dumps = self.path / "dumps"
+        self.events = self.path / "events"
+        self.control = self.path / "control"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunDirectory:
+        """A new run directory, locked by this process; UsageError when something is there already."""
+        run = cls(path)
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            living = run.owner()
+            if living:
+                raise UsageError(
+                    f"run directory {run.path} belongs to a living run (process {living}); nothing was started; "
+                    "watch it with `drawbridge status`, or choose another --run-dir"
+                )
+            raise UsageError(
+                f"run directory {run.path} exists and is not empty, expected a new one; nothing in it was touched; go on with "
+                f"it by `drawbridge resume {run.path}`, or choose another --run-dir"
+            )
+        for folder in (run.path, run.checkpoints, run.replay, run.control):
+            folder.mkdir(parents=True, exist_ok=True)
+        run.hold()
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run directory; UsageError when it is none."""
+        run = cls(path)
+        if not (run.path / "config.json").is_file():
+            raise UsageError(
+                f"{run.path} is not a run directory (it has no config.json); nothing was done; give the directory that "
+                "`drawbridge train` named when it started"
+            )
+        return run
+
+    def config(self) -> RunConfig:
+        """The configuration the run was started with."""
+        data = self._read("config.json")
+        return from_json({key: value for key, value in data.items() if key not in ("versions", "git", "command")})
+
+    def write_config(self, config: RunConfig) -> None:
+        self._write("config.json", {**to_json(config), "versions": versions(), "git": git_hash()})
+
+    def hold(self) -> None:
+        """Takes the lock for this process; UsageError names the process that holds it."""
+        lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = self.owner()
+            lock.close()
+            raise UsageError(
+                f"run directory {self.path} belongs to a living run (process {owner}); a second one would write over its files, "
+                "so nothing was started; wait for it, or end that process first"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        os.set_inheritable(lock.fileno(), False)
+        self._lock = lock
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            _end_torn_line(self.path / name)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def owner(self) -> int | None:
+        """Process id of the run that holds the lock, None when nobody does."""
+        try:
+            with open(self.path / "run.lock", "r+", encoding="utf-8") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    return int(lock.read() or 0) or None
+                return None
+        except OSError:
+            return None
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Adds one JSON object as one line to ``name`` (metrics.jsonl or evaluations.jsonl)."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a .jsonl file; a torn last line (the writer was killed) is left out."""
+        found = []
+        path = self.path / name
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def write_live(self, line: dict[str, Any], state: str) -> None:
+        self._write("live.json", {**line, "pid": os.getpid(), "state": state, "written": time.time()})
+
+    def live(self) -> dict[str, Any]:
+        """The newest line of the run, empty before the first."""
+        return self._read("live.json") if (self.path / "live.json").exists() else {}
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        return self._read("summary.json") if (self.path / "summary.json").exists() else None
+
+    def write_failure(self, error: str, traceback: str) -> None:
+        self._write("failure.json", {"error": error, "traceback": traceback, "when": time.time()})
+
+    def failure(self) -> dict[str, Any]:
+        return self._read("failure.json")
+
+    def count_start(self) -> int:
+        """How often the run has been started before, this time counted from now on."""
+        path = self.path / "control" / "starts"
+        count = int(path.read_text()) if path.exists() else 0
+        write_atomic(path, str(count + 1).encode())
+        return count + 1
+
+    def check_resumable(self, config: RunConfig) -> None:
+        """UsageError when there is nothing left to do."""
+        done = int(self.live().get("env_steps", 0))
+        if config.steps <= done and (self.summary() or {}).get("exit") == "completed":
+            raise UsageError(
+                f"the run in {self.path} has made its {done:,} env steps and ended; nothing was started; give --steps more than that to go on"
+            )
+
+    def clear_outcome(self) -> None:
+        """Forgets how an earlier part of the run ended: it goes on now."""
+        for name in ("summary.json", "failure.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def request_workers(self, workers: int, deadline_s: float) -> str:
+        """Asks the living run for ``workers`` workers and waits for its answer."""
+        if self.owner() is None:
+            raise UsageError(
+                f"no process drives {self.path}: there is nothing to scale; start it with `drawbridge resume`"
+            )
+        ident = f"{os.getpid()}-{time.time_ns()}"
+        self._write("control/scale.json", {"id": ident, "workers": workers})
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            answer = self._read("control/answer.json") if (self.control / "answer.json").exists() else {}
+            if answer.get("id") == ident:
+                if not answer["ok"]:
+                    raise RunError(answer["message"])
+                return str(answer["message"])
+            time.sleep(0.1)
+        raise RunError(
+            f"the run in {self.path} did not answer within {deadline_s:.0f} s; it may still scale later; see `drawbridge status`"
+        )
+
+    def take_request(self) -> dict[str, Any] | None:
+        """The request of another command, once."""
+        path = self.control / "scale.json"
+        if not path.exists():
+            return None
+        request = self._read("control/scale.json")
+        path.unlink()
+        return request
+
+    def answer(self, request: dict[str, Any], ok: bool, message: str) -> None:
+        self._write("control/answer.json", {"id": request["id"], "ok": ok, "message": message})
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        write_atomic(self.path / name, json.dumps(data, indent=1, default=str).encode())
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed"
+            ) from error
+        return dict(data)
+
+
+def _end_torn_line(path: Path) -> None:
+    """A writer that was killed may have left half a line: what follows must begin on its own."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def git_hash() -> str:
+    """The commit of this tree, with "+" when it has changes; "unknown" outside a repository."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True)
+    return result.stdout.strip()

@@ -1,0 +1,225 @@
+"""One run from start to end: the loop that the command line and the RLlib face share.
+
+A fleet does the work (``inline.InlineFleet`` or ``fleet.RayFleet``); the session asks it to advance, writes down what it
+tells, evaluates when it is time, saves, and answers other commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import psutil
+
+from algorithms.weights import Weights
+from cluster.errors import RunError, UsageError
+from cluster.graph import Plan
+from cluster.run_dir import RunDirectory
+from cluster.tally import Tally
+from rollout_workers.evaluator import Evaluation
+
+SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be heard
+
+
+class Fleet(Protocol):
+    """Who runs the parts of a run."""
+
+    done: bool  # the run has its env steps and the learner the updates that belong to them
+
+    def start(self) -> None:
+        """Starts the parts, from the newest checkpoint and snapshots where there are any."""
+
+    def advance(self, seconds: float) -> None:
+        """Works, or lets the parts work, for about ``seconds``; keeps the tally up to date."""
+
+    def weights(self) -> Weights | None:
+        """The newest policy; None before the first."""
+
+    def request_evaluation(self, episodes: int) -> None:
+        """Evaluates the newest policy, now or beside the training."""
+
+    def take_evaluations(self) -> list[Evaluation]:
+        """Evaluations finished since the last call."""
+
+    def scale(self, workers: int) -> str:
+        """Makes the number of rollout workers ``workers``; says what was done."""
+
+    def save(self) -> None:
+        """Writes checkpoint and snapshots now."""
+
+    def finish(self) -> None:
+        """Ends workers and learners in order and waits for evaluations still on their way."""
+
+    def close(self) -> None:
+        """Frees everything, also after a failure."""
+
+
+class Session:
+    """A run in a directory that this process holds.
+
+    Args:
+        run: the run's directory, locked by this process.
+        config: its configuration.
+        plan: what its parts are built from.
+        outputs: called with every metrics line.
+        event: called with every line worth a person's attention.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: Plan,
+        *,
+        outputs: Callable[[dict[str, Any]], None] = lambda line: None,
+        event: Callable[[str], None] = lambda text: None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.run, self.plan, self.config = run, plan, plan.config
+        self.outputs, self.event = outputs, event
+        self.facts = facts or {}  # what live.json says beside the metrics
+        replay = self.config.replay
+        before = run.live()
+        self.tally = Tally(
+            total_steps=self.config.steps,
+            min_size_rows=replay.min_size_rows,
+            replay_ratio=replay.replay_ratio,
+            before_s=float(before.get("time_s", 0.0)),
+        )
+        if before:
+            self.tally.go_on_from(before)
+        self.fleet: Fleet = _make_fleet(plan, self.tally, event)
+        self.evaluations: list[Evaluation] = []
+        self._next_line = self._next_save = 0.0
+        self._next_evaluation = 0
+        self._state = "starting"
+
+    def __enter__(self) -> Session:
+        try:
+            self.run.write_live({**self.run.live(), **self.facts}, self._state)
+            self.fleet.start()
+        except BaseException as error:
+            self.fail(error)
+            self.fleet.close()
+            raise
+        every = self.config.evaluation.every_steps
+        self._next_evaluation = (self.tally.env_steps // every + 1) * every if every else self.config.steps + 1
+        self._next_save = time.monotonic() + self.config.learner.checkpoint_s
+        self._state = "running"
+        self._tell()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.fail(error)
+        self.fleet.close()
+
+    @property
+    def env_steps(self) -> int:
+        return self.tally.env_steps
+
+    def advance(self) -> bool:
+        """One slice of the run; False once it has all its env steps and updates."""
+        self.fleet.advance(SLICE_S)
+        self._evaluate()
+        self._answer()
+        now = time.monotonic()
+        if now >= self._next_save and self.config.backend == "inline":
+            self.fleet.save()
+            self._next_save = now + self.config.learner.checkpoint_s
+        if now >= self._next_line:
+            self._tell()
+            self._next_line = now + self.config.metrics.line_s
+        return not self.fleet.done
+
+    def finish(self, outcome: str = "completed") -> dict[str, Any]:
+        """Ends the run in order: last evaluation, checkpoint, summary.json; returns the summary."""
+        self._state = "finishing"
+        self._tell()
+        self.fleet.finish()
+        if outcome == "completed":
+            self.fleet.request_evaluation(self.config.evaluation.final_episodes)
+            self.fleet.finish()
+        self._collect()
+        self.fleet.save()
+        summary = {
+            "algorithm": self.config.algorithm,
+            "env": self.config.env,
+            "seed": self.config.seed,
+            "backend": self.config.backend,
+            "preset": self.config.preset,
+            "exit": outcome,
+            **self.tally.summary(),
+        }
+        self.run.write_summary(summary)
+        self._state = "ended"
+        self._tell()
+        return summary
+
+    def fail(self, error: BaseException) -> None:
+        """Writes failure.json: what ended the run."""
+        self._state = "failed"
+        self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
+        self.run.write_live({**self.run.live(), **self.facts}, self._state)
+
+    def _evaluate(self) -> None:
+        every = self.config.evaluation.every_steps
+        if every and self.tally.env_steps >= self._next_evaluation and self.tally.env_steps < self.config.steps:
+            self.fleet.request_evaluation(self.config.evaluation.episodes)
+            self._next_evaluation = (self.tally.env_steps // every + 1) * every
+        self._collect()
+
+    def _collect(self) -> None:
+        for evaluation in self.fleet.take_evaluations():
+            self.evaluations.append(evaluation)
+            record = {**dataclasses.asdict(evaluation), "time_s": round(self.tally.time_s, 3)}
+            self.run.append("evaluations.jsonl", record)
+            self.tally.add_evaluation(record)
+            for error in evaluation.errors:
+                self.event(f"evaluation: {error}")
+
+    def _answer(self) -> None:
+        request = self.run.take_request()
+        if request is None:
+            return
+        try:
+            message = self.fleet.scale(int(request["workers"]))
+        except (UsageError, RunError) as error:
+            self.run.answer(request, False, str(error))
+        else:
+            self.event(message)
+            self.run.answer(request, True, message)
+
+    def _tell(self) -> None:
+        self.tally.memory_bytes = _memory_bytes()
+        line = self.tally.line()
+        if self._state in ("running", "ended"):
+            self.run.append("metrics.jsonl", line)
+        self.run.write_live({**line, **self.facts}, self._state)
+        self.outputs(line)
+
+
+def _make_fleet(plan: Plan, tally: Tally, event: Callable[[str], None]) -> Fleet:
+    if plan.config.backend == "inline":
+        from cluster.inline import InlineFleet
+
+        return InlineFleet(plan, tally, event)
+    from cluster.fleet import RayFleet
+
+    return RayFleet(plan, tally, event)
+
+
+def _memory_bytes() -> int:
+    """Resident bytes of this process and those it started on this machine."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total

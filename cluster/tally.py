@@ -1,0 +1,191 @@
+"""What the driver knows of a run: counters of all parts, folded into lines of metrics.jsonl and the summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from replay.counters import ShardStats
+from rollout_workers.recorder import merge_stats
+
+_SHARES = ("data_wait", "update", "publish", "other")
+
+
+class Tally:
+    """Adds up what shards, workers, learners and evaluations report.
+
+    Args:
+        total_steps: env steps the run is going to make.
+        min_size_rows, replay_ratio: the target: updates = replay_ratio (env_steps - min_size_rows).
+        before_s: wall time of the run's earlier parts.
+    """
+
+    def __init__(self, *, total_steps: int, min_size_rows: int, replay_ratio: float, before_s: float = 0.0) -> None:
+        self.total_steps, self.min_size_rows, self.replay_ratio = total_steps, min_size_rows, replay_ratio
+        self.env_steps = self.updates = self.version = self.epoch = 0
+        self.recorded = 0
+        self.dropped: Counter[str] = Counter()
+        self.workers = self.workers_started = self.workers_restarted = 0
+        self.memory_bytes = 0
+        self.evaluation: dict[str, Any] = {}
+        self._began = time.monotonic() - before_s
+        self._shards: dict[int, ShardStats] = {}
+        self._window: dict[str, float] = {}  # workers' stats since the last line
+        self._losses: dict[str, float] = {}
+        self._share_s = dict.fromkeys(_SHARES, 0.0)
+        self._last_shares: dict[str, float] = {}
+        self._mark = (time.monotonic(), 0, 0)
+        self._steps_before: int | None = None  # that the earlier parts of the run had told of
+
+    def go_on_from(self, line: dict[str, Any]) -> None:
+        """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
+        self.recorded = int(line.get("rows_recorded", 0))
+        self.workers_started = int(line.get("workers_started", 0))
+        self.workers_restarted = int(line.get("workers_restarted", 0))
+        prefix = "rows_dropped_"
+        self.dropped.update(
+            {name.removeprefix(prefix): int(rows) for name, rows in line.items() if name.startswith(prefix)}
+        )
+        self._steps_before = int(line.get("env_steps", 0))
+
+    def settle_restart(self) -> None:
+        """Counts what the shards' snapshots did not hold. Call it once, when every shard has told its counters."""
+        if self._steps_before is not None and self.env_steps < self._steps_before:
+            self.dropped["restart"] += self._steps_before - self.env_steps
+        elif self._steps_before is not None:
+            self.recorded += self.env_steps - self._steps_before
+        self._steps_before = None
+        self._mark = (time.monotonic(), self.env_steps, self.updates)
+
+    @property
+    def time_s(self) -> float:
+        """Wall time of the run, earlier parts included."""
+        return time.monotonic() - self._began
+
+    def add_shard(self, stats: ShardStats, reports: list[Any]) -> None:
+        """Takes a shard's counters and the workers' reports that came through it."""
+        before = self._shards.get(stats.shard)
+        if before is not None and stats.stored_rows < before.stored_rows:
+            self.dropped["shard_restart"] += before.stored_rows - stats.stored_rows
+        self._shards[stats.shard] = stats
+        self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
+        for report in reports:
+            self.recorded += int(report.stats.get("recorded_rows", 0))
+            for name, value in report.stats.items():
+                if name.startswith("dropped_") and value:
+                    self.dropped[name.removeprefix("dropped_")] += int(value)
+            merge_stats(self._window, report.stats)
+
+    def add_learner(self, report: Any) -> None:
+        """Takes a learner's report (learners.learner.LearnerReport)."""
+        self.updates, self.epoch, self.version = report.updates, report.epoch, report.version
+        self._losses.update(report.metrics)
+        self._last_shares = dict(report.time)
+        for name in _SHARES:
+            self._share_s[name] += report.time.get(name, 0.0) * report.wall_s
+
+    def add_evaluation(self, evaluation: dict[str, Any]) -> None:
+        self.evaluation = evaluation
+
+    def line(self) -> dict[str, Any]:
+        """One line of metrics.jsonl: totals so far, rates and means since the last line."""
+        now, (then, steps, updates) = time.monotonic(), self._mark
+        self._mark = (now, self.env_steps, self.updates)
+        seconds = max(now - then, 1e-9)
+        window, self._window = self._window, {}
+        shards = list(self._shards.values())
+        line: dict[str, Any] = {
+            "time_s": round(self.time_s, 3),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "env_steps_per_s": (self.env_steps - steps) / seconds,
+            "updates_per_s": (self.updates - updates) / seconds,
+            "replay_ratio": self.measured_ratio(),
+            "target_replay_ratio": self.replay_ratio,
+            "rows_recorded": self.recorded,
+            "rows_stored": self.env_steps,
+            **{f"rows_dropped_{reason}": count for reason, count in self.dropped_rows().items()},
+            "rows_duplicate": sum(s.duplicate_rows for s in shards),
+            "size_rows": sum(s.size for s in shards),
+            "fill": sum(s.size for s in shards) / max(1, sum(s.capacity for s in shards)),
+            "workers": self.workers,
+            "workers_started": self.workers_started,
+            "workers_restarted": self.workers_restarted,
+            "version": self.version,
+            "epoch": self.epoch,
+            "blocked_insert_s": sum(s.insert_blocked_s for s in shards),
+            "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
+            "memory_bytes": self.memory_bytes,
+        }
+        ages = self.policy_age()
+        line |= {"policy_age_p50": ages["p50"], "policy_age_p95": ages["p95"]}
+        line |= _episodes(window)
+        line |= {name: window[name] for name in ("env_s", "act_s", "record_s", "push_wait_s") if name in window}
+        line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
+        line |= {f"loss_{name}": value for name, value in self._losses.items()}
+        if self.evaluation:
+            line["eval_return_mean"] = float(np.mean(self.evaluation["returns"]))
+            line["eval_env_steps"] = self.evaluation["env_steps"]
+        return line
+
+    def measured_ratio(self) -> float:
+        """Updates for each env step stored after warm-up; 0 during warm-up."""
+        after = self.env_steps - self.min_size_rows
+        return self.updates / after if after > 0 else 0.0
+
+    def dropped_rows(self) -> dict[str, int]:
+        """Rows that were recorded and are not stored, by reason."""
+        dropped = Counter(self.dropped)
+        for shard in self._shards.values():
+            for reason, rows in shard.rejected_rows.items():
+                if rows and reason not in dropped:
+                    dropped[reason] += rows
+        return dict(dropped)
+
+    def policy_age(self) -> dict[str, int]:
+        """Versions by which the acting policy was behind the newest one when its rows were stored."""
+        bins = [shard.age_rows for shard in self._shards.values()]
+        total = np.sum(bins, axis=0) if bins else np.zeros(1, np.int64)
+        below = np.cumsum(total)
+        quantile = {name: int(np.searchsorted(below, q * below[-1])) for name, q in (("p50", 0.5), ("p95", 0.95))}
+        return quantile if below[-1] else {"p50": 0, "p95": 0}
+
+    def summary(self) -> dict[str, Any]:
+        """The counters' part of summary.json."""
+        spent = sum(self._share_s.values())
+        wall_s = self.time_s
+        returns = self.evaluation.get("returns", [])
+        return {
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "wall_s": wall_s,
+            "env_steps_per_s": self.env_steps / wall_s,
+            "updates_per_s": self.updates / wall_s,
+            "replay_ratio": self.measured_ratio(),
+            "target_replay_ratio": self.replay_ratio,
+            "eval_return_mean": float(np.mean(returns)) if returns else None,
+            "eval_return_std": float(np.std(returns)) if returns else None,
+            "eval_episodes": len(returns),
+            "eval_env_steps": self.evaluation.get("env_steps"),
+            "rows": {"recorded": self.recorded, "stored": self.env_steps, "dropped": self.dropped_rows()},
+            "workers": {"started": self.workers_started, "restarted": self.workers_restarted},
+            "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in _SHARES},
+            "policy_age_versions": self.policy_age(),
+            "policy_version": self.version,
+        }
+
+
+def _episodes(window: dict[str, float]) -> dict[str, float]:
+    count = window.get("episodes", 0)
+    if not count:
+        return {}
+    return {
+        "episodes": count,
+        "return_mean": window["return_sum"] / count,
+        "return_min": window["return_min"],
+        "return_max": window["return_max"],
+        "length_mean": window["length_sum"] / count,
+    }
