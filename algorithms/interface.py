@@ -40,6 +40,8 @@ class Solo:
 class Agent(Protocol):
     """The learner's side of an algorithm: parameters, optimisers, update."""
 
+    device: torch.device
+
     def update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
         """U updates on U batches of packed float32 rows, on the agent's device.
 

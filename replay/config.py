@@ -12,7 +12,7 @@ from replay.option import option
 class ReplayConfig:
     """One table of transitions, spread over ``shards`` processes. Counts are totals over all shards."""
 
-    shards: int = option(1, "processes", "replay shards; workers deal chunks to them in turn")
+    shards: int = option(1, "processes", "replay shards; worker w writes to shard w modulo their number")
     capacity_rows: int = option(
         1_000_000, "rows", "transitions kept over all shards; the oldest are overwritten (paper: 1e6)"
     )
@@ -68,13 +68,13 @@ class ReplayConfig:
             f"{name} is {rows}, expected at most {each}, the rows of one shard (replay.capacity_rows "
             f"{self.capacity_rows} / replay.shards {self.shards}): {consequence}; raise the capacity or lower {name}"
             for name, rows, consequence in (
-                ("learners.batch_size", batch_size, "a batch is larger than the buffer it is drawn from"),
+                ("learner.batch_size", batch_size, "a batch is larger than the buffer it is drawn from"),
                 (
                     "replay.min_size_rows / replay.shards",
                     -(-self.min_size_rows // self.shards),
                     "training would never start",
                 ),
-                ("workers.envs_per_worker x chunk_steps", chunk_rows, "no chunk could be stored"),
+                ("worker.envs_per_worker x chunk_steps", chunk_rows, "no chunk could be stored"),
             )
             if rows > each
         ]

@@ -113,6 +113,10 @@ class Limiter:
         """Counts ``n`` rows that were sampled."""
         self.sampled += n
 
+    def align(self, sampled: int) -> None:
+        """Puts the count of rows sampled at ``sampled``: updates were lost or kept apart from this count."""
+        self.sampled = sampled
+
     def close(self) -> None:
         """No more inserts are coming. Samples may use up the credit that is left and then are exhausted."""
         self.closed = True

@@ -193,6 +193,10 @@ class ReplayShard:
         """Every episode of which this shard holds all rows. Do not append while iterating."""
         return complete_episodes(self.table)
 
+    def align(self, sampled: int) -> None:
+        """Sets the rows sampled by the whole run to what its learners really hold: what a lost learner had drawn is owed again."""
+        self.limiter.align(sampled // self.shards)
+
     def close(self) -> None:
         """No more rows are coming: samples use up their budget, then are told ``exhausted``."""
         self.limiter.close()
