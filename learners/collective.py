@@ -42,7 +42,7 @@ class TorchCollective:
         device: where ``barrier`` and NCCL run; the reductions take tensors that lie there.
 
     Raises:
-        CollectiveError: the learners did not all meet in time; from the methods, a reduction failed. On NCCL a reduction
+        CollectiveError: the learners did not all meet in time; or, later, a reduction failed. On NCCL a reduction
             runs behind the host, and one that misses its deadline ends the process (torch's watchdog) with an error.
     """
 
