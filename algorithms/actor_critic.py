@@ -1,10 +1,11 @@
 """The update that SoftGAC and SAC share: twin critics, an actor that pays a cost, a temperature that holds a budget.
 
-Letters: U updates, C updates of a cycle, B batch rows of this learner, P particles, O, A, D row width, N atoms, T = 2 critics.
+Letters: U updates, C updates of a cycle, B batch rows of this learner, P particles, O, A, D row width, N atoms, T = 2
+critics.
 Source: arXiv 2605.08733. What is special to an algorithm (how actions and their costs arise) stands behind ``Actor``.
 
 Nothing here looks at a device value from the host, so a GPU is never waited for and a cycle can be a CUDA graph:
-a non-finite update is undone by arithmetic, warm-up is decided by tensors, and who updates when by a host counter alone.
+a non-finite update is undone by arithmetic, warm-up is decided by tensors, who updates when by a host counter alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from algorithms import c51, matmul
+from algorithms.allocation import keep_freed_memory
 from algorithms.batch_renorm import Renorm
 from algorithms.config import ActorCriticConfig
 from algorithms.critic import TwinCritic, evaluate
@@ -85,6 +87,8 @@ class ActorCritic:
         self.device = torch.device(device)
         self.layout = RowLayout(obs_dim=obs_dim, action_dim=action_dim)
         self.matmul = matmul.choose(config.matmul)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.updates = 0  # critic updates made; decides which of them the actor follows
         renorm = Renorm(
@@ -128,14 +132,15 @@ class ActorCritic:
                 self.updates += take
         return self.read_metrics()
 
-    def step_cycle(self, rows_CBD: torch.Tensor) -> None:
-        """One whole cycle on ``cycle`` batches: tensors alone, so it can be captured as a CUDA graph.
+    def step_cycle(self, rows_CBD: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One whole cycle on ``cycle`` batches, ending with the actor: tensors alone, so a CUDA graph can hold it.
 
-        For capture: register ``generator`` with the graph, start at a multiple of ``cycle``, and after each replay add
-        ``cycle`` to ``updates``, which no graph can do. Metrics add up on the device until ``read_metrics``.
+        Metrics as ``update`` gives them. ``updates`` stays, because no graph can count on the host: whole cycles leave
+        the actor's turn where it is. For capture, register ``generator`` with the graph.
         """
         with matmul.library(self.matmul):
             self._group(rows_CBD, with_actor=True)
+        return self.read_metrics()
 
     def update_with(self, rows_BD: torch.Tensor, noise: UpdateNoise, *, with_actor: bool) -> dict[str, torch.Tensor]:
         """One update with everything random given: the critics, then (``with_actor``) actor and temperature.
@@ -161,7 +166,7 @@ class ActorCritic:
         return noise.view(world, -1, *noise.shape[1:])[rank]
 
     def read_metrics(self) -> dict[str, torch.Tensor]:
-        """Means over the finite updates since the last call (NaN where there was none), and ``nonfinite``, their number."""
+        """Means over the finite updates since the last call (NaN where there is none); ``nonfinite`` counts the rest."""
         sums = torch.cat([self.critic_sums, self.actor_sums])
         self.collective.mean_(sums)
         critic, actor = sums.split([self.critic_sums.numel(), self.actor_sums.numel()])
@@ -246,7 +251,7 @@ class ActorCritic:
         parameters.extra.copy_(loss.detach())
         self.collective.mean_(parameters.grad)
         gradient = parameters.grad[: parameters.size]
-        norm = torch.dot(gradient, gradient).sqrt()
+        norm = gradient.square().sum().sqrt()
         return 1.0 - torch.isfinite(norm + parameters.extra[0]).float(), norm
 
     @staticmethod
@@ -267,9 +272,9 @@ class ActorCritic:
         problems = [f"{name} is missing" for name in own if name not in state]
         problems += [f"{name} is not known" for name in state if name not in own]
         problems += [
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {own[name].dtype} {tuple(own[name].shape)}"
-            for name in own
-            if name in state and (state[name].shape != own[name].shape or state[name].dtype != own[name].dtype)
+            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {mine.dtype} {tuple(mine.shape)}"
+            for name, mine in own.items()
+            if name in state and (state[name].shape, state[name].dtype) != (mine.shape, mine.dtype)
         ]
         if problems:
             raise ValueError(

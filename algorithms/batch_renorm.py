@@ -56,8 +56,8 @@ def forward(
 ) -> tuple[torch.Tensor, Pass]:
     """Train-mode output (T, M, I) and what the backward needs.
 
-    ``running_mean_TI`` is relative to the same origin as x. ``warm`` (0-d bool): the passes of plain batch normalisation
-    are over. Statistics are those of all learners' rows: one collective call.
+    ``running_mean_TI`` is relative to the same origin as x. ``warm`` (0-d bool): plain batch normalisation is over.
+    Statistics are those of all learners' rows: one collective call.
     """
     moments = torch.stack([x_TMI.mean(1), (x_TMI * x_TMI).mean(1)])
     collective.mean_(moments)
@@ -76,7 +76,7 @@ def forward(
 
 
 def affine_grads(grad_TBI: torch.Tensor, seen: Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy, from dL/dy of the FIRST B rows (the rest have none)."""
+    """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy; dL/dy is of the FIRST B rows, the rest have none."""
     sum_TI = grad_TBI.sum(1)
     centred_TI = (grad_TBI * seen.x_TMI[:, : grad_TBI.shape[1]]).sum(1) - seen.mean_TI * sum_TI
     return centred_TI * (seen.r_TI * seen.inverse_TI) + seen.d_TI * sum_TI, sum_TI, centred_TI

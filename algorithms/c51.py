@@ -38,7 +38,8 @@ def project(p_BN: torch.Tensor, target_BN: torch.Tensor, v_min: float, v_max: fl
 def _project_scatter(p_BN: torch.Tensor, place_BN: torch.Tensor) -> torch.Tensor:
     low_BN = place_BN.floor().clamp_(max=p_BN.shape[-1] - 2)
     upper_BN = p_BN * (place_BN - low_BN)
-    index_BN = low_BN.to(torch.int64)
+    # A NaN place has no atom: its NaN mass goes to any, so that the update's guard sees it.
+    index_BN = low_BN.to(torch.int64).clamp_(0, p_BN.shape[-1] - 2)
     mass_BN = torch.zeros_like(p_BN)
     mass_BN.scatter_add_(-1, index_BN, p_BN - upper_BN)
     return mass_BN.scatter_add_(-1, index_BN + 1, upper_BN)

@@ -92,11 +92,11 @@ class ActorCriticConfig:
             )
         if not 1 <= self.renorm_r_max < math.inf:
             found.append(
-                f"renorm_r_max is {self.renorm_r_max}, expected 1 or more: [1/r_max, r_max] would be empty; the default is 3"
+                f"renorm_r_max is {self.renorm_r_max}, expected 1 or more: [1/r_max, r_max] would be empty; take 3"
             )
         if not 0 <= self.renorm_d_max < math.inf:
             found.append(
-                f"renorm_d_max is {self.renorm_d_max}, expected 0 or more: [-d_max, d_max] would be empty; the default is 5"
+                f"renorm_d_max is {self.renorm_d_max}, expected 0 or more: [-d_max, d_max] would be empty; take 5"
             )
         return found
 

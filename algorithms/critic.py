@@ -20,9 +20,9 @@ from algorithms.interface import Collective
 class TwinCritic:
     """Parameters, running statistics and the two ways through the critics.
 
-    Parameters (``parameters.named``), l = 0 .. layers: ``norm{l}.scale``, ``norm{l}.bias`` (T, in); ``linear{l}.weight``
-    (T, in, out), ``linear{l}.bias`` (T, out). Statistics (``statistics``): ``norm{l}.mean``, ``norm{l}.var`` (T, in), views
-    of one buffer; ``passes``, float32, counts train-mode passes.
+    Parameters (``parameters.named``), l = 0 .. layers: ``norm{l}.scale``, ``norm{l}.bias`` (T, in);
+    ``linear{l}.weight`` (T, in, out), ``linear{l}.bias`` (T, out). Statistics (``statistics``): ``norm{l}.mean``,
+    ``norm{l}.var`` (T, in), views of one buffer; ``passes``, float32, counts train-mode passes.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class TwinCritic:
     def joint(self, x_MI: torch.Tensor, collective: Collective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One train-mode pass over the rows [(s, a); (s', a')], which share their batch statistics.
 
-        Returns logits (T, B, N) of the first half; logits (T, B, N) of the second half, with the gradient stopped; and the
-        batch statistics, laid out like ``running``, for ``commit``.
+        Returns logits (T, B, N) of the first half; logits (T, B, N) of the second half, with the gradient stopped; and
+        the batch statistics, laid out like ``running``, for ``commit``.
         """
         return _JointPass.apply(x_MI, self, collective, *self.parameters.named.values())
 
     def commit(self, batch: torch.Tensor, keep: torch.Tensor) -> None:
-        """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool) is set."""
+        """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool)."""
         moved = torch.lerp(self.running, batch, 1.0 - self.constants.decay)
         self.running.copy_(torch.where(keep, self.running, moved))
         self.passes.add_(torch.where(keep, 0.0, 1.0))
 
     def frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Weights (T, in, out) and biases (T, 1, out) of the eval-mode critics, renormalisation folded in, no gradient."""
+        """Weights (T, in, out), biases (T, 1, out) of the eval-mode critics, renormalisation folded in, no gradient."""
         p, s = self.parameters.named, self.statistics
         with torch.no_grad():
             return [

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ FLOAT32_ERROR = 1e-5  # largest error of a float32 product below, relative to it
 
 
 def choose(setting: str) -> str:
-    """The library to use for ``setting`` auto | mkl | onednn: "mkl" or "onednn", the same in every process of a machine.
+    """The library for ``setting`` auto | mkl | onednn: "mkl" or "onednn", the same in every process of a machine.
 
     auto takes oneDNN on an AMD processor with AVX-512 if a probe keeps float32's accuracy. Raises ValueError for
     another setting, and for onednn where torch was built without it.
@@ -36,7 +37,7 @@ def choose(setting: str) -> str:
 @contextlib.contextmanager
 def library(choice: str) -> Iterator[None]:
     """Float32 products inside the block use ``choice`` ("mkl" or "onednn"); what was set before comes back after it."""
-    switch = torch.backends.mkldnn.matmul
+    switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = switch.fp32_precision
     switch.fp32_precision = "bf16" if choice == "onednn" else "none"
     try:

@@ -10,6 +10,7 @@ import pathlib
 import statistics
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -18,22 +19,22 @@ import torch
 from algorithms import ALGORITHMS
 
 
-def rate(agent: object, rows_UBD: torch.Tensor, repeats: int) -> list[float]:
+def rate(agent: Any, rows_UBD: torch.Tensor, repeats: int) -> list[float]:
     """Updates per CPU-second of each repeat, after one call to warm up."""
-    agent.update(rows_UBD)  # type: ignore[attr-defined]
+    agent.update(rows_UBD)
     rates = []
     for _ in range(repeats):
         start = time.process_time()
-        agent.update(rows_UBD)  # type: ignore[attr-defined]
+        agent.update(rows_UBD)
         rates.append(rows_UBD.shape[0] / (time.process_time() - start))
     return rates
 
 
-def critic_update_flop(config: object, obs_dim: int, action_dim: int, batch: int) -> float:
+def critic_update_flop(config: Any, obs_dim: int, action_dim: int, batch: int) -> float:
     """Floating-point operations of the matrix products of one critic update (2 a multiply-add)."""
-    width, layers = config.critic_width, config.critic_layers  # type: ignore[attr-defined]
+    width, layers = config.critic_width, config.critic_layers
     hidden = (layers - 1) * width * width
-    first, last = (obs_dim + action_dim) * width, width * config.atoms  # type: ignore[attr-defined]
+    first, last = (obs_dim + action_dim) * width, width * config.atoms
     forward = 2 * batch * (first + hidden + last)
     backward = 2 * batch * (first + 2 * hidden) + batch * 2 * last  # the first layer has no input gradient
     return 2.0 * 2 * (forward + backward)  # twin critics, 2 operations a multiply-add
@@ -56,14 +57,14 @@ def main() -> None:
     for name in names:
         config = ALGORITHMS[name].presets[args.preset]()
         config = type(config)(**{**vars(config), "matmul": args.matmul})
-        agent = ALGORITHMS[name].make_agent(config, args.obs, args.action, seed=0)
+        agent: Any = ALGORITHMS[name].make_agent(config, args.obs, args.action, seed=0)
         rows = torch.randn(updates, args.batch, 2 * args.obs + args.action + 2)
         rows[..., args.obs + args.action + 1] = 1.0
         rates = rate(agent, rows, args.repeats)
         gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
         print(
             f"{name:8s} {args.preset:6s} {statistics.median(rates):8.2f} updates/CPU-s "
-            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {gflop:.2f} GFLOP a critic update; matmul {agent.matmul})",  # type: ignore[attr-defined]
+            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {gflop:.2f} GFLOP a critic update; {agent.matmul})",
             flush=True,
         )
 

@@ -1,7 +1,7 @@
 """SAC with SoftGAC's critics: the Gaussian as an actor, its learner and its policy.
 
-Letters: B batch, R rows, O, A. Source: Haarnoja et al. (2018); critics, schedule and constants of arXiv 2605.08733, whose
-CrossQ-SAC control this is.
+Letters: B batch, R rows, O, A. Source: Haarnoja et al. (2018); critics, schedule and constants of arXiv 2605.08733,
+whose CrossQ-SAC control this is.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class SACPolicy:
     def __init__(self, config: SACConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        self.noise_shape = (action_dim,)
+        self.noise_shape: tuple[int, ...] = (action_dim,)
         draw = torch.Generator().manual_seed(0)
         self._weights = initial_parameters(
             obs_dim, action_dim, layers=config.actor_layers, width=config.actor_width, draw=draw

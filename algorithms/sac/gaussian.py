@@ -5,6 +5,8 @@ Letters: R rows, O observation dim, A action dim, H width. a = tanh(mean + std *
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from algorithms.flat import lecun_normal
@@ -13,10 +15,10 @@ from algorithms.flat import lecun_normal
 def initial_parameters(
     obs_dim: int, action_dim: int, *, layers: int, width: int, draw: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """``linear{l}.weight`` (in, out) LeCun-normal and ``linear{l}.bias`` (out,) zero, l = 0 .. layers; the last gives 2A."""
+    """``linear{l}.weight`` (in, out) LeCun-normal, ``linear{l}.bias`` (out,) zero; the last gives 2A."""
     sizes = [obs_dim, *[width] * layers, 2 * action_dim]
     initial: dict[str, torch.Tensor] = {}
-    for l, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
+    for l, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         initial[f"linear{l}.weight"] = lecun_normal((fan_in, fan_out), draw)
         initial[f"linear{l}.bias"] = torch.zeros(fan_out)
     return initial

@@ -85,7 +85,7 @@ class SoftGACPolicy:
     def __init__(self, config: SoftGACConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        self.noise_shape = (config.bridge_steps + 1, action_dim)
+        self.noise_shape: tuple[int, ...] = (config.bridge_steps + 1, action_dim)
         draw = torch.Generator().manual_seed(0)
         stacked = bridge.initial_parameters(
             obs_dim, action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw

@@ -15,7 +15,7 @@ from algorithms.softgac.config import SoftGACConfig
 
 
 def bridge_model(config: SoftGACConfig, obs_dim: int, action_dim: int) -> bytes:
-    """Inputs ``obs`` (B, O), ``noise`` (B, K+1, A) and ``bridge.{k}.{name}`` of every step; output ``action`` (B, A)."""
+    """Inputs ``obs`` (B, O), ``noise`` (B, K+1, A), ``bridge.{k}.{name}`` for every k; output ``action`` (B, A)."""
     graph, steps, h = Graph(), config.bridge_steps, 1.0 / config.bridge_steps
     inputs, width = obs_dim + action_dim, config.bridge_width
     shapes = {

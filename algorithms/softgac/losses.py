@@ -1,7 +1,7 @@
 """The equations that are SoftGAC's own: the reference process and the control energy.
 
-Letters: K bridge steps, B rows, A action dim; h = 1/K. Source: arXiv 2605.08733. The other losses are shared with SAC and stand in
-algorithms/losses.py.
+Letters: K bridge steps, B rows, A action dim; h = 1/K. Source: arXiv 2605.08733. The other losses are shared with SAC
+and stand in algorithms/losses.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ VARIANCE_FLOOR = 1e-6  # added to sigma^2 in the energy alone, so that its logar
 def control_energy(z_KBA: torch.Tensor, u_KBA: torch.Tensor, sigma_KBA: torch.Tensor) -> torch.Tensor:
     """C_B = 1/2 sum_k sum_i [ sigma^2 + (h/2) (u + 2 tanh z)^2 - 1 - log sigma^2 ], in nats.
 
-    The relative entropy between the bridge's path law and the reference's, which share z_0 and the diffusion 2h: a sum of
-    Gaussian KLs. Never negative; zero iff the bridge follows the reference. It bounds KL(pi || uniform) from above.
+    The relative entropy between the bridge's path law and the reference's, which share z_0 and the diffusion 2h: a sum
+    of Gaussian KLs. Never negative; zero iff the bridge follows the reference. It bounds KL(pi || uniform) from above.
 
     Args:
         z_KBA: positions z_0 .. z_{K-1} where drift and scale were evaluated.
@@ -27,8 +27,9 @@ def control_energy(z_KBA: torch.Tensor, u_KBA: torch.Tensor, sigma_KBA: torch.Te
     h = 1.0 / z_KBA.shape[0]
     variance_KBA = sigma_KBA.square() + VARIANCE_FLOOR
     drift_KBA = (u_KBA + 2.0 * torch.tanh(z_KBA)).square()
-    return 0.5 * (variance_KBA + (0.5 * h) * drift_KBA - torch.log(variance_KBA)).sum((0, 2)) - 0.5 * math.prod(
-        (z_KBA.shape[0], z_KBA.shape[2])
+    return (
+        0.5 * (variance_KBA + (0.5 * h) * drift_KBA - torch.log(variance_KBA)).sum((0, 2))
+        - 0.5 * z_KBA.shape[0] * z_KBA.shape[2]
     )
 
 
