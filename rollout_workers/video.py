@@ -15,7 +15,7 @@ from rollout_workers.acting import Actor
 from rollout_workers.envs import make_env
 from rollout_workers.spaces import ActionBox, flatten_observation
 
-PACKAGES = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
+PACKAGES = {"egl": "libegl1 libopengl0 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
 PROBE_TIMEOUT_S = 60.0
 _PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
 
