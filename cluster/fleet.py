@@ -143,8 +143,11 @@ class RayFleet:
 
     # --- going on -------------------------------------------------------------------------------------------------
 
-    def advance(self, seconds: float) -> None:
-        """Waits for about ``seconds``, or less when something happens; then looks after every part."""
+    def advance(self, seconds: float, env_steps: int = 0) -> None:
+        """Waits for about ``seconds``, or less when something happens; then looks after every part.
+
+        Actors do not stop at ``env_steps``: an evaluation is of the policy that is newest when it is heard of.
+        """
         waiting = [member.run for member in self._members.values() if not member.finished]
         waiting += [*self._learner_runs, *([self._evaluation] if self._evaluation is not None else [])]
         if waiting:

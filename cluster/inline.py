@@ -71,16 +71,10 @@ class InlineFleet:
         self._report()
         self.tally.settle_restart()
 
-    def advance(self, seconds: float) -> None:
-        """Takes turns for about ``seconds``, or until the run has its env steps."""
+    def advance(self, seconds: float, env_steps: int) -> None:
+        """Takes turns for about ``seconds``, or until the run has made ``env_steps`` or all of its own."""
         deadline = time.monotonic() + seconds
-        while not self.done and time.monotonic() < deadline:
-            self._take_turn()
-        self._report()
-
-    def advance_to(self, env_steps: int) -> None:
-        """Takes turns until the run has made ``env_steps``."""
-        while not self.done and self._env_steps() < env_steps:
+        while not self.done and self._env_steps() < env_steps and time.monotonic() < deadline:
             self._take_turn()
         self._report()
 

@@ -33,8 +33,11 @@ class Fleet(Protocol):
     def start(self) -> None:
         """Starts the parts, from the newest checkpoint and snapshots where there are any."""
 
-    def advance(self, seconds: float) -> None:
-        """Works, or lets the parts work, for about ``seconds``; keeps the tally up to date."""
+    def advance(self, seconds: float, env_steps: int) -> None:
+        """Works, or lets the parts work, for about ``seconds``; keeps the tally up to date.
+
+        A fleet that works in a fixed order stops at ``env_steps``, so that what is due there does not depend on the clock.
+        """
 
     def weights(self) -> Weights | None:
         """The newest policy; None before the first."""
@@ -125,7 +128,7 @@ class Session:
 
     def advance(self) -> bool:
         """One slice of the run; False once it has all its env steps and updates."""
-        self.fleet.advance(SLICE_S)
+        self.fleet.advance(SLICE_S, self._next_evaluation)
         self._evaluate()
         self._answer()
         now = time.monotonic()
