@@ -21,6 +21,6 @@ quick: setup
 	.venv/bin/python -m pytest -m 'not cluster'
 
 check: setup
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	.venv/bin/ruff check --quiet .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy --no-error-summary

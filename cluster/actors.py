@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from cluster.errors import RunError
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
 from replay import snapshot
 from replay.chunk import Ack, Block, Chunk, Wait
@@ -142,6 +143,7 @@ class WorkerActor:
         self._load((0, 0))
         complete = False
         while not self.stopping and not complete:
+            self._require_weights()
             chunk = self.worker.collect()
             pending.append((chunk, self.shard.append.remote(chunk)))
             while len(pending) >= self.limit and not complete:
@@ -168,6 +170,18 @@ class WorkerActor:
             self.worker.note_rejected(len(chunk.rows_ND), ack.reason.split(":")[0])
         self._load((ack.epoch, ack.version))
         return ack.reason == RUN_COMPLETE
+
+    def _require_weights(self) -> None:
+        """Waits until there is a policy, when the next chunk needs one: a resumed run's learner may still be loading."""
+        deadline = time.monotonic() + self.timeout_s
+        while self.worker.needs_weights and not self.stopping:
+            self._load((0, 0))
+            if self.worker.needs_weights and time.monotonic() > deadline:
+                raise RunError(
+                    f"the store had no weights for {self.timeout_s:.0f} s, expected the learner's first publication: this worker cannot "
+                    "act and ends; look at what the learner says"
+                )
+            time.sleep(0.0 if not self.worker.needs_weights else 0.1)
 
     def _answer(self, ref: Any) -> Ack:
         """The shard's answer; a shard that Ray is restarting, or that is silent, counts as "wait" until the deadline."""
