@@ -176,12 +176,14 @@ class WorkerActor:
         deadline = time.monotonic() + self.timeout_s
         while self.worker.needs_weights and not self.stopping:
             self._load((0, 0))
-            if self.worker.needs_weights and time.monotonic() > deadline:
+            if not self.worker.needs_weights:
+                break
+            if time.monotonic() > deadline:
                 raise RunError(
                     f"the store had no weights for {self.timeout_s:.0f} s, expected the learner's first publication: this worker cannot "
                     "act and ends; look at what the learner says"
                 )
-            time.sleep(0.0 if not self.worker.needs_weights else 0.1)
+            time.sleep(0.1)
 
     def _answer(self, ref: Any) -> Ack:
         """The shard's answer; a shard that Ray is restarting, or that is silent, counts as "wait" until the deadline."""
