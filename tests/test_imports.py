@@ -1,0 +1,52 @@
+"""The direction of imports is part of the architecture (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "replay": {"replay"},
+    "algorithms": {"algorithms", "replay"},
+    "rollout_workers": {"rollout_workers", "algorithms", "replay"},
+    "learners": {"learners", "algorithms", "replay"},
+    "cluster": {"cluster", "learners", "rollout_workers", "algorithms", "replay"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """First names of every module that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_the_architecture_allows(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        names = imported(path)
+        assert names & MAY_IMPORT.keys() <= MAY_IMPORT[folder], f"{path} imports {names & MAY_IMPORT.keys()}"
+        assert folder == "cluster" or "ray" not in names, f"{path} imports ray, which only cluster/ may"
+
+
+def test_no_module_is_named_like_one_of_the_standard_library() -> None:
+    """Ray puts the working directory first on the path: such a name would hide the library's."""
+    import sys
+
+    for folder in MAY_IMPORT:
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.stem in ("__init__", "__main__") or path.stem not in sys.stdlib_module_names, path
+
+
+def test_no_file_reads_or_writes_pickles() -> None:
+    for folder in MAY_IMPORT:
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not imported(path) & {"pickle", "cloudpickle", "dill", "joblib"}, path
+            assert "torch.load(" not in path.read_text() and "torch.save(" not in path.read_text(), path
