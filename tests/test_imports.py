@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,14 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     """Ray puts the working directory first on the path: such a name would hide the library's."""
     import sys
 
+    names = sys.stdlib_module_names - {"chunk"}  # the library's reads IFF files and is gone from Python 3.13
     for folder in MAY_IMPORT:
         for path in (ROOT / folder).rglob("*.py"):
-            assert path.stem in ("__init__", "__main__") or path.stem not in sys.stdlib_module_names, path
+            assert path.stem in ("__init__", "__main__") or path.stem not in names, path
 
 
 def test_no_file_reads_or_writes_pickles() -> None:
     for folder in MAY_IMPORT:
         for path in (ROOT / folder).rglob("*.py"):
             assert not imported(path) & {"pickle", "cloudpickle", "dill", "joblib"}, path
-            assert "torch.load(" not in path.read_text() and "torch.save(" not in path.read_text(), path
+            assert not re.search(r"(?<![.\w])torch\.(load|save)\(", path.read_text()), path
