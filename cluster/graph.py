@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import RunError
 from replay.limiter import Limiter
 from replay.rows import RowLayout
 from replay.shard import ReplayShard
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from algorithms.interface import Collective
     from algorithms.weights import Weights
     from cluster.config import RunConfig
+    from learners.checkpoint import Checkpoint
     from learners.learner import Learner
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
@@ -129,7 +131,6 @@ def make_learner(
     """A learner with the newest valid checkpoint of the run, if it has one."""
     from algorithms import ALGORITHMS
     from algorithms.interface import Solo
-    from learners import checkpoint
     from learners.learner import Learner
 
     config, collective = plan.config, collective or Solo()
@@ -138,7 +139,7 @@ def make_learner(
         plan.obs_dim,
         plan.action_dim,
         device=learner_device(config),
-        seed=config.seed * 1_000 + collective.rank,
+        seed=config.seed,
         collective=collective,
     )
     return Learner(
@@ -146,10 +147,20 @@ def make_learner(
         config.learner,
         directory=plan.run_dir / "dumps",
         publish=publish,
-        newest=lambda: checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity()),
+        newest=lambda: newest_checkpoint(plan),
         collective=collective,
         epoch=epoch,
     )
+
+
+def newest_checkpoint(plan: Plan) -> Checkpoint | None:
+    """The newest valid checkpoint of the run, None before the first; RunError when there are some and none can be used."""
+    from learners import checkpoint
+
+    try:
+        return checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity())
+    except checkpoint.CheckpointError as error:
+        raise RunError(str(error)) from error
 
 
 def make_evaluator(plan: Plan) -> Evaluator:
