@@ -170,6 +170,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = resolve(arguments)
     path = arguments.run_dir or _new_run_dir(config)
     plan = make_plan(config, RunDirectory(path), 0)  # every problem is found before anything is written
+    _knock(config)
     return drive(RunDirectory.create(path, config), plan)
 
 
@@ -194,11 +195,18 @@ def _resume(arguments: argparse.Namespace) -> int:
     config = override(run.config(), settings)
     run.hold()
     run.check_resumable(config)
-    start = run.count_start()
-    plan = make_plan(config, run, start)
+    _knock(config)
+    plan = make_plan(config, run, run.count_start())
     run.write_config(config)
     run.clear_outcome()
     return drive(run, plan)
+
+
+def _knock(config: RunConfig) -> None:
+    from cluster.connection import knock
+
+    if config.backend == "ray":
+        knock(config.ray.address)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

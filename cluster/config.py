@@ -197,7 +197,9 @@ def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:
     value = _parse(key, text, type(old))
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        raise UsageError(f"--set {key}={text}: expected one of {', '.join(map(str, choices))}; nothing was started")
+        raise UsageError(
+            f"--set {key}={text}: expected one of {', '.join(map(str, choices))}; nothing was started; choose one of them"
+        )
     return _replace(config, key, value)
 
 
@@ -206,6 +208,9 @@ def _replace(config: RunConfig, key: str, value: Any) -> RunConfig:
         return dataclasses.replace(config, **{key: value})
     part, leaf = key.split(".", 1)
     return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{leaf: value})})
+
+
+_EXAMPLES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def _parse(key: str, text: str, kind: type) -> Any:
@@ -220,5 +225,6 @@ def _parse(key: str, text: str, kind: type) -> Any:
         return kind(text)
     except (KeyError, ValueError, OverflowError):
         raise UsageError(
-            f"--set {key}={text}: {text!r} is not of type {kind.__name__}, which this field has; nothing was started"
+            f"--set {key}={text}: {text!r} is not of type {kind.__name__}, expected {_EXAMPLES[kind]}; nothing was started; "
+            "give the field a value of its type"
         ) from None

@@ -49,8 +49,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
             **common,
         )
         return True
-    if address != "auto":
-        _knock(address)
+    knock(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     tree = {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "*.png", "*.mp4"]}
     try:
@@ -69,8 +68,15 @@ def disconnect(own: bool) -> None:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """A quick answer whether anybody listens: Ray itself tries for a minute."""
+def knock(address: str | None) -> None:
+    """A quick answer whether anybody listens where ``connect`` would go: Ray itself tries for a minute.
+
+    Raises:
+        UsageError: nobody does.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local", "auto"):
+        return
     parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
     try:
         port = parts.port or (10001 if parts.scheme == "ray" else 6379)

@@ -23,6 +23,7 @@ from cluster.graph import (
     make_learner,
     make_shard,
     make_worker,
+    newest_checkpoint,
     random_steps_left,
     set_threads,
 )
@@ -54,7 +55,7 @@ class InlineFleet:
         self.shards = [make_shard(plan, index) for index in range(config.replay.shards)]
         self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish)
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
-        found = checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity())
+        found = newest_checkpoint(plan)
         exact = found is not None and self._restore(found)
         incarnation = 0 if exact else plan.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())

@@ -9,7 +9,7 @@ from typing import Any
 from algorithms.weights import Weights
 from cluster.checks import make_plan
 from cluster.errors import RunError
-from cluster.graph import Plan, make_evaluator, make_learner, set_threads
+from cluster.graph import Plan, make_evaluator, make_learner, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
 
 
@@ -40,10 +40,9 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> dic
 
 def newest_weights(plan: Plan) -> Weights:
     """The policy of the run's newest valid checkpoint."""
-    from learners import checkpoint
     from learners.learner import PART
 
-    found = checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity())
+    found = newest_checkpoint(plan)
     if found is None:
         raise RunError(
             f"{plan.run_dir} has no checkpoint yet, so there is no policy to evaluate; the first one is written when the run starts to learn"

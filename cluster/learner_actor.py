@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from cluster.actors import HOLD_S
-from cluster.graph import Plan, learner_device, make_learner, set_threads
+from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint, set_threads
 from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class LearnerActor:
 
     def begin(self, meeting: str) -> Begun:
         """Meets the other ranks and takes the newest valid checkpoint, if there is one."""
-        from learners import checkpoint
         from learners.collective import TorchCollective
         from learners.learner import PART
 
@@ -71,7 +70,7 @@ class LearnerActor:
                 device=device,
             )
         self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective)
-        found = checkpoint.load_newest(self.plan.run_dir / "checkpoints", self.plan.identity())
+        found = newest_checkpoint(self.plan)
         if found is not None:
             self.learner.load_state(found.part(PART))
         elif self.rank == 0:

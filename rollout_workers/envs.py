@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -66,8 +67,9 @@ def env_spec(env_id: str) -> EnvSpec:
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """One environment as Gymnasium makes it, time limit included; EnvError when it cannot be made."""
     spec = find_env(env_id)
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # not all take the word
     try:
-        return gym.make(spec, render_mode=render_mode, disable_env_checker=True)
+        return gym.make(spec, disable_env_checker=True, **rendering)
     except Exception as error:
         raise EnvError(
             f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to "
