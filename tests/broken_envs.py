@@ -1,0 +1,77 @@
+"""Environments that go wrong in one way each, under ids such as ``broken_envs:Raises-v0``."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+
+HEALTHY_STEPS = 96  # of each environment before it goes wrong
+HANG_S = 600.0  # longer than any test waits
+
+
+class Walk(gym.Env):
+    """A point on a line that is moved by the action and rewarded for being near 0."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 2)
+        return self.place.copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.place += [0.1 * float(action[0]), 0.0]
+        if self.steps > HEALTHY_STEPS:
+            self.go_wrong()
+        return self.place.copy(), -abs(float(self.place[0])), False, False, {}
+
+    def go_wrong(self) -> None:
+        """What is wrong with this one."""
+
+
+class Raises(Walk):
+    def go_wrong(self) -> None:
+        raise RuntimeError("the simulator lost its licence")
+
+
+class Hangs(Walk):
+    def go_wrong(self) -> None:
+        threading.Event().wait(HANG_S)
+
+
+class SometimesNaN(Walk):
+    """Every 40th step gives an observation that is not a number."""
+
+    def go_wrong(self) -> None:
+        if self.steps % 40 == 0:
+            self.place[:] = np.nan
+
+
+class Dies(Walk):
+    """Takes its process along without a word, as a crash in a simulator's native code does."""
+
+    def go_wrong(self) -> None:
+        os._exit(9)
+
+
+class Unbounded(Walk):
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class WillNotStart(Walk):
+    def __init__(self) -> None:
+        raise OSError("no display")
+
+
+for kind in (Walk, Raises, Hangs, SometimesNaN, Dies, Unbounded, WillNotStart):
+    gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)

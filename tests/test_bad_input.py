@@ -1,0 +1,274 @@
+"""Bad input ends in a message of four parts: what was seen, what was expected, what follows, what to do."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_runs import read, train_inline, train_words
+
+from cluster.cli import main
+from cluster.config import make_preset
+from cluster.run_dir import RunDirectory
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What the command says on its way out with ``code``."""
+    capsys.readouterr()
+    assert main(words) == code
+    told = capsys.readouterr().err
+    assert "drawbridge: error: " in told and "Traceback" not in told
+    return told
+
+
+# env or settings -> (seen, expected, consequence, what to do)
+REFUSED = {
+    "unknown environment": (
+        {"env": "HalfCheeta-v5"},
+        ("unknown environment 'HalfCheeta-v5'", "expected a registered Gymnasium id (nearest: HalfCheetah-v5", "nothing can be",
+         "correct the id"),
+    ),
+    "discrete actions": (
+        {"env": "CartPole-v1"},
+        ("CartPole-v1 has the action space Discrete(2)", "expected a Box of floats", "cannot be trained on", "choose an environment with"),
+    ),
+    "unbounded action box": (
+        {"env": "broken_envs:Unbounded-v0"},
+        ("unbounded action box: coordinate 0 is in [-inf, inf]", "expected finite bounds", "cannot be mapped", "wrap the environment"),
+    ),
+    "environment that does not start": (
+        {"env": "broken_envs:WillNotStart-v0"},
+        ("OSError: no display", "expected gymnasium.make to build it", "no worker can run it", "install what it asks for"),
+    ),
+    "module that is not there": (
+        {"env": "no_such_module:Thing-v0"},
+        ("names the module 'no_such_module'", "expected a module that registers", "cannot be made", "put its folder on PYTHONPATH"),
+    ),
+    "unknown key": (
+        {"agent__rh": 0.1},
+        ("--set agent.rh: there is no such field", "nearest: agent.rho", "nothing was started", "lists every field"),
+    ),
+    "ill-typed value": (
+        {"replay__replay_ratio": "fast"},
+        ("--set replay.replay_ratio=fast", "not of type float", "nothing was started", "give"),
+    ),
+    "value outside the choices": (
+        {"agent__base_law": "cauchy"},
+        ("--set agent.base_law=cauchy", "expected one of logistic, gaussian", "nothing was started", "choose"),
+    ),
+    "infeasible tolerance": (
+        {"replay__tolerance_rows": 3},
+        ("replay.tolerance_rows is 3", "expected 0 or at least", "wait for each other for ever", "set 0"),
+    ),
+    "impossible replay ratio": (
+        {"replay__replay_ratio": -1},
+        ("replay.replay_ratio is -1.0", "expected a positive number", "never", "set updates per env step"),
+    ),
+    "ratio that is not a number": (
+        {"replay__replay_ratio": "nan"},
+        ("replay.replay_ratio is nan", "expected a positive number", "never", "set updates per env step"),
+    ),
+    "batch larger than the buffer": (
+        {"learner__batch_size": 4_096, "replay__capacity_rows": 1_000, "replay__recent_rows": 100},
+        ("learner.batch_size is 4096", "expected at most 1000", "larger than the buffer", "raise the capacity or lower"),
+    ),
+    "more memory than the machine has": (
+        {"replay__capacity_rows": 10**12},
+        ("the run needs up to", "this machine has", "killed on the way", "lower replay.capacity_rows"),
+    ),
+    "more shards than workers": (
+        {"replay__shards": 3},
+        ("replay.shards is 3", "expected at most worker.workers 2", "one would stay empty", "start more workers"),
+    ),
+    "batch that cannot be dealt": (
+        {"learner__learners": 3},
+        ("batch_size 32", "3 learners", "cannot be dealt", "set it to"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_settings_are_refused_with_the_four_parts_and_leave_nothing_behind(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, parts = REFUSED[case]
+    settings = dict(given)
+    env = str(settings.pop("env", "InvertedPendulum-v5"))
+    told = refused(train_words(tmp_path / "run", env, "--backend", "inline", **settings), capsys)
+    missing = [part for part in parts if part not in told]
+    assert not missing, told
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_of_a_configuration_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(train_words(tmp_path / "run", agent__gamma=1.5, worker__chunk_steps=0, learner__threads=0), capsys)
+    assert "agent.gamma" in told and "worker.chunk_steps" in told and "learner.threads" in told
+    told = refused(train_words(tmp_path / "run", agent__gamm=1, worker__chunk="x"), capsys)
+    assert "agent.gamma" in told and "worker.chunk_steps" in told
+
+
+def test_a_run_directory_that_exists_is_refused_and_not_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    told = refused(train_words(tmp_path, "InvertedPendulum-v5", "--backend", "inline"), capsys)
+    for part in (f"run directory {tmp_path} exists", "expected a new one", "nothing in it was touched", "choose another --run-dir"):  # fmt: skip
+        assert part in told
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def _hold(path: str, ready: socket.socket) -> None:
+    run = RunDirectory.open(Path(path))
+    run.hold()
+    ready.send(b"held")
+    ready.recv(1)  # until the test is done
+
+
+def test_a_run_directory_of_a_living_run_is_refused_by_train_and_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory.create(tmp_path / "run", make_preset("softgac", "cpu"))
+    run.release()
+    here, there = socket.socketpair()
+    here.settimeout(60)
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(str(run.path), there))
+    holder.start()
+    try:
+        assert here.recv(4) == b"held"
+        for words in (train_words(run.path, "InvertedPendulum-v5"), ["resume", str(run.path)]):
+            told = refused(words, capsys)
+            for part in (f"belongs to a living run (process {holder.pid})", "nothing was started"):
+                assert part in told
+            assert "choose another" in told or "end that process" in told
+    finally:
+        here.send(b"x")
+        holder.join(30)
+
+
+def test_a_directory_that_is_no_run_is_refused_by_every_command_that_reads_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["resume"], ["evaluate"], ["status"], ["scale", "--workers", "2"]):
+        told = refused([command[0], str(tmp_path), *command[1:]], capsys)
+        assert "is not a run directory" in told and "config.json" in told and "give the directory that" in told
+    assert main(["report", str(tmp_path)]) in (1, 2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that ended."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert train_inline(run, "InvertedPendulum-v5", 128) == 0
+    return run
+
+
+def _truncate(run: Path) -> None:
+    path = next(run.glob("checkpoints/*/tensors.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(run: Path) -> None:
+    path = next(run.glob("checkpoints/*/tensors.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _reconfigure(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"critic_width": 32', '"critic_width": 33'))
+
+
+DAMAGE = {
+    "truncated": (_truncate, "tensors.safetensors is truncated"),
+    "flipped in one byte": (_flip, "tensors.safetensors is damaged: its digest differs"),
+    "of another configuration": (_reconfigure, "made with another configuration"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_cannot_be_used_stops_resume_and_evaluate_and_is_never_replaced_by_a_fresh_start(
+    damage: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm, seen = DAMAGE[damage]
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    harm(run)
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    for words in (["resume", str(run), "--steps", "256"], ["evaluate", str(run)]):
+        told = refused(words, capsys, code=1)
+        for part in (seen, "none of the 1 checkpoints", "would throw the run's training away", "Put a good copy back"):
+            assert part in told
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+    assert seen in read(run / "failure.json")["error"]
+
+
+def test_a_damaged_config_of_a_run_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "config.json").write_text((finished / "config.json").read_text()[:200])
+    told = refused(["resume", str(run), "--steps", "256"], capsys, code=1)
+    assert "config.json cannot be read" in told and "damaged" in told
+    config = read(finished / "config.json")
+    config["agent"]["warp"] = 1
+    (run / "config.json").write_text(json.dumps(config))
+    told = refused(["resume", str(run), "--steps", "256"], capsys)
+    assert "unknown fields ['agent.warp']" in told and "another version" in told and "check out" in told
+
+
+def test_a_finished_run_is_not_resumed_without_more_steps_and_stays_finished(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(["resume", str(finished)], capsys)
+    assert "has made its 128 env steps" in told and "nothing was started" in told and "--steps more" in told
+    assert read(finished / "summary.json")["exit"] == "completed"
+
+
+def test_scaling_a_run_that_is_not_running_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(["scale", str(finished), "--workers", "3"], capsys)
+    assert "no process drives" in told and "nothing to scale" in told and "drawbridge resume" in told
+
+
+def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:  # bound, so nobody else takes the port; not listening, so nobody answers
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        for given in (address, f"ray://{address}", "no.such.host.invalid:6379"):
+            begun = time.monotonic()
+            told = refused(train_words(tmp_path / given[:3], "InvertedPendulum-v5", "--address", given), capsys, code=2)
+            assert time.monotonic() - begun < 10
+            parts = (
+                f"--address {given}: no Ray cluster answers",
+                "expected host:port",
+                "nothing was started",
+                "ray start --head",
+            )
+            for part in parts:
+                assert part in told
+            assert not (tmp_path / given[:3]).exists()
+
+
+def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, "broken_envs:Raises-v0", 4_000, replay__replay_ratio=0.1) == 1
+    told = capsys.readouterr().err
+    assert "the simulator lost its licence" in told.strip().splitlines()[-1]
+    failure = read(run / "failure.json")
+    assert "the simulator lost its licence" in failure["error"] and "go_wrong" in failure["traceback"]
+
+
+def test_the_memory_of_the_machine_is_what_a_run_is_measured_against(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(train_words(tmp_path / "run", replay__capacity_rows=10**12), capsys)
+    assert f"this machine has {psutil.virtual_memory().total / 2**30:.1f}" in told and "replay" in told

@@ -1,0 +1,129 @@
+"""The whole graph in one process: bit-identical under a seed, exactly resumable, and honest when it cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_runs import TINY, lines, read, train_inline
+
+from cluster.cli import main
+from cluster.config import make_preset, override
+from cluster.graph import Plan, make_shard
+from replay import snapshot
+from rollout_workers.envs import env_spec
+
+CHEETAH, PENDULUM = "HalfCheetah-v5", "Pendulum-v1"  # the batched path of ours, Gymnasium's own environments
+CLOCKS = ("wall_s", "time_s")
+
+
+def learner(run_dir: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint's tensors of the learner, without the counter of its restarts."""
+    newest = max((run_dir / "checkpoints").iterdir())
+    tensors = load_file(newest / "tensors.safetensors")
+    return {name: t for name, t in tensors.items() if name.startswith("learner/") and not name.endswith("epoch")}
+
+
+def rows(run_dir: Path, env: str, shards: int = 1) -> list[np.ndarray]:
+    """The rows of every shard's snapshot, oldest first."""
+    spec = env_spec(env)
+    settings = {key: str(value) for key, value in TINY.items()} | {"env": env, "replay.shards": str(shards)}
+    config = override(make_preset("softgac", "cpu"), settings)
+    plan = Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run_dir)
+    found = []
+    for index in range(shards):
+        shard = make_shard(plan, index)
+        assert snapshot.load(shard, plan.shard_dir(index)) is not None
+        found.append(shard.table.rows[: shard.table.size].copy())
+    return found
+
+
+def evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """What was evaluated, without clocks and without the epoch, which counts starts."""
+    told = lines(run_dir / "evaluations.jsonl")
+    return [{k: v for k, v in line.items() if k not in (*CLOCKS, "epoch")} for line in told]
+
+
+def assert_same(one: Path, other: Path, env: str, shards: int = 1) -> None:
+    here, there = learner(one), learner(other)
+    assert here.keys() == there.keys() and len(here) > 10
+    differing = [name for name in here if not np.array_equal(here[name], there[name], equal_nan=True)]
+    assert not differing, f"{len(differing)} of {len(here)} tensors differ, such as {differing[:5]}"
+    for mine, its in zip(rows(one, env, shards), rows(other, env, shards), strict=True):
+        assert len(mine) > 64 and np.array_equal(mine, its)
+
+
+GRAPHS = {
+    "batched MuJoCo": (CHEETAH, 1, 2),
+    "Gymnasium's environments": (PENDULUM, 1, 2),
+    "two shards, three workers": (PENDULUM, 2, 3),
+}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_one_seed_gives_one_run_and_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, graph: str) -> None:
+    env, shards, workers = GRAPHS[graph]
+    flags = ("--shards", str(shards), "--workers", str(workers))
+    often = {"evaluation__every_steps": 96}
+    one, two, parts = (tmp_path / name for name in ("one", "two", "parts"))
+    assert train_inline(one, env, 384, *flags, **often) == 0
+    assert train_inline(two, env, 384, *flags, **often, learner__checkpoint_s=0.2) == 0  # saves change nothing
+    assert_same(one, two, env, shards)
+    assert evaluations(one) == evaluations(two) and len(evaluations(one)) == 4
+    assert train_inline(parts, env, 192, *flags, **often) == 0
+    assert main(["resume", str(parts), "--steps", "384"]) == 0
+    assert_same(one, parts, env, shards)
+    kept = [line for line in evaluations(parts) if line["env_steps"] != 192]  # there one ended, the other went on
+    assert kept == [line for line in evaluations(one) if line["env_steps"] != 192]
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    assert train_inline(tmp_path / "one", PENDULUM, 128) == 0
+    assert train_inline(tmp_path / "two", PENDULUM, 128, "--seed", "2") == 0
+    assert not np.array_equal(rows(tmp_path / "one", PENDULUM)[0], rows(tmp_path / "two", PENDULUM)[0])
+
+
+def test_a_checkpoint_and_a_snapshot_of_different_moments_resume_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, PENDULUM, 192) == 0
+    shutil.copytree(run / "checkpoints", tmp_path / "older")
+    assert main(["resume", str(run), "--steps", "320"]) == 0
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(tmp_path / "older", run / "checkpoints")
+    capsys.readouterr()
+    assert main(["resume", str(run), "--steps", "512"]) == 0
+    assert "not of one moment" in capsys.readouterr().out
+    summary = read(run / "summary.json")
+    assert summary["env_steps"] >= 512
+    assert summary["rows"]["recorded"] == summary["rows"]["stored"] + sum(summary["rows"]["dropped"].values())
+    assert summary["replay_ratio"] == pytest.approx(1.0, abs=0.15)  # the updates that were lost are made up
+
+
+def test_a_resume_without_its_snapshots_keeps_the_learner_and_counts_the_rows_as_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, PENDULUM, 192) == 0
+    updates = read(run / "summary.json")["updates"]
+    shutil.rmtree(run / "replay")
+    capsys.readouterr()
+    assert main(["resume", str(run), "--steps", "320"]) == 0
+    assert "not of one moment" in capsys.readouterr().out
+    summary = read(run / "summary.json")
+    assert summary["rows"]["dropped"] == {"restart": 192} and summary["updates"] >= updates
+
+
+def test_observations_that_are_not_numbers_are_dropped_and_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, "broken_envs:SometimesNaN-v0", 2_400, replay__replay_ratio=0.1) == 0
+    summary = read(run / "summary.json")
+    dropped = summary["rows"]["dropped"]
+    assert dropped and all("finite" in reason for reason in dropped), dropped
+    assert summary["rows"]["recorded"] == summary["rows"]["stored"] + sum(dropped.values())
+    assert np.isfinite(rows(run, "broken_envs:SometimesNaN-v0")[0]).all()

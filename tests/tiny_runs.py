@@ -1,0 +1,86 @@
+"""Runs that end in seconds: small networks, few rows, and the command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "agent.critic_width": 32,
+    "agent.bridge_width": 16,
+    "agent.bridge_steps": 2,
+    "learner.batch_size": 32,
+    "learner.updates_per_call": 8,
+    "replay.capacity_rows": 20_000,
+    "replay.min_size_rows": 64,
+    "worker.random_steps": 64,
+    "worker.chunk_steps": 4,
+    "evaluation.episodes": 1,
+    "evaluation.final_episodes": 2,
+    "metrics.tensorboard": "false",
+    "metrics.port": -1,
+}
+
+
+def train_words(run_dir: Path, env: str = "InvertedPendulum-v5", *flags: str, **settings: Any) -> list[str]:
+    """The words of a ``train`` command; ``settings`` are fields with __ for the dot, over those of TINY."""
+    given = TINY | {name.replace("__", "."): value for name, value in settings.items()}
+    pairs = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    return ["train", "softgac", "--env", env, "--run-dir", str(run_dir), *flags, *pairs]
+
+
+def train_inline(run_dir: Path, env: str, steps: int, *flags: str, **settings: Any) -> int:
+    """A whole inline run in this process; returns the exit code."""
+    return main(train_words(run_dir, env, "--backend", "inline", "--steps", str(steps), *flags, **settings))
+
+
+def command(*words: str, timeout: float = 240.0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A finished ``python -m cluster`` in a process of its own."""
+    return subprocess.run(_argv(words), capture_output=True, text=True, timeout=timeout, cwd=cwd)
+
+
+def start(*words: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A ``python -m cluster`` that goes on; what it says is in ``log``."""
+    with open(log, "w", encoding="utf-8") as file:
+        return subprocess.Popen(
+            _argv(words), stdout=file, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env={**os.environ, **(env or {})}
+        )
+
+
+def _argv(words: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "cluster", *words]
+
+
+def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 90.0, log: Path | None = None) -> Any:
+    """The first true value of ``condition``; AssertionError with the end of ``log`` at the deadline."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    told = log.read_text(encoding="utf-8")[-3_000:] if log is not None else ""
+    raise AssertionError(f"waited {deadline_s:.0f} s for {what}, in vain\n{told}")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def live(run_dir: Path) -> dict[str, Any]:
+    """The newest line of a run, empty before the first."""
+    path = run_dir / "live.json"
+    return dict(read(path)) if path.exists() else {}
