@@ -114,14 +114,14 @@ class BatchedMujocoEnv(VectorEnv):
         """Takes actions (E, A) in the action box; obs (E, O) and reward (E,) float64, terminated, truncated, infos."""
         if self._rngs is None:
             raise EnvError("step before reset, expected reset first: nothing was stepped; call reset(seed=...)")
-        if self._done_E.any():
+        if np.count_nonzero(self._done_E):
             return self._step_after_end(actions)
         outcome, infos = self._advance(actions, None)
         obs_EO = self._task.observe(self._now_ES, self._goal_EG)
         self._elapsed_E += 1
         truncated_E = self._elapsed_E >= self._max_steps
         done_E = outcome.terminated_E | truncated_E
-        if done_E.any():
+        if np.count_nonzero(done_E):
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 obs_EO = self._reset_same_step(obs_EO, done_E, infos)
             else:

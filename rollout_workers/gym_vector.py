@@ -77,7 +77,7 @@ class VectorBatchEnv:
         done_E = terminated_E | truncated_E
         if self._mode is AutoresetMode.NEXT_STEP:
             valid_E, self._ended_E = ~self._ended_E, done_E
-        elif done_E.any():
+        elif np.count_nonzero(done_E):
             if self._mode is AutoresetMode.DISABLED:
                 obs_EO = self._restart(done_E)
             else:

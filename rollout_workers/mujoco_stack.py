@@ -66,18 +66,19 @@ class MujocoStack:
         """
         model, data, frame_skip, views = self.model, self._data, self._frame_skip, self._views
         put, step, take, after = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState, mujoco.mj_rnePostConstraint
+        spec, contact_forces = _SPEC, self._contact_forces
         self._ctrl_EA[:] = ctrl_EA
         self._time_E[:] = _MARK
         for row, derived in self._rows if indices is None else [self._rows[i] for i in indices]:
-            put(model, data, row, _SPEC)
+            put(model, data, row, spec)
             step(model, data, frame_skip)
-            if self._contact_forces:
+            if contact_forces:
                 after(model, data)
-            take(model, data, row, _SPEC)
+            take(model, data, row, spec)
             if views:
                 np.concatenate(views, out=derived)
         unstable_E: np.ndarray = self._time_E < _MARK
-        return unstable_E if unstable_E.any() else None
+        return unstable_E if np.count_nonzero(unstable_E) else None
 
     def gather(self) -> np.ndarray:
         """qpos, qvel and the derived columns of every simulation, a new float64 array (E, S)."""

@@ -47,8 +47,7 @@ class ActionBox:
                 f"actions of shape {actions_EA.shape}, expected (environments, {self.dim}): nothing was stepped; "
                 "give one row of action coordinates for each environment"
             )
-        scaled_EA = actions_EA.astype(self._half_A.dtype)
-        scaled_EA *= self._half_A
+        scaled_EA = np.multiply(actions_EA, self._half_A, dtype=self._half_A.dtype, casting="same_kind")
         scaled_EA += self._middle_A
         np.maximum(scaled_EA, self._low_A, out=scaled_EA)
         np.minimum(scaled_EA, self._high_A, out=scaled_EA)
@@ -94,9 +93,9 @@ def flatten_observations(obs: Any, num_envs: int) -> np.ndarray:
 
     ``obs`` is (E, ...) or a Dict of such, as a gymnasium.vector.VectorEnv gives.
     """
+    if isinstance(obs, np.ndarray):
+        return obs.reshape(num_envs, -1).astype(np.float32)
     parts = _parts(obs, num_envs)
-    if len(parts) == 1:
-        return parts[0].astype(np.float32)
     return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
 
 
