@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rollout_workers.evaluator import Evaluation
 
 RUN_COMPLETE = "run_complete"  # a shard's reason for taking no more rows
+HELD = "held"  # a shard's reason for having no block: the driver holds the run
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
 
 
@@ -64,6 +66,8 @@ class ShardActor:
                     break
             if isinstance(answer, Block):
                 self.changed.notify_all()
+            elif self.shard.limiter.held and answer.reason != "exhausted":
+                answer = dataclasses.replace(answer, reason=HELD)
             return answer
 
     async def _wait(self, deadline: float) -> bool:
@@ -75,6 +79,12 @@ class ShardActor:
         except TimeoutError:
             return False
         return True
+
+    async def hold_at(self, rows: int) -> None:
+        """Takes no more rows once ``rows`` have been stored, until called with a higher number."""
+        async with self.changed:
+            self.shard.limiter.ceiling = rows
+            self.changed.notify_all()
 
     async def align(self, updates: int) -> None:
         """Tells the limiter how many updates the learner really holds: what a lost learner had sampled is owed again."""

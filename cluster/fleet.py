@@ -65,6 +65,7 @@ class RayFleet:
         self._finished_learning = False
         self._next_stats = self._next_save = 0.0
         self._saves: list[Any] = []
+        self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._shard_started: dict[int, float] = {}
         self._shard_seen: dict[int, float] = {}
         self._queue: deque[tuple[Any, int]] = deque()
@@ -158,7 +159,7 @@ class RayFleet:
         for ref in ready:
             self._look_at(ref)
         now = time.monotonic()
-        if now >= self._next_stats:
+        if now >= self._next_stats or self._hold is not None:
             self._next_stats = now + STATS_S
             self._take_stats()
             self._watch_workers()
@@ -270,6 +271,8 @@ class RayFleet:
         if self._shard_started.setdefault(index, told["started"]) != told["started"]:
             self._shard_started[index] = told["started"]
             self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot")
+            if self._hold is not None:
+                self._shards[index].hold_at.remote(self._hold)
         for report in told["workers"]:
             member = self._members.get(report.worker)
             if member is not None and report.incarnation == member.incarnation:
@@ -307,21 +310,48 @@ class RayFleet:
         if not self._saves:
             self._saves = [shard.save.remote() for shard in self._shards]
 
-    def _check_saves(self) -> None:
+    def _check_saves(self) -> list[str]:
+        """Looks at the snapshots that are being written; returns what went wrong with those that have ended."""
+        problems = []
         ready, self._saves = ray.wait(self._saves, num_returns=len(self._saves), timeout=0) if self._saves else ([], [])
         for ref in ready:
             try:
                 ray.get(ref)
             except (RayTaskError, RayActorError) as error:
-                self.event(f"a snapshot failed, the older one stays: {_cause(error).strip().splitlines()[-1]}")
+                problems.append(f"a snapshot failed, the older one stays: {_cause(error).strip().splitlines()[-1]}")
+        for problem in problems:
+            self.event(problem)
+        return problems
 
-    def save(self) -> None:
-        """Snapshots of every shard, waited for. The learner writes its own checkpoints."""
+    def save(self) -> list[str]:
+        """Snapshots of every shard and a checkpoint of the learner, as they are now; returns what could not be written."""
+        self._end_saves()
         self._begin_save()
-        deadline = time.monotonic() + self.timeout_s
+        problems = self._end_saves()
+        self._next_save = time.monotonic() + self.config.replay.snapshot_s
+        try:
+            ray.get(self._learners[0].save.remote(), timeout=self.timeout_s)
+        except (RayTaskError, RayActorError, GetTimeoutError) as error:
+            problems.append(f"no checkpoint, the older one stays: {_cause(error).strip().splitlines()[-1]}")
+            self.event(problems[-1])
+        return problems
+
+    def _end_saves(self) -> list[str]:
+        """Waits for the snapshots that are being written; returns what went wrong."""
+        problems, deadline = [], time.monotonic() + self.timeout_s
         while self._saves and time.monotonic() < deadline:
             ray.wait(self._saves, num_returns=len(self._saves), timeout=0.5)
-            self._check_saves()
+            problems += self._check_saves()
+        if self._saves:
+            problems.append(
+                f"{len(self._saves)} snapshots were not written within {self.timeout_s:.0f} s; the older ones stay"
+            )
+        return problems
+
+    def hold_at(self, env_steps: int) -> None:
+        """Stores no rows beyond ``env_steps`` until called with a higher number: workers wait, the learner catches up."""
+        self._hold = math.ceil(env_steps / len(self._shards))
+        self._await([shard.hold_at.remote(self._hold) for shard in self._shards], "replay shards to take a new bound")
 
     def scale(self, workers: int) -> str:
         """Starts or ends rollout workers while the others go on."""

@@ -98,7 +98,10 @@ class InlineFleet:
             "changed; runs with --backend ray can be scaled"
         )
 
-    def save(self) -> None:
+    def hold_at(self, env_steps: int) -> None:
+        """Nothing goes on in one process but in ``advance``, which is told where to stop."""
+
+    def save(self) -> list[str]:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         for index, shard in enumerate(self.shards):
             snapshot.save(shard, self.plan.shard_dir(index))
@@ -114,6 +117,7 @@ class InlineFleet:
             "backend": "inline",
         }
         checkpoint.save(self.plan.run_dir / "checkpoints", parts, meta, keep=self.plan.config.learner.checkpoints_kept)
+        return []
 
     def finish(self) -> None:
         """Nothing is on its way in one process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import socket
 import threading
 import time
@@ -13,12 +14,14 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from cluster.actors import HOLD_S
+from cluster.actors import HELD, HOLD_S
+from cluster.errors import RunError
 from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint, set_threads
 from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
     from algorithms.weights import Weights
+    from learners.feed import Fed, Feed
     from learners.learner import LearnerReport
 
 REPORT_S = 0.5
@@ -43,6 +46,11 @@ class LearnerActor:
         self.config = plan.config
         self.shards, self.store = shards, store
         self.stopping = threading.Event()
+        self.turn = (
+            threading.Lock()
+        )  # whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint
+        self.asked = threading.Event()  # ``save`` wants the turn
+        self.held = -math.inf  # when a shard last said that the driver holds the run
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
 
     def meeting(self) -> str:
@@ -82,33 +90,39 @@ class LearnerActor:
         from learners.feed import Feed
 
         learner, config = self.learner, self.config
+        deadline_s = config.worker.step_timeout_s + config.ray.start_timeout_s
         feed = Feed(
             self._fetcher(),
             depth=config.learner.prefetch_blocks,
             device=str(learner.device),
-            deadline_s=config.worker.step_timeout_s + config.ray.start_timeout_s,
+            deadline_s=deadline_s,
             source="the replay shards",
         )
         learner.publish()
         saved = reported = time.monotonic()
         try:
             while True:
-                fed = None if self.stopping.is_set() else feed.get()
+                fed = None if self.stopping.is_set() else self._next(feed, deadline_s)
                 if not self._all(fed is not None) or fed is None:
                     break
-                learner.step(fed)
+                while self.asked.is_set():
+                    time.sleep(0.001)
+                with self.turn:
+                    learner.step(fed)
                 now = time.monotonic()
                 if now - reported >= REPORT_S:
                     self.kept.append(learner.report())
                     reported = now
                 if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
-                    self._save()
+                    with self.turn:
+                        self._save()
                     saved = now
         finally:
             feed.stop()
         learner.publish()
         if self.rank == 0:
-            self._save()
+            with self.turn:
+                self._save()
             ray.get(self.sent, timeout=config.ray.call_timeout_s)
         self.kept.append(learner.report())
         return learner.updates
@@ -117,9 +131,37 @@ class LearnerActor:
         """Lets ``run`` finish the block in hand, write a checkpoint and return."""
         self.stopping.set()
 
+    def save(self) -> None:
+        """Writes a checkpoint now, between two blocks."""
+        limit = self.config.ray.call_timeout_s
+        self.asked.set()
+        try:
+            if not self.turn.acquire(timeout=limit):
+                raise RunError(
+                    f"the learner was busy with one block for {limit:.0f} s, so no checkpoint was written; the newest one on disk stays; "
+                    "lower learner.updates_per_call or raise ray.call_timeout_s"
+                )
+            try:
+                self._save()
+            finally:
+                self.turn.release()
+        finally:
+            self.asked.clear()
+
     def reports(self) -> list[LearnerReport]:
         """Counters, losses and time split since the last call, oldest first."""
         return [self.kept.popleft() for _ in range(len(self.kept))]
+
+    def _next(self, feed: Feed, deadline_s: float) -> Fed | None:
+        """The next block, None at the end. The time during which the driver holds the run does not count as late."""
+        from learners.feed import FeedTimeout
+
+        while True:
+            try:
+                return feed.get()
+            except FeedTimeout:
+                if time.monotonic() - self.held > deadline_s:
+                    raise
 
     def _all(self, mine: bool) -> bool:
         """Whether every rank has a block: all of them make an update, or none does."""
@@ -154,6 +196,8 @@ class LearnerActor:
                 answer = self._ask(shard)
                 if isinstance(answer, Block):
                     return answer
+                if answer.reason == HELD:
+                    self.held = time.monotonic()
                 exhausted = exhausted + 1 if answer.reason == "exhausted" else 0
             return None
 

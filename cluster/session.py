@@ -7,6 +7,7 @@ tells, evaluates when it is time, saves, and answers other commands.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -51,8 +52,11 @@ class Fleet(Protocol):
     def scale(self, workers: int) -> str:
         """Makes the number of rollout workers ``workers``; says what was done."""
 
-    def save(self) -> None:
-        """Writes checkpoint and snapshots now."""
+    def hold_at(self, env_steps: int) -> None:
+        """Lets the run make ``env_steps`` (and the rest of the chunk that reaches them) and hold there."""
+
+    def save(self) -> list[str]:
+        """Writes checkpoint and snapshots now; returns what could not be written."""
 
     def finish(self) -> None:
         """Ends workers and learners in order and waits for evaluations still on their way."""
@@ -98,6 +102,7 @@ class Session:
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
+        self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = "starting"
 
     def __enter__(self) -> Session:
@@ -128,7 +133,7 @@ class Session:
 
     def advance(self) -> bool:
         """One slice of the run; False once it has all its env steps and updates."""
-        self.fleet.advance(SLICE_S, self._next_evaluation)
+        self.fleet.advance(SLICE_S, min(self._next_evaluation, self._hold))
         self._evaluate()
         self._answer()
         now = time.monotonic()
@@ -139,6 +144,16 @@ class Session:
             self._tell()
             self._next_line = now + self.config.metrics.line_s
         return not self.fleet.done
+
+    def advance_to(self, env_steps: int) -> bool:
+        """Goes on until the run has made ``env_steps`` and holds it there; False once it has all its own."""
+        self._hold = env_steps
+        self.fleet.hold_at(env_steps)
+        going = True
+        while going and self.env_steps < env_steps:
+            going = self.advance()
+        self._tell()
+        return going
 
     def finish(self, outcome: str = "completed") -> dict[str, Any]:
         """Ends the run in order: last evaluation, checkpoint, summary.json; returns the summary."""

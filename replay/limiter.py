@@ -67,6 +67,7 @@ class Limiter:
         self.inserted = 0
         self.sampled = 0
         self.closed = False
+        self.ceiling = math.inf  # rows stored from which on inserts are held back, whatever the ratio allows
         self._from_inserted = min_size
         self._from_sampled = 0
 
@@ -89,9 +90,14 @@ class Limiter:
         """No more inserts are coming and everything they allow has been sampled, to less than a row."""
         return self.closed and (self.inserted < self.min_size or self.credit < 1)
 
+    @property
+    def held(self) -> bool:
+        """The ceiling is reached: no row is stored until it is raised."""
+        return self.inserted >= self.ceiling
+
     def can_insert(self, n: int) -> bool:
-        """Whether ``n`` more rows may be stored now."""
-        if self.closed:
+        """Whether ``n`` more rows may be stored now. Below the ceiling a chunk is stored whole, also across it."""
+        if self.closed or self.held:
             return False
         if self.inserted + n <= self.min_size:
             return True
