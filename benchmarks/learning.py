@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 STEPS = {"HalfCheetah-v5": 25_000, "Hopper-v5": 50_000, "Walker2d-v5": 50_000, "InvertedDoublePendulum-v5": 10_000}
 EVERY, EPISODES, FIRST_SEED = 5_000, 10, 10_000
 NAMES = {"softgac": "Drawbridge SoftGAC (preset cpu)", "sac": "Drawbridge SAC (same critics)", "sb3": "stable-baselines3 SAC"}
@@ -64,13 +65,21 @@ def run_drawbridge(agent: str, env: str, seed: int, backend: str, out: Path) -> 
 
 
 def run_sb3(env_id: str, seed: int) -> list[dict[str, Any]]:
-    """stable-baselines3's SAC with its defaults: one environment, one update a step."""
+    """stable-baselines3's SAC with its defaults: one environment, one update a step; with the faster matrix library."""
     import gymnasium
     import torch
     from stable_baselines3 import SAC
 
+    from algorithms import matmul
+
     torch.set_num_threads(1)
-    model = SAC("MlpPolicy", gymnasium.make(env_id), seed=seed, device="cpu")
+    with matmul.library(matmul.choose("auto")):
+        return _train_sb3(SAC("MlpPolicy", gymnasium.make(env_id), seed=seed, device="cpu"), env_id)
+
+
+def _train_sb3(model: Any, env_id: str) -> list[dict[str, Any]]:
+    import gymnasium
+
     judge = gymnasium.make(env_id)
     points, began = [], time.monotonic()
     for steps in range(EVERY, STEPS[env_id] + 1, EVERY):
