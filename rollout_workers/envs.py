@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -27,6 +28,19 @@ __all__ = [
     "make_batch_env",
     "make_env",
 ]
+
+
+def _quiet_mujoco() -> None:
+    """No MUJOCO_LOG.TXT in the working directory, no warnings of Gymnasium's own models across the terminal.
+
+    A simulation that blows up is not missed: its rows are refused and counted.
+    """
+    settings = mujoco.MjLogConfig.get()
+    settings.logto_file = settings.logto_console = False
+    mujoco.MjLogConfig.set(settings)
+
+
+_quiet_mujoco()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
