@@ -14,8 +14,9 @@ from algorithms.softgac import bridge
 from algorithms.softgac.losses import control_energy, energy_budget
 
 MODES = ((-0.7, 0.5), (0.63, 0.5), (-0.05, -0.58))
-HEIGHTS = (1.0, 0.92, 0.8)
-WIDTH = 0.25  # standard deviation of a mode
+HEIGHTS = (1.0, 1.0, 1.0)
+WIDTH = 0.14  # standard deviation of a mode
+ALPHA_INIT = 0.3
 STATE = (1.0, -1.0)  # the one state; two unequal entries, or LayerNorm would hide how far z lies from 0
 NEAR = 0.4  # an action this close to a mode counts as its own
 
@@ -33,7 +34,7 @@ def train_toy(
     """4,096 actions (4096, 2) of a bridge trained on ``toy_q`` at the budget ``rho``."""
     draw = torch.Generator().manual_seed(seed)
     initial = bridge.initial_parameters(2, 2, steps=steps, width=width, draw=draw)
-    parameters = FlatParameters({**initial, "log_alpha": torch.tensor(0.1).log()}, torch.device("cpu"))
+    parameters = FlatParameters({**initial, "log_alpha": torch.tensor(ALPHA_INIT).log()}, torch.device("cpu"))
     log_alpha, n = parameters.named["log_alpha"], parameters.size
     adams = (
         FlatAdam(parameters.value[: n - 1], parameters.grad[: n - 1], lr=1e-3),
