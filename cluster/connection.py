@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +16,8 @@ from cluster.errors import UsageError
 from cluster.run_dir import ROOT
 
 CONNECT_TIMEOUT_S = 5.0
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
+HTTP2_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # an empty frame: length 0, type 4, no flags, stream 0
 HEALTH = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "5"}
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -40,20 +45,22 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
     if address is None or address == "local":
         for name, value in HEALTH.items():
             os.environ.setdefault(f"RAY_health_check_{name}", value)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
-            object_store_memory=object_store_bytes,
-            runtime_env={"env_vars": THREADS},
-            **common,
-        )
+        with _own_signals():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+                object_store_memory=object_store_bytes,
+                runtime_env={"env_vars": THREADS},
+                **common,
+            )
         return True
     knock(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     tree = {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "*.png", "*.mp4"]}
     try:
-        ray.init(address=address, runtime_env={"env_vars": THREADS, **tree}, **common)
+        with _own_signals():
+            ray.init(address=address, runtime_env={"env_vars": THREADS, **tree}, **common)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
@@ -68,6 +75,17 @@ def disconnect(own: bool) -> None:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Gives this process's SIGTERM handler back: ray.init puts its own there, which aborts without a checkpoint."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
 def knock(address: str | None) -> None:
     """A quick answer whether anybody listens where ``connect`` would go: Ray itself tries for a minute.
 
@@ -80,10 +98,20 @@ def knock(address: str | None) -> None:
     parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
     try:
         port = parts.port or (10001 if parts.scheme == "ray" else 6379)
-        with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S):
-            return
+        with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S) as peer:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                _greet(peer)
     except (OSError, ValueError) as error:
         raise UsageError(_unreachable(address, str(error))) from error
+
+
+def _greet(peer: socket.socket) -> None:
+    """ConnectionError unless ``peer`` answers as a gRPC server does, which Ray's heads are: with HTTP/2 settings."""
+    peer.settimeout(CONNECT_TIMEOUT_S)
+    peer.sendall(HTTP2_PREFACE + HTTP2_SETTINGS)
+    header = peer.recv(9)
+    if len(header) < 4 or header[3] != HTTP2_SETTINGS[3]:
+        raise ConnectionError("what listens there does not speak gRPC")
 
 
 def _unreachable(address: str, why: str) -> str:
