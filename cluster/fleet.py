@@ -135,6 +135,7 @@ class RayFleet:
         begun = self._await([learner.begin.remote(meeting) for learner in self._learners], "learners to start")
         for warning in begun[0].warnings:
             self.event(f"checkpoint passed over: {warning}")
+        self.tally.updates, self.tally.epoch = begun[0].updates, begun[0].epoch
         if begun[0].updates or self._learner_starts > 1:
             self._await([shard.align.remote(begun[0].updates) for shard in self._shards], "shards to align")
         self._learner_runs = [learner.run.remote() for learner in self._learners]
@@ -480,7 +481,5 @@ def _address(config: Any) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The traceback of what really failed, root cause last."""
-    if isinstance(error, RayTaskError):
-        return str(error.traceback_str)
-    return str(error) or type(error).__name__
+    """The traceback of what really failed, root cause last: the text of a RayTaskError is the remote one."""
+    return str(error).strip() or type(error).__name__

@@ -42,6 +42,8 @@ class Tally:
 
     def go_on_from(self, line: dict[str, Any]) -> None:
         """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
+        self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
+        self.epoch = int(line.get("epoch", 0))
         self.recorded = int(line.get("rows_recorded", 0))
         self.workers_started = int(line.get("workers_started", 0))
         self.workers_restarted = int(line.get("workers_restarted", 0))
