@@ -136,6 +136,7 @@ class RayFleet:
         for warning in begun[0].warnings:
             self.event(f"checkpoint passed over: {warning}")
         self.tally.updates, self.tally.epoch = begun[0].updates, begun[0].epoch
+        self.tally.updates = max(self.tally.updates, begun[0].updates)
         if begun[0].updates or self._learner_starts > 1:
             self._await([shard.align.remote(begun[0].updates) for shard in self._shards], "shards to align")
         self._learner_runs = [learner.run.remote() for learner in self._learners]
