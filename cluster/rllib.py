@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -66,7 +66,7 @@ MAPPED = {  # RLlib's setting -> ours. None, where RLlib's default would stand, 
     "seed": "seed",
     "evaluation_duration": "evaluation.episodes",
 }
-SAVED_SETTINGS = (*MAPPED, "env", "preset", "overrides", "env_steps_per_iteration", "evaluation_interval")
+SAVED_SETTINGS = (*MAPPED, "env", "preset", "fleet_settings", "env_steps_per_iteration", "evaluation_interval")
 CALLBACKS = ("on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded")
 READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
     *SAVED_SETTINGS,
@@ -103,17 +103,17 @@ class FleetConfig(AlgorithmConfig):
         for name in MAPPED:
             if name != "evaluation_duration":  # RLlib checks this one, and would not take None
                 setattr(self, name, None)
-        self.num_cpus_for_main_process = 0.1  # the driver only looks on; its fleet reserves its own
+        self.num_cpus_for_main_process = 0.1  # type: ignore[assignment]  # the driver looks on; its fleet reserves its own
         self.preset = "cpu"
-        self.overrides: dict[str, Any] = {}
+        self.fleet_settings: dict[str, Any] = {}
         self.env_steps_per_iteration = 1_000
 
     def training(
         self,
         *,
-        preset: str = NotProvided,
-        set: dict[str, Any] = NotProvided,
-        env_steps_per_iteration: int = NotProvided,
+        preset: str | None = None,
+        set: dict[str, Any] | None = None,
+        env_steps_per_iteration: int | None = None,
         **settings: Any,
     ) -> FleetConfig:
         """Sets how the fleet trains.
@@ -126,11 +126,11 @@ class FleetConfig(AlgorithmConfig):
             settings: RLlib's own, of which ``gamma`` is carried.
         """
         super().training(**settings)
-        if preset is not NotProvided:
+        if preset is not None:
             self.preset = preset
-        if set is not NotProvided:
-            self.overrides = {**self.overrides, **set}
-        if env_steps_per_iteration is not NotProvided:
+        if set is not None:
+            self.fleet_settings = {**self.fleet_settings, **set}
+        if env_steps_per_iteration is not None:
             self.env_steps_per_iteration = env_steps_per_iteration
         return self
 
@@ -142,7 +142,7 @@ class FleetConfig(AlgorithmConfig):
     def run_config(self) -> RunConfig:
         """The configuration of the fleet."""
         problems = [*self._unsupported(), *self._inconsistent()]
-        settings = {key: str(value) for key, value in self.overrides.items()}
+        settings = {key: str(value) for key, value in self.fleet_settings.items()}
         for name, key in MAPPED.items():
             value = getattr(self, name)
             if value is None:
@@ -191,7 +191,7 @@ class FleetConfig(AlgorithmConfig):
             found.append(
                 f"env_steps_per_iteration is {self.env_steps_per_iteration!r}, expected a whole number of at least 1: train() would do nothing"
             )
-        if "env" in self.overrides or "evaluation.every_steps" in self.overrides:
+        if "env" in self.fleet_settings or "evaluation.every_steps" in self.fleet_settings:
             found.append(
                 "training(set=) has env or evaluation.every_steps: use environment() and evaluation(evaluation_interval=)"
             )
@@ -213,6 +213,7 @@ class Fleet(Algorithm):
     """An RLlib Algorithm whose work is done by a fleet of this project; see SoftGAC."""
 
     config_class: ClassVar[type[FleetConfig]]
+    config: Any  # a frozen FleetConfig
 
     @classmethod
     def get_default_config(cls) -> FleetConfig:
@@ -234,7 +235,7 @@ class Fleet(Algorithm):
 
     # --- Trainable ------------------------------------------------------------------------------------------------
 
-    def setup(self, config: FleetConfig) -> None:
+    def setup(self, config: Any) -> None:
         """Proves the configuration; the fleet starts when it is first needed, so that a restore comes before it."""
         logging.getLogger("ray.rllib").setLevel(config.log_level)
         self.callbacks = [kind() for kind in _listed(config.callbacks_class)]
@@ -259,6 +260,7 @@ class Fleet(Algorithm):
             while complete and session.advance():
                 pass
             result = self._result(session, *before)
+        self._module_order = None
         interval = self.config.evaluation_interval
         if interval and (self.iteration + 1) % interval == 0:
             result["evaluation"] = self.evaluate()
@@ -267,7 +269,7 @@ class Fleet(Algorithm):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.save_to_path(checkpoint_dir)
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint_dir: Any) -> None:
         self.restore_from_path(checkpoint_dir)
 
     def log_result(self, result: dict[str, Any]) -> None:
@@ -315,9 +317,11 @@ class Fleet(Algorithm):
         with self._driving() as session:
             return {DEFAULT_MODULE_ID: {name: np.array(value) for name, value in _newest(session).unpack().items()}}
 
-    def compute_single_action(self, observation: Any, *, explore: bool = False) -> np.ndarray:
+    def compute_single_action(self, observation: Any, *, explore: bool = False) -> np.ndarray:  # type: ignore[override]
         """The action for one observation of the environment, in the environment's action box; noise-free unless ``explore``."""
-        module = self._module or self.get_module()
+        if self._module is None or self._module_order is None:
+            self.get_module()
+        module = self._module
         assert module is not None
         batch = {Columns.OBS: _batch_of_one(observation)}
         forward = module.forward_exploration if explore else module.forward_inference
@@ -525,6 +529,10 @@ class PolicyModule(TorchRLModule):
 
     model_config: {"algorithm": name, "agent": the agent's settings as a dict, "seed": of the exploration noise}.
     """
+
+    model_config: Any
+    observation_space: Any
+    action_space: Any
 
     @classmethod
     def of(cls, config: RunConfig) -> PolicyModule:
