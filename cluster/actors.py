@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from cluster.errors import RunError
+from cluster.courier import RUN_COMPLETE, Courier, Lost
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
 from replay import snapshot
 from replay.chunk import Ack, Block, Chunk, Wait
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from algorithms.weights import Weights
     from rollout_workers.evaluator import Evaluation
 
-RUN_COMPLETE = "run_complete"  # a shard's reason for taking no more rows
 HELD = "held"  # a shard's reason for having no block: the driver holds the run
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
 
@@ -130,7 +128,7 @@ class StoreActor:
 
 
 class WorkerActor:
-    """One rollout worker: collects chunks and keeps at most ``max_unacked`` of them on the way.
+    """One rollout worker and the courier that brings its chunks to its shard.
 
     All of a worker's chunks go to one shard, so that a shard holds whole episodes.
     """
@@ -140,81 +138,35 @@ class WorkerActor:
     ) -> None:
         config = plan.config
         set_threads(config)
-        self.worker = make_worker(plan, index, incarnation, random_steps)
-        self.shard, self.store = shards[index % len(shards)], store
-        self.limit = config.worker.max_unacked
-        self.timeout_s = config.ray.call_timeout_s
-        self.stopping = False
-        self.lost_since = 0.0  # when the shard last stopped answering
+        self.store, self.timeout_s = store, config.ray.call_timeout_s
+        self.courier = Courier(
+            make_worker(plan, index, incarnation, random_steps),
+            send=shards[index % len(shards)].append.remote,
+            answer=_answer,
+            fetch=self._fetch,
+            max_unacked=config.worker.max_unacked,
+            timeout_s=self.timeout_s,
+        )
 
     def run(self) -> str:
         """Collects until told to stop or the shard has its rows; returns which of the two it was."""
-        pending: deque[tuple[Chunk, Any]] = deque()
-        self._load((0, 0))
-        complete = False
-        while not self.stopping and not complete:
-            self._require_weights()
-            chunk = self.worker.collect()
-            pending.append((chunk, self.shard.append.remote(chunk)))
-            while len(pending) >= self.limit and not complete:
-                complete = self._settle(*pending.popleft())
-        while pending:
-            self._settle(*pending.popleft())
-        return "complete" if complete else "stopped"
+        return self.courier.run()
 
     def stop(self) -> None:
         """Lets ``run`` return after the chunk in hand."""
-        self.stopping = True
+        self.courier.stop()
 
-    def _settle(self, chunk: Chunk, ref: Any) -> bool:
-        """Waits for the shard's answer to a chunk; sends it again, under the same sequence, until it is stored or refused.
+    def _fetch(self) -> Weights | None:
+        refs = _answer(self.store.fetch.remote(), self.timeout_s)
+        return _answer(refs[0], self.timeout_s) if refs else None
 
-        Returns whether the shard has all the rows it wants.
-        """
-        started = time.perf_counter()
-        ack = self._answer(ref)
-        while ack.status == "wait" and not self.stopping:
-            ack = self._answer(self.shard.append.remote(chunk))
-        self.worker.note_wait(time.perf_counter() - started)
-        if ack.status == "rejected" and ack.reason != RUN_COMPLETE:
-            self.worker.note_rejected(len(chunk.rows_ND), ack.reason.split(":")[0])
-        self._load((ack.epoch, ack.version))
-        return ack.reason == RUN_COMPLETE
 
-    def _require_weights(self) -> None:
-        """Waits until there is a policy, when the next chunk needs one: a resumed run's learner may still be loading."""
-        deadline = time.monotonic() + self.timeout_s
-        while self.worker.needs_weights and not self.stopping:
-            self._load((0, 0))
-            if not self.worker.needs_weights:
-                break
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"the store had no weights for {self.timeout_s:.0f} s, expected the learner's first publication: this worker cannot "
-                    "act and ends; look at what the learner says"
-                )
-            time.sleep(0.1)
-
-    def _answer(self, ref: Any) -> Ack:
-        """The shard's answer; a shard that Ray is restarting, or that is silent, counts as "wait" until the deadline."""
-        try:
-            ack: Ack = ray.get(ref, timeout=self.timeout_s)
-        except (RayActorError, GetTimeoutError):
-            self.lost_since = self.lost_since or time.monotonic()
-            if time.monotonic() - self.lost_since > self.timeout_s:
-                raise
-            time.sleep(0.2)
-            return Ack(status="wait", epoch=0, version=0)
-        self.lost_since = 0.0
-        return ack
-
-    def _load(self, order: tuple[int, int]) -> None:
-        """Fetches the newest weights if ``order`` is newer than what the worker acts with."""
-        if order <= self.worker.policy_order:
-            return
-        refs = ray.get(self.store.fetch.remote(), timeout=self.timeout_s)
-        if refs:
-            self.worker.load_weights(ray.get(refs[0], timeout=self.timeout_s))
+def _answer(ref: Any, timeout_s: float) -> Any:
+    """What a call gave; Lost when its actor is dead or being restarted, or did not answer in time."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except (RayActorError, GetTimeoutError, ObjectLostError) as error:
+        raise Lost(str(error)) from error
 
 
 class EvaluatorActor:

@@ -99,10 +99,15 @@ class RolloutWorker:
         """
         merge_stats(self._untold, {"recorded_rows": float(rows), f"dropped_{reason}": float(rows)})
 
+    def note_corrupt_weights(self) -> None:
+        """Counts a weights message that was damaged on the way, in the next chunk's ``corrupt_weights``."""
+        merge_stats(self._untold, {"corrupt_weights": 1.0})
+
     def collect(self) -> Chunk:
         """T steps of all E environments with the weights at hand; at least one row.
 
-        The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``.
+        The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``,
+        and ``corrupt_weights`` when there were any.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
         the environments give nothing but NaN and infinity.
         """

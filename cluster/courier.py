@@ -1,0 +1,152 @@
+"""The worker's side of the wire: chunks go to one shard, newer weights come back.
+
+    courier -> shard    send(chunk)      at most ``max_unacked`` chunks are on the way
+    shard -> courier    ok               stored; so is a duplicate, which says that an earlier answer was lost
+                        wait             nothing was stored: the same chunk goes again, under the same sequence
+                        rejected         dropped and counted, or the run has its rows: run_complete
+                        (no answer)      the shard is dead or silent: the same chunk goes again; it may have been stored
+    store -> courier    fetch()          only when an answer names a policy newer than the one at hand
+
+Delivery is at least once; the shard's table of writers makes storage exactly once. Chunks are settled in the order in
+which they were collected, so what waits is bounded. This file does not know what carries the messages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from algorithms.weights import CorruptWeights
+from cluster.errors import RunError
+from replay.chunk import Ack, Chunk
+
+if TYPE_CHECKING:
+    from algorithms.weights import Weights
+    from rollout_workers.worker import RolloutWorker
+
+RUN_COMPLETE = "run_complete"  # a shard's reason for taking no more rows
+LOST_RETRY_S = 0.2  # a chunk whose answer did not come goes again after this
+WEIGHTS_RETRY_S = 0.1
+
+
+class Lost(Exception):
+    """No answer came: the other side died, is being restarted, or was silent for too long."""
+
+
+class Courier:
+    """Collects with one worker and brings its chunks to its shard until the run is complete or it is told to stop.
+
+    Args:
+        worker: who collects.
+        send: sends a chunk and gives a handle for its answer; must not block.
+        answer: waits for the answer to a handle, at most ``timeout_s``; raises Lost.
+        fetch: the newest weights, None before the first publication; raises Lost.
+        max_unacked: chunks on the way, at least 1. Beyond, the courier waits for the oldest one's answer.
+        timeout_s: deadline of every wait: for one answer, for a shard that stays lost, for the first weights.
+        clock, sleep: seconds.
+    """
+
+    def __init__(
+        self,
+        worker: RolloutWorker,
+        *,
+        send: Callable[[Chunk], Any],
+        answer: Callable[[Any, float], Ack],
+        fetch: Callable[[], Weights | None],
+        max_unacked: int,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.worker = worker
+        self.stopping = self.complete = False
+        self.pending: deque[tuple[Chunk, Any]] = deque()  # on the way, oldest first, each with its handle
+        self._send, self._answer, self._fetch = send, answer, fetch
+        self._limit, self._timeout_s = max_unacked, timeout_s
+        self._clock, self._sleep = clock, sleep
+        self._lost_since: float | None = None  # when the shard last stopped answering
+
+    def run(self) -> str:
+        """Collects and pushes; returns why it ended: "complete" (the shard has its rows) or "stopped".
+
+        Raises:
+            Lost: the shard gave no answer for ``timeout_s``.
+            RunError: no weights came for ``timeout_s`` although the next chunk needs them.
+        """
+        self._load((0, 0))
+        while not self.stopping and not self.complete:
+            if not self._wait_for_weights():
+                break
+            chunk = self.worker.collect()
+            self.pending.append((chunk, self._send(chunk)))
+            while len(self.pending) >= self._limit and not self.complete:
+                self._settle()
+        while self.pending:
+            self._settle()
+        return "complete" if self.complete else "stopped"
+
+    def stop(self) -> None:
+        """Lets ``run`` return after the chunk in hand; what the shard then tells to wait is given up."""
+        self.stopping = True
+
+    def _settle(self) -> None:
+        """Waits for the answer to the oldest chunk; sends it again until it is stored or refused."""
+        chunk, handle = self.pending[0]
+        started = self._clock()
+        ack = self._ask(handle)
+        while ack.status == "wait" and not self.stopping:
+            self._sleep(ack.retry_after_s)
+            ack = self._ask(self._send(chunk))
+        self.pending.popleft()
+        self.worker.note_wait(self._clock() - started)
+        if ack.reason == RUN_COMPLETE:
+            self.complete = True
+        elif ack.status == "rejected":
+            self.worker.note_rejected(len(chunk.rows_ND), ack.reason.split(":")[0])
+        self._load((ack.epoch, ack.version))
+
+    def _ask(self, handle: Any) -> Ack:
+        """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``timeout_s``."""
+        try:
+            ack = self._answer(handle, self._timeout_s)
+        except Lost:
+            now = self._clock()
+            if self._lost_since is None:
+                self._lost_since = now
+            if now - self._lost_since > self._timeout_s:
+                raise
+            return Ack(status="wait", epoch=0, version=0, retry_after_s=LOST_RETRY_S)
+        self._lost_since = None
+        return ack
+
+    def _wait_for_weights(self) -> bool:
+        """Whether the next chunk can be collected; waits for a policy when it needs one: a learner may still be loading."""
+        deadline = self._clock() + self._timeout_s
+        while self.worker.needs_weights and not self.stopping:
+            self._load((0, 0))
+            if not self.worker.needs_weights:
+                break
+            if self._clock() > deadline:
+                raise RunError(
+                    f"the store had no good weights for {self._timeout_s:.0f} s, expected the learner's first publication: this "
+                    "worker cannot act and ends; look at what the learner says"
+                )
+            self._sleep(WEIGHTS_RETRY_S)
+        return not self.stopping
+
+    def _load(self, order: tuple[int, int]) -> None:
+        """Fetches the newest weights if ``order`` is newer than what the worker acts with; else the old ones stay."""
+        if order <= self.worker.policy_order:
+            return
+        try:
+            weights = self._fetch()
+        except Lost:
+            return  # asked for again after the next answer
+        if weights is None:
+            return
+        try:
+            self.worker.load_weights(weights)
+        except CorruptWeights:
+            self.worker.note_corrupt_weights()
