@@ -135,8 +135,7 @@ class RayFleet:
         begun = self._await([learner.begin.remote(meeting) for learner in self._learners], "learners to start")
         for warning in begun[0].warnings:
             self.event(f"checkpoint passed over: {warning}")
-        self.tally.updates, self.tally.epoch = begun[0].updates, begun[0].epoch
-        self.tally.updates = max(self.tally.updates, begun[0].updates)
+        self.tally.begin_learning(begun[0].updates, begun[0].epoch, begun[0].version)
         if begun[0].updates or self._learner_starts > 1:
             self._await([shard.align.remote(begun[0].updates) for shard in self._shards], "shards to align")
         self._learner_runs = [learner.run.remote() for learner in self._learners]

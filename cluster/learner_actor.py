@@ -33,6 +33,7 @@ class Begun:
     """Where a learner begins."""
 
     updates: int
+    version: int
     epoch: int
     warnings: tuple[str, ...]  # checkpoints that were passed over
 
@@ -83,7 +84,9 @@ class LearnerActor:
             self.learner.load_state(found.part(PART))
         elif self.rank == 0:
             self._save()
-        return Begun(updates=self.learner.updates, epoch=self.learner.epoch, warnings=found.warnings if found else ())
+        warnings = found.warnings if found else ()
+        learner = self.learner
+        return Begun(updates=learner.updates, version=learner.version, epoch=learner.epoch, warnings=warnings)
 
     def run(self) -> int:
         """Learns until every shard is exhausted or ``stop`` is called; returns the number of updates made."""

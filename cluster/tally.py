@@ -81,9 +81,13 @@ class Tally:
                     self.dropped[name.removeprefix("dropped_")] += int(value)
             merge_stats(self._window, report.stats)
 
+    def begin_learning(self, updates: int, epoch: int, version: int) -> None:
+        """Takes what a learner holds that begins, or begins again from a checkpoint: less than was told of before, perhaps."""
+        self.updates, self.epoch, self.version = updates, epoch, version
+
     def add_learner(self, report: Any) -> None:
         """Takes a learner's report (learners.learner.LearnerReport)."""
-        self.updates, self.epoch, self.version = report.updates, report.epoch, report.version
+        self.begin_learning(report.updates, report.epoch, report.version)
         self._losses.update(report.metrics)
         self._last_shares = dict(report.time)
         for name in _SHARES:
