@@ -53,6 +53,7 @@ class LearnerActor:
         self.asked = threading.Event()  # ``save`` wants the turn
         self.held = -math.inf  # when a shard last said that the driver holds the run
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
+        self.told = -1  # updates that the newest report told of
 
     def meeting(self) -> str:
         """Where the ranks meet: a free port of this host."""
@@ -112,10 +113,10 @@ class LearnerActor:
                     time.sleep(0.001)
                 with self.turn:
                     learner.step(fed)
-                now = time.monotonic()
-                if now - reported >= REPORT_S:
-                    self.kept.append(learner.report())
-                    reported = now
+                    now = time.monotonic()
+                    if now - reported >= REPORT_S:
+                        self._report()
+                        reported = now
                 if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
                     with self.turn:
                         self._save()
@@ -127,7 +128,8 @@ class LearnerActor:
             with self.turn:
                 self._save()
             ray.get(self.sent, timeout=config.ray.call_timeout_s)
-        self.kept.append(learner.report())
+        with self.turn:
+            self._report()
         return learner.updates
 
     def stop(self) -> None:
@@ -152,8 +154,18 @@ class LearnerActor:
             self.asked.clear()
 
     def reports(self) -> list[LearnerReport]:
-        """Counters, losses and time split since the last call, oldest first."""
+        """Counters, losses and time split since the last call, oldest first. An idle learner's newest are among them."""
+        if self.turn.acquire(blocking=False):
+            try:
+                if self.learner.updates != self.told:
+                    self._report()
+            finally:
+                self.turn.release()
         return [self.kept.popleft() for _ in range(len(self.kept))]
+
+    def _report(self) -> None:
+        self.kept.append(self.learner.report())
+        self.told = self.learner.updates
 
     def _next(self, feed: Feed, deadline_s: float) -> Fed | None:
         """The next block, None at the end. The time during which the driver holds the run does not count as late."""

@@ -83,6 +83,7 @@ READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
     "_is_frozen",
     "in_evaluation",
     "simple_optimizer",
+    "policies",  # more than one are seen by is_multi_agent
 }
 
 
@@ -175,7 +176,7 @@ class FleetConfig(AlgorithmConfig):
             f"{name}={value!r} is not carried by this face, which leaves data, models, connectors and sampling to its own fleet; leave "
             "it at its default, or use training(set={...}) with the fleet's own setting"
             for name, value in vars(self).items()
-            if name not in READ and name != "policies" and not (name in default and _same(value, default[name]))
+            if name not in READ and not name.startswith("__") and not (name in default and _same(value, default[name]))
         ]
         if self.is_multi_agent:
             found.append("several policies are configured; the fleet trains one")
@@ -418,6 +419,12 @@ class Fleet(Algorithm):
 
     def set_state(self, *args: Any, **kwargs: Any) -> None:
         raise UsageError("the state of a fleet with its replay does not fit into one dict: use restore_from_path(path)")
+
+    def __repr__(self) -> str:
+        config = getattr(self, "_run_config", None)
+        if config is None:
+            return f"{type(self).__name__}(not set up)"
+        return f"{type(self).__name__}(env={config.env}; env-runners={config.worker.workers}; learners={config.learner.learners})"
 
     # --- the run --------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def learner_state(saved: str) -> dict[str, torch.Tensor]:
 
 
 def replay_rows(saved: str) -> np.ndarray:
-    """The packed rows of all shards in a saved checkpoint."""
+    """The packed rows of all shards in a saved checkpoint; slots that were never written are zeros."""
     segments = sorted(Path(saved).glob("replay/shard-*/segment-*.safetensors"))
     return np.concatenate([load_file(path)["rows"] for path in segments])
 
@@ -113,7 +113,7 @@ def test_halfcheetah_trains_evaluates_saves_and_goes_on_from_the_checkpoint_on_r
         before, after = learner_state(saved), learner_state(resaved)
         assert before.keys() == after.keys() and any("alpha" in name for name in before)
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-        assert len(replay_rows(saved)) == steps
+        assert np.count_nonzero(replay_rows(saved).any(axis=1)) == steps
         np.testing.assert_array_equal(replay_rows(saved), replay_rows(resaved))
         result = again.train()
         assert result["training_iteration"] == 3
@@ -127,6 +127,7 @@ def test_a_tune_sweep_of_two_trials_runs_its_workers_outside_of_the_trials_place
     cluster: None, tmp_path: Path
 ) -> None:
     config = tiny(runners=1, steps=200).training(set={"agent.rho": tune.grid_search([0.1, 0.2])})
+    config.env_runners(num_envs_per_env_runner=1)  # episodes of 200 steps end in the second iteration
     results = tune.Tuner(
         SoftGAC,
         param_space=config,
