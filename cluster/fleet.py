@@ -38,7 +38,10 @@ class Member:
     actor: Any
     run: Any  # reference of its run() call
     incarnation: int
-    started: float
+    up: Any  # reference that is there once the actor's process has built its environments
+    asked: float  # when it was asked for, monotonic clock
+    began: float = 0.0  # when it was seen to be up; 0: it waits for a place on the cluster
+    late: bool = False  # that it waits for long has been told
     failures: int = 0  # since it last brought rows
     first_failure: str = ""
     rows: float = 0.0
@@ -107,14 +110,16 @@ class RayFleet:
         config = self.config
         count = self._incarnations[index] = self._incarnations.get(index, -1) + 1
         incarnation = self.plan.start * INCARNATIONS_A_START + count
-        actor = _actor(WorkerActor, num_cpus=config.worker.cpus, max_concurrency=2).remote(
+        cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else to share with: scaling has no bound there
+        actor = _actor(WorkerActor, num_cpus=cpus, max_concurrency=2).remote(
             self.plan, index, incarnation, self._shards, self._store, random_steps_left(config, self.tally.env_steps)
         )
         self._members[index] = Member(
             actor=actor,
             run=actor.run.remote(),
             incarnation=incarnation,
-            started=time.monotonic(),
+            up=actor.__ray_ready__.remote(),
+            asked=time.monotonic(),
             failures=failures,
             first_failure=first_failure,
         )
@@ -288,14 +293,30 @@ class RayFleet:
         limit = self.config.worker.step_timeout_s
         now = time.monotonic()
         for index, member in list(self._members.items()):
+            if member.finished or not self._is_up(index, member):
+                continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
-            heard = max(member.started + grace, self._shard_seen.get(index, 0.0))
-            if not member.finished and now - heard > limit:
+            heard = max(member.began + grace, self._shard_seen.get(index, 0.0))
+            if now - heard > limit:
                 self._replace_worker(
                     index,
                     member,
                     f"worker {index} of {self.config.env} was silent for {now - heard:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
                 )
+
+    def _is_up(self, index: int, member: Member) -> bool:
+        """Whether a worker has its place on the cluster. One that waits is told of, not replaced; if all wait, the run halts."""
+        if not member.began and ray.wait([member.up], timeout=0)[0]:
+            member.began = time.monotonic()
+        waited, limit = time.monotonic() - member.asked, self.config.ray.start_timeout_s
+        if member.began or waited < limit:
+            return bool(member.began)
+        if not any(other.began for other in self._members.values()):
+            raise RunError(_no_place(limit, "a rollout worker to start"))
+        if not member.late:
+            member.late = True
+            self.event(f"worker {index} is still to come: {_no_place(limit, 'it to start')}")
+        return False
 
     def _close_when_full(self) -> None:
         """Once every worker has returned because the shards have their rows, learners may use up what is left."""
@@ -377,11 +398,14 @@ class RayFleet:
     def _retire(self, index: int) -> None:
         member = self._members.pop(index)
         try:
+            if not ray.wait([member.up], timeout=0)[0]:  # it would not hear of it before it has a place
+                return
             ray.get(member.actor.stop.remote(), timeout=self.timeout_s)
             ray.get(member.run, timeout=self.timeout_s)
         except (RayTaskError, RayActorError, GetTimeoutError) as error:
             self.event(f"worker {index} did not end in order: {_cause(error).strip().splitlines()[-1]}")
-        ray.kill(member.actor, no_restart=True)
+        finally:
+            ray.kill(member.actor, no_restart=True)
 
     def weights(self) -> Weights | None:
         refs = ray.get(self._store.fetch.remote(), timeout=self.timeout_s)
@@ -463,10 +487,7 @@ class RayFleet:
         try:
             return ray.get(refs, timeout=limit)
         except GetTimeoutError:
-            raise RunError(
-                f"waited {limit:.0f} s for {what}, in vain; the cluster has {ray.available_resources()} free of "
-                f"{ray.cluster_resources()}; give it more CPUs, ask for fewer (worker.cpus, learner.cpus), or raise ray.start_timeout_s"
-            ) from None
+            raise RunError(_no_place(limit, what)) from None
         except (RayTaskError, RayActorError) as error:
             raise RunError(f"failed while waiting for {what}:\n{_cause(error)}") from None
 
@@ -474,6 +495,13 @@ class RayFleet:
 def _actor(kind: Any, **options: Any) -> Any:
     """A Ray actor class. Scheduled outside any placement group: inside a Tune trial's it would never start."""
     return ray.remote(kind).options(scheduling_strategy="DEFAULT", **options)
+
+
+def _no_place(limit_s: float, what: str) -> str:
+    return (
+        f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {ray.available_resources()} free of "
+        f"{ray.cluster_resources()}; give it more CPUs, ask for fewer (worker.cpus, learner.cpus), or raise ray.start_timeout_s"
+    )
 
 
 def _address(config: Any) -> str | None:
