@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -254,6 +255,23 @@ def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
             for part in parts:
                 assert part in told
             assert not (tmp_path / given[:3]).exists()
+
+
+def test_a_listener_that_is_no_ray_head_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            caller, _ = other.accept()
+            with caller:
+                caller.recv(100)
+                caller.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        told = refused(train_words(tmp_path / "run", "InvertedPendulum-v5", "--address", address), capsys)
+        thread.join(30)
+    assert "does not speak gRPC" in told and "expected host:port" in told and not (tmp_path / "run").exists()
 
 
 def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(

@@ -1,0 +1,103 @@
+"""Runs on a real Ray, through the command line, and what the tests do to their processes."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tiny_runs import live, start, train_words, wait_for
+
+END_S = 150.0  # a run's own end, on a machine that others use too
+
+
+class RayRun:
+    """One ``drawbridge`` process that drives a run on a cluster of its own."""
+
+    def __init__(self, run_dir: Path, log: Path, *words: str) -> None:
+        self.run_dir, self.log = run_dir, log
+        self.process: subprocess.Popen[str] = start(*words, log=log)
+        self.known: dict[int, psutil.Process] = {}  # every process of the run that was ever seen
+
+    def children(self, title: str = "") -> list[psutil.Process]:
+        """Living processes of the run whose command line has ``title``, such as "ray::WorkerActor"."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.known |= {child.pid: child for child in psutil.Process(self.process.pid).children(recursive=True)}
+        return [child for child in self.alive() if title in _title(child)]
+
+    def alive(self) -> list[psutil.Process]:
+        """Those of the run's processes seen so far that still live."""
+        return [p for p in self.known.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def live(self) -> dict[str, Any]:
+        return live(self.run_dir)
+
+    def told(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait(self, condition: Any, what: str, deadline_s: float = END_S) -> Any:
+        """The first true value of ``condition``; fails at once when the run has ended without it."""
+
+        def checked() -> Any:
+            value = condition()
+            if not value and self.process.poll() is not None:
+                value = condition()
+                assert value, f"the run ended ({self.process.returncode}) before {what}\n{self.told()[-3_000:]}"
+            return value
+
+        return wait_for(checked, what, deadline_s, self.log)
+
+    def wait_for_steps(self, env_steps: int) -> None:
+        self.wait(lambda: self.live().get("env_steps", 0) >= env_steps, f"{env_steps} env steps")
+
+    def kill_one(self, title: str) -> int:
+        """SIGKILL to one process with ``title``; its id."""
+        victim = self.wait(lambda: self.children(title), f"a process {title}")[0]
+        victim.kill()
+        victim.wait(30)
+        return int(victim.pid)
+
+    def end(self) -> int:
+        """Waits for the run's own end."""
+        try:
+            return self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the run did not end within {END_S:.0f} s\n{self.told()[-3_000:]}") from None
+
+    def close(self) -> None:
+        """Ends what is left: this run's processes, by their ids."""
+        self.children()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(30)
+        _, left = psutil.wait_procs(list(self.known.values()), timeout=20)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@contextlib.contextmanager
+def ray_run(run_dir: Path, *flags: str, env: str = "InvertedPendulum-v5", **settings: Any) -> Iterator[RayRun]:
+    """A new run on Ray."""
+    words = train_words(run_dir, env, "--backend", "ray", *flags, **({"metrics__line_s": 0.5} | settings))
+    with driven(run_dir, *words) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def driven(run_dir: Path, *words: str) -> Iterator[RayRun]:
+    """A command that drives the run in ``run_dir``."""
+    run = RayRun(run_dir, run_dir.with_suffix(f".{words[0]}.log"), *words)
+    try:
+        yield run
+    finally:
+        run.close()

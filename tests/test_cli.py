@@ -1,0 +1,228 @@
+"""The command line as a contract: help, exit codes, and the files of a run with every field that is promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import command, lines, read, train_inline
+
+from cluster.cli import main
+from cluster.config import PRESETS, flatten, make_preset
+
+COMMANDS = ("train", "resume", "evaluate", "scale", "status", "report", "presets", "config")
+SUMMARY = {
+    "algorithm", "env", "seed", "backend", "exit", "env_steps", "updates", "wall_s", "env_steps_per_s", "updates_per_s",
+    "replay_ratio", "eval_return_mean", "eval_return_std", "eval_episodes", "rows", "workers", "learner_time",
+    "policy_age_versions",
+}  # fmt: skip
+STEPS = 320
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short inline run that ended."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    settings = {"evaluation__every_steps": 160, "metrics__tensorboard": "true", "metrics__line_s": 0.1}
+    assert train_inline(path, "Pendulum-v1", STEPS, "--seed", "7", **settings) == 0
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command that succeeds prints."""
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def exit_code(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_and_exits_with_0(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(name, "--help") == 0
+    told = capsys.readouterr().out
+    assert f"usage: drawbridge {name}" in told and "help" in told
+
+
+def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("train", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for option, unit in (("--steps", "env steps"), ("--workers", "processes"), ("--envs-per-worker", "environments"),
+                         ("--shards", "processes"), ("--learners", "processes"), ("--seed", "seed"), ("--address", "host:port"),
+                         ("--run-dir", "directory"), ("--device", "compute"), ("--backend", "one process")):  # fmt: skip
+        described = told[told.rindex(f"{option} ") :].split(" --")[0]
+        assert unit in described and "default" in described, described
+
+
+@pytest.mark.parametrize(
+    "words",
+    ([], ["trian"], ["train"], ["train", "softgac"], ["train", "ppo", "--env", "Pendulum-v1"], ["scale", "x"], ["config"],
+     ["train", "softgac", "--env", "Pendulum-v1", "--steps", "many"], ["train", "softgac", "--env", "Pendulum-v1", "--workers", "0"],
+     ["evaluate", "x", "--episodes", "-1"], ["report"]),
+)  # fmt: skip
+def test_a_usage_error_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*words) == 2
+    assert "usage: drawbridge" in capsys.readouterr().err
+
+
+def test_the_module_is_the_same_program_and_its_exit_codes_reach_the_shell(tmp_path: Path) -> None:
+    told = command("presets")
+    assert told.returncode == 0 and "cpu" in told.stdout and "paper" in told.stdout
+    told = command("status", str(tmp_path))
+    assert told.returncode == 2 and told.stderr.strip().splitlines()[-1].startswith("drawbridge: error: ")
+    assert "Traceback" not in told.stderr
+
+
+def test_a_failure_exits_with_1_and_its_root_cause_last(tmp_path: Path) -> None:
+    words = (
+        "train",
+        "softgac",
+        "--env",
+        "broken_envs:Raises-v0",
+        "--backend",
+        "inline",
+        "--run-dir",
+        str(tmp_path / "run"),
+    )
+    told = command(*words, "--set", "replay.replay_ratio=0.05", "--set", "learner.batch_size=32", "--set", "metrics.port=-1")  # fmt: skip
+    assert told.returncode == 1
+    assert "the simulator lost its licence" in told.stderr.strip().splitlines()[-1]
+    failure = read(tmp_path / "run" / "failure.json")
+    assert "the simulator lost its licence" in failure["error"] and "Traceback" in failure["traceback"]
+    assert read(tmp_path / "run" / "live.json")["state"] == "failed"
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_directory_holds_what_is_promised(run_dir: Path) -> None:
+    names = {path.name for path in run_dir.iterdir()}
+    promised = {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "evaluations.jsonl",
+        "summary.json",
+        "events",
+        "curve.png",
+    }
+    assert promised <= names and "failure.json" not in names
+    assert any(path.name.startswith("events.out.tfevents") for path in (run_dir / "events").iterdir())
+
+
+def test_the_config_of_a_run_has_every_resolved_field_versions_and_the_commit(run_dir: Path) -> None:
+    told = read(run_dir / "config.json")
+    for key in flatten(make_preset("softgac", "cpu")):
+        part, _, leaf = key.partition(".")
+        assert leaf in told[part] if leaf else part in told, key
+    assert told["env"] == "Pendulum-v1" and told["seed"] == 7 and told["agent"]["critic_width"] == 32
+    assert {"python", "torch", "ray", "gymnasium", "mujoco", "numpy"} <= told["versions"].keys()
+    assert told["git"] == "unknown" or len(told["git"].rstrip("+")) == 40
+
+
+def test_metrics_and_evaluations_have_their_fields_on_every_line(run_dir: Path) -> None:
+    told = lines(run_dir / "metrics.jsonl")
+    assert told and all({"time_s", "env_steps", "updates"} <= line.keys() for line in told)
+    assert [line["env_steps"] for line in told] == sorted(line["env_steps"] for line in told)
+    assert told[-1]["env_steps"] >= STEPS
+    evaluated = lines(run_dir / "evaluations.jsonl")
+    assert [line["env_steps"] for line in evaluated] == [160, STEPS]
+    assert all(line["wall_s"] > 0 and line["returns"] for line in evaluated)
+
+
+def test_the_summary_has_every_promised_field_and_its_numbers_agree(run_dir: Path) -> None:
+    told = read(run_dir / "summary.json")
+    assert told.keys() >= SUMMARY
+    assert (told["algorithm"], told["env"], told["seed"], told["backend"], told["exit"]) == (
+        "softgac", "Pendulum-v1", 7, "inline", "completed")  # fmt: skip
+    assert told["rows"] == {"recorded": told["env_steps"], "stored": told["env_steps"], "dropped": {}}
+    assert told["workers"] == {"started": 2, "restarted": 0}
+    assert {"data_wait", "update", "publish"} <= told["learner_time"].keys()
+    assert sum(told["learner_time"].values()) == pytest.approx(1.0)
+    assert told["policy_age_versions"].keys() == {"p50", "p95"}
+    assert told["env_steps_per_s"] == pytest.approx(told["env_steps"] / told["wall_s"])
+    assert told["eval_episodes"] == 2 and told["eval_return_mean"] < 0 <= told["eval_return_std"]
+
+
+def test_status_of_an_ended_run_in_words_and_as_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "status", str(run_dir))
+    for part in ("ended", "env steps", "updates", "replay ratio", "workers", "evaluated", "version"):
+        assert part in told
+    found = json.loads(said(capsys, "status", str(run_dir), "--json"))
+    assert found["state"] == "ended" and found["pid"] is None and found["summary"]["exit"] == "completed"
+    assert found["live"]["env_steps"] >= STEPS and found["last_evaluation"]["env_steps"] == STEPS
+
+
+def test_evaluate_gives_the_same_returns_for_the_same_seed_and_others_for_another(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def returns(*words: str) -> Any:
+        found = json.loads(said(capsys, "evaluate", str(run_dir), "--episodes", "2", "--json", *words))
+        assert found["env"] == "Pendulum-v1" and found["episodes"] == 2 and found["env_steps"] >= STEPS
+        return found["returns"]
+
+    assert returns() == returns() != returns("--seed", "5")
+    assert returns() == lines(run_dir / "evaluations.jsonl")[-1]["returns"]  # the run's own last evaluation
+    told = said(capsys, "evaluate", str(run_dir), "--episodes", "2")
+    assert "Pendulum-v1" in told and "2 deterministic episodes" in told
+
+
+def test_evaluate_films_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 96) == 0
+    film = tmp_path / "film.mp4"
+    assert str(film) in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(film))
+    assert film.stat().st_size > 1_000
+
+
+def test_report_writes_one_page_about_several_runs(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    said(capsys, "report", str(run_dir), str(run_dir), "--output", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert "Pendulum-v1" in text and "<svg" in text and "http://" not in text.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_config_shows_every_field_of_a_preset_with_unit_default_and_meaning(
+    preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {line.split()[0]: line for line in said(capsys, "config", preset).splitlines()}
+    for key, (value, field) in flatten(make_preset("softgac", preset)).items():
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        assert shown in told[key] and field.metadata["unit"] in told[key] and field.metadata["help"] in told[key]
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "papper"]) == 2
+    told = capsys.readouterr().err
+    assert "unknown preset 'papper'" in told and "did you mean 'paper'?" in told and "nothing was started" in told
+
+
+def test_sac_is_trained_by_the_same_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "train",
+        "sac",
+        "--env",
+        "Pendulum-v1",
+        "--backend",
+        "inline",
+        "--steps",
+        "128",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    small = {
+        "agent.critic_width": 32,
+        "learner.batch_size": 32,
+        "replay.min_size_rows": 64,
+        "evaluation.final_episodes": 1,
+    }
+    for pair in (f"{key}={value}" for key, value in (small | {"metrics.port": -1}).items()):
+        words += ["--set", pair]
+    assert main(words) == 0
+    assert read(tmp_path / "run" / "summary.json")["algorithm"] == "sac"

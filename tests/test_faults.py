@@ -1,0 +1,160 @@
+"""Processes of a real run are killed: training goes on, or the same command resumes it, within the recovery points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_runs import RayRun, driven, ray_run
+from tiny_runs import command, lines, read, wait_for
+
+pytestmark = pytest.mark.cluster
+
+# Ray's own: two small processes a node that wait a minute for the dead head before they leave.
+RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+GRACE_S = 25.0  # between SIGTERM and a scheduler's SIGKILL
+SAVE_S = 2.0  # between snapshots and between checkpoints: what a killed shard, learner or driver may lose
+SETTINGS: dict[str, Any] = {
+    "replay__snapshot_s": SAVE_S,
+    "learner__checkpoint_s": SAVE_S,
+    "evaluation__every_steps": 0,
+    "replay__capacity_rows": 200_000,
+}
+
+
+def conserved(line: dict[str, Any]) -> bool:
+    dropped = sum(rows for name, rows in line.items() if name.startswith("rows_dropped_"))
+    return bool(line["rows_recorded"] == line["rows_stored"] + dropped)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults") / "run"
+
+
+@pytest.fixture(scope="module")
+def going(run_dir: Path) -> Iterator[RayRun]:
+    """A run without an end; the tests of this file kill parts of it in turn."""
+    with ray_run(run_dir, "--steps", "100000000", "--workers", "2", **SETTINGS) as run:
+        run.wait_for_steps(500)
+        yield run
+
+
+def test_a_killed_worker_is_restarted_as_a_new_incarnation_and_counted(going: RayRun) -> None:
+    victim = going.kill_one("ray::WorkerActor")
+    going.wait(lambda: going.live()["workers_restarted"] == 1, "the restart to be counted")
+    going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "two workers again")
+    assert victim not in [child.pid for child in going.children("ray::WorkerActor")]
+    going.wait_for_steps(going.live()["env_steps"] + 500)
+    assert "worker" in going.told() and "restarted" in going.told()
+    assert conserved(going.live()), going.live()
+
+
+def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_epoch_at_the_same_ratio(going: RayRun) -> None:
+    going.wait(lambda: any((going.run_dir / "checkpoints").glob("checkpoint-*")), "a checkpoint")
+    before = going.live()
+    victim = going.kill_one("ray::LearnerActor")
+    going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch")
+    going.wait(lambda: going.live()["updates"] > before["updates"] + 500, "updates beyond those of the one that died")
+    assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
+    assert "learner restarted from the newest checkpoint" in going.told()
+    line = going.live()
+    due = line["env_steps"] - 64  # less replay.min_size_rows
+    assert abs(line["updates"] - due) <= 256 + 2.0 * line["updates_per_s"], line
+    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    assert versions == sorted(versions)
+
+
+def test_a_killed_shard_comes_back_from_its_snapshot_and_loses_no_more_than_one_interval(going: RayRun) -> None:
+    going.wait(lambda: list((going.run_dir / "replay" / "shard-0").glob("manifest-*.json")), "a snapshot")
+    before = going.live()
+    victim = going.kill_one("ray::ShardActor")
+    going.wait(lambda: "replay shard 0 was restarted by Ray" in going.told(), "the shard's restart")
+    going.wait_for_steps(before["env_steps"] + 1_000)
+    assert victim not in [child.pid for child in going.children("ray::ShardActor")]
+    line = going.live()
+    assert conserved(line), line
+    rate = max(told["env_steps_per_s"] for told in lines(going.run_dir / "metrics.jsonl"))
+    assert line.get("rows_dropped_shard_restart", 0) <= rate * (SAVE_S + 5.0) + 512, line
+
+
+def test_sigterm_ends_a_run_within_its_grace_with_everything_saved(going: RayRun) -> None:
+    begun = time.monotonic()
+    going.process.terminate()
+    assert going.end() == 143, going.told()[-3_000:]
+    assert time.monotonic() - begun < GRACE_S
+    assert "go on with `drawbridge resume" in going.told().strip().splitlines()[-1]
+    summary = read(going.run_dir / "summary.json")
+    assert summary["exit"] == "interrupted" and summary["workers"]["restarted"] == 1
+    rows = summary["rows"]
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
+    wait_for(lambda: not going.alive(), "the run's processes to end", 30)
+
+
+@pytest.fixture(scope="module")
+def resumed(going: RayRun) -> Iterator[RayRun]:
+    """The run after SIGTERM, gone on with by the command that it named."""
+    assert going.process.poll() is not None, "the test before this one ends the run"
+    steps, updates = (read(going.run_dir / "summary.json")[name] for name in ("env_steps", "updates"))
+    with driven(going.run_dir, "resume", str(going.run_dir)) as run:
+        run.wait(lambda: run.live().get("state") == "running", "the resumed run to go on")
+        first = run.live()
+        assert first["env_steps"] >= steps and first["updates"] >= updates - 64  # nothing was lost
+        run.wait_for_steps(steps + 500)
+        yield run
+
+
+def test_a_driver_killed_by_sigkill_leaves_no_process_and_its_state_is_lost(resumed: RayRun) -> None:
+    resumed.wait(lambda: len(resumed.children("ray::")) >= 4, "the run's actors")
+    resumed.process.kill()
+    resumed.process.wait(30)
+    wait_for(lambda: not [p for p in resumed.alive() if p.name() not in RAYS_AGENTS], "the run's processes to end", 30)
+    told = command("status", str(resumed.run_dir))
+    assert ", lost" in told.stdout and "drawbridge resume" in told.stdout
+
+
+def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_its_recovery_points(
+    resumed: RayRun,
+) -> None:
+    assert resumed.process.poll() is not None, "the test before this one kills the driver"
+    killed = resumed.live()
+    rate = max(told["env_steps_per_s"] for told in lines(resumed.run_dir / "metrics.jsonl"))
+    steps = killed["env_steps"] + 1_000
+    with driven(resumed.run_dir, "resume", str(resumed.run_dir), "--steps", str(steps)) as run:
+        assert run.end() == 0, run.told()[-3_000:]
+    summary = read(resumed.run_dir / "summary.json")
+    rows = summary["rows"]
+    assert summary["exit"] == "completed" and summary["env_steps"] >= steps
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
+    assert rows["dropped"].get("restart", 0) <= rate * (SAVE_S + 5.0) + 512
+    assert summary["replay_ratio"] == pytest.approx(1.0, rel=0.02)
+    versions = [(line["epoch"], line["version"]) for line in lines(resumed.run_dir / "metrics.jsonl")]
+    assert versions == sorted(versions)
+
+
+HALTS = {
+    "raises": ("broken_envs:Raises-v0", "the simulator lost its licence"),
+    "hangs": ("broken_envs:Hangs-v0", "its step hangs"),
+}
+
+
+@pytest.mark.parametrize("fault", HALTS)
+def test_an_environment_that_goes_wrong_every_time_is_restarted_within_the_budget_and_then_halts_the_run(
+    fault: str, tmp_path: Path
+) -> None:
+    env, cause = HALTS[fault]
+    settings = {"worker__step_timeout_s": 3, "worker__restart_budget": 1, "replay__replay_ratio": 0.1}
+    with ray_run(tmp_path / "run", "--steps", "100000", env=env, **settings) as run:
+        assert run.end() == 1, run.told()[-3_000:]
+        assert "restarted 1 times (worker.restart_budget)" in run.told() and cause in run.told()
+        assert cause in run.told().strip().splitlines()[-1]
+        failure = read(run.run_dir / "failure.json")
+        assert cause in failure["error"] and "can be resumed" in failure["error"]
+        assert run.live()["state"] == "failed" and run.live()["workers_restarted"] == 1
+
+
+def test_a_minute_after_the_driver_was_killed_rays_own_agents_are_gone_too(resumed: RayRun) -> None:
+    wait_for(lambda: not resumed.alive(), "Ray's agents to end", 120)

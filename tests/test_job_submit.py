@@ -1,0 +1,126 @@
+"""A cluster that is running already: ``ray job submit`` from a clean clone, and ``--address`` from a checkout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_runs import ROOT, command, read, train_words, wait_for
+
+pytestmark = pytest.mark.cluster
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # `python` in a job is the one of whoever started the cluster
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a cluster listens."""
+
+    address: str
+    dashboard: str
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _of_session(folder: Path) -> list[psutil.Process]:
+    """The processes of the cluster whose temporary folder this is, their children too."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head node of this test's own, started as an operator does and ended by its processes' ids."""
+    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    gcs, dashboard, client, agent = _free_ports(4)
+    started = subprocess.run(
+        [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
+         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--num-cpus=6",
+         "--object-store-memory=300000000", "--disable-usage-stats"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_for(lambda: _answers(f"{url}/api/version"), "the dashboard", 120)
+        yield Cluster(address=f"127.0.0.1:{gcs}", dashboard=url)
+    finally:
+        ours = _of_session(folder)
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def completed(run_dir: Path) -> bool:
+    summary = read(run_dir / "summary.json")
+    rows = summary["rows"]
+    return bool(
+        summary["exit"] == "completed"
+        and summary["backend"] == "ray"
+        and rows["stored"] >= 600
+        and rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
+    )
+
+
+def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    clone, run_dir = tmp_path / "clone", tmp_path / "run"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=120)
+    entry = [
+        "python",
+        "-m",
+        "cluster",
+        *train_words(run_dir, "InvertedPendulum-v5", "--steps", "600", "--workers", "2"),
+    ]
+    told = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--", *entry],
+        cwd=clone, env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
+    assert "succeeded" in told.stdout and completed(run_dir)
+    assert str(clone) not in told.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
+
+
+def test_an_address_joins_the_running_cluster_from_a_checkout_and_leaves_it_running(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
+    told = command(*words)
+    assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
+    assert completed(tmp_path / "run")
+    assert _answers(f"{cluster.dashboard}/api/version")

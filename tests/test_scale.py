@@ -1,0 +1,69 @@
+"""More and fewer rollout workers while a run goes on, two learners and two shards on a real Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ray_runs import RayRun, ray_run
+from tiny_runs import command, lines, read
+
+pytestmark = pytest.mark.cluster
+
+SHARDS = LEARNERS = 2
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+    """A run of two learners and two shards that was scaled from 2 to 4 and back to 2, and ended by itself."""
+    run_dir = tmp_path_factory.mktemp("scale") / "run"
+    flags = ("--steps", "1000000", "--workers", "2", "--shards", str(SHARDS), "--learners", str(LEARNERS))
+    with ray_run(
+        run_dir, *flags, learner__checkpoint_s=5, replay__replay_ratio=0.5, learner__updates_per_call=4
+    ) as run:
+        run.wait_for_steps(500)
+        for workers in (4, 2):
+            told = command("scale", str(run_dir), "--workers", str(workers))
+            assert told.returncode == 0, told.stderr
+            assert told.stdout.strip() == f"rollout workers: {6 - workers} -> {workers}"
+            run.wait(lambda n=workers: run.live()["workers"] == n, f"{workers} workers in live.json")
+            run.wait(lambda n=workers: len(run.children("ray::WorkerActor")) == n, f"{workers} worker processes")
+            run.wait_for_steps(run.live()["env_steps"] + 500)
+        yield run
+
+
+def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
+    told = lines(scaled.run_dir / "metrics.jsonl")
+    seen = [line["workers"] for line in told]
+    assert 4 in seen and seen[0] == 2 and seen[-1] == 2
+    assert told[-1]["workers_started"] == 4 and told[-1]["workers_restarted"] == 0
+    assert told[-1]["env_steps"] > told[seen.index(4)]["env_steps"]
+
+
+@pytest.mark.parametrize("workers", (1, 5_000))
+def test_a_number_of_workers_that_cannot_be_is_refused_and_changes_nothing(scaled: RayRun, workers: int) -> None:
+    told = command("scale", str(scaled.run_dir), "--workers", str(workers))
+    assert told.returncode != 0
+    assert f"cannot scale to {workers} workers" in told.stderr and "nothing was changed" in told.stderr
+    assert scaled.live()["workers"] == 2
+
+
+def test_status_of_a_running_run_says_so(scaled: RayRun) -> None:
+    told = command("status", str(scaled.run_dir))
+    assert told.returncode == 0 and f"running (process {scaled.process.pid})" in told.stdout
+    told = command("resume", str(scaled.run_dir))
+    assert told.returncode == 2 and f"belongs to a living run (process {scaled.process.pid})" in told.stderr
+
+
+def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm(scaled: RayRun) -> None:
+    assert len(scaled.children("ray::LearnerActor")) == LEARNERS
+    assert len(scaled.children("ray::ShardActor")) == SHARDS
+    scaled.process.terminate()
+    assert scaled.end() == 143, scaled.told()[-3_000:]
+    summary = read(scaled.run_dir / "summary.json")
+    rows = summary["rows"]
+    assert summary["exit"] == "interrupted" and rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
+    assert summary["replay_ratio"] == pytest.approx(0.5, rel=0.1)
+    for index in range(SHARDS):
+        assert list((scaled.run_dir / "replay" / f"shard-{index}").glob("manifest-*.json"))
+    assert list((scaled.run_dir / "checkpoints").iterdir())
