@@ -137,7 +137,7 @@ class InlineFleet:
                     "neither inserting nor sampling may go on: the replay ratio's tolerance is too small; raise replay.tolerance_rows"
                 )
         if ack.status == "rejected":
-            worker.note_rejected(len(chunk.rows_ND), ack.reason.split(":")[0])
+            worker.note_rejected(chunk, ack.reason.split(":")[0])
         while self._learn():
             pass
         self._deal_weights()

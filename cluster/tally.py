@@ -70,16 +70,30 @@ class Tally:
     def add_shard(self, stats: ShardStats, reports: list[Any]) -> None:
         """Takes a shard's counters and the workers' reports that came through it."""
         before = self._shards.get(stats.shard)
-        if before is not None and stats.stored_rows < before.stored_rows:
-            self.dropped["shard_restart"] += before.stored_rows - stats.stored_rows
-        self._shards[stats.shard] = stats
-        self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
+        stored = 0
         for report in reports:
-            self.recorded += int(report.stats.get("recorded_rows", 0))
+            recorded = int(report.stats.get("recorded_rows", 0))
+            self.recorded += recorded
+            stored += recorded
             for name, value in report.stats.items():
                 if name.startswith("dropped_") and value:
                     self.dropped[name.removeprefix("dropped_")] += int(value)
+                    stored -= int(value)
             merge_stats(self._window, report.stats)
+        if before is not None:
+            self._balance(before.stored_rows + stored - stats.stored_rows)
+        self._shards[stats.shard] = stats
+        self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
+
+    def _balance(self, missing: int) -> None:
+        """Takes the rows that workers told of and the shard has not, since the last look; negative: the reverse.
+
+        Both are 0 unless the shard was restarted from a snapshot in between, which lost rows, or reports of rows that
+        it kept; reports that a shard dropped because nobody took them are the second case too.
+        """
+        if missing > 0:
+            self.dropped["shard_restart"] += missing
+        self.recorded += max(0, -missing)
 
     def begin_learning(self, updates: int, epoch: int, version: int) -> None:
         """Takes what a learner holds that begins, or begins again from a checkpoint: less than was told of before, perhaps."""
@@ -143,13 +157,9 @@ class Tally:
         return self.updates / after if after > 0 else 0.0
 
     def dropped_rows(self) -> dict[str, int]:
-        """Rows that were recorded and are not stored, by reason."""
-        dropped = Counter(self.dropped)
-        for shard in self._shards.values():
-            for reason, rows in shard.rejected_rows.items():
-                if rows and reason not in dropped:
-                    dropped[reason] += rows
-        return dict(dropped)
+        """Rows that were recorded and are not stored, by reason, as their workers told: a chunk that a shard refused twice
+        because its first answer was lost counts once."""
+        return dict(self.dropped)
 
     def policy_age(self) -> dict[str, int]:
         """Versions by which the acting policy was behind the newest one when its rows were stored."""

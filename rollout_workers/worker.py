@@ -92,12 +92,13 @@ class RolloutWorker:
         """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
         merge_stats(self._untold, {"push_wait_s": seconds})
 
-    def note_rejected(self, rows: int, reason: str) -> None:
-        """Counts rows that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
+    def note_rejected(self, chunk: Chunk, reason: str) -> None:
+        """Counts the rows of a chunk that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
 
-        In its ``recorded_rows`` too, because the refused chunk's own stats are lost with it.
+        The refused chunk's own stats go with it again, because they were lost with the rows.
         """
-        merge_stats(self._untold, {"recorded_rows": float(rows), f"dropped_{reason}": float(rows)})
+        merge_stats(self._untold, chunk.stats)
+        merge_stats(self._untold, {f"dropped_{reason}": float(len(chunk.rows_ND))})
 
     def note_corrupt_weights(self) -> None:
         """Counts a weights message that was damaged on the way, in the next chunk's ``corrupt_weights``."""

@@ -220,10 +220,13 @@ def test_an_environment_that_gives_nothing_but_nan_stops_the_worker() -> None:
 
 
 def test_waiting_and_rejections_are_told_with_the_next_chunk_once() -> None:
+    """What a refused chunk would have told is told by the next one."""
     worker = make_worker()
     worker.note_wait(0.5)
     worker.note_wait(0.25)
-    worker.note_rejected(16, "malformed")
+    refused = worker.collect()
+    assert refused.stats["push_wait_s"] == 0.75
+    worker.note_rejected(refused, "malformed")
     told, after = worker.collect().stats, worker.collect().stats
     assert (told["push_wait_s"], told["dropped_malformed"], told["recorded_rows"]) == (0.75, 16, 32)
     assert (after["push_wait_s"], after.get("dropped_malformed", 0), after["recorded_rows"]) == (0, 0, 16)
