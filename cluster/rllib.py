@@ -99,7 +99,7 @@ class FleetConfig(AlgorithmConfig):
 
     algorithm: ClassVar[str]
 
-    def __init__(self, algo_class: type[Fleet] | None = None) -> None:
+    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class)
         for name in MAPPED:
             if name != "evaluation_duration":  # RLlib checks this one, and would not take None
@@ -210,7 +210,7 @@ class FleetConfig(AlgorithmConfig):
         return found
 
 
-class Fleet(Algorithm):
+class FleetAlgorithm(Algorithm):
     """An RLlib Algorithm whose work is done by a fleet of this project; see SoftGAC."""
 
     config_class: ClassVar[type[FleetConfig]]
@@ -394,7 +394,7 @@ class Fleet(Algorithm):
     @classmethod
     def from_checkpoint(
         cls, path: Any, filesystem: Any = None, *, config: FleetConfig | None = None, **kwargs: Any
-    ) -> Fleet:
+    ) -> FleetAlgorithm:
         """A new Algorithm that goes on from a checkpoint of ``save_to_path``.
 
         Args:
@@ -597,7 +597,7 @@ class PolicyModule(TorchRLModule):
         }
 
 
-class SoftGAC(Fleet):
+class SoftGAC(FleetAlgorithm):
     """SoftGAC behind RLlib's Algorithm."""
 
 
@@ -606,11 +606,11 @@ class SoftGACConfig(FleetConfig):
 
     algorithm = "softgac"
 
-    def __init__(self, algo_class: type[Fleet] | None = None) -> None:
+    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or SoftGAC)
 
 
-class SAC(Fleet):
+class SAC(FleetAlgorithm):
     """This project's SAC, SoftGAC's control, behind RLlib's Algorithm."""
 
 
@@ -619,7 +619,7 @@ class SACConfig(FleetConfig):
 
     algorithm = "sac"
 
-    def __init__(self, algo_class: type[Fleet] | None = None) -> None:
+    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or SAC)
 
 

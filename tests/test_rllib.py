@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tiny_runs import TINY
 
 from cluster.errors import RunError, UsageError
-from cluster.rllib import ENDLESS, SAC, Fleet, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib import ENDLESS, SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
 
@@ -46,7 +46,7 @@ def tiny(env: str = "Pendulum-v1", runners: int = 0, steps: int = 160, **setting
 @pytest.fixture
 def inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Builds algorithms in this process, and stops them."""
-    built: list[Fleet] = []
+    built: list[FleetAlgorithm] = []
 
     def build(config: FleetConfig | None = None) -> Any:
         built.append((config or tiny()).build_algo())
@@ -71,7 +71,7 @@ def replay_rows(saved: str) -> np.ndarray:
     return np.concatenate([load_file(path)["rows"] for path in segments])
 
 
-def settle(algorithm: Fleet, batch: int = 32, block: int = 8, min_size: int = 64) -> int:
+def settle(algorithm: FleetAlgorithm, batch: int = 32, block: int = 8, min_size: int = 64) -> int:
     """Waits until the learner has made every update that the replay ratio of 1 allows; returns their number."""
     tolerance = feasible_tolerance(chunk_rows=CHUNK_ROWS, block_rows=block * batch, samples_per_insert=batch)
     deadline = time.monotonic() + 60
@@ -201,7 +201,7 @@ def test_evaluation_is_deterministic_and_comes_at_its_interval(inline: Any) -> N
 
 
 def test_a_restored_run_continues_exactly_as_if_it_had_never_stopped(inline: Any, tmp_path: Path) -> None:
-    algo = inline()
+    algo = inline(tiny(steps=80))
     algo.train()
     saved = algo.save_to_path(tmp_path / "saved")
     straight = [algo.train() for _ in range(2)][-1]
