@@ -181,9 +181,10 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Writes failure.json: what ended the run."""
+        line = self.run.live() if self._state == "starting" else self.tally.line()  # before, the tally knows less
         self._state = "failed"
         self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
-        self.run.write_live({**self.run.live(), **self.facts}, self._state)
+        self.run.write_live({**line, **self.facts}, self._state)
 
     def _evaluate(self) -> None:
         every = self.config.evaluation.every_steps
