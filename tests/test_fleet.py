@@ -67,9 +67,10 @@ def test_policy_versions_never_go_backwards_and_rows_are_made_with_recent_ones(c
 def test_the_replay_ratio_is_kept_after_warm_up(completed: RayRun) -> None:
     summary = read(completed.run_dir / "summary.json")
     assert summary["replay_ratio"] == pytest.approx(summary["target_replay_ratio"], rel=0.01)
-    for line in lines(completed.run_dir / "metrics.jsonl"):
+    all_lines = lines(completed.run_dir / "metrics.jsonl")
+    for line in all_lines:
         due = max(0, line["env_steps"] - FIRST_ROWS)
-        untold = 128 + 1.5 * line["updates_per_s"]  # updates are told of every half second, rows at once
+        untold = 128 + 1.5 * max(told["updates_per_s"] for told in all_lines)  # updates are told of later than rows
         assert abs(line["updates"] - due) <= untold + 0.02 * due, line
 
 
