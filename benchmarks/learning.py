@@ -24,7 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 STEPS = {"HalfCheetah-v5": 25_000, "Hopper-v5": 50_000, "Walker2d-v5": 50_000, "InvertedDoublePendulum-v5": 10_000}
 EVERY, EPISODES, FIRST_SEED = 5_000, 10, 10_000
-NAMES = {"softgac": "Drawbridge SoftGAC (preset cpu)", "sac": "Drawbridge SAC (same critics)", "sb3": "stable-baselines3 SAC"}
+NAMES = {
+    "softgac": "Drawbridge SoftGAC (preset cpu)",
+    "sac": "Drawbridge SAC (same critics)",
+    "sb3": "stable-baselines3 SAC",
+}
 COLORS = {"softgac": "#0072B2", "sac": "#009E73", "sb3": "#D55E00"}
 
 
@@ -33,7 +37,9 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "draw"])
     parser.add_argument("--out", type=Path, required=True, help="where the runs' results go, and are looked for")
     parser.add_argument("--agents", nargs="+", choices=list(NAMES), default=["softgac", "sb3"])
-    parser.add_argument("--envs", nargs="+", choices=list(STEPS), default=["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"])
+    parser.add_argument(
+        "--envs", nargs="+", choices=list(STEPS), default=["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--backend", choices=["ray", "inline"], default="inline", help="of drawbridge's runs")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "learning.png")
@@ -48,9 +54,19 @@ def main() -> None:
                 path = arguments.out / f"{agent}-{env}-{seed}.json"
                 if path.exists():
                     continue
-                curve = run_sb3(env, seed) if agent == "sb3" else run_drawbridge(agent, env, seed, arguments.backend, arguments.out)
+                curve = (
+                    run_sb3(env, seed)
+                    if agent == "sb3"
+                    else run_drawbridge(agent, env, seed, arguments.backend, arguments.out)
+                )
                 path.write_text(json.dumps({"agent": agent, "env": env, "seed": seed, "evaluations": curve}))
-                print(agent, env, seed, [(point["env_steps"], round(float(np.mean(point["returns"])))) for point in curve], flush=True)
+                print(
+                    agent,
+                    env,
+                    seed,
+                    [(point["env_steps"], round(float(np.mean(point["returns"])))) for point in curve],
+                    flush=True,
+                )
 
 
 def run_drawbridge(agent: str, env: str, seed: int, backend: str, out: Path) -> list[dict[str, Any]]:
@@ -121,7 +137,9 @@ def draw(out: Path, picture: Path) -> None:
             low, high = interval(mean_RG)
             axis.plot(steps, mean_RG.mean(0), color=COLORS[agent], label=name, marker="o", markersize=3)
             axis.fill_between(steps, low, high, color=COLORS[agent], alpha=0.18, linewidth=0)
-            shown = ", ".join(f"{s // 1000}k: {m:,.0f} [{a:,.0f}, {b:,.0f}]" for s, m, a, b in zip(steps, mean_RG.mean(0), low, high))
+            shown = ", ".join(
+                f"{s // 1000}k: {m:,.0f} [{a:,.0f}, {b:,.0f}]" for s, m, a, b in zip(steps, mean_RG.mean(0), low, high)
+            )
             print(f"| {env} | {name} | {len(runs)} | {shown} |")
         axis.set(title=env, xlabel="env steps", ylabel="deterministic return")
         axis.grid(alpha=0.25)

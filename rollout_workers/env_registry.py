@@ -63,6 +63,6 @@ def _register_dm_control(env_id: str) -> None:
     if missing:
         raise EnvError(
             f"{env_id} needs {' and '.join(missing)}, expected to be installed: DeepMind Control tasks cannot be made; "
-            "pip install 'drawbridge[dmc]'"
+            "pip install -c constraints.txt -e '.[dmc]'"
         )
     gym.register_envs(importlib.import_module("shimmy"))
