@@ -175,7 +175,7 @@ def test_a_module_that_does_not_import_is_named():
 
 def test_dm_control_without_its_packages_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EnvError, match=r"pip install 'drawbridge\[dmc\]'"):
+    with pytest.raises(EnvError, match=r"pip install -c constraints.txt -e '\.\[dmc\]'"):
         env_spec("dm_control/dog-walk-v0")
 
 
