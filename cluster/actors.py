@@ -30,7 +30,6 @@ class ShardActor:
         self.started = time.time()
         self.quota_rows = quota_rows
         self.directory = plan.shard_dir(index)
-        self.batch_size = plan.config.learner.batch_size
         self.shard = make_shard(plan, index)
         self.found = snapshot.load(self.shard, self.directory)
         self.changed = asyncio.Condition()
@@ -84,10 +83,14 @@ class ShardActor:
             self.shard.limiter.ceiling = rows
             self.changed.notify_all()
 
-    async def align(self, updates: int) -> None:
-        """Tells the limiter how many updates the learner really holds: what a lost learner had sampled is owed again."""
+    async def counts(self) -> tuple[int, int]:
+        """Rows sampled and inserted, by this shard's own count."""
+        return self.shard.limiter.sampled, self.shard.limiter.inserted
+
+    async def align(self, rows: int) -> None:
+        """Corrects the count of rows sampled by ``rows``."""
         async with self.changed:
-            self.shard.align(updates * self.batch_size)
+            self.shard.align(rows)
             self.changed.notify_all()
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import EPOCHS_A_START, INCARNATIONS_A_START, Plan, random_steps_left
 from cluster.learner_actor import LearnerActor
 from cluster.tally import Tally
+from replay.limiter import dealt
 from rollout_workers.evaluator import Evaluation
 
 STATS_S = 1.0
@@ -64,6 +65,7 @@ class RayFleet:
         self._learner_starts = 0
         self._learner_failures: list[str] = []
         self._learner_progress = -1
+        self._astray = False  # the shards' counts of samples are to be aligned with the learners'
         self._closing = False
         self._finished_learning = False
         self._next_stats = self._next_save = 0.0
@@ -141,9 +143,21 @@ class RayFleet:
         for warning in begun[0].warnings:
             self.event(f"checkpoint passed over: {warning}")
         self.tally.begin_learning(begun[0].updates, begun[0].epoch, begun[0].version)
-        if begun[0].updates or self._learner_starts > 1:
-            self._await([shard.align.remote(begun[0].updates) for shard in self._shards], "shards to align")
+        self._astray = True
+        self._align()
         self._learner_runs = [learner.run.remote() for learner in self._learners]
+
+    def _align(self) -> None:
+        """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
+        rows that are held and updates that were kept. A part that is dead now is asked again at the next look."""
+        try:
+            fetched = ray.get([learner.fetched_rows.remote() for learner in self._learners], timeout=self.timeout_s)
+            counts = ray.get([shard.counts.remote() for shard in self._shards], timeout=self.timeout_s)
+        except (RayActorError, GetTimeoutError):
+            return
+        for shard, rows in zip(self._shards, dealt(sum(fetched), *zip(*counts))):
+            shard.align.remote(rows)
+        self._astray = False
 
     def _start_evaluator(self) -> None:
         self._evaluator = _actor(EvaluatorActor, num_cpus=0).remote(self.plan)
@@ -262,6 +276,8 @@ class RayFleet:
                     self.tally.add_learner(report)
             except (RayActorError, GetTimeoutError):
                 pass  # its run() reference tells of it
+        if self._astray:
+            self._align()
 
     def _shard_silent(self, index: int, error: RayActorError) -> None:
         """A shard that Ray is restarting is given its time; one that it gave up ends the run."""
@@ -277,6 +293,7 @@ class RayFleet:
         if self._shard_started.setdefault(index, told["started"]) != told["started"]:
             self._shard_started[index] = told["started"]
             self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot")
+            self._astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
         for report in told["workers"]:

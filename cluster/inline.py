@@ -33,6 +33,7 @@ from learners.feed import DirectFeed
 from learners.learner import PART
 from replay import snapshot
 from replay.chunk import Block
+from replay.limiter import dealt
 from rollout_workers.evaluator import Evaluation
 
 _COUNTERS = "fleet"
@@ -197,6 +198,9 @@ class InlineFleet:
         self.event(
             "checkpoint and snapshots are not of one moment: the run goes on, but not bit for bit as if it had never stopped"
         )
-        for shard in self.shards:
-            shard.align(self.learner.updates * self.plan.config.learner.batch_size)
+        limiters = [shard.limiter for shard in self.shards]
+        total = self.learner.updates * self.plan.config.learner.batch_size
+        missing = dealt(total, [limiter.sampled for limiter in limiters], [limiter.inserted for limiter in limiters])
+        for shard, rows in zip(self.shards, missing):
+            shard.align(rows)
         return False

@@ -87,6 +87,7 @@ class LearnerActor:
             self._save()
         warnings = found.warnings if found else ()
         learner = self.learner
+        self.fetched = self.learner.updates * self.plan.rank_batch
         return Begun(updates=learner.updates, version=learner.version, epoch=learner.epoch, warnings=warnings)
 
     def run(self) -> int:
@@ -153,6 +154,10 @@ class LearnerActor:
         finally:
             self.asked.clear()
 
+    def fetched_rows(self) -> int:
+        """Rows that this rank had from the shards, those of the checkpoint it began with included."""
+        return self.fetched
+
     def reports(self) -> list[LearnerReport]:
         """Counters, losses and time split since the last call, oldest first. An idle learner's newest are among them."""
         if self.turn.acquire(blocking=False):
@@ -210,6 +215,7 @@ class LearnerActor:
                 turn[0] += 1
                 answer = self._ask(shard)
                 if isinstance(answer, Block):
+                    self.fetched += answer.slot_UB.size
                     return answer
                 if answer.reason == HELD:
                     self.held = time.monotonic()

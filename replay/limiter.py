@@ -23,6 +23,8 @@ The idea is Reverb's SampleToInsertRatio; that the count starts at min_size, and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,24 @@ def feasible_tolerance(*, chunk_rows: int, block_rows: int, samples_per_insert: 
         samples_per_insert: rows sampled for each row inserted, > 0.
     """
     return max(chunk_rows, math.ceil((chunk_rows + block_rows / samples_per_insert) / 2))
+
+
+def dealt(total: int, sampled: Sequence[int], inserted: Sequence[int]) -> list[int]:
+    """What each shard has to add to its ``sampled`` for them to be ``total`` together; negative where samples are owed again.
+
+    Rows too many are taken from each in proportion to what it counts, rows too few are added in proportion to the rows
+    inserted, so that shards with more writers bear more of it and no count falls below 0.
+
+    Args:
+        total: rows that the learners really had from all shards.
+        sampled, inserted: what each shard counts.
+    """
+    missing = total - sum(sampled)
+    shares = list(sampled if missing < 0 else inserted)
+    if not sum(shares):
+        shares = [1] * len(shares)
+    bounds = [0, *(missing * part // sum(shares) for part in accumulate(shares))]
+    return [after - before for before, after in pairwise(bounds)]
 
 
 class Limiter:

@@ -193,9 +193,10 @@ class ReplayShard:
         """Every episode of which this shard holds all rows. Do not append while iterating."""
         return complete_episodes(self.table)
 
-    def align(self, sampled: int) -> None:
-        """Sets the rows sampled by the whole run to what its learners really hold: what a lost learner had drawn is owed again."""
-        self.limiter.align(sampled // self.shards)
+    def align(self, rows: int) -> None:
+        """Adds ``rows`` to the count of rows sampled here: fewer, when a lost learner had drawn some that are owed again; more,
+        when this shard was loaded from before it handed them out. See ``limiter.dealt``."""
+        self.limiter.align(self.limiter.sampled + rows)
 
     def close(self) -> None:
         """No more rows are coming: samples use up their budget, then are told ``exhausted``."""
