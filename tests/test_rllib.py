@@ -158,9 +158,9 @@ def test_an_actor_of_the_fleet_escapes_the_placement_group_that_captures_its_tri
 
     class Trial:
         def parts(self) -> tuple[bool, bool]:
-            from cluster.fleet import _actor
+            from cluster.remote import make_actor
 
-            part = _actor(Part, num_cpus=0.5).remote()
+            part = make_actor(Part, num_cpus=0.5).remote()
             return get_current_placement_group() is not None, ray.get(part.captured.remote(), timeout=30)
 
     group = placement_group([{"CPU": 0.1}])

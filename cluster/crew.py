@@ -1,0 +1,204 @@
+"""The rollout workers of a run on Ray: started, watched, replaced within a budget, scaled."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cluster.actors import WorkerActor
+from cluster.errors import RunError, UsageError
+from cluster.graph import INCARNATIONS_A_START, Plan, random_steps_left
+from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
+from cluster.tally import Tally
+
+MOST_WORKERS = 4_096
+
+
+@dataclasses.dataclass
+class Member:
+    """One rollout worker slot."""
+
+    actor: Any
+    run: Any  # reference of its run() call
+    incarnation: int
+    up: Any  # reference that is there once the actor's process has built its environments
+    asked: float  # when it was asked for, monotonic clock
+    began: float = 0.0  # when it was seen to be up; 0: it waits for a place on the cluster
+    late: bool = False  # that it waits for long has been told
+    failures: int = 0  # since it last brought rows
+    first_failure: str = ""
+    rows: float = 0.0
+    finished: bool = False
+
+
+class Crew:
+    """Rollout workers by their index; worker i writes to shard i modulo their number.
+
+    Args:
+        shards, store: actors that the workers talk to.
+        cpus: what one worker reserves.
+    """
+
+    def __init__(
+        self, plan: Plan, tally: Tally, event: Callable[[str], None], shards: list[Any], store: Any, cpus: float
+    ) -> None:
+        self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
+        self._shards, self._store, self._cpus = shards, store, cpus
+        self._members: dict[int, Member] = {}
+        self._incarnations: dict[int, int] = {}
+        self._heard: dict[int, float] = {}  # when a shard last heard of a worker, monotonic clock
+
+    @property
+    def actors(self) -> list[Any]:
+        return [member.actor for member in self._members.values()]
+
+    @property
+    def runs(self) -> list[Any]:
+        """References that are ready when a worker has returned or failed."""
+        return [member.run for member in self._members.values() if not member.finished]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every worker has returned because its shard has the rows of the run."""
+        return bool(self._members) and not self.runs
+
+    def start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
+        """A worker in slot ``index``: a new incarnation each time."""
+        count = self._incarnations[index] = self._incarnations.get(index, -1) + 1
+        incarnation = self.plan.start * INCARNATIONS_A_START + count
+        actor = make_actor(WorkerActor, num_cpus=self._cpus, max_concurrency=2).remote(
+            self.plan,
+            index,
+            incarnation,
+            self._shards,
+            self._store,
+            random_steps_left(self.config, self.tally.env_steps),
+        )
+        self._members[index] = Member(
+            actor=actor,
+            run=actor.run.remote(),
+            incarnation=incarnation,
+            up=actor.__ray_ready__.remote(),
+            asked=time.monotonic(),
+            failures=failures,
+            first_failure=first_failure,
+        )
+        self.tally.workers_started += count == 0
+        self._count()
+
+    def look_at(self, ref: Any) -> None:
+        """Takes a reference of ``runs`` that is ready: the worker has its rows, or failed and is replaced."""
+        index = next((i for i, member in self._members.items() if member.run == ref), None)
+        if index is None:  # it was retired meanwhile
+            return
+        member = self._members[index]
+        try:
+            ray.get(ref)
+        except (RayTaskError, RayActorError) as error:
+            self._replace(index, member, cause(error))
+        else:
+            member.finished = True
+            self._count()
+
+    def hear(self, reports: list[Any], silent_s: dict[int, float]) -> None:
+        """Takes what a shard tells of its writers: their reports, and for how long each has been silent."""
+        for report in reports:
+            member = self._members.get(report.worker)
+            if member is not None and report.incarnation == member.incarnation:
+                member.rows += report.stats.get("recorded_rows", 0)
+                member.failures, member.first_failure = 0, ""
+        for worker, seconds in silent_s.items():
+            self._heard[worker] = max(self._heard.get(worker, 0.0), time.monotonic() - seconds)
+
+    def watch(self) -> None:
+        """Replaces workers that were silent for too long: an environment whose step hangs."""
+        limit = self.config.worker.step_timeout_s
+        now = time.monotonic()
+        for index, member in list(self._members.items()):
+            if member.finished or not self._is_up(index, member):
+                continue
+            grace = self.config.ray.start_timeout_s if not member.rows else 0.0
+            silent = now - max(member.began + grace, self._heard.get(index, 0.0))
+            if silent > limit:
+                self._replace(
+                    index,
+                    member,
+                    f"worker {index} of {self.config.env} was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
+                )
+
+    def scale(self, workers: int) -> str:
+        """Starts or ends workers while the others go on; says what was done."""
+        least = self.config.replay.shards
+        if not least <= workers <= MOST_WORKERS:
+            raise UsageError(
+                f"cannot scale to {workers} workers, expected {least} (one for each replay shard) to {MOST_WORKERS}; nothing was changed"
+            )
+        active = sorted(index for index, member in self._members.items() if not member.finished)
+        for index in active[workers:]:
+            self._retire(index)
+        free = (index for index in range(MOST_WORKERS) if index not in active)
+        for _ in range(workers - len(active)):
+            self.start(next(free))
+        self._count()
+        return f"rollout workers: {len(active)} -> {workers}"
+
+    def stop(self) -> None:
+        """Lets every worker return after the chunk in hand; does not wait."""
+        for member in self._members.values():
+            if not member.finished:
+                member.actor.stop.remote()
+
+    def _replace(self, index: int, member: Member, why: str) -> None:
+        """A new incarnation in the slot, or the end of the run when the budget is spent or nothing comes of it."""
+        budget = self.config.worker.restart_budget
+        member.first_failure = member.first_failure or why
+        failures = member.failures + 1
+        ray.kill(member.actor, no_restart=True)
+        if failures >= SAME_FAILURE:
+            raise RunError(
+                f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
+                f"resumed. The first failure:\n{member.first_failure}"
+            )
+        if self.tally.workers_restarted >= budget:
+            raise RunError(
+                f"rollout workers were restarted {budget} times (worker.restart_budget) and worker {index} failed again, so the run "
+                f"halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
+            )
+        self.tally.workers_restarted += 1
+        self.event(f"worker {index} restarted: {root(why)}")
+        self.start(index, failures, member.first_failure)
+
+    def _is_up(self, index: int, member: Member) -> bool:
+        """Whether a worker has its place on the cluster. One that waits is told of, not replaced; if all wait, the run halts."""
+        if not member.began and ray.wait([member.up], timeout=0)[0]:
+            member.began = time.monotonic()
+        waited, limit = time.monotonic() - member.asked, self.config.ray.start_timeout_s
+        if member.began or waited < limit:
+            return bool(member.began)
+        if not any(other.began for other in self._members.values()):
+            raise RunError(no_place(limit, "a rollout worker to start"))
+        if not member.late:
+            member.late = True
+            self.event(f"worker {index} is still to come: {no_place(limit, 'it to start')}")
+        return False
+
+    def _retire(self, index: int) -> None:
+        member = self._members.pop(index)
+        timeout_s = self.config.ray.call_timeout_s
+        try:
+            if not ray.wait([member.up], timeout=0)[0]:  # it would not hear of it before it has a place
+                return
+            ray.get(member.actor.stop.remote(), timeout=timeout_s)
+            ray.get(member.run, timeout=timeout_s)
+        except (RayTaskError, RayActorError, GetTimeoutError) as error:
+            self.event(f"worker {index} did not end in order: {root(error)}")
+        finally:
+            ray.kill(member.actor, no_restart=True)
+
+    def _count(self) -> None:
+        self.tally.workers = len(self.runs)
