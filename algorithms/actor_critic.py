@@ -132,15 +132,15 @@ class ActorCritic:
                 self.updates += take
         return self.read_metrics()
 
-    def step_cycle(self, rows_CBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step_cycle(self, rows_CBD: torch.Tensor) -> None:
         """One whole cycle on ``cycle`` batches, ending with the actor: tensors alone, so a CUDA graph can hold it.
 
-        Metrics as ``update`` gives them. ``updates`` stays, because no graph can count on the host: whole cycles leave
-        the actor's turn where it is. For capture, register ``generator`` with the graph.
+        Metrics add up until ``read_metrics``, which a graph must not hold: it would throw away those of every cycle but
+        the last. ``updates`` stays, because no graph can count on the host: whole cycles leave the actor's turn where
+        it is. For capture, register ``generator`` with the graph.
         """
         with matmul.library(self.matmul):
             self._group(rows_CBD, with_actor=True)
-        return self.read_metrics()
 
     def update_with(self, rows_BD: torch.Tensor, noise: UpdateNoise, *, with_actor: bool) -> dict[str, torch.Tensor]:
         """One update with everything random given: the critics, then (``with_actor``) actor and temperature.

@@ -31,11 +31,6 @@ class FlatParameters:
             self.named[name] = leaf
             offset = span.stop
 
-    def slices(self, name: str) -> slice:
-        """Where the parameter ``name`` lies in ``value``."""
-        start = self.named[name].storage_offset()
-        return slice(start, start + self.named[name].numel())
-
 
 class FlatAdam:
     """Adam (Kingma & Ba, 2015; bias-corrected, eps outside the root) on one flat buffer.

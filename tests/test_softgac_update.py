@@ -142,6 +142,20 @@ def test_one_call_of_six_updates_equals_six_calls_of_one_and_three_captured_cycl
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_metrics_of_captured_cycles_add_up_until_they_are_read(name):
+    whole, cycles = _agent(name), _agent(name)
+    rows = _rows(6)
+    rows[2, 3, OBS + ACTION] = float("nan")  # one update whose reward, and so whose loss, is not finite
+    expected = whole.update(rows)
+    for i in range(0, 6, 2):
+        cycles.step_cycle(rows[i : i + 2])
+    seen = cycles.read_metrics()
+    assert seen["nonfinite"] == 1 == expected["nonfinite"]
+    for key, value in expected.items():
+        torch.testing.assert_close(seen[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("column", [0, OBS + ACTION, OBS + ACTION + 3])
 def test_a_non_finite_batch_changes_nothing_but_the_count(name, column):
     agent = _agent(name)
