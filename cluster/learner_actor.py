@@ -21,9 +21,11 @@ from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
     from algorithms.weights import Weights
+    from learners.checkpoint import Checkpoint
     from learners.feed import Fed, Feed
     from learners.learner import LearnerReport
 
+NOT_LATE = (HELD, "min_size")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
@@ -47,11 +49,10 @@ class LearnerActor:
         self.config = plan.config
         self.shards, self.store = shards, store
         self.stopping = threading.Event()
-        self.turn = (
-            threading.Lock()
-        )  # whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint
+        # Whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint.
+        self.turn = threading.Lock()
         self.asked = threading.Event()  # ``save`` wants the turn
-        self.held = -math.inf  # when a shard last said that the driver holds the run
+        self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
         self.told = -1  # updates that the newest report told of
 
@@ -63,7 +64,7 @@ class LearnerActor:
             return f"tcp://{host}:{probe.getsockname()[1]}"
 
     def begin(self, meeting: str) -> Begun:
-        """Meets the other ranks and takes the newest valid checkpoint, if there is one."""
+        """Meets the other ranks and takes the newest valid checkpoint, if there is one: the same on every rank."""
         from learners.collective import TorchCollective
         from learners.learner import PART
 
@@ -81,6 +82,7 @@ class LearnerActor:
             )
         self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective)
         found = newest_checkpoint(self.plan)
+        self._agree_on(found)
         if found is not None:
             self.learner.load_state(found.part(PART))
         elif self.rank == 0:
@@ -123,6 +125,7 @@ class LearnerActor:
                         self._save()
                     saved = now
         finally:
+            self.stopping.set()  # the feed's thread asks the shards until it hears of it
             feed.stop()
         learner.publish()
         if self.rank == 0:
@@ -173,14 +176,15 @@ class LearnerActor:
         self.told = self.learner.updates
 
     def _next(self, feed: Feed, deadline_s: float) -> Fed | None:
-        """The next block, None at the end. The time during which the driver holds the run does not count as late."""
+        """The next block, None at the end. Neither a run that the driver holds nor a long warm-up is late: workers that
+        hang meanwhile are the driver's to find."""
         from learners.feed import FeedTimeout
 
         while True:
             try:
                 return feed.get()
             except FeedTimeout:
-                if time.monotonic() - self.held > deadline_s:
+                if time.monotonic() - self.excused > deadline_s:
                     raise
 
     def _all(self, mine: bool) -> bool:
@@ -190,6 +194,21 @@ class LearnerActor:
         flag = torch.tensor([1.0 if mine else 0.0], device=self.learner.device)
         self.collective.mean_(flag)
         return bool(flag.item() == 1.0)
+
+    def _agree_on(self, found: Checkpoint | None) -> None:
+        """Waits until every rank has looked for checkpoints, before rank 0 writes the first; RunError unless all found the
+        same: ranks that go on from different ones would wait for each other in vain."""
+        if self.collective is None:
+            return
+        mine = -1.0 if found is None else float(found.meta["updates"])
+        mean = torch.tensor(mine, dtype=torch.float64, device=self.learner.device)
+        self.collective.mean_(mean)
+        if mean.item() != mine:
+            seen = "no checkpoint" if found is None else f"{found.path.name} of {mine:.0f} updates"
+            raise RunError(
+                f"learner {self.rank} found {seen} in {self.plan.run_dir} and another learner something else, expected the same: "
+                "they do not see the same files, and none was started; put the run directory on storage that every node sees"
+            )
 
     def _save(self) -> None:
         from learners import checkpoint
@@ -217,8 +236,8 @@ class LearnerActor:
                 if isinstance(answer, Block):
                     self.fetched += answer.slot_UB.size
                     return answer
-                if answer.reason == HELD:
-                    self.held = time.monotonic()
+                if answer.reason in NOT_LATE:
+                    self.excused = time.monotonic()
                 exhausted = exhausted + 1 if answer.reason == "exhausted" else 0
             return None
 

@@ -83,6 +83,7 @@ def test_on_cuda_captured_updates_equal_eager_ones_and_a_rollback_reaches_the_gr
                 host = block(seed)
                 learner.step(Fed(block=host.block, rows_UBD=host.rows_UBD.cuda(), waited_s=0.0))
             states.append(learner.state())
+            assert learner.report().metrics.keys() >= {"critic_loss", "actor_loss", "alpha", "nonfinite"}
     for state in states[1:]:
         for key in states[0]:
             if key != "epoch":
