@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -24,11 +25,7 @@ RAY_BYTES = 600 * 2**20  # of a local cluster's own processes, measured
 
 def make_plan(config: RunConfig, run: RunDirectory, start: int) -> Plan:
     """Checks the configuration against the environment and this machine; UsageError lists every problem."""
-    try:
-        spec = env_spec(config.env)
-    except EnvError as error:
-        raise UsageError(str(error)) from error
-    plan = Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
+    plan = plan_of(config, run, start)
     problems = _problems(config)
     if not problems:
         problems += _memory_problems(plan)
@@ -37,6 +34,15 @@ def make_plan(config: RunConfig, run: RunDirectory, start: int) -> Plan:
             "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
         )
     return plan
+
+
+def plan_of(config: RunConfig, run: RunDirectory, start: int = 0) -> Plan:
+    """The plan without proof that this machine can carry it out; UsageError when the environment cannot be trained on."""
+    try:
+        spec = env_spec(config.env)
+    except EnvError as error:
+        raise UsageError(str(error)) from error
+    return Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
 
 
 def memory_bytes(plan: Plan) -> dict[str, int]:
@@ -71,12 +77,16 @@ def _problems(config: RunConfig) -> list[str]:
         envs_per_worker=worker.envs_per_worker,
         chunk_steps=worker.chunk_steps,
     )
-    for name in ("agent", "worker", "learner", "evaluation"):
+    for name in ("agent", "worker", "learner", "evaluation", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).problems()]
     if worker.workers < config.replay.shards:
         found.append(
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {worker.workers}: a worker writes to one shard, so "
             "one would stay empty; start more workers or fewer shards"
+        )
+    if config.seed < 0:
+        found.append(
+            f"seed is {config.seed}, expected at least 0: generators and environments take no other; give another"
         )
     if config.steps < 1:
         found.append(f"steps is {config.steps}, expected at least 1")
@@ -84,6 +94,10 @@ def _problems(config: RunConfig) -> list[str]:
 
 
 def _memory_problems(plan: Plan) -> list[str]:
+    """What this machine cannot hold. A running cluster has machines of its own, about which nothing is known here."""
+    address = plan.config.ray.address or os.environ.get("RAY_ADDRESS", "")
+    if plan.config.backend == "ray" and address not in ("", "local"):
+        return []
     needed, machine = memory_bytes(plan), psutil.virtual_memory().total
     total = sum(needed.values())
     if total <= machine:

@@ -15,7 +15,7 @@ from algorithms import ALGORITHMS
 from cluster.errors import UsageError
 from learners.config import LearnerConfig
 from replay.config import ReplayConfig
-from replay.option import option
+from replay.option import option, too_low
 from rollout_workers.config import EvaluationConfig, WorkerConfig
 
 
@@ -27,6 +27,16 @@ class MetricsConfig:
     host: str = option("127.0.0.1", "address", "where the Prometheus endpoint listens; 0.0.0.0 opens it to the network")
     port: int = option(0, "port", "port of the Prometheus endpoint; 0: any free one, named in live.json; -1: none")
     tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
+
+    def problems(self) -> list[str]:
+        """Every value with which a run could not tell anything, with its fix; empty when there is none."""
+        return too_low(
+            self,
+            (
+                ("line_s", 0, "there is no time before now"),
+                ("port", -1, "a port is a number from 0; -1 means none"),
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,19 @@ class RayConfig:
     shard_restart_budget: int = option(3, "restarts", "restarts of one shard before the run halts")
     call_timeout_s: float = option(60.0, "s", "deadline of one call to an actor")
     start_timeout_s: float = option(120.0, "s", "deadline for the actors to start: a cluster may be scaling up")
+
+    def problems(self) -> list[str]:
+        """Every value with which no part could be started or asked, with its fix; empty when there is none."""
+        return too_low(
+            self,
+            (
+                ("object_store_bytes", 75 * 2**20, "Ray refuses a smaller object store"),
+                ("shard_cpus", 0, "a share cannot be negative"),
+                ("shard_restart_budget", 0, "a count cannot be negative; 0 halts at the first failure"),
+                ("call_timeout_s", 1, "a healthy actor would be taken for a silent one"),
+                ("start_timeout_s", 1, "no actor would start in time"),
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,15 +236,23 @@ def _replace(config: RunConfig, key: str, value: Any) -> RunConfig:
 _EXAMPLES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
+def _whole(text: str) -> int:
+    """25000, 25_000 or 25e3; ValueError or OverflowError for what is no whole number. Long ones keep every digit."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise
+        return int(number)
+
+
 def _parse(key: str, text: str, kind: type) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if kind is int:
-            number = float(text.replace("_", ""))
-            if number != int(number):
-                raise ValueError(text)
-            return int(number)
+            return _whole(text)
         return kind(text)
     except (KeyError, ValueError, OverflowError):
         raise UsageError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from algorithms.weights import Weights
-from cluster.checks import make_plan
+from cluster.checks import plan_of
 from cluster.errors import RunError
 from cluster.graph import Plan, make_evaluator, make_learner, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
@@ -16,7 +17,7 @@ from cluster.run_dir import RunDirectory
 def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> dict[str, Any]:
     """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first."""
     run = RunDirectory.open(run_dir)
-    plan = make_plan(run.config(), run, 0)
+    plan = plan_of(run.config(), run)
     set_threads(plan.config)
     weights = newest_weights(plan)
     result = make_evaluator(plan).evaluate(weights, episodes, seed)
@@ -39,7 +40,7 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> dic
 
 
 def newest_weights(plan: Plan) -> Weights:
-    """The policy of the run's newest valid checkpoint."""
+    """The policy of the run's newest valid checkpoint, read on the CPU whatever it was trained on."""
     from learners.learner import PART
 
     found = newest_checkpoint(plan)
@@ -47,8 +48,11 @@ def newest_weights(plan: Plan) -> Weights:
         raise RunError(
             f"{plan.run_dir} has no checkpoint yet, so there is no policy to evaluate; the first one is written when the run starts to learn"
         )
-    learner = make_learner(plan, 0, lambda weights: None)
-    learner.load_state(found.part(PART))
+    settings = dataclasses.replace(plan.config.learner, device="cpu")
+    here = dataclasses.replace(plan, config=dataclasses.replace(plan.config, learner=settings))
+    learner = make_learner(here, 0, lambda weights: None)
+    noise = learner.state()["agent/generator"]  # a GPU's would not fit, and weights have no use for any
+    learner.load_state(found.part(PART) | {"agent/generator": noise})
     return learner.weights()
 
 

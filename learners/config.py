@@ -36,7 +36,7 @@ class LearnerConfig:
         found = [
             f"{name} is {getattr(self, name)}, expected at least {least}: {why}"
             for name, least, why in _LEAST
-            if getattr(self, name) < least
+            if not getattr(self, name) >= least
         ]
         if self.learners >= 1 and self.batch_size % self.learners:
             below = self.batch_size - self.batch_size % self.learners

@@ -16,3 +16,12 @@ def option(default: Any, unit: str, help: str, choices: tuple[Any, ...] | None =
         choices: the only values allowed, or None for any value of the field's type.
     """
     return dataclasses.field(default=default, metadata={"unit": unit, "help": help, "choices": choices})
+
+
+def too_low(config: Any, least: tuple[tuple[str, float, str], ...]) -> list[str]:
+    """One line for each (field, least value, consequence of less) that ``config`` falls short of; NaN does."""
+    return [
+        f"{name} is {getattr(config, name)}, expected at least {bound}: {why}; raise it"
+        for name, bound, why in least
+        if not getattr(config, name) >= bound
+    ]

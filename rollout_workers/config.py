@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from replay.option import option
+from replay.option import option, too_low
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class WorkerConfig:
 
     def problems(self) -> list[str]:
         """Every value with which no worker could work, with its fix; empty when there is none."""
-        return _too_low(
+        return too_low(
             self,
             (
                 ("workers", 1, "nobody would gather experience"),
@@ -58,7 +57,7 @@ class EvaluationConfig:
 
     def problems(self) -> list[str]:
         """Every value with which nothing could be evaluated, with its fix; empty when there is none."""
-        return _too_low(
+        return too_low(
             self,
             (
                 ("every_steps", 0, "a count cannot be negative"),
@@ -68,11 +67,3 @@ class EvaluationConfig:
                 ("timeout_s", 1, "no episode would end in time"),
             ),
         )
-
-
-def _too_low(config: Any, least: tuple[tuple[str, float, str], ...]) -> list[str]:
-    return [
-        f"{name} is {getattr(config, name)}, expected at least {bound}: {why}; raise it"
-        for name, bound, why in least
-        if not getattr(config, name) >= bound
-    ]
