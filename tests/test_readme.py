@@ -17,10 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG = make_preset("softgac", "cpu")
-SETTINGS = {
-    *flatten(CONFIG),
-    *(f"agent.{name}" for name in dir(ActorCritic)),
-}  # docs/softgac.md names an agent's methods
+# docs/softgac.md names methods of an agent, too.
+SETTINGS = {*flatten(CONFIG), *(f"agent.{name}" for name in dir(ActorCritic))}
 COMPONENTS = [
     field.name for field in dataclasses.fields(CONFIG) if dataclasses.is_dataclass(getattr(CONFIG, field.name))
 ]
