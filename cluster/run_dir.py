@@ -27,6 +27,7 @@ from cluster.errors import RunError, UsageError
 from replay.durable import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
+LOOK_S = 0.3  # longer than another command needs to see whether a run is alive
 PACKAGES = ("ray", "torch", "gymnasium", "mujoco", "minari", "numpy", "pyarrow", "onnxruntime", "safetensors")
 
 
@@ -85,15 +86,13 @@ class RunDirectory:
     def hold(self) -> None:
         """Takes the lock for this process; UsageError names the process that holds it."""
         lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(lock):
             owner = self.owner()
             lock.close()
             raise UsageError(
                 f"run directory {self.path} belongs to a living run (process {owner}); a second one would write over its files, "
                 "so nothing was started; wait for it, or end that process first"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -110,9 +109,9 @@ class RunDirectory:
     def owner(self) -> int | None:
         """Process id of the run that holds the lock, None when nobody does."""
         try:
-            with open(self.path / "run.lock", "r+", encoding="utf-8") as lock:
+            with open(self.path / "run.lock", encoding="utf-8") as lock:  # for reading: others than its user may look
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except OSError:
                     return int(lock.read() or 0) or None
                 return None
@@ -218,6 +217,19 @@ class RunDirectory:
                 f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed"
             ) from error
         return dict(data)
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Takes the lock unless a run holds it; whoever only looks (``owner``) has it for an instant and is waited for."""
+    deadline = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
 
 
 def _end_torn_line(path: Path) -> None:

@@ -70,10 +70,10 @@ class Session:
 
     Args:
         run: the run's directory, locked by this process.
-        config: its configuration.
-        plan: what its parts are built from.
+        plan: its configuration, and what its parts are built from.
         outputs: called with every metrics line.
         event: called with every line worth a person's attention.
+        facts: what live.json says beside the metrics.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Session:
     ) -> None:
         self.run, self.plan, self.config = run, plan, plan.config
         self.outputs, self.event = outputs, event
-        self.facts = facts or {}  # what live.json says beside the metrics
+        self.facts = facts or {}
         replay = self.config.replay
         before = run.live()
         self.tally = Tally(
@@ -110,8 +110,7 @@ class Session:
             self.run.write_live({**self.run.live(), **self.facts}, self._state)
             self.fleet.start()
         except BaseException as error:
-            self.fail(error)
-            self.fleet.close()
+            self._give_up(error)
             raise
         every = self.config.evaluation.every_steps
         self._next_evaluation = (self.tally.env_steps // every + 1) * every if every else self.config.steps + 1
@@ -124,8 +123,9 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.fail(error)
-        self.fleet.close()
+            self._give_up(error)
+        else:
+            self.fleet.close()
 
     @property
     def env_steps(self) -> int:
@@ -185,6 +185,15 @@ class Session:
         self._state = "failed"
         self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
         self.run.write_live({**line, **self.facts}, self._state)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Writes down what ended the run and frees everything; a full disk must not hide ``error`` or keep actors alive."""
+        try:
+            self.fail(error)
+        except OSError as problem:
+            self.event(f"failure.json could not be written: {problem}")
+        finally:
+            self.fleet.close()
 
     def _evaluate(self) -> None:
         every = self.config.evaluation.every_steps
