@@ -5,12 +5,15 @@
           +------------- fetch(version) ------- Store <-------------------------------------+
     driver: Session (starts, watches, scales, restarts), Evaluator, metrics
 
-    edge                 blocks when                        unblocked by           deadline           bound
-    worker -> shard      inserts are ahead of samples       a sample               ray.call_timeout_s worker.max_unacked chunks
-    shard -> learner     samples are ahead of inserts       an append              ray.call_timeout_s learner.prefetch_blocks
-    learner -> store     never                              -                      -                  one set of weights
-    store -> worker      never                              -                      ray.call_timeout_s one set of weights
-    driver -> evaluator  never: evaluations queue up        -                      evaluation.timeout_s  4 sets of weights
+    edge                 blocks when                      unblocked by  deadline                bound
+    worker -> shard      inserts are ahead of samples     a sample      of one answer (1)       worker.max_unacked chunks
+    shard -> learner     samples are ahead of inserts     an append     of a block (2)          learner.prefetch_blocks
+    learner -> store     never                            -             -                       one set of weights
+    store -> worker      never                            -             ray.call_timeout_s      one set of weights
+    driver -> evaluator  never: evaluations queue up      -             evaluation.timeout_s    4 sets of weights
+
+(1) ray.call_timeout_s. A shard answers "wait" after a second and is asked again for as long as the learner is behind.
+(2) worker.step_timeout_s + ray.start_timeout_s, beginning when the warm-up is over and nobody holds the run.
 
 The parts are plain classes that do not know where they run. ``inline.InlineFleet`` calls them in one process in a fixed
 order; ``fleet.RayFleet`` runs the same parts as actors. Both are built from the functions here and nothing else.

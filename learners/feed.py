@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,18 +37,6 @@ class Fed:
     block: Block
     rows_UBD: torch.Tensor  # float32, on the learner's device; on the CPU it shares the block's memory: never write it
     waited_s: float  # how long ``get`` waited for it
-
-
-class Supply(Protocol):
-    """What a learner takes blocks from: a Feed, or a DirectFeed when everything runs in one thread."""
-
-    waited_s: float  # by the learner, over the supply's life
-
-    def get(self, deadline_s: float | None = None) -> Fed | None:
-        """The next block, or None once the stream has ended. Raises FeedTimeout, and whatever ``fetch`` raised."""
-
-    def stop(self, deadline_s: float = 10.0) -> None:
-        """Ends the supply."""
 
 
 class Feed:
@@ -170,7 +158,7 @@ class Feed:
 
 
 class DirectFeed:
-    """The same supply without a thread: ``get`` asks the source itself, so that one process runs in a fixed order.
+    """A feed without a thread: ``get`` asks the source itself, so that one process runs in a fixed order.
 
     As nothing else can happen while it waits, a Wait is a FeedTimeout at once; ``poll`` gives None instead.
     """

@@ -6,9 +6,8 @@ whatever the number of shards, because each shard takes its share of both.
 
     credit = samples_per_insert (inserted - min_size) - sampled          what may be sampled to be exactly on the ratio
 
-    insert n   waits for: credit after it <= tolerance samples_per_insert   unblocked by: a sample     (free up to
-    min_size) sample m   waits for: credit after it >= -tolerance samples_per_insert  unblocked by: an insert    (never
-    before min_size)
+    insert n   waits for: credit after it <= tolerance samples_per_insert    unblocked by: a sample   free up to min_size
+    sample m   waits for: credit after it >= -tolerance samples_per_insert   unblocked by: an insert  never before min_size
 
 Both blocked at once would need tolerance spi - n spi < credit < m - tolerance spi, so a tolerance of (n + m / spi) / 2
 rows makes it impossible: some side is always allowed. Crossing min_size needs n rows. The larger of the two is

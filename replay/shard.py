@@ -203,8 +203,7 @@ class ReplayShard:
         self.limiter.close()
 
     def drain_stats(self) -> list[WorkerReport]:
-        """The workers' reports since the last call, oldest first; of more than REPORTS the oldest are dropped and "
-        "counted."""
+        """The workers' reports since the last call, oldest first; of more than REPORTS the oldest are dropped and counted."""
         reports = list(self._reports)
         self._reports.clear()
         return reports
