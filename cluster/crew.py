@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.actors import WorkerActor
 from cluster.errors import RunError, UsageError
@@ -52,6 +52,8 @@ class Crew:
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
         self._heard: dict[int, float] = {}  # when a shard last heard of a worker, monotonic clock
+        self._restarts = 0  # of this start of the run: the budget's
+        self._stopping = False
 
     @property
     def actors(self) -> list[Any]:
@@ -139,8 +141,7 @@ class Crew:
                 f"cannot scale to {workers} workers, expected {least} (one for each replay shard) to {MOST_WORKERS}; nothing was changed"
             )
         active = sorted(index for index, member in self._members.items() if not member.finished)
-        for index in active[workers:]:
-            self._retire(index)
+        self._retire([self._members.pop(index) for index in active[workers:]])
         free = (index for index in range(MOST_WORKERS) if index not in active)
         for _ in range(workers - len(active)):
             self.start(next(free))
@@ -148,13 +149,19 @@ class Crew:
         return f"rollout workers: {len(active)} -> {workers}"
 
     def stop(self) -> None:
-        """Lets every worker return after the chunk in hand; does not wait."""
+        """Lets every worker return after the chunk in hand; does not wait, and replaces none from now on."""
+        self._stopping = True
         for member in self._members.values():
             if not member.finished:
                 member.actor.stop.remote()
 
     def _replace(self, index: int, member: Member, why: str) -> None:
         """A new incarnation in the slot, or the end of the run when the budget is spent or nothing comes of it."""
+        if self._stopping:
+            member.finished = True
+            self._count()
+            self.event(f"worker {index} did not end in order: {root(why)}")
+            return
         budget = self.config.worker.restart_budget
         member.first_failure = member.first_failure or why
         failures = member.failures + 1
@@ -164,11 +171,12 @@ class Crew:
                 f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
                 f"resumed. The first failure:\n{member.first_failure}"
             )
-        if self.tally.workers_restarted >= budget:
+        if self._restarts >= budget:
             raise RunError(
                 f"rollout workers were restarted {budget} times (worker.restart_budget) and worker {index} failed again, so the run "
                 f"halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
             )
+        self._restarts += 1
         self.tally.workers_restarted += 1
         self.event(f"worker {index} restarted: {root(why)}")
         self.start(index, failures, member.first_failure)
@@ -187,17 +195,22 @@ class Crew:
             self.event(f"worker {index} is still to come: {no_place(limit, 'it to start')}")
         return False
 
-    def _retire(self, index: int) -> None:
-        member = self._members.pop(index)
+    def _retire(self, members: list[Member]) -> None:
+        """Ends workers in order: all are told, then all are waited for."""
         timeout_s = self.config.ray.call_timeout_s
-        try:
-            if not ray.wait([member.up], timeout=0)[0]:  # it would not hear of it before it has a place
-                return
-            ray.get(member.actor.stop.remote(), timeout=timeout_s)
-            ray.get(member.run, timeout=timeout_s)
-        except (RayTaskError, RayActorError, GetTimeoutError) as error:
-            self.event(f"worker {index} did not end in order: {root(error)}")
-        finally:
+        up = [member for member in members if ray.wait([member.up], timeout=0)[0]]  # the others would not hear of it
+        for member in up:
+            member.actor.stop.remote()
+        runs = [member.run for member in up]
+        ended, running = ray.wait(runs, num_returns=len(runs), timeout=timeout_s) if runs else ([], [])
+        if running:
+            self.event(f"{len(running)} workers did not end in order within {timeout_s:.0f} s")
+        for run in ended:
+            try:
+                ray.get(run)
+            except (RayTaskError, RayActorError) as error:
+                self.event(f"a worker did not end in order: {root(error)}")
+        for member in members:
             ray.kill(member.actor, no_restart=True)
 
     def _count(self) -> None:

@@ -65,15 +65,15 @@ class Evaluations:
             self._due = now + self.config.evaluation.timeout_s + self.config.ray.start_timeout_s
 
     def look_at(self, ref: Any) -> None:
-        """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times end the run."""
+        """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times in a row end the run."""
         try:
             self._done.append(ray.get(ref))
-            self._run = None
+            self._run, self._failures = None, 0
         except (RayTaskError, RayActorError) as error:
             self._failures += 1
             if self._failures >= SAME_FAILURE:
                 raise RunError(
-                    f"the evaluator failed {self._failures} times, so the run halts:\n{cause(error)}"
+                    f"the evaluator failed {self._failures} times in a row, so the run halts:\n{cause(error)}"
                 ) from None
             self.event(f"an evaluation failed: {root(error)}")
             self._restart()

@@ -7,6 +7,7 @@ checkpoint, in a new epoch), ``evaluations.Evaluations`` the evaluator.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class RayFleet:
         self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._shard_started: dict[int, float] = {}
         self._shard_lost: dict[int, float] = {}  # since when a shard does not answer
+        self._full: set[int] = set()  # shards that have the rows of the run
 
     def start(self) -> None:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
@@ -58,9 +60,9 @@ class RayFleet:
         self._own_cluster = connect(
             config.ray.address or None, cpus=cpus, object_store_bytes=config.ray.object_store_bytes
         )
-        quota = math.ceil(config.steps / replay.shards)
+        self._quota = math.ceil(config.steps / replay.shards)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
-        self._shards = [make.remote(self.plan, index, quota) for index in range(replay.shards)]
+        self._shards = [make.remote(self.plan, index, self._quota) for index in range(replay.shards)]
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
         self._actors.append(lambda: [*self._shards, self._store])
         self._evaluations = Evaluations(self.plan, self.event)
@@ -113,7 +115,11 @@ class RayFleet:
 
     def request_evaluation(self, episodes: int) -> None:
         """Queues an evaluation of the newest policy; training does not wait for it."""
-        refs = ray.get(self._store.fetch.remote(), timeout=self.timeout_s)
+        try:
+            refs = ray.get(self._store.fetch.remote(), timeout=self.timeout_s)
+        except (RayActorError, GetTimeoutError) as error:
+            self.event(f"an evaluation was left out, the store of weights did not answer: {root(error)}")
+            return
         if refs:
             self._evaluations.request(refs[0], episodes)
 
@@ -144,15 +150,18 @@ class RayFleet:
         return problems
 
     def finish(self) -> None:
-        """Lets workers and learners end in order, then evaluations that are on their way."""
+        """Lets workers and learners end in order."""
         self._crew.stop()
         self._learners.stop()
         deadline = time.monotonic() + self.timeout_s
         while self._learners.runs and time.monotonic() < deadline:
             self.advance(0.25)
+        self._take_stats()
+
+    def await_evaluations(self) -> None:
+        """Waits for the evaluations that are on their way, each within its time."""
         while self._evaluations.pending:
             self.advance(0.25)
-        self._take_stats()
 
     def close(self) -> None:
         """Ends every actor of this run; the cluster too, if the run started it."""
@@ -160,7 +169,8 @@ class RayFleet:
             return
         for actors in self._actors:
             for actor in actors():
-                ray.kill(actor, no_restart=True)
+                with contextlib.suppress(Exception):  # what is dead already must not keep the others alive
+                    ray.kill(actor, no_restart=True)
         disconnect(self._own_cluster)
 
     def _start_learners(self) -> None:
@@ -226,12 +236,14 @@ class RayFleet:
             self._learners.astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
+        if told["stats"].stored_rows >= self._quota:
+            self._full.add(index)
         self._crew.hear(told["workers"], told["silent_s"])
         self.tally.add_shard(told["stats"], told["workers"])
 
     def _close_when_full(self) -> None:
-        """Once every worker has returned because the shards have their rows, learners may use up what is left."""
-        self._closing = self._closing or self._crew.finished
+        """Once the shards have their rows, learners may use up what is left. (A worker may still wait for its place.)"""
+        self._closing = self._closing or self._crew.finished or len(self._full) == len(self._shards)
         if self._closing:
             for shard in self._shards:
                 shard.close.remote()

@@ -123,6 +123,9 @@ class InlineFleet:
     def finish(self) -> None:
         """Nothing is on its way in one process."""
 
+    def await_evaluations(self) -> None:
+        """Each was made when it was asked for."""
+
     def close(self) -> None:
         for worker in getattr(self, "workers", []):
             worker.close()

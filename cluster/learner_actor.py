@@ -54,6 +54,7 @@ class LearnerActor:
         self.asked = threading.Event()  # ``save`` wants the turn
         self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
+        self.told_troubles: deque[str] = deque(maxlen=REPORTS)
         self.told = -1  # updates that the newest report told of
 
     def meeting(self) -> str:
@@ -121,8 +122,7 @@ class LearnerActor:
                         self._report()
                         reported = now
                 if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
-                    with self.turn:
-                        self._save()
+                    self._save_or_tell()
                     saved = now
         finally:
             self.stopping.set()  # the feed's thread asks the shards until it hears of it
@@ -135,6 +135,14 @@ class LearnerActor:
         with self.turn:
             self._report()
         return learner.updates
+
+    def _save_or_tell(self) -> None:
+        """A checkpoint that cannot be written (a full disk) is told of; learning goes on, and it is tried again in time."""
+        try:
+            with self.turn:
+                self._save()
+        except OSError as error:
+            self.told_troubles.append(f"a checkpoint could not be written, the older ones stay: {error}")
 
     def stop(self) -> None:
         """Lets ``run`` finish the block in hand, write a checkpoint and return."""
@@ -170,6 +178,10 @@ class LearnerActor:
             finally:
                 self.turn.release()
         return [self.kept.popleft() for _ in range(len(self.kept))]
+
+    def troubles(self) -> list[str]:
+        """What a person should know of, since the last call."""
+        return [self.told_troubles.popleft() for _ in range(len(self.told_troubles))]
 
     def _report(self) -> None:
         self.kept.append(self.learner.report())

@@ -28,6 +28,8 @@ class LearnerGroup:
         self.astray = False
         self._shards, self._store = shards, store
         self._starts = 0
+        self._stopping = False
+        self._rollbacks = 0  # of the learners that run now, as told
         self._failures: list[str] = []  # since the last progress
         self._progress = -1
 
@@ -40,6 +42,7 @@ class LearnerGroup:
         """All ranks, from the newest checkpoint, in an epoch above all before."""
         config, limit_s = self.config.learner, self.config.ray.start_timeout_s
         self._starts += 1
+        self._rollbacks = 0
         epoch = self.plan.start * EPOCHS_A_START + self._starts - 1
         make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
         self.actors = [
@@ -61,19 +64,30 @@ class LearnerGroup:
         try:
             ray.get(ref)
         except (RayTaskError, RayActorError) as error:
-            self._replace(cause(error))
-            return True
+            if not self._stopping:
+                self._replace(cause(error))
+                return True
+            self.event(f"a learner did not end in order, its newest checkpoint stays: {root(error)}")
         self.runs.remove(ref)
         return False
 
     def report(self) -> None:
-        """Brings the first learner's reports to the tally; of one that is dead its run() reference tells."""
+        """Brings the first learner's reports to the tally and its troubles to the user; of a dead one its run() tells."""
+        timeout_s = self.config.ray.call_timeout_s
         for actor in self.actors[:1]:
             try:
-                for report in ray.get(actor.reports.remote(), timeout=self.config.ray.call_timeout_s):
-                    self.tally.add_learner(report)
+                reports, troubles = ray.get([actor.reports.remote(), actor.troubles.remote()], timeout=timeout_s)
             except (RayActorError, GetTimeoutError):
                 return
+            for report in reports:
+                self.tally.add_learner(report)
+                if report.rollbacks > self._rollbacks:
+                    self.event(
+                        f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
+                    )
+                self._rollbacks = report.rollbacks
+            for trouble in troubles:
+                self.event(trouble)
 
     def save(self) -> str:
         """Writes a checkpoint now; returns why that was not possible, empty when it was."""
@@ -84,7 +98,8 @@ class LearnerGroup:
         return ""
 
     def stop(self) -> None:
-        """Lets every learner return after the block in hand; does not wait."""
+        """Lets every learner return after the block in hand; does not wait, and replaces none from now on."""
+        self._stopping = True
         for actor in self.actors:
             actor.stop.remote()
 

@@ -59,7 +59,10 @@ class Fleet(Protocol):
         """Writes checkpoint and snapshots now; returns what could not be written."""
 
     def finish(self) -> None:
-        """Ends workers and learners in order and waits for evaluations still on their way."""
+        """Ends workers and learners in order."""
+
+    def await_evaluations(self) -> None:
+        """Waits for evaluations still on their way."""
 
     def close(self) -> None:
         """Frees everything, also after a failure."""
@@ -160,11 +163,11 @@ class Session:
         self._state = "finishing"
         self._tell()
         self.fleet.finish()
-        if outcome == "completed":
-            self.fleet.request_evaluation(self.config.evaluation.final_episodes)
-            self.fleet.finish()
-        self._collect()
         self.fleet.save()
+        if outcome == "completed":  # otherwise somebody waits for the process to end
+            self.fleet.request_evaluation(self.config.evaluation.final_episodes)
+            self.fleet.await_evaluations()
+        self._collect()
         summary = {
             "algorithm": self.config.algorithm,
             "env": self.config.env,
