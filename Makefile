@@ -8,7 +8,7 @@ setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
+	.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --editable '.[test]'
 	@touch $@
 
 train: setup
