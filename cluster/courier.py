@@ -104,7 +104,7 @@ class Courier:
         if ack.reason == RUN_COMPLETE:
             self.complete = True
         elif ack.status == "rejected":
-            self.worker.note_rejected(chunk, ack.reason.split(":")[0])
+            self.worker.note_rejected(chunk, ack.reason)
         self._load((ack.epoch, ack.version))
 
     def _ask(self, handle: Any) -> Ack:

@@ -33,7 +33,7 @@ from replay.rows import RowLayout
 from replay.shard import ReplayShard
 
 if TYPE_CHECKING:
-    from algorithms.interface import Collective
+    from algorithms.interface import Collective, Policy
     from algorithms.weights import Weights
     from cluster.config import RunConfig
     from learners.checkpoint import Checkpoint
@@ -111,16 +111,21 @@ def make_shard(plan: Plan, index: int) -> ReplayShard:
     )
 
 
-def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
+def make_policy(plan: Plan) -> Policy:
+    """The acting side of the run's algorithm."""
     from algorithms import ALGORITHMS
+
+    return ALGORITHMS[plan.config.algorithm].make_policy(plan.config.agent, plan.obs_dim, plan.action_dim)
+
+
+def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
     from rollout_workers.worker import RolloutWorker
 
     config = plan.config
-    policy = ALGORITHMS[config.algorithm].make_policy(config.agent, plan.obs_dim, plan.action_dim)
     return RolloutWorker(
         config=config.worker,
         env_id=config.env,
-        policy=policy,
+        policy=make_policy(plan),
         worker=index,
         incarnation=incarnation,
         seed=config.seed,
@@ -166,14 +171,24 @@ def newest_checkpoint(plan: Plan) -> Checkpoint | None:
         raise RunError(str(error)) from error
 
 
+def save_checkpoint(plan: Plan, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes."""
+    from learners import checkpoint
+    from learners.learner import PART
+
+    parts = checkpoint.prefixed(PART, learner.state()) | (others or {})
+    made = {"env_steps": env_steps, "updates": learner.updates, "backend": plan.config.backend}
+    keep = plan.config.learner.checkpoints_kept
+    checkpoint.save(plan.run_dir / "checkpoints", parts, {**plan.identity(), **made}, keep=keep)
+
+
 def make_evaluator(plan: Plan) -> Evaluator:
-    from algorithms import ALGORITHMS
     from rollout_workers.evaluator import Evaluator
 
     config = plan.config
     return Evaluator(
         config.env,
-        ALGORITHMS[config.algorithm].make_policy(config.agent, plan.obs_dim, plan.action_dim),
+        make_policy(plan),
         episodes=config.evaluation.episodes,
         seed=config.evaluation.seed,
         timeout_s=config.evaluation.timeout_s,

@@ -25,6 +25,7 @@ from cluster.graph import (
     make_worker,
     newest_checkpoint,
     random_steps_left,
+    save_checkpoint,
     set_threads,
 )
 from cluster.tally import Tally
@@ -106,18 +107,12 @@ class InlineFleet:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         for index, shard in enumerate(self.shards):
             snapshot.save(shard, self.plan.shard_dir(index))
-        parts: dict[str, Any] = checkpoint.prefixed(PART, self.learner.state())
+        parts: dict[str, Any] = {}
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
         counters = np.array([self.turn, self.asked, *(shard.table.inserted for shard in self.shards)], np.int64)
         parts |= checkpoint.prefixed(_COUNTERS, {"counters": counters})
-        meta = {
-            **self.plan.identity(),
-            "env_steps": self._env_steps(),
-            "updates": self.learner.updates,
-            "backend": "inline",
-        }
-        checkpoint.save(self.plan.run_dir / "checkpoints", parts, meta, keep=self.plan.config.learner.checkpoints_kept)
+        save_checkpoint(self.plan, self.learner, self._env_steps(), parts)
         return []
 
     def finish(self) -> None:
@@ -141,7 +136,7 @@ class InlineFleet:
                     "neither inserting nor sampling may go on: the replay ratio's tolerance is too small; raise replay.tolerance_rows"
                 )
         if ack.status == "rejected":
-            worker.note_rejected(chunk, ack.reason.split(":")[0])
+            worker.note_rejected(chunk, ack.reason)
         while self._learn():
             pass
         self._deal_weights()

@@ -10,7 +10,7 @@ from typing import Any
 from algorithms.weights import Weights
 from cluster.checks import plan_of
 from cluster.errors import RunError
-from cluster.graph import Plan, make_evaluator, make_learner, newest_checkpoint, set_threads
+from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
 
 
@@ -57,17 +57,12 @@ def newest_weights(plan: Plan) -> Weights:
 
 
 def _film(plan: Plan, weights: Weights, path: Path, seed: int) -> None:
-    from algorithms import ALGORITHMS
     from rollout_workers.acting import Actor
     from rollout_workers.video import record_video
 
-    config = plan.config
-    actor = Actor(
-        ALGORITHMS[config.algorithm].make_policy(config.agent, plan.obs_dim, plan.action_dim),
-        backend=config.worker.backend,
-    )
+    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
     actor.load(weights)
-    record_video(config.env, actor, path, seed=seed)
+    record_video(plan.config.env, actor, path, seed=seed)
 
 
 def status(run_dir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 
 from cluster.actors import HELD, HOLD_S
 from cluster.errors import RunError
-from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint, set_threads
+from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint, save_checkpoint, set_threads
 from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
@@ -223,17 +223,7 @@ class LearnerActor:
             )
 
     def _save(self) -> None:
-        from learners import checkpoint
-        from learners.learner import PART
-
-        meta = {
-            **self.plan.identity(),
-            "env_steps": self.learner.env_steps,
-            "updates": self.learner.updates,
-            "backend": "ray",
-        }
-        parts = checkpoint.prefixed(PART, self.learner.state())
-        checkpoint.save(self.plan.run_dir / "checkpoints", parts, meta, keep=self.config.learner.checkpoints_kept)
+        save_checkpoint(self.plan, self.learner, self.learner.env_steps)
 
     def _fetcher(self) -> Any:
         """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""

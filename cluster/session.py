@@ -94,7 +94,6 @@ class Session:
         replay = self.config.replay
         before = run.live()
         self.tally = Tally(
-            total_steps=self.config.steps,
             min_size_rows=replay.min_size_rows,
             replay_ratio=replay.replay_ratio,
             before_s=float(before.get("time_s", 0.0)),

@@ -18,13 +18,12 @@ class Tally:
     """Adds up what shards, workers, learners and evaluations report.
 
     Args:
-        total_steps: env steps the run is going to make.
         min_size_rows, replay_ratio: the target: updates = replay_ratio (env_steps - min_size_rows).
         before_s: wall time of the run's earlier parts.
     """
 
-    def __init__(self, *, total_steps: int, min_size_rows: int, replay_ratio: float, before_s: float = 0.0) -> None:
-        self.total_steps, self.min_size_rows, self.replay_ratio = total_steps, min_size_rows, replay_ratio
+    def __init__(self, *, min_size_rows: int, replay_ratio: float, before_s: float = 0.0) -> None:
+        self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.recorded = 0
         self.dropped: Counter[str] = Counter()

@@ -95,10 +95,11 @@ class RolloutWorker:
     def note_rejected(self, chunk: Chunk, reason: str) -> None:
         """Counts the rows of a chunk that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
 
-        The refused chunk's own stats go with it again, because they were lost with the rows.
+        ``reason`` is the shard's, "name: message"; the name is what counts. The refused chunk's own stats go with it
+        again, because they were lost with the rows.
         """
         merge_stats(self._untold, chunk.stats)
-        merge_stats(self._untold, {f"dropped_{reason}": float(len(chunk.rows_ND))})
+        merge_stats(self._untold, {f"dropped_{reason.split(':')[0]}": float(len(chunk.rows_ND))})
 
     def note_corrupt_weights(self) -> None:
         """Counts a weights message that was damaged on the way, in the next chunk's ``corrupt_weights``."""

@@ -68,7 +68,7 @@ class SimulatedRun:
         self.refused: set[Key] = set()  # of them those whose courier knows
         self.lost_with_shard: set[Key] = set()
         self.in_hand: dict[tuple[int, int], set[Key]] = {}  # unsettled when that incarnation died
-        self.tally = Tally(total_steps=rows, min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
+        self.tally = Tally(min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
         self.shards = [self.new_shard(index) for index in range(replay.shards)]
         self.savings: dict[int, snapshot.Saving] = {}
         self.snapshots: list[list[SnapshotInfo]] = [[] for _ in self.shards]  # the good ones kept, oldest first
