@@ -1,14 +1,18 @@
 """What every algorithm offers to learners and rollout workers, and what it takes.
 
-Letters: U updates of a block, B batch, O observation dim, A action dim, D packed row width.
+Letters: U updates of a block, B batch, O observation dim, A action dim, D packed row width, E environments, K of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from replay.trajectories import DataSummary, ReturnSummary, Stamp, Trajectories
 
 
 class Collective(Protocol):
@@ -79,3 +83,68 @@ class Policy(Protocol):
     def onnx_model(self) -> bytes:
         """A serialised ONNX model: inputs ``obs`` (B, O) and ``noise``, and one input for each weight under
         its name; output ``action``. Weights are graph inputs, so one session serves every version."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a policy that plans is asked for."""
+
+    mode: str = ""  # prior, st, kl, max, explore; "": the algorithm's default
+    target_return: float | None = None  # in the environment's own units; None where the mode needs none or has a default
+
+
+class EpisodeAgent(Protocol):
+    """The learner's side of an algorithm that learns from whole episodes. ``state`` and ``load_state`` as in Agent."""
+
+    device: torch.device
+
+    def fit(self, summary: DataSummary) -> None:
+        """Takes the data's statistics, once, before the first update of a new run; they are part of ``state`` from then on."""
+
+    def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
+        """U updates on U batches (tensors on the agent's device); metrics as in Agent.update."""
+
+    def posteriors(self) -> list[torch.Tensor]:
+        """For each batch of the last ``update`` (B, P) float32 to write back beside its episodes; empty list: nothing to."""
+
+    def hear(self, returns: ReturnSummary) -> None:
+        """Takes note of the returns held by a shard, before the update on its block: what the exploration target follows."""
+
+    def policy_weights(self) -> dict[str, torch.Tensor]:
+        """What an EpisodePolicy needs to act, by name, in a fixed order, float32 (normalisers and target included)."""
+
+    def state(self) -> dict[str, torch.Tensor]: ...
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+class EpisodePolicy(Protocol):
+    """The acting side of an algorithm that carries something through an episode: a plan, a history, a return to go.
+
+    All arrays are float32 numpy in the environments' own units (observations raw, actions in [-1, 1]).
+    """
+
+    obs_dim: int
+    action_dim: int
+    aim: Aim  # may be set at any time; counts from the next ``begin`` on
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Takes arrays or tensors by the names of ``EpisodeAgent.policy_weights``; running episodes keep their plans."""
+
+    def reset(self, num_envs: int) -> None:
+        """Forgets everything and makes room for E environments."""
+
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
+        """Begins episodes in the environments ``env_K`` (int64) from their first observations, all in one batch; a Stamp
+        for each, in that order, with ``episode`` -1 (the recorder knows the id). Each environment's plan depends on its own
+        observation and its own draw from ``rng`` (one independent stream an environment, spawned in order), so that an
+        evaluation episode does not depend on how many run beside it."""
+
+    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
+        """Actions (E, A) in [-1, 1]. ``reward_E``: what the previous action brought, 0 at an episode's first step."""
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything that ``set_state`` needs for the next actions to be bit-identical."""
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``get_state`` gave."""

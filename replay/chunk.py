@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from replay.trajectories import Stamp
+
 TERMINATED, TRUNCATED, CUT = 1, 2, 4  # bits of ``flag_N``; any of them ends the episode at that row
 
 
@@ -32,6 +34,7 @@ class Chunk:
     step_N: np.ndarray  # int32, index of the row in its episode, from 0
     flag_N: np.ndarray  # uint8, TERMINATED | TRUNCATED | CUT, 0 inside an episode
     stats: dict[str, float]  # counters and timings of the worker since its last chunk
+    stamps: tuple[Stamp, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
 
 
 Status = Literal["ok", "wait", "duplicate", "rejected"]

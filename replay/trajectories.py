@@ -1,0 +1,82 @@
+"""Whole episodes, packed one after the other: what algorithms that learn from trajectories are given.
+
+Letters: B episodes, N their steps together, T steps of one, O observation dim, A action dim, P floats of a stored posterior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Stamp(NamedTuple):
+    """What an episode was begun with; a worker sends it once, with the chunk that has the episode's first row."""
+
+    episode: int  # id, as in ``Chunk.episode_N``
+    mode: str  # how its plan was inferred: prior, st, kl, max, explore; "" for a policy that makes none
+    target: float  # return that was asked for; NaN where the mode asks for none
+    predicted: float  # mean return that the model predicted for the plan; NaN where it predicts none
+    variance: float  # of that prediction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """B whole episodes without padding; numpy arrays as a shard sends them, torch tensors on the learner's device.
+
+    Episode b has the rows ``offset[b] : offset[b + 1]``, in step order from its first step.
+    """
+
+    rows_NF: Any  # (N, O + A + 1) float32: [obs | action in [-1, 1] | reward]
+    offset: Any  # (B + 1,) int64, from 0 to N
+    return_B: Any  # (B,) float32, undiscounted sum of the rewards
+    posterior_BP: Any  # (B, P) float32: what the learner wrote back about each episode; P = 0 where it writes nothing
+    visits_B: Any  # (B,) int32: how often it was written back; 0: posterior_BP[b] means nothing
+
+    def __len__(self) -> int:
+        return len(self.return_B)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReturnSummary:
+    """What a shard knows of the returns it holds: the exploration target is set by it."""
+
+    quantile: float  # of the returns held, at ``DataConfig.target_quantile``; NaN when nothing is held
+    best: float
+    stage: int  # online stage, 0 before the first online episode was asked for
+    stage_mean: float  # over the online episodes of the newest stage that has any; NaN when there are none
+    stage_target: float  # mean of what was asked for in them; NaN where nothing was
+    stage_episodes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodeBlock:
+    """U batches of B whole episodes for a learner, with the identity of each."""
+
+    batches: tuple[Trajectories, ...]  # U
+    slot_UB: np.ndarray  # int64, where each episode lives in its shard
+    generation_UB: np.ndarray  # int64, of that slot when it was read
+    version_UB: np.ndarray  # int64, policy version that began each episode; -1: from a dataset
+    shard: int
+    inserted: int  # online rows the shard had accepted over its life when it answered
+    size: int  # episodes it held then
+    returns: ReturnSummary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DataSummary:
+    """Statistics of a dataset, from one pass over it: what models are normalised with."""
+
+    obs_mean_O: np.ndarray  # float64
+    obs_std_O: np.ndarray  # float64, at least 1e-3
+    action_mean_A: np.ndarray  # float64, of actions in [-1, 1]
+    action_std_A: np.ndarray
+    return_mean: float
+    return_std: float  # at least 1e-6
+    return_min: float
+    return_max: float
+    return_quantiles: tuple[float, ...]  # 101: the 0th to the 100th percentile
+    max_length: int  # steps of the longest episode
+    episodes: int
+    steps: int
