@@ -1,6 +1,6 @@
 """The learner's supply: blocks of batches that are on the device before they are asked for.
 
-Letters: U updates of a block, B batch, D packed row width.
+Letters: U updates of a block, B batch, D packed row width (of transitions; of whole episodes see replay/trajectories.py).
 
     thread       waits for                                unblocked by
     feed         room among ``depth`` ready blocks        the learner's get; stop
@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from replay.chunk import Block, Wait
+from replay.trajectories import EpisodeBlock, Trajectories
 
-Fetch = Callable[[], "Block | Wait | None"]  # None: the stream has ended
+AnyBlock = Block | EpisodeBlock
+Fetch = Callable[[], "AnyBlock | Wait | None"]  # None: the stream has ended
 
 
 class FeedTimeout(TimeoutError):
@@ -34,8 +36,11 @@ class FeedTimeout(TimeoutError):
 class Fed:
     """A block that is ready for use."""
 
-    block: Block
-    rows_UBD: torch.Tensor  # float32, on the learner's device; on the CPU it shares the block's memory: never write it
+    block: AnyBlock
+    batches: (
+        Any  # rows (U, B, D) float32 of a Block, or the U Trajectories of an EpisodeBlock, as tensors on the learner's
+    )
+    # device; on the CPU they share the block's memory: never write them
     waited_s: float  # how long ``get`` waited for it
 
 
@@ -63,7 +68,7 @@ class Feed:
         self.waited_s = 0.0
         self._fetch, self._depth, self._deadline_s, self._source = fetch, depth, deadline_s, source
         self._copy = _Copy(torch.device(device))
-        self._ready: deque[tuple[Block, _Rows]] = deque()
+        self._ready: deque[tuple[AnyBlock, _OnDevice]] = deque()
         self._change = threading.Condition()
         self._stopping = False
         self._ended = False
@@ -86,9 +91,9 @@ class Feed:
             if not came:
                 raise FeedTimeout(self._late(waited_s))
             if self._ready:
-                block, rows = self._ready.popleft()
+                block, batches = self._ready.popleft()
                 self._change.notify_all()
-                return Fed(block=block, rows_UBD=rows.use(), waited_s=waited_s)
+                return Fed(block=block, batches=batches.use(), waited_s=waited_s)
             if self._error is not None:
                 raise self._error
             return None
@@ -117,10 +122,10 @@ class Feed:
                     continue
                 self._waits, self._last = 0, time.monotonic()
                 self._enter("copying a block to the device")
-                rows = self._copy(answer.rows_UBD)
+                batches = self._copy(answer)
                 with self._change:
                     if not self._stopping:
-                        self._ready.append((answer, rows))
+                        self._ready.append((answer, batches))
                     self._change.notify_all()
         except BaseException as error:
             self._error = error
@@ -195,45 +200,59 @@ class DirectFeed:
         answer = self._fetch()
         if answer is None:
             self.ended = True
-        if isinstance(answer, Block):
-            rows = self._copy(answer.rows_UBD).use()
-            waited_s = time.monotonic() - began
-            self.waited_s += waited_s
-            return Fed(block=answer, rows_UBD=rows, waited_s=waited_s)
-        return answer
+        if answer is None or isinstance(answer, Wait):
+            return answer
+        batches = self._copy(answer).use()
+        waited_s = time.monotonic() - began
+        self.waited_s += waited_s
+        return Fed(block=answer, batches=batches, waited_s=waited_s)
 
 
-class _Rows:
-    """Rows on the device, perhaps still on their way there."""
+class _OnDevice:
+    """A block's batches on the device, perhaps still on their way there."""
 
-    def __init__(self, rows_UBD: torch.Tensor, arrived: Any = None) -> None:
-        self._rows_UBD, self._arrived = rows_UBD, arrived
+    def __init__(self, batches: Any, arrived: Any = None) -> None:
+        self._batches, self._arrived = batches, arrived
 
-    def use(self) -> torch.Tensor:
+    def use(self) -> Any:
         """For work that is queued from here on by the calling thread: the device waits for the copy, the host never."""
         if self._arrived is not None:
-            stream = torch.cuda.current_stream(self._rows_UBD.device)
-            stream.wait_event(self._arrived)
-            self._rows_UBD.record_stream(stream)
-        return self._rows_UBD
+            _each(self._batches, self._claim)
+        return self._batches
+
+    def _claim(self, tensor: torch.Tensor) -> torch.Tensor:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(self._arrived)
+        tensor.record_stream(stream)
+        return tensor
 
 
 class _Copy:
-    """Host rows to device rows: a view on the CPU, an asynchronous pinned copy on a side stream on CUDA."""
+    """Host arrays to device tensors: views on the CPU, asynchronous pinned copies on a side stream on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, rows_UBD: np.ndarray) -> _Rows:
-        host = torch.from_numpy(_writable_view(rows_UBD))
+    def __call__(self, block: AnyBlock) -> _OnDevice:
+        arrays = block.rows_UBD if isinstance(block, Block) else block.batches
+        host = _each(arrays, lambda array: torch.from_numpy(_writable_view(array)))
         if self._stream is None:
-            return _Rows(host.to(self._device))
+            return _OnDevice(_each(host, lambda tensor: tensor.to(self._device)))
         with torch.cuda.stream(self._stream):
-            rows = host.pin_memory().to(self._device, non_blocking=True)
+            batches = _each(host, lambda tensor: tensor.pin_memory().to(self._device, non_blocking=True))
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
-        return _Rows(rows, arrived)
+        return _OnDevice(batches, arrived)
+
+
+def _each(batches: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` applied to every array of a block's batches, their structure kept."""
+    if isinstance(batches, Trajectories):
+        return Trajectories(**{name: change(array) for name, array in vars(batches).items()})
+    if isinstance(batches, (tuple, list)):
+        return tuple(_each(batch, change) for batch in batches)
+    return change(batches)
 
 
 class _View:

@@ -25,6 +25,7 @@ import safetensors.numpy
 from learners.config import LearnerConfig
 from replay.chunk import Block
 from replay.durable import write_atomic
+from replay.trajectories import EpisodeBlock
 
 DUMPS = 3
 
@@ -47,7 +48,7 @@ class Guard:
     _rolled_back_at: int = 0  # in updates
     _lost: int = 0  # good updates that the last rollback took back
 
-    def observe(self, block: Block, metrics: dict[str, float], updates: int) -> bool:
+    def observe(self, block: Block | EpisodeBlock, metrics: dict[str, float], updates: int) -> bool:
         """Takes one block's counts.
 
         Args:
@@ -65,7 +66,7 @@ class Guard:
             return False
         self.nonfinite += count
         self.streak += count
-        made = block.rows_UBD.shape[0]
+        made = block.slot_UB.shape[0]
         where = self._dump(block, metrics, updates)
         self.note(
             f"{count} of the updates {updates - made + 1} to {updates} were not finite ({_names(metrics)}); {where}"
@@ -111,15 +112,14 @@ class Guard:
         if self.rollbacks and updates - self._rolled_back_at > self._lost:
             self.rollbacks, self.first_cause = 0, ""
 
-    def _dump(self, block: Block, metrics: dict[str, float], updates: int) -> str:
+    def _dump(self, block: Block | EpisodeBlock, metrics: dict[str, float], updates: int) -> str:
         """Writes the block for a later look; says where. A full disk must not end the training."""
         if self.dumps >= DUMPS:
             return f"not dumped, {DUMPS} blocks were dumped before"
         path = self.directory / f"nonfinite-{updates:010d}.safetensors"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            arrays = {name: np.array(value) for name, value in vars(block).items() if isinstance(value, np.ndarray)}
-            write_atomic(path, safetensors.numpy.save(arrays))
+            write_atomic(path, safetensors.numpy.save(_arrays(block)))
             write_atomic(path.with_suffix(".json"), json.dumps(_facts(block, metrics, updates), indent=1).encode())
         except OSError as error:
             return f"its dump to {path} failed: {error}"
@@ -132,15 +132,24 @@ def _names(metrics: dict[str, float]) -> str:
     return ", ".join(bad) or "every metric's mean is finite"
 
 
-def _facts(block: Block, metrics: dict[str, float], updates: int) -> dict[str, Any]:
+def _arrays(block: Block | EpisodeBlock) -> dict[str, np.ndarray]:
+    """Everything in a block by name; the batches of an EpisodeBlock are numbered."""
+    arrays = {name: np.array(value) for name, value in vars(block).items() if isinstance(value, np.ndarray)}
+    for number, batch in enumerate(getattr(block, "batches", ())):
+        arrays |= {f"{number}/{name}": np.array(value) for name, value in vars(batch).items()}
+    return arrays
+
+
+def _facts(block: Block | EpisodeBlock, metrics: dict[str, float], updates: int) -> dict[str, Any]:
     """What JSON can say about a block; non-finite metrics become strings, so that any reader takes the file."""
-    finite_UB = np.isfinite(block.rows_UBD).all(axis=-1)
+    rows = [block.rows_UBD] if isinstance(block, Block) else [batch.rows_NF for batch in block.batches]
+    finite = [np.isfinite(part).all(axis=-1) for part in rows]
     return {
         "updates": updates,
         "shard": block.shard,
-        "shape_UBD": list(block.rows_UBD.shape),
-        "nonfinite_rows": int((~finite_UB).sum()),
-        "largest_value": float(np.abs(block.rows_UBD[finite_UB]).max(initial=0.0)),
+        "shapes": [list(part.shape) for part in rows],
+        "nonfinite_rows": int(sum((~good).sum() for good in finite)),
+        "largest_value": max(float(np.abs(part[good]).max(initial=0.0)) for part, good in zip(rows, finite)),
         "versions": [int(block.version_UB.min()), int(block.version_UB.max())],
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
     }

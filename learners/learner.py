@@ -2,7 +2,7 @@
 
 Letters: U updates of a block, B batch, D packed row width.
 
-One ``step`` takes one block. Nothing in it waits for the device but the publication of weights; metrics are one stacked
+One ``step`` takes one block, of transitions or of whole episodes. Nothing in it waits for the device but the publication of weights; metrics are one stacked
 tensor and one transfer a block, on CUDA read when the next block is already queued, so the guard and the report are one
 block late there. The same code runs alone and among L learners: each takes its own B/L rows, the agent reduces through
 ``collective``, and rank 0 publishes.
@@ -23,7 +23,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from algorithms.interface import Agent, Collective, Solo
+from algorithms.interface import Agent, Collective, EpisodeAgent, Solo
 from algorithms.weights import Weights
 from learners.checkpoint import Checkpoint
 from learners.clock import Clock
@@ -33,6 +33,7 @@ from learners.feed import Fed
 from learners.graph import CapturedCycle, CyclicAgent
 from learners.guard import Guard
 from replay.chunk import Block
+from replay.trajectories import EpisodeBlock
 
 PART = "learner"  # the learner's part of a checkpoint
 _AGENT = "agent/"
@@ -64,18 +65,20 @@ class Learner:
         directory: where blocks of non-finite updates are dumped.
         publish: takes new weights (rank 0 only); must not block for long, its time counts as ``publish``.
         newest: finds the newest valid checkpoint to roll back to (rank 0 only), or None when there is none.
+        write_back: takes what an agent inferred about the episodes of a block, (B, P) float32 for each of its batches.
         collective: the learners that share one update.
         epoch: at least this; a supervisor passes one more with each restart. ``load_state`` raises it as well.
     """
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent | EpisodeAgent,
         config: LearnerConfig,
         *,
         directory: Path,
         publish: Callable[[Weights], None],
         newest: Callable[[], Checkpoint | None] = lambda: None,
+        write_back: Callable[[EpisodeBlock, list[np.ndarray]], None] = lambda block, values: None,
         collective: Collective | None = None,
         epoch: int = 0,
     ) -> None:
@@ -83,7 +86,7 @@ class Learner:
         self.updates, self.version, self.epoch = 0, 0, epoch
         self.rollbacks = 0
         self._collective: Collective = Solo() if collective is None else collective
-        self._publish, self._newest = publish, newest
+        self._publish, self._newest, self._write_back = publish, newest, write_back
         self._guard = Guard(config, Path(directory))
         self._clock = Clock(("data_wait", "update", "publish"))
         self._blocks_late = 1 if self.device.type == "cuda" else 0
@@ -112,8 +115,8 @@ class Learner:
         """
         self._clock.add("data_wait", fed.waited_s)
         with self._clock.measure("update"):
-            metrics = self._update(fed.rows_UBD)
-            self.updates += fed.rows_UBD.shape[0]
+            metrics = self._update(fed)
+            self.updates += fed.block.slot_UB.shape[0]
             self._inserted[fed.block.shard] = fed.block.inserted
             self._pending.append(_Pending(fed.block, self.updates, metrics))
             if len(self._pending) > self._blocks_late:
@@ -207,13 +210,25 @@ class Learner:
         self._inserted = {int(shard): int(inserted) for shard, inserted in state["inserted_S2"]}
         self._pending.clear()
 
-    def _update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _update(self, fed: Fed) -> dict[str, torch.Tensor]:
+        if isinstance(fed.block, EpisodeBlock):
+            return self._update_on_episodes(cast(EpisodeAgent, self.agent), fed)
+        rows_UBD = fed.batches
         if not (rows_UBD.is_cuda and self.config.cuda_graph):
-            return self.agent.update(rows_UBD)
+            return cast(Agent, self.agent).update(rows_UBD)
         if self._graph is None:
             agent = cast(CyclicAgent, self.agent)
             self._graph = CapturedCycle(agent, batch=rows_UBD.shape[1], width=rows_UBD.shape[2])
         return self._graph.update(rows_UBD)
+
+    def _update_on_episodes(self, agent: EpisodeAgent, fed: Fed) -> dict[str, torch.Tensor]:
+        block = cast(EpisodeBlock, fed.block)
+        agent.hear(block.returns)
+        metrics = agent.update(fed.batches)
+        inferred = agent.posteriors()
+        if inferred:
+            self._write_back(block, [values_BP.detach().cpu().numpy() for values_BP in inferred])
+        return metrics
 
     def _look(self, pending: _Pending) -> None:
         """Reads a block's metrics and lets the guard decide."""
@@ -258,7 +273,7 @@ class Learner:
 class _Pending:
     """A block's metrics on their way to the host: one stacked tensor, one transfer."""
 
-    def __init__(self, block: Block, updates: int, metrics: dict[str, torch.Tensor]) -> None:
+    def __init__(self, block: Block | EpisodeBlock, updates: int, metrics: dict[str, torch.Tensor]) -> None:
         self.block, self.updates, self._names = block, updates, tuple(metrics)
         stacked = torch.stack([metric.detach().float() for metric in metrics.values()])
         self._arrived: torch.cuda.Event | None = None
@@ -276,7 +291,7 @@ class _Pending:
         return dict(zip(self._names, self._host.tolist()))
 
 
-def _on_host(agent: Agent) -> dict[str, torch.Tensor]:
+def _on_host(agent: Agent | EpisodeAgent) -> dict[str, torch.Tensor]:
     """The policy's weights as CPU tensors, after one transfer."""
     weights = {name: tensor.detach() for name, tensor in agent.policy_weights().items()}
     flat = torch.cat([tensor.reshape(-1) for tensor in weights.values()]).cpu()

@@ -82,8 +82,8 @@ def _learner(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]
     for seed in range(4):
         whole = fed(seed)
         if seed == 2 and collective.rank == 1:
-            whole.rows_UBD[1] = float("nan")  # on one rank only
-        learner.step(Fed(block=whole.block, rows_UBD=share(whole.rows_UBD, collective), waited_s=0.0))
+            whole.batches[1] = float("nan")  # on one rank only
+        learner.step(Fed(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
     report = learner.report()
     return {
         "w": agent.w,
@@ -104,7 +104,7 @@ def _agent(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
 
 
 def agent_rows() -> torch.Tensor:
-    return fed(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).rows_UBD
+    return fed(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).batches
 
 
 JOBS: dict[str, Callable[[TorchCollective, Path], dict[str, torch.Tensor]]] = {

@@ -42,7 +42,7 @@ def feed(fetch: Callable[[], Block | Wait | None], depth: int = 2) -> Feed:
 def test_blocks_come_in_order_then_none_for_ever() -> None:
     supply = feed(replies(block(1), Wait(reason="min_size", retry_after_s=0.001), block(2), block(3), None))
     seen = [supply.get() for _ in range(5)]
-    assert [None if fed is None else float(fed.rows_UBD[0, 0, 0]) for fed in seen] == [1, 2, 3, None, None]
+    assert [None if fed is None else float(fed.batches[0, 0, 0]) for fed in seen] == [1, 2, 3, None, None]
     supply.stop()
 
 
@@ -52,9 +52,9 @@ def test_rows_share_the_memory_of_a_read_only_block_without_a_warning() -> None:
         warnings.simplefilter("error")
         supply = feed(replies(source, None))
         fed = supply.get()
-    assert fed is not None and fed.rows_UBD.data_ptr() == source.rows_UBD.ctypes.data
-    assert fed.rows_UBD.dtype == torch.float32 and fed.rows_UBD.shape == (2, 4, 5)
-    address, rows = source.rows_UBD.ctypes.data, fed.rows_UBD
+    assert fed is not None and fed.batches.data_ptr() == source.rows_UBD.ctypes.data
+    assert fed.batches.dtype == torch.float32 and fed.batches.shape == (2, 4, 5)
+    address, rows = source.rows_UBD.ctypes.data, fed.batches
     del source, fed, supply
     assert rows.data_ptr() == address and bool((rows == 1).all())  # the rows keep their memory alive
 
@@ -123,7 +123,7 @@ def test_the_direct_feed_gives_what_the_threaded_one_gives() -> None:
         one, other = threaded.get(), direct.get()
         assert (one is None) == (other is None)
         if one is not None and other is not None:
-            assert one.block is other.block and torch.equal(one.rows_UBD, other.rows_UBD)
+            assert one.block is other.block and torch.equal(one.batches, other.batches)
     assert direct.ended
 
 
@@ -150,6 +150,6 @@ def test_on_cuda_blocks_arrive_whole_while_the_device_is_busy() -> None:
         busy = torch.randn(2048, 2048, device="cuda")
         for _ in range(10):
             busy = busy @ busy * 1e-3
-        sums.append(fed.rows_UBD.mean())
+        sums.append(fed.batches.mean())
     assert [round(float(s)) for s in sums] == list(range(20))
     supply.stop()

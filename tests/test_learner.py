@@ -40,7 +40,7 @@ def fed(seed: int, layout: RowLayout = LAYOUT, updates: int = 4, batch: int = 8,
         inserted=100 * (seed + 1),
         size=100,
     )
-    return Fed(block=block, rows_UBD=torch.from_numpy(rows_UBD), waited_s=0.0)
+    return Fed(block=block, batches=torch.from_numpy(rows_UBD), waited_s=0.0)
 
 
 def make(tmp_path: Path, **kwargs: Any) -> tuple[Learner, list[Weights]]:
@@ -58,7 +58,7 @@ def test_a_learner_makes_the_updates_that_a_bare_loop_makes(tmp_path: Path) -> N
     bare = LineAgent()
     for seed in range(5):
         learner.step(fed(seed))
-        bare.update(fed(seed).rows_UBD)
+        bare.update(fed(seed).batches)
     assert learner.updates == 20 and same(learner.agent.state(), bare.state())
 
 
@@ -81,7 +81,7 @@ def test_the_report_has_means_over_its_blocks_and_shares_of_wall_time_that_add_u
     losses = []
     for seed in range(3):
         learner.step(fed(seed))
-        losses.append(bare.update(fed(seed).rows_UBD)["loss"].item())
+        losses.append(bare.update(fed(seed).batches)["loss"].item())
     report = learner.report()
     assert report.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-6) and report.metrics["nonfinite"] == 0
     assert report.updates == 12 and report.updates_per_s > 0
@@ -171,7 +171,7 @@ def test_on_cuda_the_captured_updates_equal_the_eager_ones(tmp_path: Path) -> No
         learner = Learner(LineAgent(device="cuda"), config, directory=tmp_path, publish=lambda weights: None)
         for seed in range(5):
             host = fed(seed)
-            learner.step(Fed(block=host.block, rows_UBD=host.rows_UBD.cuda(), waited_s=0.0))
+            learner.step(Fed(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
         learners.append(learner)
     captured, eager = (learner.agent.state() for learner in learners)
     assert torch.allclose(captured["w"], eager["w"], rtol=1e-5) and captured["updates"] == eager["updates"]

@@ -81,7 +81,7 @@ def test_on_cuda_captured_updates_equal_eager_ones_and_a_rollback_reaches_the_gr
                 learner.load_state(start)
             for seed in range(5):
                 host = block(seed)
-                learner.step(Fed(block=host.block, rows_UBD=host.rows_UBD.cuda(), waited_s=0.0))
+                learner.step(Fed(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
             states.append(learner.state())
             assert learner.report().metrics.keys() >= {"critic_loss", "actor_loss", "alpha", "nonfinite"}
     for state in states[1:]:
