@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from algorithms.interface import Agent, Policy
+from algorithms.interface import Agent, EpisodeAgent, EpisodePolicy, Policy
 from algorithms.sac import config as sac_config
 from algorithms.sac.agent import SAC, SACPolicy
 from algorithms.softgac import config as softgac_config
@@ -20,8 +20,9 @@ class Algorithm:
     name: str
     config_class: type[Any]
     presets: dict[str, Callable[[], Any]]  # "cpu", "paper": functions returning a config
-    make_agent: Callable[..., Agent]  # (config, obs_dim, action_dim, *, device, seed, collective)
-    make_policy: Callable[[Any, int, int], Policy]  # (config, obs_dim, action_dim)
+    make_agent: Callable[..., Agent | EpisodeAgent]  # (config, obs_dim, action_dim, *, device, seed, collective)
+    make_policy: Callable[[Any, int, int], Policy | EpisodePolicy]  # (config, obs_dim, action_dim)
+    items: Literal["transitions", "episodes"] = "transitions"  # what a batch is made of
 
 
 ALGORITHMS: dict[str, Algorithm] = {

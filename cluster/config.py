@@ -14,7 +14,7 @@ from typing import Any
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
 from learners.config import LearnerConfig
-from replay.config import ReplayConfig
+from replay.config import DataConfig, ReplayConfig
 from replay.option import option, too_low
 from rollout_workers.config import EvaluationConfig, WorkerConfig
 
@@ -67,13 +67,43 @@ class RayConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """Stages of a run that learns from whole episodes: gather, then learn, in turn. 0 stages: it learns from its dataset alone."""
+
+    stages: int = option(0, "stages", "times that episodes are gathered and then learned from; the paper's log has 3")
+    episodes_per_stage: int = option(150, "episodes", "episodes gathered in a stage, over all shards")
+    updates_per_stage: int = option(1_000, "updates", "updates that follow each gathering")
+    plan: str = option(
+        "explore",
+        "name",
+        "how workers plan: explore (a target above what is known), or an exploiting mode",
+        ("explore", "kl", "max", "st", "prior"),
+    )
+    base: str = option("", "path", "run directory whose newest checkpoint the first weights come from")
+
+    def problems(self) -> list[str]:
+        """Every value with which a stage could not be made, with its fix; empty when there is none."""
+        return too_low(
+            self,
+            (
+                ("stages", 0, "a count cannot be negative; 0 learns from the dataset alone"),
+                ("episodes_per_stage", 1, "a stage would gather nothing"),
+                ("updates_per_stage", 1, "nothing would be learned from what was gathered"),
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Every setting of a run."""
 
-    algorithm: str = option("softgac", "name", "softgac or sac", tuple(ALGORITHMS))
+    algorithm: str = option("softgac", "name", ", ".join(ALGORITHMS), tuple(ALGORITHMS))
     preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "paper"))
     env: str = option("HalfCheetah-v5", "id", "Gymnasium environment id")
-    steps: int = option(1_000_000, "env steps", "environment steps of the whole run")
+    dataset: str = option("", "id", "Minari dataset that is learned from; empty: none")
+    steps: int = option(
+        1_000_000, "env steps", "length of the whole run; of algorithms that learn from whole episodes: its updates"
+    )
     seed: int = option(1, "1", "seed of everything random in the run")
     backend: str = option(
         "ray", "name", "ray: actors; inline: the same graph in one process, deterministic", ("ray", "inline")
@@ -83,12 +113,27 @@ class RunConfig:
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    online: OnlineConfig = dataclasses.field(default_factory=OnlineConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
+
+    @property
+    def learns_from_episodes(self) -> bool:
+        """Whether the run's items are whole episodes; then its length is counted in updates."""
+        return ALGORITHMS[self.algorithm].items == "episodes"
+
+    @property
+    def unit(self) -> str:
+        """What ``steps`` and ``evaluation.every_steps`` count, by its name in a metrics line."""
+        return "updates" if self.learns_from_episodes else "env_steps"
 
 
 def paper(algorithm: str) -> RunConfig:
     """The published settings, unchanged; needs a GPU."""
+    if ALGORITHMS[algorithm].items == "episodes":
+        config = _on_episodes(algorithm, "paper")
+        return dataclasses.replace(config, learner=dataclasses.replace(config.learner, gpus=1.0, cpus=1.0))
     return RunConfig(
         algorithm=algorithm,
         preset="paper",
@@ -100,6 +145,8 @@ def paper(algorithm: str) -> RunConfig:
 
 def cpu(algorithm: str) -> RunConfig:
     """Ours, for two laptop cores: the same equations, narrower networks, one update an env step."""
+    if ALGORITHMS[algorithm].items == "episodes":
+        return _on_episodes(algorithm, "cpu")
     return RunConfig(
         algorithm=algorithm,
         preset="cpu",
@@ -109,6 +156,20 @@ def cpu(algorithm: str) -> RunConfig:
         worker=WorkerConfig(workers=2, envs_per_worker=4, chunk_steps=4, random_steps=1_000),
         learner=LearnerConfig(updates_per_call=16, publish_updates=32, checkpoint_s=30.0),
         evaluation=EvaluationConfig(every_steps=5_000, episodes=10, final_episodes=10),
+    )
+
+
+def _on_episodes(algorithm: str, preset: str) -> RunConfig:
+    """What every algorithm that learns from whole episodes has in common; agent.updates is its own schedule's length."""
+    agent = ALGORITHMS[algorithm].presets[preset]()
+    return RunConfig(
+        algorithm=algorithm,
+        preset=preset,
+        steps=agent.updates,
+        agent=agent,
+        worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
+        learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),
+        evaluation=EvaluationConfig(every_steps=0, episodes=50, final_episodes=100),
     )
 
 

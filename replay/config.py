@@ -88,3 +88,24 @@ class ReplayConfig:
                 "or use smaller chunks or blocks"
             )
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How a run uses its dataset and, once it gathers episodes, mixes the two."""
+
+    offline_fraction: float = option(
+        0.5, "1", "share of each batch that comes from the dataset once there is online experience; -1: by their sizes"
+    )
+    sampling: str = option(
+        "length", "name", "how episodes are drawn: in proportion to length, uniform, or favouring high return",
+        ("length", "uniform", "return"),
+    )  # fmt: skip
+    return_temperature: float = option(1.0, "1", "of sampling=return: weights exp(z-scored return / temperature)")
+    target_quantile: float = option(0.9, "1", "quantile of the returns held that exploration targets start from")
+    offline_capacity_rows: int = option(2_000_000, "rows", "dataset rows held in memory over all shards; more stream")
+    refresh_episodes: int = option(8, "episodes", "dataset episodes streamed in for each update when not all are held")
+
+    def problems(self) -> list[str]:
+        """Every value with which no batch could be drawn, with its fix; empty when there is none."""
+        return []
