@@ -1,0 +1,201 @@
+"""Plans by gradient ascent on the objective, for a batch of environments at once.
+
+Source: "Generative Actor Critic", arXiv 2512.21527: policy improvement is inference on the learned model. The fixed
+target variance, the ascent from the mean and the chunks of equal size are ours. Letters: K environments, n plan tokens of
+width d, S ascent steps, D draws, O observation dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from algorithms.gac.objective import (
+    Weights,
+    kl_to_prior,
+    mode_weights,
+    objective,
+    posterior_draw,
+    target_log_likelihood,
+)
+from algorithms.gac.planning import PlanningConfig
+
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+Likelihood = Callable[[torch.Tensor], torch.Tensor]  # z (K, n, d) -> log p(tau_<=t | z) (K,)
+
+
+class PlanModel(Protocol):
+    """What an ascent needs of a model: the prior's transformer and the return head, never the generator."""
+
+    def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor: ...
+
+    def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def normalise_return(self, y: torch.Tensor) -> torch.Tensor: ...
+
+    def denormalise_return(
+        self, mean_B: torch.Tensor, variance_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Trace(NamedTuple):
+    """An ascent, step by step: row 0 is q before its first step, the last row what came of it. Environment units."""
+
+    predicted_SK: torch.Tensor  # (S + 1, K) mean return predicted where E_q was taken
+    variance_SK: torch.Tensor  # (S + 1, K)
+    kl_SK: torch.Tensor  # (S + 1, K) nats
+
+
+class Inferred(NamedTuple):
+    """Plans and what was expected of them; no gradients."""
+
+    mean_Knd: torch.Tensor  # of q(z_0)
+    log_variance_Knd: torch.Tensor
+    z0_Knd: torch.Tensor  # q's mean or a draw from it: what is acted by
+    z_Knd: torch.Tensor  # plan(z_0, s_0)
+    predicted_K: torch.Tensor  # mean return of z, environment units
+    variance_K: torch.Tensor  # of that prediction
+    kl_K: torch.Tensor  # nats
+    trace: Trace
+
+
+def noise_draws(weights: Weights) -> int:
+    """D, the standard normal draws that one plan consumes: those of its ascent, and one to act by."""
+    return 1 + {"mean": 0, "reused": 1, "fresh": weights.steps + 1}[weights.noise]
+
+
+def draw_noise(streams: list[np.random.Generator], draws: int, tokens: int, width: int) -> torch.Tensor:
+    """Noise (D, K, n, d) float32, each environment's from its own stream."""
+    drawn = [rng.standard_normal((draws, tokens, width), dtype=np.float32) for rng in streams]
+    return torch.from_numpy(np.stack(drawn, 1))
+
+
+def infer_plan(
+    model: PlanModel,
+    obs_KO: torch.Tensor,
+    mode: str,
+    target_K: torch.Tensor | None,
+    config: PlanningConfig,
+    noise_DKnd: torch.Tensor,
+    *,
+    likelihood: Likelihood | None = None,
+    start: Inferred | None = None,
+) -> Inferred:
+    """The plan of each environment: Adam ascent on the objective of ``mode`` from q = N(0, sigma^2 I).
+
+    One environment's result does not depend on the others: nothing is shared but the matrix products.
+
+    Args:
+        obs_KO: first observations, raw, float32.
+        mode: prior (no search; the last draw of the noise), st, kl, max or explore.
+        target_K: y+ in environment units; only st and explore read it.
+        noise_DKnd: standard normal, D = ``noise_draws(mode_weights(config, mode))``; all zeros acts by the mean.
+        likelihood: log p_beta(tau_<=t | z), for replanning (Eq. 3); weighted by ``config.replan_weight``.
+        start: q to begin from, in place of the prior.
+
+    Raises:
+        ValueError: an unknown mode, or one that needs a target and has none, or a noise of another shape.
+    """
+    weights = mode_weights(config, mode)
+    if weights.targeted and target_K is None:
+        raise ValueError(
+            f"mode {mode} got no target return; expected one for each environment, in the environment's own units: "
+            "there is nothing to plan for; give a target return or take a mode without one (prior, kl, max)"
+        )
+    if len(noise_DKnd) != noise_draws(weights) or noise_DKnd.shape[1] != len(obs_KO):
+        raise ValueError(
+            f"noise has shape {tuple(noise_DKnd.shape)}, expected ({noise_draws(weights)}, {len(obs_KO)}, n, d) for mode "
+            f"{mode}: draws would be shared or missing; take draw_noise with noise_draws(mode_weights(config, mode))"
+        )
+    wanted_K = model.normalise_return(target_K).detach() if weights.targeted and target_K is not None else None
+    ascent = _Ascent(model, obs_KO, weights, wanted_K, config, likelihood)
+    mean, log_variance, trace = ascent.climb(noise_DKnd, start)
+    with torch.no_grad():
+        z0 = posterior_draw(mean, log_variance, noise_DKnd[-1] if weights.sample else None)
+        z = model.plan(z0, obs_KO)
+        predicted_K, variance_K = _in_environment_units(model, *model.predict_return(z))
+    return Inferred(mean, log_variance, z0, z, predicted_K, variance_K, kl_to_prior(mean, log_variance), trace)
+
+
+class _Ascent:
+    """Gradient ascent on (mu, log sigma^2) of a batch of environments."""
+
+    def __init__(
+        self,
+        model: PlanModel,
+        obs_KO: torch.Tensor,
+        weights: Weights,
+        wanted_K: torch.Tensor | None,
+        config: PlanningConfig,
+        likelihood: Likelihood | None,
+    ) -> None:
+        self.model, self.obs_KO, self.weights, self.wanted_K = model, obs_KO, weights, wanted_K
+        self.config, self.likelihood = config, likelihood
+
+    def climb(self, noise_DKnd: torch.Tensor, start: Inferred | None) -> tuple[torch.Tensor, torch.Tensor, Trace]:
+        shape = noise_DKnd.shape[1:]
+        if start is None:
+            mean, log_variance = torch.zeros(shape), torch.full(shape, self.weights.log_variance)
+        else:
+            mean, log_variance = start.mean_Knd.clone(), start.log_variance_Knd.clone()
+            log_variance.clamp_(max=self.weights.log_variance)
+        own = [mean, log_variance]
+        first, second = [torch.zeros(shape) for _ in own], [torch.zeros(shape) for _ in own]
+        rows = []
+        with torch.enable_grad():
+            for step in range(self.weights.steps):
+                for leaf in own:
+                    leaf.requires_grad_(True)
+                value_K, row = self._value(mean, log_variance, self._noise_of(noise_DKnd, step))
+                gradients = torch.autograd.grad(value_K.sum(), own, allow_unused=True)
+                rows.append(row)
+                for leaf, gradient, m, v in zip(own, gradients, first, second):
+                    leaf.requires_grad_(False)
+                    if gradient is not None:
+                        _adam_ascend(leaf, gradient, m, v, step + 1, self.config.infer_lr)
+        with torch.no_grad():
+            rows.append(self._value(mean, log_variance, self._noise_of(noise_DKnd, self.weights.steps))[1])
+        predicted_SK, variance_SK = _in_environment_units(
+            self.model, torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+        )
+        return mean, log_variance, Trace(predicted_SK, variance_SK, torch.stack([row[2] for row in rows]))
+
+    def _value(
+        self, mean: torch.Tensor, log_variance: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """J (K,), and (r(z), its log variance, KL) for the trace."""
+        z = self.model.plan(posterior_draw(mean, log_variance, noise), self.obs_KO)
+        predicted_K, spread_K = self.model.predict_return(z)
+        term_K = predicted_K
+        if self.wanted_K is not None:
+            term_K = target_log_likelihood(predicted_K, self.wanted_K, self.config.infer_target_variance)
+        if self.likelihood is not None:
+            term_K = term_K + self.config.replan_weight * self.likelihood(z)
+        kl_K = kl_to_prior(mean, log_variance)
+        seen = (predicted_K.detach(), spread_K.detach(), kl_K.detach())
+        return objective(term_K, kl_K, self.weights.kl), seen
+
+    def _noise_of(self, noise_DKnd: torch.Tensor, step: int) -> torch.Tensor | None:
+        if self.weights.noise == "mean":
+            return None
+        return noise_DKnd[step if self.weights.noise == "fresh" else 0]
+
+
+def _adam_ascend(
+    leaf: torch.Tensor, gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, step: int, lr: float
+) -> None:
+    """One Adam step uphill, in place."""
+    m.lerp_(gradient, 1 - ADAM_BETA1)
+    v.mul_(ADAM_BETA2).addcmul_(gradient, gradient, value=1 - ADAM_BETA2)
+    root = (v / (1 - ADAM_BETA2**step)).sqrt_().add_(ADAM_EPS)
+    leaf.addcdiv_(m, root, value=lr / (1 - ADAM_BETA1**step))
+
+
+def _in_environment_units(
+    model: PlanModel, mean: torch.Tensor, log_variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.denormalise_return(mean, log_variance.exp())

@@ -1,0 +1,116 @@
+"""Settings of inference: how plans are climbed, what exploring ones ask for, when one is made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from replay.option import option, too_low
+
+MODES = ("prior", "st", "kl", "max", "explore")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanningConfig:
+    """Everything between a trained model and an action. Defaults are ours unless a source is named."""
+
+    infer_mode: str = option("kl", "name", "plan of an episode when none is asked for by name", MODES)
+    infer_steps: int = option(100, "steps", "Adam steps of one ascent (log of the paper's author: 100)")
+    infer_max_steps: int = option(100, "steps", "the same for max, which nothing but their number holds back")
+    infer_lr: float = option(0.1, "1", "Adam step size of the ascent (the log: .8, which leaves the manifold)")
+    infer_kl_weight: float = option(0.03, "1/nat", "kl: price of a nat, in standard deviations of the return")
+    infer_target_variance: float = option(
+        0.01, "1", "st, explore: variance of y+ about r(z), in normalised returns; a learned one explains y+ away"
+    )
+    infer_target_kl_weight: float = option(1.0, "1", "st, explore: weight of KL(q || prior) (paper: 1)")
+    infer_log_variance: float = option(0.0, "log", "log variance of q when the ascent begins (0: q is the prior)")
+    infer_noise: str = option(
+        "mean",
+        "name",
+        "where E_q is taken: q's mean, one draw reused, or a fresh one a step",
+        ("mean", "reused", "fresh"),
+    )
+    infer_sample: bool = option(
+        False, "bool", "st, kl, max act by a draw from q and not by its mean; prior always draws"
+    )
+    infer_target: str = option(
+        "best", "name", "st without a target asks for the best return seen, or is refused", ("best", "required")
+    )
+    infer_target_policy: str = option(
+        "warn", "name", "a target outside the returns seen: warned of, clipped, or taken", ("warn", "clip", "go_on")
+    )
+    infer_target_margin: float = option(0.1, "1", "how far outside, in ranges of the returns seen, is still inside")
+    explore_target: str = option(
+        "moving", "name", "y+ follows the data, or stays what it first was", ("moving", "fixed")
+    )
+    explore_return: float | None = option(None, "return", "y+ itself, in the environment's units; None: from the data")
+    explore_gain: float = option(1.0, "1", "delta_y at the start, in standard errors of the return predictor")
+    explore_gain_low: float = option(0.1, "1", "least delta_y, in the same")
+    explore_gain_high: float = option(4.0, "1", "largest delta_y, in the same")
+    explore_grow: float = option(1.5, "1", "factor on delta_y after a stage that reached its target")
+    explore_shrink: float = option(0.5, "1", "factor on delta_y after one that missed it by a standard error")
+    explore_floor: bool = option(True, "bool", "y+ is at least what exploitation predicts from the same state")
+    explore_noise: str = option(
+        "fresh", "name", "where an exploring ascent takes E_q (see infer_noise)", ("mean", "reused", "fresh")
+    )
+    explore_log_variance: float = option(-3.0, "log", "log variance of an exploring q when its ascent begins")
+    explore_sample: bool = option(True, "bool", "exploring plans are drawn from q (paper), not its mean")
+    replan: str = option(
+        "none",
+        "name",
+        "when a running plan is made again: never, on a schedule, on surprise",
+        ("none", "scheduled", "surprise"),
+    )
+    replan_from: str = option(
+        "here", "name", "here: as if the episode began; start: Eq. 3, given the steps so far", ("here", "start")
+    )
+    replan_every: int = option(50, "steps", "between two plans of one episode under the schedule")
+    replan_rest: int = option(10, "steps", "surprise is not acted on sooner than this after a plan")
+    replan_quantile: int = option(99, "percent", "of the calibrated errors: the edge of the band")
+    replan_margin: float = option(1.5, "1", "an error leaves the band above this times its edge")
+    replan_patience: int = option(1, "steps", "in a row outside the band before it is acted on")
+    replan_history: int = option(32, "steps", "newest steps whose likelihood Eq. 3 counts")
+    replan_weight: float = option(1.0, "1", "weight of that likelihood (paper: 1)")
+
+    def planning_problems(self) -> list[str]:
+        """Every value here that cannot work, each with the consequence and a fix; empty when all is well."""
+        found = too_low(
+            self,
+            (
+                ("infer_steps", 1, "a plan would stay the prior's mean"),
+                ("infer_max_steps", 1, "a plan would stay the prior's mean"),
+                ("infer_kl_weight", 0, "straying from the prior would be rewarded"),
+                ("infer_target_kl_weight", 0, "straying from the prior would be rewarded"),
+                ("infer_target_margin", 0, "returns that were seen would count as unseen"),
+                ("explore_gain_low", 0, "the target would fall below the data's own"),
+                ("explore_grow", 1, "reaching a target would make the next one easier"),
+                ("explore_shrink", 0, "the target would fall below the data's own"),
+                ("replan_every", 1, "there is no step between two plans"),
+                ("replan_rest", 0, "a count of steps cannot be negative"),
+                ("replan_patience", 1, "every step would be a surprise"),
+                ("replan_history", 1, "Eq. 3 would know nothing of the steps so far"),
+                ("replan_weight", 0, "plans would be chosen against what happened"),
+            ),
+        )
+        found += [
+            f"{name} is {getattr(self, name)}, expected a finite number above 0: {why}"
+            for name, why in (
+                ("infer_lr", "the ascent would not climb; the default is 0.1"),
+                ("infer_target_variance", "the target would be infinitely sharp; the default is 0.01"),
+                ("replan_margin", "every step would be a surprise; the default is 1.5"),
+            )
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        found += [
+            f"{field.name} is {getattr(self, field.name)!r}, expected one of {', '.join(field.metadata['choices'])}"
+            for field in dataclasses.fields(PlanningConfig)
+            if field.metadata["choices"] and getattr(self, field.name) not in field.metadata["choices"]
+        ]
+        if not self.explore_gain_low <= self.explore_gain <= self.explore_gain_high:
+            found.append(
+                f"explore_gain is {self.explore_gain}, expected a number from explore_gain_low {self.explore_gain_low} to "
+                f"explore_gain_high {self.explore_gain_high}: delta_y could not start there; widen the range or move it"
+            )
+        if not 0 <= self.replan_quantile <= 100:
+            found.append(f"replan_quantile is {self.replan_quantile}, expected a percentage from 0 to 100")
+        return found

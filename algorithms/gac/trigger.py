@@ -1,0 +1,96 @@
+"""When a running plan is made again: never, on a schedule, or when its own predictions fail.
+
+The paper names the manual trigger of replanning as open ("Generative Actor Critic", arXiv 2512.21527). The trigger here is
+ours: each step the generator says where the environment will be h steps on; the error of what it said h steps ago is held
+against the distribution that the same error has on the data. Letters: E environments, K of them, O observation dim,
+h horizon of the prediction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from algorithms.gac.planning import PlanningConfig
+
+QUANTILES = 101  # the 0th to the 100th percentile
+
+
+def prediction_error(predicted_NO: np.ndarray, seen_NO: np.ndarray) -> np.ndarray:
+    """Root mean square over O of normalised observations, (N,) float32."""
+    return np.sqrt(np.square(predicted_NO - seen_NO).mean(-1, dtype=np.float32))
+
+
+def calibrated(error_N: np.ndarray) -> np.ndarray:
+    """The 101 percentiles of the errors made on data where nothing was out of order, (101,) float32.
+
+    Raises ValueError when there are none, or one is not finite: a band around nothing would never be left, or always.
+    """
+    if not len(error_N) or not np.isfinite(error_N).all():
+        raise ValueError(
+            f"calibration got {len(error_N)} errors, {int((~np.isfinite(error_N)).sum())} of them not finite; expected at "
+            "least one and all of them finite: surprise would mean nothing; calibrate on the training data"
+        )
+    return np.percentile(error_N, np.arange(QUANTILES)).astype(np.float32)
+
+
+def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
+    """The error above which a step is outside the band.
+
+    Raises ValueError while the model has not been calibrated: no error would be a surprise and none expected.
+    """
+    if not np.isfinite(quantiles).all():
+        raise ValueError(
+            "replan=surprise needs a calibrated model, and this one's surprise quantiles are unknown: nothing could be "
+            "told from the ordinary; train it (or replan=scheduled, replan=none)"
+        )
+    return float(quantiles[config.replan_quantile] * config.replan_margin)
+
+
+class Trigger:
+    """Watches E environments, each at its own step; ``fired`` says whose plan is to be made again now."""
+
+    def __init__(self, config: PlanningConfig, num_envs: int, obs_dim: int, horizon: int) -> None:
+        self.config, self.horizon, self.edge = config, horizon, np.inf
+        self.since_E = np.zeros(num_envs, np.int64)  # steps since the plan in force was made
+        self.outside_E = np.zeros(num_envs, np.int64)  # steps in a row outside the band
+        self.expected_EhO = np.zeros((num_envs, horizon, obs_dim), np.float32)  # ring: what was said about since % h
+        self._env_E = np.arange(num_envs)
+
+    @property
+    def watches(self) -> bool:
+        """Whether predictions are needed."""
+        return self.config.replan == "surprise"
+
+    def begin(self, env_K: np.ndarray) -> None:
+        """A new plan is in force in ``env_K``: what was expected under the old one counts no more."""
+        self.since_E[env_K] = 0
+        self.outside_E[env_K] = 0
+
+    def fired(self, obs_EO: np.ndarray) -> np.ndarray:
+        """The environments (K,) int64 to plan again, given the normalised observations of now.
+
+        To be called once a step, before ``step``.
+        """
+        if self.config.replan == "scheduled":
+            return np.flatnonzero(self.since_E >= self.config.replan_every)
+        if not self.watches:
+            return self._env_E[:0]
+        error_E = prediction_error(self.expected_EhO[self._env_E, self.since_E % self.horizon], obs_EO)
+        outside_E = (error_E > self.edge) & (self.since_E >= self.horizon)
+        self.outside_E = np.where(outside_E, self.outside_E + 1, 0)
+        ripe_E = (self.outside_E >= self.config.replan_patience) & (self.since_E >= self.config.replan_rest)
+        return np.flatnonzero(ripe_E)
+
+    def step(self, expected_EO: np.ndarray | None) -> None:
+        """One step is taken; ``expected_EO`` is what the plans say of the normalised observation h steps from now."""
+        if self.watches and expected_EO is not None:
+            self.expected_EhO[self._env_E, self.since_E % self.horizon] = expected_EO
+        self.since_E += 1
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What the next answers depend on, besides the settings and the edge."""
+        return {"since": self.since_E.copy(), "outside": self.outside_E.copy(), "expected": self.expected_EhO.copy()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.since_E, self.outside_E = state["since"].copy(), state["outside"].copy()
+        self.expected_EhO = state["expected"].copy()
