@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,20 +37,16 @@ class Engine(Protocol):
         """A fresh float32 (E, A)."""
 
 
-class Actor:
-    """A policy that acts, and never goes back to older weights.
+class NewestWeights:
+    """The weights that something acts with; they never go back by themselves.
 
     Args:
-        policy: what to compute; its module is used by the torch engine, its ONNX graph by the other one.
-        backend: "onnx", "torch", or "auto": onnx where onnxruntime imports. onnxruntime is 3 to 5 times
-            faster for the small batches of a worker; the two agree to 1e-5.
+        install: takes the arrays by name into what computes actions, or raises and changes nothing.
     """
 
-    def __init__(self, policy: Policy, *, backend: str = "auto") -> None:
-        self.policy = policy
-        self.backend = _resolve(backend)
+    def __init__(self, install: Callable[[dict[str, np.ndarray]], None]) -> None:
         self.weights: Weights | None = None
-        self._engine: Engine = OnnxEngine(policy) if self.backend == "onnx" else TorchEngine(policy)
+        self._install = install
 
     @property
     def order(self) -> tuple[int, int]:
@@ -68,20 +65,8 @@ class Actor:
 
     def replace(self, weights: Weights) -> None:
         """Takes ``weights``, older ones too: for evaluating a checkpoint and for resuming. Raises CorruptWeights."""
-        self._engine.replace(weights.unpack())
+        self._install(weights.unpack())
         self.weights = weights
-
-    def act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Actions float32 (E, A) in [-1, 1] for obs float32 (E, O) and noise float32 (E, *noise_shape).
-
-        Raises NoWeights before the first weights and NonFiniteAction when an action is NaN or infinite.
-        """
-        self.require_weights()
-        action_EA = self._engine.act(obs_EO, noise)
-        flat = action_EA.reshape(-1)
-        if not math.isfinite(flat.dot(flat)):
-            raise NonFiniteAction(self._nonfinite_message(action_EA))
-        return action_EA
 
     def require_weights(self) -> None:
         """Raises NoWeights when there are none."""
@@ -91,9 +76,12 @@ class Actor:
                 "initialisation; load the newest published weights first"
             )
 
-    def no_noise(self, batch: int) -> np.ndarray:
-        """The noise (batch, *noise_shape) of the deterministic policy: zeros."""
-        return np.zeros((batch, *self.policy.noise_shape), np.float32)
+    def finite(self, action_EA: np.ndarray) -> np.ndarray:
+        """``action_EA`` (E, A) itself; raises NonFiniteAction when one is NaN or infinite."""
+        flat = action_EA.reshape(-1)
+        if not math.isfinite(flat.dot(flat)):
+            raise NonFiniteAction(self._nonfinite_message(action_EA))
+        return action_EA
 
     def _nonfinite_message(self, action_EA: np.ndarray) -> str:
         rows = np.flatnonzero(~np.isfinite(action_EA).all(axis=1)).tolist()
@@ -101,6 +89,34 @@ class Actor:
             f"policy {self.order} gave non-finite actions for environments {rows} of {len(action_EA)}, expected values "
             "in [-1, 1]: nothing was sent to an environment; these weights must not be used, load a later version"
         )
+
+
+class Actor(NewestWeights):
+    """A policy that acts, and never goes back to older weights.
+
+    Args:
+        policy: what to compute; its module is used by the torch engine, its ONNX graph by the other one.
+        backend: "onnx", "torch", or "auto": onnx where onnxruntime imports. onnxruntime is 3 to 5 times
+            faster for the small batches of a worker; the two agree to 1e-5.
+    """
+
+    def __init__(self, policy: Policy, *, backend: str = "auto") -> None:
+        self.policy = policy
+        self.backend = _resolve(backend)
+        self._engine: Engine = OnnxEngine(policy) if self.backend == "onnx" else TorchEngine(policy)
+        super().__init__(self._engine.replace)
+
+    def act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Actions float32 (E, A) in [-1, 1] for obs float32 (E, O) and noise float32 (E, *noise_shape).
+
+        Raises NoWeights before the first weights and NonFiniteAction when an action is NaN or infinite.
+        """
+        self.require_weights()
+        return self.finite(self._engine.act(obs_EO, noise))
+
+    def no_noise(self, batch: int) -> np.ndarray:
+        """The noise (batch, *noise_shape) of the deterministic policy: zeros."""
+        return np.zeros((batch, *self.policy.noise_shape), np.float32)
 
 
 class TorchEngine:

@@ -12,6 +12,7 @@ import numpy as np
 
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.rows import Columns, RowLayout
+from replay.trajectories import Stamp
 
 if TYPE_CHECKING:
     from rollout_workers.batch_env import StepResult
@@ -96,6 +97,15 @@ class Recorder:
             )
         self._observe(obs_EO)
 
+    def stamp(self, env_K: np.ndarray, stamps: list[Stamp]) -> None:
+        """Takes what the episodes of the environments ``env_K`` were begun with whose first row is recorded next.
+
+        A stamp gets its episode's id and travels with that row's chunk; one whose row is refused goes with the row.
+        """
+        if self.full:
+            raise RuntimeError("the chunk is full: take it before beginning episodes, or these stamps would be lost")
+        self._stamps += [(int(e), self._t, stamp) for e, stamp in zip(env_K, stamps, strict=True)]
+
     def take(self, *, epoch: int, version: int) -> Chunk:
         """The full chunk, of the policy (epoch, version). It has no rows when all were refused."""
         if not self.full:
@@ -103,6 +113,9 @@ class Recorder:
         flag_ET = self._flags()
         self._columns.discount[:] = ~self._terminated
         episode_ET, step_ET, stats = self._episodes(flag_ET)
+        stamps = tuple(
+            stamp._replace(episode=int(episode_ET[e, t])) for e, t, stamp in self._stamps if self._valid[e, t]
+        )
         keep = None if self._valid.all() else self._valid.reshape(-1)
         rows, episode, step, flag = (
             array.reshape(self.envs * self.steps, *array.shape[2:])
@@ -123,6 +136,7 @@ class Recorder:
             step_N=step,
             flag_N=flag,
             stats=stats,
+            stamps=stamps,
         )
         self._sequence += 1
         self._clear()
@@ -172,6 +186,7 @@ class Recorder:
         self._truncated: np.ndarray = np.empty(shape, bool)
         self._valid: np.ndarray = np.empty(shape, bool)
         self._cuts: list[tuple[int, int]] = []  # (environment, step) of the refused rows
+        self._stamps: list[tuple[int, int, Stamp]] = []  # (environment, step) of the rows they begin with
         self._dropped = {NONFINITE_OBSERVATION: 0, NONFINITE_REWARD: 0}
 
     def _new_episodes(self, count: int) -> np.ndarray:

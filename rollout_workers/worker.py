@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from algorithms.interface import Policy
+from algorithms.interface import Aim, EpisodePolicy, Policy
 from algorithms.weights import Weights
 from replay.chunk import Chunk
 from replay.rows import RowLayout
@@ -20,15 +20,20 @@ from rollout_workers.acting import Actor
 from rollout_workers.batch_env import BatchEnv
 from rollout_workers.config import WorkerConfig
 from rollout_workers.envs import make_batch_env
+from rollout_workers.planning import PlanActor, RunningPlans, plans, stamp_stats
 from rollout_workers.recorder import Recorder, merge_stats
 
 EMPTY_CHUNKS = 10  # chunks without a single finite row before the worker gives up
 
-_ENV, _RECORDER, _WEIGHTS = "env.", "recorder.", "weights."  # prefixes of the parts' entries in a worker's state
+# prefixes of the parts' entries in a worker's state
+_ENV, _RECORDER, _WEIGHTS, _PLANS = "env.", "recorder.", "weights.", "plans."
 
 
 class RolloutWorker:
     """E environments, one policy, and no knowledge of where it runs or who takes its chunks.
+
+    An EpisodePolicy is told where episodes begin, before their first action and with the weights at hand then, all that
+    begin at one step in one batch; what they were begun with travels in ``Chunk.stamps``.
 
     Args:
         config: ``envs_per_worker`` is E, ``chunk_steps`` is T.
@@ -38,7 +43,8 @@ class RolloutWorker:
             with SeedSequence([seed, worker, incarnation]), repeat nothing of the one it replaces.
         seed: the run's.
         random_steps: env steps of this worker with uniform actions in [-1, 1] before the policy acts, rounded up to
-            whole steps of the E environments.
+            whole steps of the E environments; 0 with an EpisodePolicy.
+        aim: what an EpisodePolicy is asked for; None: what it is set to.
         make_env: (env_id, num_envs, seed, fast) -> BatchEnv.
     """
 
@@ -47,21 +53,23 @@ class RolloutWorker:
         *,
         config: WorkerConfig,
         env_id: str,
-        policy: Policy | Callable[[], Policy],
+        policy: Policy | EpisodePolicy | Callable[[], Policy | EpisodePolicy],
         worker: int,
         incarnation: int,
         seed: int,
         random_steps: int,
+        aim: Aim | None = None,
         make_env: Callable[[str, int, int, bool], BatchEnv] = make_batch_env,
     ) -> None:
-        acting: Any = policy if hasattr(policy, "sample_noise") else policy()
+        given: Any = policy
+        acting = given if hasattr(given, "sample_noise") or plans(given) else given()
         env_stream, noise_stream = np.random.SeedSequence([seed, worker, incarnation]).spawn(2)
         self._rng = np.random.Generator(np.random.PCG64(noise_stream))
         self._envs, self._steps = config.envs_per_worker, config.chunk_steps
         self._random_steps = random_steps
         self._env = make_env(env_id, self._envs, int(env_stream.generate_state(1)[0]), config.fast_envs)
         _check_policy(acting, self._env, env_id)
-        self._actor = Actor(acting, backend=config.backend)
+        self._actor: Actor | PlanActor = PlanActor(acting) if plans(acting) else Actor(acting, backend=config.backend)
         self._recorder = Recorder(
             envs=self._envs,
             steps=self._steps,
@@ -69,6 +77,7 @@ class RolloutWorker:
             worker=worker,
             incarnation=incarnation,
         )
+        self._plans = self._make_plans([seed, worker, incarnation], aim)
         self._obs_EO = self._env.reset()
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life
@@ -109,7 +118,8 @@ class RolloutWorker:
         """T steps of all E environments with the weights at hand; at least one row.
 
         The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``,
-        and ``corrupt_weights`` when there were any.
+        and ``corrupt_weights`` when there were any. With an EpisodePolicy also ``plan_s``, which ``act_s`` does not
+        contain, and what stamp_stats says of the chunk's stamps.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
         the environments give nothing but NaN and infinity.
         """
@@ -129,18 +139,18 @@ class RolloutWorker:
         if self.needs_weights:  # before the first step, so that the chunk can be begun again
             self._actor.require_weights()
         random = min(self._random_left(), self._steps)
-        action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
-        noise_T = self._noise(self._steps - random)
-        act, step, record = self._actor.act, self._env.step, self._recorder.record
+        act, step, record, running = self._actions(random), self._env.step, self._recorder.record, self._plans
         obs_EO, act_s, env_s, record_s = self._obs_EO, 0.0, 0.0, 0.0
         now = perf_counter()
         for t in range(self._steps):
-            action_EA = action_TEA[t] if t < random else act(obs_EO, noise_T[t - random])
+            action_EA = act(t, obs_EO)
             acted = perf_counter()
             result = step(action_EA)
             stepped = perf_counter()
             refused = record(action_EA, result)
             obs_EO = result.obs_EO if refused is None else self._restart(refused)
+            if running is not None:
+                running.note(result, refused)
             recorded = perf_counter()
             act_s += acted - now
             env_s += stepped - acted
@@ -149,6 +159,16 @@ class RolloutWorker:
         self._obs_EO = obs_EO
         self.env_steps += self._steps * self._envs
         return self._take(random, {"act_s": act_s, "env_s": env_s, "record_s": record_s})
+
+    def _actions(self, random: int) -> Callable[[int, np.ndarray], np.ndarray]:
+        """Actions (E, A) of a chunk's step t, from the observations before it; the first ``random`` steps are random."""
+        if self._plans is not None:
+            planned = self._plans.act
+            return lambda t, obs_EO: planned(obs_EO)
+        act: Callable[..., np.ndarray] = self._actor.act
+        action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
+        noise_T = self._noise(self._steps - random)
+        return lambda t, obs_EO: action_TEA[t] if t < random else act(obs_EO, noise_T[t - random])
 
     def close(self) -> None:
         """Frees the environments."""
@@ -162,6 +182,7 @@ class RolloutWorker:
             "rng": _to_bytes(self._rng.bit_generator.state),
             **{_ENV + name: value for name, value in self._env.get_state().items()},
             **{_RECORDER + name: value for name, value in self._recorder.get_state().items()},
+            **({} if self._plans is None else {_PLANS + k: v for k, v in self._plans.get_state().items()}),
             **({} if weights is None else {_WEIGHTS + name: value for name, value in _weights_state(weights).items()}),
         }
 
@@ -180,6 +201,23 @@ class RolloutWorker:
         weights = _part(state, _WEIGHTS)
         if weights:
             self._actor.replace(_weights_from_state(weights))
+        if self._plans is not None:  # after the weights: what runs is of the weights that it was begun with
+            self._plans.set_state(_part(state, _PLANS))
+
+    def _make_plans(self, entropy: list[int], aim: Aim | None) -> RunningPlans | None:
+        """None for a policy that sees one observation at a time."""
+        if not isinstance(self._actor, PlanActor):
+            if aim is not None:
+                raise ValueError(f"{aim} for a policy that makes no plans, expected none: nothing could follow it")
+            return None
+        if self._random_steps:
+            raise ValueError(
+                f"{self._random_steps} random steps with a policy that carries a plan through its episodes, expected "
+                "0: an episode would be half of nobody's plan; set worker.random_steps to 0"
+            )
+        if aim is not None:
+            self._actor.policy.aim = aim
+        return RunningPlans(self._actor, self._envs, entropy, self._recorder.stamp)
 
     def _random_left(self) -> int:
         """Steps of all E environments that are still to be made with random actions."""
@@ -187,7 +225,7 @@ class RolloutWorker:
 
     def _noise(self, steps: int) -> np.ndarray:
         """The noise of a whole chunk in one draw, (steps, E, *noise_shape): at E = 1 a draw a step would cost more."""
-        policy = self._actor.policy
+        policy: Any = self._actor.policy
         if not steps:
             return np.empty((0, self._envs, *policy.noise_shape), np.float32)
         return policy.sample_noise(self._rng, steps * self._envs).reshape(steps, self._envs, *policy.noise_shape)
@@ -202,13 +240,17 @@ class RolloutWorker:
             self.policy_order, (0, 0)
         )  # random actions before the first weights count as the first policy's
         chunk = self._recorder.take(epoch=epoch, version=version)
+        if self._plans is not None:
+            timings["plan_s"] = self._plans.take_seconds()
+            timings["act_s"] -= timings["plan_s"]
+            merge_stats(chunk.stats, stamp_stats(chunk.stamps))
         for stats in (timings, {"random_rows": float(random * self._envs), "push_wait_s": 0.0}, self._untold):
             merge_stats(chunk.stats, stats)
         self._untold = {}
         return chunk
 
 
-def _check_policy(policy: Policy, env: BatchEnv, env_id: str) -> None:
+def _check_policy(policy: Policy | EpisodePolicy, env: BatchEnv, env_id: str) -> None:
     seen, expected = (policy.obs_dim, policy.action_dim), (env.obs_dim, env.action_dim)
     if seen != expected:
         raise ValueError(
