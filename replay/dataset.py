@@ -1,0 +1,208 @@
+"""Minari datasets on disk, as streams of whole episodes.
+
+Letters: T steps, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from replay.data_summary import summarise
+from replay.dataset_writer import write_files
+from replay.minari_files import METADATA, EpisodeFiles, datasets_root, env_id_of, find_data, read_metadata
+from replay.stored_episode import DatasetError, Refused, StoredEpisode
+from replay.trajectories import DataSummary
+
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "DatasetRow",
+    "StoredEpisode",
+    "check_against",
+    "list_datasets",
+    "open_dataset",
+    "write_dataset",
+]
+
+
+class Dataset:
+    """A dataset that can be read here. Made by ``open_dataset``.
+
+    Attributes:
+        id, path: of the dataset; ``path`` is the folder with metadata.json and the data.
+        env_id: of the environment it was recorded in; "" where it does not say.
+        obs_dim, action_dim: of its episodes as vectors; Dicts are flattened in the order of sorted keys.
+        total_episodes, total_steps: as the metadata says, the refused ones included.
+        random_return, expert_return: mean returns of the two references, Minari's ref_min_score and ref_max_score.
+        expert: who the expert is: "planner", "softgac run X", or "".
+        description: how it was made (command, noise, dwell, seed, ...); {"text": ...} for datasets made elsewhere.
+    """
+
+    def __init__(self, data: Path) -> None:
+        metadata = read_metadata(data)
+        ours = metadata.get("drawbridge")
+        ours = ours if isinstance(ours, dict) else {}
+        text = metadata.get("description")
+        self.id: str = metadata["dataset_id"]
+        self.path = data
+        self.env_id: str = env_id_of(metadata)
+        self.total_episodes: int = metadata["total_episodes"]
+        self.total_steps: int = metadata["total_steps"]
+        self.random_return = _finite(metadata.get("ref_min_score"))
+        self.expert_return = _finite(metadata.get("ref_max_score"))
+        self.expert: str = str(ours.get("expert", ""))
+        self.description: dict[str, Any] = dict(ours.get("description") or ({"text": text} if text else {}))
+        self._files = EpisodeFiles(data, metadata)
+        self._refused: dict[int, str] = {}
+        self._summary: DataSummary | None = None
+        if not self.total_episodes:
+            raise DatasetError(
+                f"{self.id} has no episodes, expected some: nothing can be learned from it; choose another"
+            )
+
+    @property
+    def obs_dim(self) -> int:
+        return self._files.layout.obs_dim
+
+    @property
+    def action_dim(self) -> int:
+        return self._files.layout.action_dim
+
+    @property
+    def refused(self) -> dict[str, list[int]]:
+        """Indices of the episodes that were refused so far, by reason: all of them once every episode was read."""
+        reasons: dict[str, list[int]] = {}
+        for index in sorted(self._refused):
+            reasons.setdefault(self._refused[index], []).append(index)
+        return reasons
+
+    @property
+    def clipped_steps(self) -> int:
+        """Steps read so far, repeats included, whose action lay outside the action box and was clipped to it."""
+        return self._files.layout.clipped
+
+    def episodes(self, indices: Iterable[int] | None = None) -> Iterator[StoredEpisode]:
+        """Streams episodes from the disk, in the order of ``indices`` (default: all); refused ones are left out.
+
+        Raises:
+            DatasetError: an index outside the dataset, files that are gone, or not one episode of all could be read.
+        """
+        self._files.check_openable()
+        given = 0
+        for index in range(self.total_episodes) if indices is None else indices:
+            if not 0 <= index < self.total_episodes:
+                raise DatasetError(
+                    f"{self.id} was asked for episode {index}, expected 0 to {self.total_episodes - 1}: there is no "
+                    "such episode; give indices of this dataset"
+                )
+            try:
+                episode = self._files.read(int(index))
+            except Refused as refusal:
+                self._refused[int(index)] = str(refusal)
+                continue
+            given += 1
+            yield episode
+        if indices is None and not given:
+            counts = ", ".join(f"{len(found)} {reason}" for reason, found in self.refused.items())
+            raise DatasetError(
+                f"every episode of {self.id} was refused ({counts}), expected some that can be read: nothing can be "
+                "learned from it; import or make the dataset again"
+            )
+
+    def summary(self) -> DataSummary:
+        """Statistics of the episodes that can be read: one pass over the dataset at the first call, then from memory."""
+        if self._summary is None:
+            self._summary = summarise(self.episodes())
+        return self._summary
+
+    def normalised(self, value: float) -> float | None:
+        """100 (value - random) / (expert - random), as D4RL's scores; None without two different references."""
+        if self.random_return is None or self.expert_return is None or self.expert_return == self.random_return:
+            return None
+        return 100.0 * (value - self.random_return) / (self.expert_return - self.random_return)
+
+
+def open_dataset(id_or_path: str | Path) -> Dataset:
+    """A dataset under Minari's root by its id, or by the path of its folder. No environment is built.
+
+    Raises:
+        DatasetError: there is none, it is empty or damaged, its spaces are absent or cannot be used here, h5py is missing.
+    """
+    return Dataset(find_data(str(id_or_path)))
+
+
+def write_dataset(dataset_id: str, episodes: Iterable[StoredEpisode], **about: Any) -> Dataset:
+    """Writes episodes as they come as a new dataset, which exists whole or not at all; see ``dataset_writer.write_files``
+    for ``about``: env_id, action_low_A, action_high_A, references, description, force."""
+    return Dataset(write_files(dataset_id, episodes, **about))
+
+
+def check_against(
+    dataset: Dataset, env_id: str, obs_dim: int, action_dim: int, *, allow_other_env: bool = False
+) -> None:
+    """DatasetError unless the dataset's episodes could come from ``env_id``.
+
+    ``allow_other_env``: whoever asks has named the environment; the shapes must agree, the ids need not.
+    """
+    sides = (
+        f"{dataset.id} is of {dataset.env_id or 'an environment it does not name'} (observations of {dataset.obs_dim}, "
+        f"actions of {dataset.action_dim} numbers), expected {env_id} (observations of {obs_dim}, actions of {action_dim})"
+    )
+    if (dataset.obs_dim, dataset.action_dim) != (obs_dim, action_dim):
+        raise DatasetError(
+            f"{sides}: a model of one cannot act in the other; choose the dataset or --env so that the shapes agree"
+        )
+    if dataset.env_id != env_id and not allow_other_env:
+        raise DatasetError(
+            f"{sides}: the shapes agree but what was learned may not hold there; name the environment with --env if it "
+            "is meant, or choose a dataset of it"
+        )
+
+
+class DatasetRow(NamedTuple):
+    """What ``list_datasets`` says of one dataset, from its metadata alone."""
+
+    id: str
+    env_id: str
+    episodes: int
+    steps: int
+    bytes: int
+    problem: str  # "" when the metadata can be read
+
+
+def list_datasets() -> list[DatasetRow]:
+    """Every dataset under Minari's root, by id; a damaged one has its problem in its row."""
+    root = datasets_root()
+    return [_row(folder / "data", folder.relative_to(root).as_posix()) for folder in _dataset_folders(root)]
+
+
+def _dataset_folders(folder: Path) -> Iterator[Path]:
+    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are passed over, as Minari does."""
+    if not folder.is_dir():
+        return
+    if (folder / "data").is_dir():
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            yield from _dataset_folders(path)
+
+
+def _row(data: Path, place: str) -> DatasetRow:
+    size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    try:
+        metadata = read_metadata(data)
+    except DatasetError as error:
+        return DatasetRow(place, "", 0, 0, size, str(error))
+    other = metadata["dataset_id"] != place
+    problem = f"its metadata calls it {metadata['dataset_id']}" if other else ""
+    episodes, steps = metadata["total_episodes"], metadata["total_steps"]
+    return DatasetRow(place, env_id_of(metadata), episodes, steps, size, problem)
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None

@@ -1,0 +1,179 @@
+"""A Minari dataset's files, opened without Minari's front door.
+
+``minari.load_dataset`` builds the environment that the metadata names when it finds no spaces (``gym.make`` on an
+embedded spec, whose entry point is any function of any module). Here the spaces must be in the metadata and the storage
+classes are opened with them: what a file names is never imported. No pickle is read anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from replay.stored_episode import DatasetError, EpisodeLayout, Refused, StoredEpisode
+
+METADATA = "metadata.json"
+FORMATS = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}  # and what each needs
+ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")  # as Minari's own: (namespace/)name-vN
+
+
+def datasets_root() -> Path:
+    """Where Minari keeps its datasets: MINARI_DATASETS_PATH, else ~/.minari/datasets."""
+    given = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(given) if given else Path.home() / ".minari" / "datasets"
+
+
+def check_id(dataset_id: str) -> str:
+    """The id, if it is one of Minari's form; else DatasetError."""
+    if not ID.fullmatch(dataset_id):
+        raise DatasetError(
+            f"{dataset_id!r} is no dataset id, expected (namespace/)name-vN of letters, digits, - and _: there is no "
+            "folder it could stand for; write for example drawbridge/pointmaze-umaze-d0-v0"
+        )
+    return dataset_id
+
+
+def find_data(id_or_path: str) -> Path:
+    """The folder that has the dataset's metadata.json: of an id under ``datasets_root``, else of a path."""
+    if ID.fullmatch(id_or_path) and (found := datasets_root() / id_or_path / "data").is_dir():
+        return found
+    path = Path(id_or_path).expanduser()
+    for folder in (path / "data", path):
+        if (folder / METADATA).is_file():
+            return folder
+    raise DatasetError(
+        f"no dataset {id_or_path!r} in {datasets_root()} and no Minari folder of that path: there is nothing to read; "
+        "`drawbridge dataset list` shows what is there, `drawbridge dataset make` makes one, `drawbridge dataset "
+        "import` fetches one"
+    )
+
+
+def read_metadata(data: Path) -> dict[str, Any]:
+    """metadata.json as it is; DatasetError where it is none."""
+    try:
+        metadata = json.loads((data / METADATA).read_text())
+        if not isinstance(metadata, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{data / METADATA} cannot be read ({error}), expected a dataset's metadata: nothing was read; restore the "
+            "file or import the dataset again"
+        ) from error
+    for key, kind in (("dataset_id", str), ("data_format", str), ("total_episodes", int), ("total_steps", int)):
+        value = metadata.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise DatasetError(
+                f"{data / METADATA} has {key} = {value!r}, expected a {kind.__name__}: this is no complete Minari "
+                "dataset; restore the file or import the dataset again"
+            )
+    return metadata
+
+
+def env_id_of(metadata: dict[str, Any]) -> str:
+    """The id of the environment that the metadata names; the text alone is read, nothing is made of it. "" if none."""
+    ours, spec = metadata.get("drawbridge"), metadata.get("env_spec")
+    if isinstance(ours, dict) and isinstance(ours.get("env_id"), str):
+        return str(ours["env_id"])
+    try:
+        return str(json.loads(spec or "{}").get("id", ""))
+    except (TypeError, ValueError, AttributeError):
+        return ""
+
+
+class EpisodeFiles:
+    """The episodes of one dataset's files.
+
+    Args:
+        data: folder with metadata.json.
+        metadata: what that says.
+
+    Raises:
+        DatasetError: spaces absent or not usable here, unknown format, a missing package, files that cannot be opened.
+    """
+
+    def __init__(self, data: Path, metadata: dict[str, Any]) -> None:
+        self.data, self.name = data, metadata["dataset_id"]
+        self.total = metadata["total_episodes"]
+        self._format = metadata["data_format"]
+        spaces = [_space(metadata, key, self.name) for key in ("observation_space", "action_space")]
+        self.layout = EpisodeLayout(spaces[0], spaces[1], self.name)
+        self._storage = self._open(bool(metadata.get("jpeg_encoding", True)))
+        self.check_openable()
+
+    def check_openable(self) -> None:
+        """DatasetError when the files are not there or not what their format says, as a torn copy is."""
+        if self._format != "hdf5":
+            return
+        import h5py  # type: ignore[import-untyped]
+
+        path = self.data / "main_data.hdf5"
+        try:
+            h5py.File(path, "r").close()
+        except OSError as error:
+            raise DatasetError(
+                f"{path} cannot be opened ({error}), expected an HDF5 file: it is cut off or damaged, nothing was read; "
+                "import or make the dataset again"
+            ) from error
+
+    def read(self, index: int) -> StoredEpisode:
+        """One episode; Refused, with the reason, where it is damaged or of no use."""
+        try:
+            (raw,) = self._storage.get_episodes([index])
+            (about,) = self._storage.get_episode_metadata([index])
+            steps = about.get("total_steps")
+            return self.layout.episode(index, raw, None if steps is None else int(steps))
+        except (Refused, MemoryError):
+            raise
+        except Exception as error:  # whatever h5py, pyarrow or Minari makes of damaged bytes
+            raise Refused("unreadable") from error
+
+    def _open(self, jpeg_encoding: bool) -> Any:
+        if self._format not in FORMATS:
+            raise DatasetError(
+                f"{self.name} has the format {self._format!r}, expected one of {', '.join(FORMATS)}: it cannot be read; "
+                "convert it with Minari"
+            )
+        try:
+            from minari.dataset._storages import get_minari_storage
+
+            storage = get_minari_storage(self._format)
+        except ImportError as error:
+            raise missing(FORMATS[self._format], f"{self.name} is stored as {self._format}") from error
+        try:
+            return storage(self.data, self.layout.obs_space, self.layout.action_space, jpeg_encoding=jpeg_encoding)
+        except ValueError as error:
+            raise DatasetError(
+                f"{self.name} has no data beside its metadata ({error}), expected {self._format} files: nothing was "
+                "read; import or make the dataset again"
+            ) from error
+
+
+def missing(package: str, why: str) -> DatasetError:
+    """The error of a package that is not installed."""
+    return DatasetError(
+        f"{why}, which needs {package}, and that is not installed: nothing was read or written; pip install {package}"
+    )
+
+
+def _space(metadata: dict[str, Any], key: str, name: str) -> gym.Space:
+    given = metadata.get(key)
+    if given is None:
+        raise DatasetError(
+            f"{name} has no {key} in its metadata, expected one: Minari would build the environment {env_id_of(metadata)!r} "
+            "to ask it, which runs whatever code the metadata names, so it is not done here; add the space to "
+            f"{METADATA} as docs/datasets.md shows"
+        )
+    try:
+        from minari.serialization import deserialize_space
+
+        return deserialize_space(given)
+    except Exception as error:  # a space is data; any failure means that it is none
+        raise DatasetError(
+            f"{name} has an {key} that cannot be read ({type(error).__name__}: {error}), expected a serialised Gymnasium "
+            "space: nothing was read; restore the metadata or import the dataset again"
+        ) from error
