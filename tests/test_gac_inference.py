@@ -1,0 +1,226 @@
+"""Plans reach the optimum of their objective where it is known, and depend on nobody else's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from algorithms.gac.inference import Inferred, draw_noise, infer_plan, noise_draws
+from algorithms.gac.objective import kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
+from algorithms.gac.planning import MODES, PlanningConfig
+
+N, D, OBS = 4, 3, 2
+MEAN, STD = 20.0, 10.0
+
+
+class LinearWorld:
+    """z = z_0, r(z) = <w, z>: every optimum is known. Head variance .25; returns are 20 +- 10."""
+
+    def __init__(self, scale: float = 0.2, bend: float = 0.0) -> None:
+        self.w_nd = scale * torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+        self.bend = bend
+
+    def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
+        return z0_Bnd + self.bend * torch.sin(z0_Bnd.flip(-1) + obs0_BO.sum(-1)[:, None, None])
+
+    def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean_B = (z_Bnd * self.w_nd).sum((-2, -1))
+        return mean_B, torch.full_like(mean_B, math.log(0.25))
+
+    def normalise_return(self, y: torch.Tensor) -> torch.Tensor:
+        return (y - MEAN) / STD
+
+    def denormalise_return(self, mean_B: torch.Tensor, variance_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return MEAN + STD * mean_B, STD**2 * variance_B
+
+
+def inferred(
+    model: LinearWorld,
+    mode: str,
+    config: PlanningConfig,
+    *,
+    environments: int = 3,
+    target: float | None = None,
+    seed: int = 0,
+) -> Inferred:
+    streams = [np.random.default_rng([seed, k]) for k in range(environments)]
+    noise = draw_noise(streams, noise_draws(mode_weights(config, mode)), N, D)
+    obs_KO = torch.linspace(-1, 1, environments)[:, None].expand(-1, OBS)
+    target_K = None if target is None else torch.full((environments,), target)
+    return infer_plan(model, obs_KO, mode, target_K, config, noise)
+
+
+def test_kl_plans_reach_the_gradient_over_the_weight() -> None:
+    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=0.5, infer_steps=400, infer_lr=0.05)
+    plan = inferred(model, "kl", config)
+    expected = model.w_nd / 0.5
+    assert torch.allclose(plan.mean_Knd, expected.expand_as(plan.mean_Knd), atol=1e-3)
+    assert torch.equal(plan.log_variance_Knd, torch.zeros_like(plan.log_variance_Knd))
+    assert torch.allclose(plan.kl_K, 0.5 * expected.square().sum().expand(3), rtol=1e-3)
+    assert torch.allclose(plan.predicted_K, (MEAN + STD * (expected * model.w_nd).sum()).expand(3), rtol=1e-3)
+    assert torch.allclose(plan.variance_K, torch.full((3,), 25.0))
+
+
+def test_st_plans_reach_the_closed_form_of_a_linear_gaussian() -> None:
+    model, config = LinearWorld(), PlanningConfig(infer_steps=3000, infer_lr=0.02)
+    plan = inferred(model, "st", config, target=35.0)
+    wanted, power = 1.5, float(model.w_nd.square().sum())
+    expected = wanted * model.w_nd / (power + config.infer_target_variance)
+    assert torch.allclose(plan.mean_Knd, expected.expand_as(plan.mean_Knd), atol=5e-3)
+    assert torch.allclose(plan.predicted_K, torch.full((3,), 35.0), atol=0.5)
+
+
+def test_the_variance_of_an_exploring_plan_is_the_posterior_diagonal_of_a_linear_gaussian() -> None:
+    model = LinearWorld()
+    config = PlanningConfig(infer_steps=1500, infer_lr=0.02, infer_noise="fresh", infer_log_variance=-3.0)
+    found = inferred(model, "st", config, target=35.0, environments=8).log_variance_Knd.exp().mean(0)
+    exact = 1 / (1 + model.w_nd.square() / config.infer_target_variance)
+    assert torch.allclose(found, exact, rtol=0.35)
+
+
+def test_max_climbs_without_end_by_its_step_size() -> None:
+    model, config = LinearWorld(), PlanningConfig(infer_max_steps=30, infer_lr=0.1)
+    plan = inferred(model, "max", config)
+    assert torch.allclose(plan.mean_Knd, (30 * 0.1 * model.w_nd.sign()).expand_as(plan.mean_Knd), rtol=1e-3)
+
+
+def test_prior_plans_are_the_draw_itself_and_search_nothing() -> None:
+    model, config = LinearWorld(bend=0.3), PlanningConfig()
+    noise = draw_noise([np.random.default_rng(k) for k in range(3)], 1, N, D)
+    plan = infer_plan(model, torch.zeros(3, OBS), "prior", None, config, noise)
+    assert torch.equal(plan.z0_Knd, noise[0]) and torch.equal(plan.z_Knd, model.plan(noise[0], torch.zeros(3, OBS)))
+    assert plan.trace.predicted_SK.shape == (1, 3) and not plan.kl_K.any()
+    mean = infer_plan(model, torch.zeros(3, OBS), "prior", None, config, torch.zeros_like(noise))
+    assert not mean.z0_Knd.any()
+
+
+@pytest.mark.parametrize("mode", ["st", "kl", "max", "explore"])
+@pytest.mark.parametrize("noise", ["mean", "reused", "fresh"])
+def test_every_plan_is_what_torchs_adam_finds_for_its_environment_alone(mode: str, noise: str) -> None:
+    model = LinearWorld(bend=0.4)
+    config = PlanningConfig(
+        infer_noise=noise, explore_noise=noise, infer_log_variance=-2.0, infer_steps=40, infer_max_steps=40
+    )
+    weights = mode_weights(config, mode)
+    eps = draw_noise([np.random.default_rng(k) for k in range(3)], noise_draws(weights), N, D)
+    obs_KO, target_K = torch.randn(3, OBS, generator=torch.Generator().manual_seed(1)), torch.tensor([10.0, 30.0, 50.0])
+    plan = infer_plan(model, obs_KO, mode, target_K, config, eps)
+    for k in range(3):
+        mean = torch.zeros(1, N, D, requires_grad=True)
+        log_variance = torch.full((1, N, D), weights.log_variance, requires_grad=True)
+        adam = torch.optim.Adam([mean, log_variance], lr=config.infer_lr, maximize=True)
+        for step in range(40):
+            draw = None if noise == "mean" else eps[step if noise == "fresh" else 0, k : k + 1]
+            z = model.plan(posterior_draw(mean, log_variance, draw), obs_KO[k : k + 1])
+            r = model.predict_return(z)[0]
+            if weights.targeted:
+                y = (target_K[k : k + 1] - MEAN) / STD
+                r = Normal(r, config.infer_target_variance**0.5).log_prob(y)
+            q, p = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros(()), torch.ones(()))
+            adam.zero_grad()
+            (r - weights.kl * kl_divergence(q, p).sum()).sum().backward()
+            adam.step()
+        assert torch.allclose(plan.mean_Knd[k], mean[0].detach(), atol=1e-4)
+        assert torch.allclose(plan.log_variance_Knd[k], log_variance[0].detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_plan_does_not_depend_on_how_many_are_made_beside_it(mode: str) -> None:
+    model, config = LinearWorld(bend=0.4), PlanningConfig(infer_steps=50)
+    alone = inferred(model, mode, config, environments=1, target=30.0)
+    streams = [np.random.default_rng([0, k]) for k in range(9)]
+    noise = draw_noise(streams, noise_draws(mode_weights(config, mode)), N, D)
+    obs_KO = torch.linspace(-1, 1, 9)[:, None].expand(-1, OBS).clone()
+    obs_KO[0] = -1.0
+    among = infer_plan(model, obs_KO, mode, torch.full((9,), 30.0), config, noise)
+    assert torch.allclose(alone.mean_Knd[0], among.mean_Knd[0], atol=1e-6)
+    assert torch.allclose(alone.z_Knd[0], among.z_Knd[0], atol=1e-6)
+
+
+def test_the_prediction_moves_monotonically_with_the_return_that_is_asked_for() -> None:
+    model, config = LinearWorld(bend=0.3), PlanningConfig(infer_steps=200)
+    targets = torch.linspace(0.0, 40.0, 9)
+    noise = torch.zeros(noise_draws(mode_weights(config, "st")), 9, N, D)
+    plan = infer_plan(model, torch.zeros(9, OBS), "st", targets, config, noise)
+    along_K = (plan.z_Knd * model.w_nd).sum((-2, -1))
+    assert (plan.predicted_K.diff() > 0).all() and (along_K.diff() > 0).all()
+    assert (plan.predicted_K - targets).abs().max() < 1.0
+
+
+def test_the_trace_begins_at_the_prior_and_ends_at_the_plan() -> None:
+    model, config = LinearWorld(bend=0.3), PlanningConfig(infer_steps=25)
+    plan = inferred(model, "kl", config)
+    assert plan.trace.predicted_SK.shape == plan.trace.variance_SK.shape == plan.trace.kl_SK.shape == (26, 3)
+    assert not plan.trace.kl_SK[0].any()
+    assert torch.allclose(plan.trace.predicted_SK[-1], plan.predicted_K) and torch.allclose(
+        plan.trace.kl_SK[-1], plan.kl_K
+    )
+    assert (plan.trace.predicted_SK[-1] > plan.trace.predicted_SK[0]).all()
+
+
+def test_the_steps_so_far_pull_a_new_plan_towards_what_explains_them() -> None:
+    """Eq. 3 with log p(tau | z) = -|z - c|^2 / 2: the optimum halves the way between c and the prior, plus the return's."""
+    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=1.0, infer_steps=400, infer_lr=0.05)
+    c = torch.full((N, D), 0.8)
+    noise = torch.zeros(1, 2, N, D)
+    plan = infer_plan(
+        model,
+        torch.zeros(2, OBS),
+        "kl",
+        None,
+        config,
+        noise,
+        likelihood=lambda z: -0.5 * (z - c).square().sum((-2, -1)),
+    )
+    assert torch.allclose(plan.mean_Knd, ((model.w_nd + c) / 2).expand_as(plan.mean_Knd), atol=1e-3)
+
+
+def test_an_ascent_can_go_on_from_where_another_ended() -> None:
+    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=0.5, infer_steps=300, infer_lr=0.05)
+    settled = inferred(model, "kl", config)
+    noise = torch.zeros(1, 3, N, D)
+    again = infer_plan(
+        model,
+        torch.zeros(3, OBS),
+        "kl",
+        None,
+        dataclasses.replace(config, infer_steps=5, infer_lr=1e-3),
+        noise,
+        start=settled,
+    )
+    assert torch.allclose(again.mean_Knd, settled.mean_Knd, atol=1e-2)
+    assert torch.allclose(again.trace.kl_SK[0], settled.kl_K)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-3, 3), st.floats(-4, 2), st.floats(-3, 3), st.floats(0.01, 4))
+def test_the_terms_are_those_of_torch_distributions(
+    mean: float, log_variance: float, target: float, variance: float
+) -> None:
+    m, v = torch.full((2, N, D), mean), torch.full((2, N, D), log_variance)
+    exact = kl_divergence(Normal(m, (0.5 * v).exp()), Normal(torch.zeros(()), torch.ones(()))).sum((-2, -1))
+    assert torch.allclose(kl_to_prior(m, v), exact, rtol=1e-4, atol=1e-4)
+    y, r = torch.tensor([target]), torch.tensor([mean])
+    assert torch.allclose(
+        target_log_likelihood(r, y, variance), Normal(r, variance**0.5).log_prob(y), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("mode", ["st", "explore"])
+def test_a_mode_with_a_target_and_none_given_says_so(mode: str) -> None:
+    with pytest.raises(ValueError, match="got no target return"):
+        inferred(LinearWorld(), mode, PlanningConfig())
+
+
+def test_an_unknown_mode_and_a_misshapen_noise_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of prior, st, kl, max, explore"):
+        inferred(LinearWorld(), "best", PlanningConfig())
+    with pytest.raises(ValueError, match="draws would be shared or missing"):
+        infer_plan(LinearWorld(), torch.zeros(3, OBS), "kl", None, PlanningConfig(), torch.zeros(1, 2, N, D))

@@ -1,0 +1,114 @@
+"""The exploration target follows what was reached; a target outside the data is settled by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithms.gac.planning import PlanningConfig
+from algorithms.gac.target import Target, first_target, floored_target, next_target, settle_target
+from replay.trajectories import ReturnSummary
+
+NOTHING = ReturnSummary(
+    quantile=math.nan, best=math.nan, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0
+)
+OFFLINE = dataclasses.replace(NOTHING, quantile=50.0, best=60.0)
+CONFIG = PlanningConfig()
+
+
+def after_stage(stage: int, mean: float, target: float, quantile: float = 50.0) -> ReturnSummary:
+    return ReturnSummary(
+        quantile=quantile, best=90.0, stage=stage, stage_mean=mean, stage_target=target, stage_episodes=100
+    )
+
+
+def test_nothing_is_asked_for_before_a_return_is_known() -> None:
+    assert math.isnan(next_target(CONFIG, NOTHING, first_target(CONFIG), uncertainty=4.0).value)
+
+
+def test_the_first_target_is_the_quantile_and_one_standard_error() -> None:
+    assert next_target(CONFIG, OFFLINE, first_target(CONFIG), uncertainty=4.0).value == 54.0
+
+
+def test_an_unknown_error_adds_no_delta() -> None:
+    assert next_target(CONFIG, OFFLINE, first_target(CONFIG), uncertainty=math.nan).value == 50.0
+
+
+def test_a_reached_target_widens_the_step_and_a_missed_one_narrows_it() -> None:
+    before = Target(54.0, 1.0, 0)
+    reached = next_target(CONFIG, after_stage(1, mean=55.0, target=54.0), before, uncertainty=4.0)
+    near = next_target(CONFIG, after_stage(1, mean=52.0, target=54.0), before, uncertainty=4.0)
+    missed = next_target(CONFIG, after_stage(1, mean=10.0, target=54.0), before, uncertainty=4.0)
+    assert (reached.gain, near.gain, missed.gain) == (1.5, 1.0, 0.5)
+    assert (reached.value, near.value, missed.value) == (61.0, 56.0, 52.0)
+
+
+def test_a_stage_is_judged_once_however_often_it_is_heard_of() -> None:
+    summary, target = after_stage(1, mean=55.0, target=54.0), Target(54.0, 1.0, 0)
+    once = next_target(CONFIG, summary, target, uncertainty=4.0)
+    assert next_target(CONFIG, summary, once, uncertainty=4.0) == once
+
+
+def test_no_less_is_asked_for_than_exploitation_has_already() -> None:
+    assert next_target(CONFIG, OFFLINE, first_target(CONFIG), uncertainty=4.0, exploited=84.0).value == 88.0
+    assert next_target(CONFIG, after_stage(1, 84.0, 30.0), Target(30.0, 1.0, 0), uncertainty=4.0).value >= 84.0
+    assert floored_target(torch.tensor([30.0, 90.0]), torch.tensor([84.0, 84.0])).tolist() == [84.0, 90.0]
+
+
+def test_a_fixed_target_stays_what_the_offline_data_made_it() -> None:
+    config = PlanningConfig(explore_target="fixed")
+    first = next_target(config, OFFLINE, first_target(config), uncertainty=4.0)
+    later = next_target(config, after_stage(1, 80.0, 54.0, quantile=85.0), first, uncertainty=4.0)
+    assert (first.value, later.value) == (54.0, 54.0)
+
+
+def test_a_target_given_by_the_user_is_the_target() -> None:
+    config = PlanningConfig(explore_return=120.0)
+    assert next_target(config, OFFLINE, first_target(config), uncertainty=4.0).value == 120.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(0, 100)), max_size=20))
+def test_delta_stays_in_its_bounds_whatever_the_stages_bring(stages: list[tuple[float, float, float]]) -> None:
+    target = first_target(CONFIG)
+    for k, (mean, quantile, error) in enumerate(stages, start=1):
+        asked = target.value if math.isfinite(target.value) else 0.0
+        target = next_target(CONFIG, after_stage(k, mean, asked, quantile), target, uncertainty=error)
+        level = max(mean, quantile)
+        assert CONFIG.explore_gain_low <= target.gain <= CONFIG.explore_gain_high
+        assert level <= target.value <= level + CONFIG.explore_gain_high * error + 1e-9
+
+
+def test_a_target_outside_the_data_is_warned_of_clipped_or_taken() -> None:
+    warn, clip, go_on = (PlanningConfig(infer_target_policy=p) for p in ("warn", "clip", "go_on"))
+    kept, message = settle_target(warn, 300.0, 0.0, 100.0)
+    assert kept == 300.0 and "outside the returns 0 to 100" in message
+    clipped, message = settle_target(clip, 300.0, 0.0, 100.0)
+    assert clipped == pytest.approx(110.0) and "is asked for instead" in message
+    assert settle_target(clip, -300.0, 0.0, 100.0)[0] == pytest.approx(-10.0)
+    assert settle_target(go_on, 300.0, 0.0, 100.0) == (300.0, "")
+
+
+@pytest.mark.parametrize("policy", ["warn", "clip", "go_on"])
+def test_a_target_inside_the_data_and_one_before_training_pass_in_silence(policy: str) -> None:
+    config = PlanningConfig(infer_target_policy=policy)
+    assert settle_target(config, 50.0, 0.0, 100.0) == (50.0, "")
+    assert settle_target(config, 50.0, math.nan, math.nan) == (50.0, "")
+
+
+def test_a_target_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a finite number"):
+        settle_target(CONFIG, math.inf, 0.0, 100.0)
+
+
+def test_settings_that_cannot_work_are_named_with_their_remedy() -> None:
+    assert PlanningConfig().planning_problems() == []
+    bad = PlanningConfig(infer_mode="best", infer_lr=0.0, explore_gain=9.0, replan_quantile=101, replan_patience=0)
+    found = "\n".join(bad.planning_problems())
+    for name in ("infer_mode", "infer_lr", "explore_gain", "replan_quantile", "replan_patience"):
+        assert name in found
