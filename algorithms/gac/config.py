@@ -1,0 +1,247 @@
+"""Settings of GAC, the Generative Actor Critic.
+
+Source: arXiv 2512.21527 [P]; its author's published log [L]; the Latent Plan Transformer, arXiv 2402.04647, and its
+code [LPT]; choices of ours [C]. What no tag claims for the paper is not the paper's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from replay.option import option, too_low
+
+CHOICES = {
+    "generator_tokens": ("all", "split"),
+    "prior": ("implicit", "explicit", "standard"),
+    "plan_reading": ("attention", "local"),
+    "time_bias": ("learned", "none"),
+    "return_head": ("additive", "mlp"),
+    "free_bits_per": ("token", "dimension"),
+    "posterior": ("amortised", "stored", "fresh"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GACConfig:
+    """The latent plan, its prior, the two heads that read it, local posteriors and the outer step.
+
+    Defaults are the ``cpu`` preset's [C]; ``paper`` has the sizes of [LPT] and the schedule of [L].
+    """
+
+    tokens: int = option(16, "tokens", "n, latent tokens of a plan [C]")
+    token_width: int = option(16, "1", "d, width of a latent token [C]")
+    return_tokens: int = option(0, "tokens", "m, the first tokens, read by the return head; 0: all of them [C]")
+    generator_tokens: str = option(
+        "all",
+        "name",
+        "split: the generator reads what the return head does not [LPT]; all [C]",
+        CHOICES["generator_tokens"],
+    )
+    prior: str = option("implicit", "name", "z from z0 ~ N(0, I) and the first observation [P, L]", CHOICES["prior"])
+    prior_layers: int = option(2, "layers", "of the implicit prior's Transformer, or hidden ones of the explicit [C]")
+    prior_width: int = option(64, "units", "of the prior [C]")
+    prior_heads: int = option(4, "heads", "of the prior's attention [C]")
+    layers: int = option(2, "layers", "of the trajectory generator (3 [LPT])")
+    heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
+    width: int = option(64, "units", "of the generator (128 or 192 [LPT])")
+    window: int = option(1, "steps", "W, steps the generator's self-attention sees, this one included (32 [LPT])")
+    history_dropout: float = option(0.0, "1", "share of steps that see no step but their own in training [C]")
+    plan_reading: str = option(
+        "attention",
+        "name",
+        "attention: cross-attention in every layer [LPT]; local: tokens around now join the state [C]",
+        CHOICES["plan_reading"],
+    )
+    plan_ahead: int = option(2, "tokens", "local reading: tokens ahead of now's that are read [C]")
+    plan_behind: int = option(1, "tokens", "local reading: tokens behind now's that are read [C]")
+    plan_time: bool = option(True, "bool", "tokens and queries carry a time embedding (LPT: no positions) [C]")
+    time_bias: str = option(
+        "learned",
+        "name",
+        "cross-attention prefers tokens near now: token k governs its stretch [C]",
+        CHOICES["time_bias"],
+    )
+    return_head: str = option(
+        "additive",
+        "name",
+        "additive: mean over tokens of one MLP [C]; mlp: of all, flattened [LPT]",
+        CHOICES["return_head"],
+    )
+    return_span: int = option(1, "tokens", "additive head: neighbouring tokens that one term reads, odd [C]")
+    return_width: int = option(100, "units", "hidden units of the return head [LPT]")
+    return_layers: int = option(3, "layers", "of the return head, the last included [LPT]")
+    return_heads: int = option(1, "heads", "an ensemble of return heads; their spread joins the variance [C]")
+    return_variance: float = option(0.01, "1", "of the z-scored return given the plan; 0: learned [C]")
+    action_std: float = option(0.0, "1", "of an action given the plan (1 [LPT]); 0: learned, one a coordinate [C]")
+    next_state_weight: float = option(1.0, "1", "weight of the next-state term in the ELBO; 0: none [C]")
+    next_state_steps: int = option(16, "steps", "how far ahead the displacement that is predicted lies [C]")
+    points: int = option(32, "steps", "sampled of each trajectory for one update; 0: every step [C]")
+    segment: int = option(1, "steps", "consecutive steps that are sampled together, with window above 1 [C]")
+    free_bits: float = option(0.0, "nats", "lambda: KL below it costs nothing less [P]")
+    free_bits_per: str = option(
+        "token", "name", "what lambda is counted for [P: dimension or token]", CHOICES["free_bits_per"]
+    )
+    kl_weight: float = option(1.0, "1", "weight of the KL in the ELBO; 1: the bound itself [P]")
+    posterior: str = option(
+        "amortised",
+        "name",
+        "local posteriors: fresh [P, LPT], stored with the episode, amortised [C]",
+        CHOICES["posterior"],
+    )
+    posterior_points: int = option(3, "steps", "amortised: observed steps of each token's stretch [C]")
+    posterior_return: bool = option(True, "bool", "amortised: the encoder also sees the return [C]")
+    posterior_layers: int = option(2, "layers", "amortised: of the encoder's Transformer [C]")
+    inner_steps: int = option(16, "steps", "gradient steps on (mu, log sigma^2) before each outer step [LPT]")
+    inner_lr: float = option(0.3, "1", "of these steps, at their start [LPT]")
+    inner_lr_end: float = option(0.1, "1", "share of inner_lr at the last of them, by a cosine [LPT]")
+    inner_weight_decay: float = option(0.0, "1", "AdamW's decay of mu and log sigma^2, beside the KL's own pull [C]")
+    inner_log_variance: float = option(-5.0, "nats", "log sigma^2 that a fresh posterior starts from [LPT]")
+    lr: float = option(1e-3, "1", "AdamW step size of the networks (1e-4 to 1e-3 [LPT])")
+    lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine [C]")
+    weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]")
+    clip: float = option(0.5, "nats/step", "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])")
+    warmup: float = option(0.1, "1", "share of the schedule in which the step size rises from 0 [LPT]")
+    updates: int = option(3_000, "updates", "length of the step-size schedule; it stays at its end after (1,000 [L])")
+    alarm_nats: float = option(0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]")
+    autocast: bool = option(False, "bool", "bf16 in the model's region on a GPU; the CPU always computes float32 [C]")
+
+    @property
+    def generator_first(self) -> int:
+        """The first token that the generator reads."""
+        return self.return_tokens if self.generator_tokens == "split" else 0
+
+    @property
+    def return_count(self) -> int:
+        """How many tokens, from the first on, the return head reads."""
+        return self.return_tokens or self.tokens
+
+    @property
+    def posterior_floats(self) -> int:
+        """P, floats that are written back beside each episode: mu and log sigma^2, or none."""
+        return 2 * self.tokens * self.token_width if self.posterior == "stored" else 0
+
+    def problems(self) -> list[str]:
+        """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
+        least = (
+            *(
+                (name, 1, "a network without units computes nothing")
+                for name in ("prior_width", "width", "return_width")
+            ),
+            *((name, 1, "attention needs a head") for name in ("prior_heads", "heads")),
+            *((name, 1, "nothing would be left of the plan") for name in ("tokens", "token_width")),
+            *((name, 1, "the plan would not reach the output") for name in ("layers", "prior_layers", "return_layers")),
+            ("posterior_layers", 1, "the tokens would not see each other"),
+            ("window", 1, "a step sees at least itself"),
+            ("segment", 1, "a segment has at least one step"),
+            ("next_state_steps", 1, "a state's own displacement is zero"),
+            ("posterior_points", 1, "the encoder would see nothing of the trajectory"),
+            ("return_heads", 1, "nothing would predict the return"),
+            ("return_span", 1, "a term of the return reads at least its own token"),
+            ("updates", 1, "the schedule would have no length"),
+            *((name, 0, "a count cannot be negative") for name in ("return_tokens", "points", "inner_steps")),
+            *((name, 0, "a count cannot be negative") for name in ("plan_ahead", "plan_behind")),
+            *(
+                (name, 0.0, "the term would be turned round")
+                for name in ("next_state_weight", "free_bits", "kl_weight")
+            ),
+            *((name, 0.0, "a variance cannot be negative") for name in ("return_variance", "action_std")),
+            *((name, 0.0, "parameters would grow on their own") for name in ("weight_decay", "inner_weight_decay")),
+            *((name, 0.0, "the step size would turn round") for name in ("lr_end", "inner_lr_end")),
+            ("alarm_nats", 0.0, "the alarm could never sound"),
+        )
+        found = too_low(self, least)
+        found += [
+            f"{name} is {getattr(self, name)}, expected a finite number above 0: nothing would be learned; the default is {default}"
+            for name, default in (("lr", 1e-3), ("clip", 0.5), ("inner_lr", 0.3))
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        found += [
+            f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+            for name, allowed in CHOICES.items()
+            if getattr(self, name) not in allowed
+        ]
+        found += [
+            f"{name} is {getattr(self, name)}, expected a share in [0, {bound}: {why}"
+            for name, bound, inside, why in (
+                ("history_dropout", "1]", 0 <= self.history_dropout <= 1, "it is a probability"),
+                ("warmup", "1)", 0 <= self.warmup < 1, "the full step size would never be reached"),
+            )
+            if not inside
+        ]
+        return found + self._mismatches()
+
+    def _mismatches(self) -> list[str]:
+        found = [
+            f"{width} is {getattr(self, width)}, expected a multiple of {heads} = {getattr(self, heads)}: heads share the "
+            f"width; set {width}={max(1, getattr(self, width) // max(1, getattr(self, heads))) * getattr(self, heads)}"
+            for width, heads in (("width", "heads"), ("prior_width", "prior_heads"))
+            if getattr(self, heads) > 0 and getattr(self, width) % getattr(self, heads)
+        ]
+        if self.return_tokens > self.tokens:
+            found.append(
+                f"return_tokens is {self.return_tokens}, expected at most tokens = {self.tokens}: there are no more; lower it"
+            )
+        if self.generator_tokens == "split" and not 0 < self.return_tokens < self.tokens:
+            found.append(
+                f"generator_tokens is split with return_tokens {self.return_tokens} of {self.tokens}, expected 1 to "
+                f"{self.tokens - 1}: one of the heads would read nothing; set return_tokens={max(1, self.tokens // 2)}"
+            )
+        if self.return_span % 2 == 0:
+            found.append(
+                f"return_span is {self.return_span}, expected an odd number: a span is centred on its token; set {self.return_span + 1}"
+            )
+        if self.window > 1 and 0 < self.points < self.segment:
+            found.append(
+                f"points is {self.points} with segment {self.segment}, expected at least one segment: nothing would be "
+                f"sampled; set points={self.segment} or more"
+            )
+        if self.window == 1 and self.segment > 1:
+            found.append(
+                f"segment is {self.segment} with window 1, expected 1: a step that sees only itself gains nothing from neighbours"
+            )
+        if self.plan_reading == "local" and not self.plan_time:
+            found.append(
+                "plan_reading is local with plan_time false: which tokens are near now is a matter of time; set plan_time=true"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
+        if found := self.problems():
+            raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
+
+def cpu() -> GACConfig:
+    """What works on one core in minutes [C]."""
+    return GACConfig()
+
+
+def paper() -> GACConfig:
+    """Sizes of the published predecessor for its larger mazes, and the log's schedule [LPT, L]; meant for a GPU.
+
+    The paper does not state all of its own; docs/gac.md says which are whose.
+    """
+    return GACConfig(
+        tokens=8,
+        token_width=192,
+        return_tokens=4,
+        generator_tokens="split",
+        prior_width=192,
+        layers=3,
+        heads=1,
+        width=192,
+        window=32,
+        plan_time=False,
+        time_bias="none",
+        return_head="mlp",
+        return_variance=0.0,
+        action_std=1.0,
+        next_state_steps=1,
+        points=0,
+        posterior="fresh",
+        clip=0.25,
+        lr_end=0.0,
+        updates=1_000,
+        autocast=True,
+    )

@@ -1,0 +1,300 @@
+"""The trajectory generator p_beta(tau | z): a causal Transformer that reads a plan.
+
+Letters: B plans, R rows (stretches of trajectories), S steps of a row, N = 2 S tokens (or S where the window is 1),
+E environments, G plan tokens read, L layers, H heads, C width, O, A. Source: [P] section on the generator; the
+interleaved tokens, the window and the cross-attention are [LPT]; everything about time is [C].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from algorithms.gac.attention import CrossAttention, FeedForward, SelfAttention, join_heads, perceptron
+from algorithms.gac.config import GACConfig
+
+WAVES, FRACTION_WAVES = 4, 2  # octaves of the embeddings of the episode's time and of the time within a token's stretch
+LEAST_ROW = 16  # steps of the rows that long trajectories are folded into
+
+
+class Memory(NamedTuple):
+    """What the generator reads of a plan, computed once a plan."""
+
+    key_LBHGc: torch.Tensor  # L is 0 with local reading
+    value_LBHGc: torch.Tensor
+    token_BGd: torch.Tensor
+
+    def put(self, index_K: torch.Tensor, other: Memory) -> None:
+        """Overwrites the plans ``index_K`` (int64) by the K plans of ``other``, in place."""
+        self.key_LBHGc[:, index_K] = other.key_LBHGc
+        self.value_LBHGc[:, index_K] = other.value_LBHGc
+        self.token_BGd[index_K] = other.token_BGd
+
+
+class Generated(NamedTuple):
+    """What the generator says of each step, from the states up to it and the actions before it."""
+
+    action_BSA: torch.Tensor  # mean, in (-1, 1)
+    next_obs_BSO: torch.Tensor  # mean displacement of the observation ``next_state_steps`` later, in data deviations
+
+
+class Rows(NamedTuple):
+    """How the rows of a batch belong together. None: every step is real, row r stands alone and reads plan r B // R."""
+
+    padding_RS: torch.Tensor | None = None  # bool, True where there is no step
+    previous_R: torch.Tensor | None = None  # int64, the row that ends where this one begins; -1: none
+    plan_R: torch.Tensor | None = None  # int64, which plan each row reads
+    alone_RS: torch.Tensor | None = None  # bool, True where a step sees no other (history dropout)
+
+
+class Cache:
+    """Keys and values of the last W + 1 steps of E episodes, as rings; a new episode (time 0) needs no clearing."""
+
+    def __init__(self, config: GACConfig, envs: int, action_dim: int, like: torch.Tensor) -> None:
+        slots = 2 * (config.window + 1) if config.window > 1 else 0
+        shape = (config.layers, envs, slots, config.heads, config.width // config.heads)
+        self.key_LEJHc, self.value_LEJHc = like.new_zeros(shape), like.new_zeros(shape)
+        self.action_EA = like.new_zeros(envs, action_dim)  # observed, not yet a token
+
+
+class Generator(nn.Module):
+    """Teacher-forced over rows, or one step at a time with a cache; the two agree to rounding."""
+
+    centre_G: torch.Tensor
+    waves: torch.Tensor
+    slope_LH: torch.Tensor
+    shift_LH: torch.Tensor
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        width, heads, self.local = config.width, config.heads, config.plan_reading == "local"
+        self.stretches = config.tokens - config.generator_first  # G
+        beside = 2 * (WAVES + FRACTION_WAVES) if config.plan_time else 0
+        span = (1 + config.plan_ahead + config.plan_behind) * config.token_width if self.local else 0
+        self.embed_obs = perceptron(obs_dim + beside + span, width, width, 3 if self.local else 2)
+        self.embed_action = nn.Linear(action_dim + beside, width) if config.window > 1 else None
+        memory_width = config.token_width + (2 * WAVES if config.plan_time else 0)
+        self.selfs = nn.ModuleList(
+            SelfAttention(width, heads) for _ in range(config.layers if config.window > 1 else 0)
+        )
+        self.crosses = nn.ModuleList(
+            CrossAttention(width, heads, memory_width) for _ in range(0 if self.local else config.layers)
+        )
+        self.feeds = nn.ModuleList(FeedForward(width) for _ in range(config.layers))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, action_dim + obs_dim)
+        if config.time_bias == "learned" and not self.local:
+            slopes = torch.logspace(0.5, -1.0, heads).expand(config.layers, heads).clone()
+            self.slope_LH = nn.Parameter(torch.log(torch.expm1(slopes)))
+            self.shift_LH = nn.Parameter(torch.zeros(config.layers, heads))
+        centre_G = torch.arange(self.stretches, dtype=torch.float32) + 0.5
+        self.register_buffer("centre_G", centre_G, persistent=False)
+        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
+
+    def memory(self, token_BGd: torch.Tensor) -> Memory:
+        """Keys and values of every layer, from the tokens that the generator reads."""
+        if self.local:
+            none = token_BGd.new_empty(0, len(token_BGd), self.config.heads, self.stretches, 0)
+            return Memory(none, none, token_BGd)
+        given = token_BGd
+        if self.config.plan_time:
+            beside_GK = self._waves(self.centre_G / self.stretches, WAVES)
+            given = torch.cat([token_BGd, beside_GK.expand(len(token_BGd), -1, -1)], -1)
+        pairs = [self._cross(layer).remember(given) for layer in range(len(self.crosses))]
+        return Memory(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]), token_BGd)
+
+    def forward(
+        self, memory: Memory, obs_RSO: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
+    ) -> Generated:
+        """Teacher-forced.
+
+        Args:
+            memory: of B plans.
+            obs_RSO: z-scored observations.
+            action_RSA: actions taken; a step's own is never seen by its outputs. Unused where the window is 1.
+            time_RS: float32, each step's time as a share of the longest episode, from 0.
+            rows: how the rows belong together. With ``previous_R`` a row has at least W - 1 steps.
+        """
+        if self.config.window == 1:
+            x = self._embed_obs(memory, obs_RSO, time_RS, rows.plan_R)
+            return self._read_out(self._layers(memory, x, time_RS, rows.plan_R, None))
+        x = torch.stack(
+            [self._embed_obs(memory, obs_RSO, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
+        ).flatten(1, 2)
+        mask = self._mask(len(time_RS), time_RS.shape[1], rows)
+        x = self._layers(memory, x, time_RS.repeat_interleave(2, 1), rows.plan_R, mask, rows.previous_R)
+        return self._read_out(x[:, 0::2])
+
+    def fold(
+        self, memory: Memory, obs_BSO: torch.Tensor, action_BSA: torch.Tensor, time_BS: torch.Tensor, rows: Rows
+    ) -> Generated:
+        """``forward`` of long rows, in linear time: they are cut into shorter ones that see the one before."""
+        plans, steps = time_BS.shape
+        size = max(self.config.window, LEAST_ROW)
+        if self.config.window == 1 or steps <= 2 * size:
+            return self(memory, obs_BSO, action_BSA, time_BS, rows)
+        count = -(-steps // size)
+        spare = count * size - steps
+        padding = torch.zeros_like(time_BS, dtype=torch.bool) if rows.padding_RS is None else rows.padding_RS
+        row = torch.arange(plans * count, device=time_BS.device)
+        cut = Rows(
+            padding_RS=F.pad(padding, (0, spare), value=True).view(-1, size),
+            previous_R=torch.where(row % count > 0, row - 1, -1),
+        )
+        obs, action = (F.pad(x, (0, 0, 0, spare)).view(plans * count, size, -1) for x in (obs_BSO, action_BSA))
+        made = self(memory, obs, action, F.pad(time_BS, (0, spare)).view(-1, size), cut)
+        return Generated(*(part.view(plans, count * size, -1)[:, :steps] for part in made))
+
+    def step(
+        self, memory: Memory, cache: Cache, obs_EO: torch.Tensor, time_E: torch.Tensor, scale: torch.Tensor
+    ) -> Generated:
+        """The next step of E episodes, each at its own time: two tokens, the last action and this state.
+
+        Args:
+            time_E: int64, steps since each episode's start; grows by one with each call.
+            scale: 0-d, what makes a share of the longest episode of a step.
+        """
+        share_E1 = (time_E * scale).unsqueeze(1)
+        x = self._embed_obs(memory, obs_EO.unsqueeze(1), share_E1, None)
+        if self.config.window == 1:
+            return self._read_out(self._layers(memory, x, share_E1, None, None))
+        ring = self.config.window + 1
+        before_E1 = share_E1 - scale
+        x = torch.cat([self._embed_action(cache.action_EA.unsqueeze(1), before_E1), x], 1)
+        slot_E2 = torch.stack([2 * ((time_E - 1) % ring) + 1, 2 * (time_E % ring)], 1)
+        env_E1 = torch.arange(len(time_E), device=time_E.device).unsqueeze(1)
+        allowed, share_E2 = self._ring_mask(time_E), torch.cat([before_E1, share_E1], 1)
+        for layer, feed in enumerate(self.feeds):
+            attention = self._self(layer)
+            query, key, value = attention.project(x)
+            keys, values = cache.key_LEJHc[layer], cache.value_LEJHc[layer]
+            keys[env_E1, slot_E2], values[env_E1, slot_E2] = key.transpose(1, 2), value.transpose(1, 2)
+            read = F.scaled_dot_product_attention(
+                query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=allowed
+            )
+            x = self._rest(layer, memory, x + attention.outward(join_heads(read)), share_E2, None)
+            x = feed(x)
+        return self._read_out(x[:, 1:])
+
+    def _self(self, layer: int) -> SelfAttention:
+        return cast(SelfAttention, self.selfs[layer])
+
+    def _cross(self, layer: int) -> CrossAttention:
+        return cast(CrossAttention, self.crosses[layer])
+
+    def _layers(
+        self,
+        memory: Memory,
+        x_RNC: torch.Tensor,
+        time_RN: torch.Tensor,
+        plan_R: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        previous_R: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        for layer, feed in enumerate(self.feeds):
+            if mask is not None:
+                attention = self._self(layer)
+                query, key, value = attention.project(x_RNC)
+                if previous_R is not None:
+                    at = previous_R.clamp(min=0)
+                    key, value = torch.cat([key[at], key], 2), torch.cat([value[at], value], 2)
+                read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+                x_RNC = x_RNC + attention.outward(join_heads(read))
+            x_RNC = feed(self._rest(layer, memory, x_RNC, time_RN, plan_R))
+        return x_RNC
+
+    def _rest(
+        self, layer: int, memory: Memory, x_RNC: torch.Tensor, time_RN: torch.Tensor, plan_R: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The layer's cross-attention to the plan; rows of one plan are one query."""
+        if self.local:
+            return x_RNC
+        key, value = memory.key_LBHGc[layer], memory.value_LBHGc[layer]
+        if plan_R is not None:
+            key, value = key[plan_R], value[plan_R]
+        x, time = x_RNC.reshape(len(key), -1, x_RNC.shape[-1]), time_RN.reshape(len(key), -1)
+        return self._cross(layer)(x, key, value, self._bias(layer, time)).view(x_RNC.shape)
+
+    def _bias(self, layer: int, time_BN: torch.Tensor) -> torch.Tensor | None:
+        """- slope_h |centre_k - shift_h - t|, in token widths: (B, H, N, G)."""
+        if self.config.time_bias == "none":
+            return None
+        ahead_BNG = self.centre_G - (time_BN * self.stretches).unsqueeze(-1)
+        slope_H11, shift_H11 = F.softplus(self.slope_LH[layer])[:, None, None], self.shift_LH[layer][:, None, None]
+        return -slope_H11 * (ahead_BNG.unsqueeze(1) - shift_H11).abs()
+
+    def _mask(self, count: int, steps: int, rows: Rows) -> torch.Tensor:
+        """True where a token may look: (R or 1, 1, N, N or 2 N), the previous row's keys first."""
+        device = self.centre_G.device
+        query, key = torch.arange(2 * steps, device=device).unsqueeze(1), torch.arange(2 * steps, device=device)
+        near = (key <= query) & (query // 2 - key // 2 < self.config.window)
+        mask, own = near.unsqueeze(0), (query == key).unsqueeze(0)
+        real_RN = None if rows.padding_RS is None else ~rows.padding_RS.repeat_interleave(2, 1)
+        if real_RN is not None:
+            mask = mask & real_RN.unsqueeze(1)
+        if rows.previous_R is not None:
+            before = query // 2 - (key // 2 - steps) < self.config.window
+            there = (rows.previous_R >= 0)[:, None, None]
+            if real_RN is not None:
+                there = there & real_RN[rows.previous_R.clamp(min=0)].unsqueeze(1)
+            mask = torch.cat([before & there, mask.expand(count, -1, -1)], 2)
+            own = F.pad(own, (2 * steps, 0))
+        if rows.alone_RS is not None:
+            same = query // 2 == key // 2
+            same = F.pad(same, (2 * steps, 0)) if rows.previous_R is not None else same
+            mask = mask & (same | ~rows.alone_RS.repeat_interleave(2, 1).unsqueeze(2))
+        return (mask | own).unsqueeze(1)
+
+    def _ring_mask(self, time_E: torch.Tensor) -> torch.Tensor:
+        """(E, 1, 2, J): what the last action and this state may look at; slot j holds the newest step with its index."""
+        ring = self.config.window + 1
+        age_EJ = (time_E.unsqueeze(1) - torch.arange(ring, device=time_E.device)) % ring
+        there_EJ = age_EJ <= time_E.unsqueeze(1)
+        past_EJ = there_EJ & (age_EJ >= 1)
+        by_action = torch.stack(
+            [past_EJ | (age_EJ == 1)] * 2, -1
+        )  # at time 0 nothing is there; its output is never read
+        by_state = torch.stack([there_EJ & (age_EJ < ring - 1), past_EJ & (age_EJ < ring - 1)], -1)
+        return torch.stack([by_action.flatten(1), by_state.flatten(1)], 1).unsqueeze(1)
+
+    def _embed_obs(
+        self, memory: Memory, obs_RSO: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None
+    ) -> torch.Tensor:
+        parts = [obs_RSO, *self._beside(time_RS)]
+        if self.local:
+            parts.append(self._around(memory.token_BGd, time_RS, plan_R))
+        return self.embed_obs(torch.cat(parts, -1))
+
+    def _embed_action(self, action_RSA: torch.Tensor, time_RS: torch.Tensor) -> torch.Tensor:
+        assert self.embed_action is not None
+        return self.embed_action(torch.cat([action_RSA, *self._beside(time_RS)], -1))
+
+    def _beside(self, time_RS: torch.Tensor) -> list[torch.Tensor]:
+        if not self.config.plan_time:
+            return []
+        place_RS = time_RS * self.stretches
+        return [self._waves(time_RS, WAVES), self._waves(place_RS - place_RS.floor(), FRACTION_WAVES)]
+
+    def _around(self, token_BGd: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
+        """The tokens around each step's time, side by side: (R, S, span d); the ends are repeated."""
+        plans, stretches, width = token_BGd.shape
+        now_RS = (time_RS * stretches).long()
+        near = torch.arange(-self.config.plan_behind, self.config.plan_ahead + 1, device=time_RS.device)
+        index = (now_RS.unsqueeze(-1) + near).clamp(0, stretches - 1)
+        if plan_R is None:
+            plan_R = torch.arange(plans, device=time_RS.device).repeat_interleave(
+                len(time_RS) // plans, output_size=len(time_RS)
+            )
+        return F.embedding(index + (plan_R * stretches)[:, None, None], token_BGd.reshape(-1, width)).flatten(2)
+
+    def _waves(self, share: torch.Tensor, octaves: int) -> torch.Tensor:
+        angle = share.unsqueeze(-1) * self.waves[:octaves]
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+    def _read_out(self, x_RSC: torch.Tensor) -> Generated:
+        action, ahead = self.out(self.norm(x_RSC)).split([self.action_dim, self.obs_dim], -1)
+        return Generated(torch.tanh(action), ahead)

@@ -1,0 +1,266 @@
+"""GAC's model p(tau, y, z | s_0) = p_alpha(z | s_0) p_beta(tau | z) p_gamma(y | z), and the data's scales.
+
+Letters: B trajectories, S steps, n tokens, d their width, E environments, O, A. Source: arXiv 2512.21527 [P]; tags as
+in config.py. The posterior and every KL live in z0 space, where the prior is N(0, I): z = plan(z0, s_0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from algorithms.gac.attention import Encoder, perceptron
+from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import Cache, Generated, Generator, Memory, Rows
+from algorithms.gac.losses import gaussian_log_prob
+from replay.trajectories import DataSummary
+
+ADDITIVE_SCALE = 4.0  # of the mean over the additive head's terms: terms of order 1 then span the z-scored returns
+LOG_VARIANCE_RANGE = (-6.0, 3.0)  # of a learned return variance, z-scored
+LEAST_LOG_STD = -3.0  # of actions and displacements: densities stay bounded where the data is deterministic
+PERCENTILES = 101
+
+
+class GACModel(nn.Module):
+    """The three conditionals as differentiable functions of z, on observations and returns in environment units.
+
+    Float32 in and out. Buffers: obs_mean_O, obs_std_O; return_mean, return_std, return_low, return_high (0-d); horizon
+    (0-d, steps of the longest episode in the data); explore_target (0-d, environment units) and surprise (101,
+    percentiles of ``surprise_of``), NaN before they are known.
+    """
+
+    obs_mean_O: torch.Tensor
+    obs_std_O: torch.Tensor
+    return_mean: torch.Tensor
+    return_std: torch.Tensor
+    return_low: torch.Tensor
+    return_high: torch.Tensor
+    horizon: torch.Tensor
+    explore_target: torch.Tensor
+    surprise: torch.Tensor
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+        super().__init__()
+        config.check()
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        for name, value in (("obs_mean_O", torch.zeros(obs_dim)), ("obs_std_O", torch.ones(obs_dim))):
+            self.register_buffer(name, value)
+        for name, number in (("return_mean", 0.0), ("return_std", 1.0), ("return_low", -1.0), ("return_high", 1.0)):
+            self.register_buffer(name, torch.tensor(number))
+        self.register_buffer("horizon", torch.tensor(1.0))
+        self.register_buffer("explore_target", torch.tensor(math.nan))
+        self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
+        self._make_prior(config, obs_dim)
+        self._make_return_heads(config)
+        self.generator = Generator(config, obs_dim, action_dim)
+        if not config.action_std:
+            self.action_log_std_A = nn.Parameter(torch.full((action_dim,), -0.7))
+        self.next_log_std_O = nn.Parameter(torch.zeros(obs_dim))
+
+    def _make_prior(self, config: GACConfig, obs_dim: int) -> None:
+        n, d, width = config.tokens, config.token_width, config.prior_width
+        if config.prior == "implicit":
+            self.prior_in, self.prior_obs = nn.Linear(d, width), nn.Linear(obs_dim, width)
+            self.prior_place_nC = nn.Parameter(0.02 * torch.randn(n, width))
+            self.prior_encoder = Encoder(width, config.prior_heads, config.prior_layers)
+            self.prior_out = nn.Linear(width, d)
+            with torch.no_grad():
+                self.prior_out.weight.mul_(0.5)
+                self.prior_out.bias.zero_()
+        elif config.prior == "explicit":
+            self.prior_law = perceptron(obs_dim, width, 2 * n * d, config.prior_layers + 1)
+            with torch.no_grad():
+                for parameter in self.prior_law[-1].parameters():
+                    parameter.mul_(0.1)  # begins near N(0, I)
+
+    def _make_return_heads(self, config: GACConfig) -> None:
+        additive = config.return_head == "additive"
+        inputs = config.token_width * (config.return_span if additive else config.return_count)
+        outputs = 1 if config.return_variance else 2
+        self.return_heads = nn.ModuleList(
+            perceptron(inputs, config.return_width, outputs, config.return_layers) for _ in range(config.return_heads)
+        )
+
+    @torch.no_grad()
+    def fit(self, summary: DataSummary) -> None:
+        """Takes the data's means, deviations and ranges into the buffers."""
+        self.obs_mean_O.copy_(torch.as_tensor(summary.obs_mean_O))
+        self.obs_std_O.copy_(torch.as_tensor(summary.obs_std_O))
+        self.return_mean.fill_(summary.return_mean)
+        self.return_std.fill_(summary.return_std)
+        self.return_low.fill_(summary.return_min)
+        self.return_high.fill_(summary.return_max)
+        self.horizon.fill_(float(summary.max_length))
+
+    def region(self) -> contextlib.AbstractContextManager[object]:
+        """bf16 autocast where the configuration asks for it and the parameters are on a GPU; nothing elsewhere."""
+        if self.config.autocast and self.obs_mean_O.is_cuda:
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def normalise_obs(self, obs: torch.Tensor) -> torch.Tensor:
+        """(..., O) in environment units to z-scores of the data."""
+        return (obs - self.obs_mean_O) / self.obs_std_O
+
+    def normalise_return(self, y: torch.Tensor) -> torch.Tensor:
+        """Returns in environment units to z-scores of the data."""
+        return (y - self.return_mean) / self.return_std
+
+    def denormalise_return(self, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of a return from z-scores to environment units."""
+        return mean * self.return_std + self.return_mean, variance * self.return_std.square()
+
+    def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
+        """z (B, n, d) = T_alpha(z0, s_0) [P, L]; obs0_BO in environment units.
+
+        implicit: z0 plus what a bidirectional Transformer over its tokens and one of s_0 gives; explicit:
+        mu(s_0) + sigma(s_0) z0; standard: z0 itself.
+        """
+        if self.config.prior == "standard":
+            return z0_Bnd
+        obs_BO, n = self.normalise_obs(obs0_BO), self.config.tokens
+        with self.region():
+            if self.config.prior == "explicit":
+                mean_Bnd, log_std_Bnd = self.prior_law(obs_BO).float().view(-1, n, 2 * z0_Bnd.shape[-1]).chunk(2, -1)
+                return mean_Bnd + log_std_Bnd.exp() * z0_Bnd
+            x = torch.cat([self.prior_in(z0_Bnd) + self.prior_place_nC, self.prior_obs(obs_BO).unsqueeze(1)], 1)
+            return z0_Bnd + self.prior_out(self.prior_encoder(x)[:, :n]).float()
+
+    def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance (K, B) of the z-scored return by each of the K return heads."""
+        config, read_Bmd = self.config, z_Bnd[:, : self.config.return_count]
+        with self.region():
+            if config.return_head == "additive":
+                side = config.return_span // 2
+                near = torch.arange(-side, side + 1, device=z_Bnd.device)
+                index = (torch.arange(read_Bmd.shape[1], device=z_Bnd.device).unsqueeze(1) + near).clamp(
+                    0, read_Bmd.shape[1] - 1
+                )
+                spans = read_Bmd[:, index].flatten(2) if side else read_Bmd
+                out_KBo = torch.stack([head(spans).float().mean(1) for head in self.return_heads])
+                mean_KB = out_KBo[..., 0] * ADDITIVE_SCALE
+            else:
+                out_KBo = torch.stack([head(read_Bmd.flatten(1)).float() for head in self.return_heads])
+                mean_KB = out_KBo[..., 0]
+        if config.return_variance:
+            return mean_KB, torch.full_like(mean_KB, math.log(config.return_variance))
+        return mean_KB, out_KBo[..., 1].clamp(*LOG_VARIANCE_RANGE)
+
+    def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance (B,) of the z-scored return p_gamma(y | z); of a mixture where there are several heads."""
+        mean_KB, log_variance_KB = self.return_terms(z_Bnd)
+        if len(mean_KB) == 1:
+            return mean_KB[0], log_variance_KB[0]
+        return mean_KB.mean(0), (log_variance_KB.exp().mean(0) + mean_KB.var(0, correction=0)).log()
+
+    def log_prob_return(self, y_B: torch.Tensor, z_Bnd: torch.Tensor) -> torch.Tensor:
+        """log p_gamma(y | z) (B,) of returns in environment units, as a density of the z-scored return.
+
+        Several heads: the mean of their log densities, so that each learns as if it were alone.
+        """
+        mean_KB, log_variance_KB = self.return_terms(z_Bnd)
+        return gaussian_log_prob(self.normalise_return(y_B), mean_KB, log_variance_KB).mean(0)
+
+    def memory(self, z_Bnd: torch.Tensor) -> Memory:
+        """What the generator reads of the plans, computed once a plan."""
+        with self.region():
+            return self.generator.memory(z_Bnd[:, self.config.generator_first :])
+
+    def generate(
+        self,
+        memory: Memory,
+        obs_BSO: torch.Tensor,
+        action_BSA: torch.Tensor,
+        time_BS: torch.Tensor,
+        padding_BS: torch.Tensor | None = None,
+    ) -> Generated:
+        """Teacher-forced means of actions and displacements, from a causal window of consecutive steps.
+
+        Args:
+            memory: of the B plans.
+            obs_BSO: in environment units.
+            action_BSA: the actions taken; a step's own is not seen by its outputs.
+            time_BS: int64 steps since the episode's start.
+            padding_BS: bool, True where there is no step; None: all are real.
+        """
+        with self.region():
+            made = self.generator.fold(
+                memory, self.normalise_obs(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
+            )
+        return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
+
+    def generate_rows(
+        self, memory: Memory, obs_RSO: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
+    ) -> Generated:
+        """``generate`` for rows that belong together as ``rows`` says."""
+        with self.region():
+            made = self.generator(memory, self.normalise_obs(obs_RSO), action_RSA, time_RS / self.horizon, rows)
+        return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
+
+    def new_cache(self, envs: int) -> Cache:
+        """For ``step`` in ``envs`` environments; an episode that begins anew, at time 0, needs no clearing."""
+        return Cache(self.config, envs, self.action_dim, self.obs_mean_O)
+
+    def step(
+        self, memory: Memory, cache: Cache, obs_EO: torch.Tensor, time_E: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean actions (E, A) and displacements (E, O), equal to ``generate`` on the whole episode to rounding.
+
+        Args:
+            memory: of the E plans.
+            cache: of ``new_cache``; changed in place. Between two steps it is told the action by ``observe_action``.
+            obs_EO: in environment units.
+            time_E: int64, 0 at an episode's first step, one more with each call.
+        """
+        with self.region():
+            made = self.generator.step(memory, cache, self.normalise_obs(obs_EO), time_E, 1.0 / self.horizon)
+        return made.action_BSA[:, 0].float(), made.next_obs_BSO[:, 0].float()
+
+    def observe_action(self, cache: Cache, action_EA: torch.Tensor) -> None:
+        """Tells the cache what was done; it becomes a token together with the next state."""
+        cache.action_EA.copy_(action_EA)
+
+    def action_log_variance(self) -> torch.Tensor:
+        """(A,), or (1,) where the deviation is fixed."""
+        if self.config.action_std:
+            return self.obs_mean_O.new_full((1,), 2 * math.log(self.config.action_std))
+        return 2 * self.action_log_std_A.clamp(min=LEAST_LOG_STD)
+
+    def next_log_variance(self) -> torch.Tensor:
+        """(O,) of the displacement in data deviations."""
+        return 2 * self.next_log_std_O.clamp(min=LEAST_LOG_STD)
+
+    def displacement(self, obs: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """What the next-state head predicts: (later - obs) in data deviations, (..., O)."""
+        return (later - obs) / self.obs_std_O
+
+    def surprise_of(self, predicted: torch.Tensor, obs: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """How far a displacement lies from its prediction (...): mean over O of the squared standardised error.
+
+        ``later`` is the observation ``next_state_steps`` after ``obs``, both in environment units.
+        """
+        error = self.displacement(obs, later) - predicted
+        return (error.square() * (-self.next_log_variance()).exp()).mean(-1)
+
+    def log_prob_trajectory(
+        self,
+        z_Bnd: torch.Tensor,
+        obs_BSO: torch.Tensor,
+        action_BSA: torch.Tensor,
+        time_BS: torch.Tensor,
+        padding_BS: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """log p_beta(tau | z) (B,) of consecutive steps: actions, and displacements within them by their weight."""
+        made = self.generate(self.memory(z_Bnd), obs_BSO, action_BSA, time_BS, padding_BS)
+        real_BS = torch.ones_like(time_BS, dtype=torch.float32) if padding_BS is None else (~padding_BS).float()
+        total_BS = gaussian_log_prob(action_BSA, made.action_BSA, self.action_log_variance()).sum(-1) * real_BS
+        ahead = self.config.next_state_steps
+        if self.config.next_state_weight and obs_BSO.shape[1] > ahead:
+            moved = self.displacement(obs_BSO[:, :-ahead], obs_BSO[:, ahead:])
+            log_prob = gaussian_log_prob(moved, made.next_obs_BSO[:, :-ahead], self.next_log_variance()).sum(-1)
+            total_BS = total_BS + F.pad(self.config.next_state_weight * log_prob * real_BS[:, ahead:], (0, ahead))
+        return total_BS.sum(1)
