@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from algorithms.gac.planning import PlanningConfig
 from replay.option import option, too_low
 
 CHOICES = {
@@ -23,7 +24,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GACConfig:
+class GACConfig(PlanningConfig):
     """The latent plan, its prior, the two heads that read it, local posteriors and the outer step.
 
     Defaults are the ``cpu`` preset's [C]; ``paper`` has the sizes of [LPT] and the schedule of [L].
@@ -169,7 +170,7 @@ class GACConfig:
             )
             if not inside
         ]
-        return found + self._mismatches()
+        return found + self._mismatches() + self.planning_problems()
 
     def _mismatches(self) -> list[str]:
         found = [
