@@ -112,7 +112,7 @@ def staging(dataset_id: str) -> Iterator[Path]:
     """An empty folder for a dataset that is being written, on the disk of the others; gone at the end."""
     base = datasets_root() / STAGING
     base.mkdir(parents=True, exist_ok=True)
-    name = check_id(dataset_id).replace("/", "--")
+    name = _slug(dataset_id)
     with open(base / f"{name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,27 +130,31 @@ def staging(dataset_id: str) -> Iterator[Path]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def publish(stage: Path, dataset_id: str, force: bool) -> None:
-    """Puts what ``staging`` holds in place of the id, synced; an older dataset goes when the new one is there."""
-    _sync(stage)
+def publish(folder: Path, dataset_id: str, force: bool) -> None:
+    """Puts ``folder``, made inside ``staging``, in place of the id, synced; an older dataset goes when the new one is there."""
+    _sync(folder)
     check_can_write(dataset_id, force)
     root, target = datasets_root(), datasets_root() / dataset_id
-    for folder in reversed(target.relative_to(root).parents[:-1]):
-        (root / folder).mkdir(exist_ok=True)
-        if not (root / folder / NAMESPACE).exists():
-            (root / folder / NAMESPACE).write_text("{}")
-    old = stage.with_name(stage.name + ".old")
+    for parent in reversed(target.relative_to(root).parents[:-1]):
+        (root / parent).mkdir(exist_ok=True)
+        if not (root / parent / NAMESPACE).exists():
+            (root / parent / NAMESPACE).write_text("{}")
+    old = root / STAGING / f"{_slug(dataset_id)}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)
     try:
-        os.rename(stage, target)
+        os.rename(folder, target)
     except OSError:
         if old.exists():
             os.rename(old, target)
         raise
     fsync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _slug(dataset_id: str) -> str:
+    return check_id(dataset_id).replace("/", "--")
 
 
 def _new_storage(data: Path, layout: EpisodeLayout, env_spec: EnvSpec) -> Any:
