@@ -1,0 +1,134 @@
+"""Behaviour cloning, of all episodes or of the best: the policy that answers an observation as the data did.
+
+Letters: B episodes, P points of each, E environments, O, A.
+The loss is the mean squared error (a Gaussian of fixed variance), so where the data does several things the policy
+does their mean. %BC (Chen et al., 2021, section 5.1) imitates the episodes whose return reaches a percentile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms import matmul
+from algorithms.imitation import perceptron
+from algorithms.imitation.agent import Error, ImitationAgent
+from algorithms.imitation.config import CloningConfig
+from algorithms.imitation.losses import action_error
+from algorithms.imitation.segments import draw_points
+from algorithms.interface import Aim, Collective
+from algorithms.policy import load_by_name
+from replay.trajectories import DataSummary, Stamp, Trajectories
+
+NOWHERE = float("nan")
+
+
+class BehaviourCloning(ImitationAgent):
+    """The learner of bc and, with ``percent`` under 100, of percent-bc; contract: algorithms.interface.EpisodeAgent.
+
+    An episode below the threshold keeps its P points in the batch, with weight 0, and the error's mean is over the points
+    that have weight. So the shape of an update never depends on the data and learners of any number compute the same;
+    about ``percent`` of a batch's B P points count (metric ``imitated``). Episodes that tie with the threshold all count.
+
+    Raises ValueError with every problem of ``config`` at once.
+    """
+
+    def __init__(
+        self,
+        config: CloningConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        collective: Collective | None = None,
+    ) -> None:
+        config.check()
+        self.config = config
+        super().__init__(
+            config,
+            _initial(config, obs_dim, action_dim, seed),
+            _no_data(obs_dim) | {"least_return": torch.full((), -torch.finfo(torch.float32).max)},
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            device=device,
+            seed=seed,
+            collective=collective,
+        )
+
+    def _statistics(self, summary: DataSummary) -> dict[str, object]:
+        if self.config.percent == 100:
+            return {}  # episodes that come later and are worse than all of the dataset count too
+        quantiles = summary.return_quantiles
+        least = np.interp(100 - self.config.percent, np.linspace(0, 100, len(quantiles)), quantiles)
+        # Returns arrive rounded to float32: the last episode above the threshold must not fall under it.
+        return {"least_return": least - 1e-6 * max(abs(summary.return_min), abs(summary.return_max))}
+
+    def _error(self, batch: Trajectories) -> Error:
+        points = draw_points(batch, self._uniform(len(batch), self.config.points), self.obs_dim, self.action_dim)
+        weight_B = (batch.return_B >= self.data["least_return"]).float()
+        weight_BP = weight_B[:, None].expand(-1, self.config.points)
+        obs_BPO = (points.obs_BPO - self.data["obs_mean"]) / self.data["obs_std"]
+        predicted_RA = perceptron.predict(self.parameters.named, obs_BPO.flatten(0, 1), self.config.layers)
+        total = action_error(predicted_RA, points.action_BPA.flatten(0, 1), weight_BP.flatten())
+        return Error(total=total, weight=weight_BP.sum(), possible=weight_BP.numel())
+
+
+class PercentCloning(BehaviourCloning):
+    """Behaviour cloning under the name that its ``PercentCloningConfig`` goes by."""
+
+
+class CloningPolicy:
+    """A cloned policy for acting; contract: algorithms.interface.EpisodePolicy. It carries nothing through an episode.
+
+    Actions of one environment are the same beside any number of others up to float32 rounding of matrix products.
+    """
+
+    def __init__(self, config: CloningConfig, obs_dim: int, action_dim: int) -> None:
+        config.check()
+        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, Aim()
+        self._matmul = matmul.choose(config.matmul)
+        self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim) | {"least_return": torch.zeros(())}
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
+        load_by_name(self._weights, weights)
+
+    def reset(self, num_envs: int) -> None:
+        """Nothing to forget."""
+
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
+        """Stamps without a target; raises ValueError when the aim asks for one, or for a mode."""
+        if self.aim != Aim():
+            raise ValueError(
+                f"behaviour cloning was asked for {self.aim}, expected neither a mode nor a target: it repeats what the "
+                "data does and can aim at nothing; drop them, or take dt or gac"
+            )
+        return [Stamp(episode=-1, mode="", target=NOWHERE, predicted=NOWHERE, variance=NOWHERE) for _ in env_K]
+
+    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
+        """Actions (E, A), float32, in [-1, 1]; the mean of what the data does."""
+        with torch.inference_mode(), matmul.library(self._matmul):
+            obs = torch.from_numpy(np.asarray(obs_EO, np.float32))
+            obs = (obs - self._weights["obs_mean"]) / self._weights["obs_std"]
+            return perceptron.predict(self._weights, obs, self.config.layers).numpy()
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Empty: the next actions depend on the observations alone."""
+        return {}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``get_state`` gave; raises ValueError for anything else."""
+        if state:
+            raise ValueError(f"a cloned policy was given state {sorted(state)}, expected none: it is another policy's")
+
+
+def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return perceptron.initial_parameters(obs_dim, action_dim, layers=config.layers, width=config.width, draw=draw)
+
+
+def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
+    return {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim)}

@@ -1,0 +1,208 @@
+"""The decision transformer: what to do next, given what was done and how much return is still asked for.
+
+Letters: B episodes, G windows, K steps of the context, E environments, S steps looked at, O, A.
+Source: Chen et al. (2021), "Decision Transformer: Reinforcement Learning via Sequence Modeling". The return-to-go is the
+REAL one, from the rewards of each step, in training and in acting. Ours: returns are scaled by the largest of the
+dataset (theirs by a constant an environment), and the default target is the dataset's best return.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms import matmul
+from algorithms.imitation import transformer
+from algorithms.imitation.agent import Error, ImitationAgent
+from algorithms.imitation.config import TransformerConfig
+from algorithms.imitation.history import History
+from algorithms.imitation.losses import action_error
+from algorithms.imitation.segments import draw_segments
+from algorithms.imitation.transformer import Window
+from algorithms.interface import Aim, Collective
+from algorithms.policy import load_by_name
+from replay.trajectories import DataSummary, Stamp, Trajectories
+
+
+class DecisionTransformer(ImitationAgent):
+    """The learner of dt; contract: algorithms.interface.EpisodeAgent.
+
+    Raises ValueError with every problem of ``config`` at once.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        collective: Collective | None = None,
+    ) -> None:
+        config.check()
+        self.config = config
+        super().__init__(
+            config,
+            _initial(config, obs_dim, action_dim, seed),
+            _no_data(obs_dim),
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            device=device,
+            seed=seed,
+            collective=collective,
+        )
+
+    def _statistics(self, summary: DataSummary) -> dict[str, object]:
+        config = self.config
+        if summary.max_length > config.max_steps:
+            raise ValueError(
+                f"the dataset's longest episode has {summary.max_length} steps, expected at most max_steps "
+                f"({config.max_steps}): later steps would look alike to the policy; set max_steps={summary.max_length}"
+            )
+        quantiles = summary.return_quantiles
+        target = np.interp(config.target_percentile, np.linspace(0, 100, len(quantiles)), quantiles)
+        scale = max(abs(summary.return_min), abs(summary.return_max), 1e-6)
+        return {"return_scale": scale, "return_target": target}
+
+    def _error(self, batch: Trajectories) -> Error:
+        config, data = self.config, self.data
+        noise_BP = self._uniform(len(batch), config.segments)
+        drawn = draw_segments(batch, noise_BP, config.context, self.obs_dim, self.action_dim)
+        window = Window(
+            to_go_BS=drawn.to_go_GK / data["return_scale"],
+            obs_BSO=(drawn.obs_GKO - data["obs_mean"]) / data["obs_std"],
+            action_BSA=drawn.action_GKA,
+            time_BS=drawn.time_GK.clamp_max(config.max_steps - 1),
+        )
+        predicted_GKA = transformer.predict(
+            self.parameters.named,
+            window,
+            layers=config.layers,
+            heads=config.heads,
+            drop=self._drop if config.dropout else None,
+        )
+        weight_GK = drawn.valid_GK.float()
+        total = action_error(predicted_GKA, drawn.action_GKA, weight_GK)
+        return Error(total=total, weight=weight_GK.sum(), possible=weight_GK.numel())
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        share = self.config.dropout
+        return x * (self._uniform(*x.shape) >= share) * (1.0 / (1.0 - share))
+
+
+class DecisionTransformerPolicy:
+    """A decision transformer for acting; contract: algorithms.interface.EpisodePolicy.
+
+    ``aim.target_return`` is what an episode is asked for; None: the dataset's percentile that the learner was told. A
+    target beyond the data is taken as it is: what the policy then does is extrapolation.
+
+    Each step evaluates the window of the last K steps anew, batched over the environments. That is what the network was
+    trained on. Keys and values kept from earlier steps would not be: past the first K steps those of the second block
+    on would still have seen what the window has forgotten.
+    Actions of one environment are the same beside any number of others up to float32 rounding of matrix products.
+    """
+
+    def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
+        config.check()
+        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, Aim()
+        self._matmul = matmul.choose(config.matmul)
+        self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
+        self.reset(0)
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
+        load_by_name(self._weights, weights)
+
+    def reset(self, num_envs: int) -> None:
+        """Forgets all windows; every environment must ``begin`` before the next ``act``."""
+        self._history = History.empty(num_envs, self.config.context, self.obs_dim, self.action_dim)
+
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
+        """Stamps with the return asked for; nothing is drawn. Raises ValueError for an aim that cannot be followed."""
+        target = self._target()
+        self._history.begin(env_K, target)
+        nan = float("nan")
+        return [Stamp(episode=-1, mode="", target=target, predicted=nan, variance=nan) for _ in env_K]
+
+    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
+        """Actions (E, A), float32, in [-1, 1]. Raises RuntimeError where an environment has not begun."""
+        history = self._history
+        if len(obs_EO) != len(history.length_E) or (history.length_E < 0).any():
+            waiting = np.flatnonzero(history.length_E < 0).tolist()
+            raise RuntimeError(
+                f"act got {len(obs_EO)} observations for {len(history.length_E)} environments, of which {waiting} have "
+                "not begun: there is no return to ask for; call reset with their number, and begin for each"
+            )
+        history.observe(obs_EO, reward_E)
+        with torch.inference_mode(), matmul.library(self._matmul):
+            config, window = self.config, self._window(int(history.length_E.max()))
+            predicted_ESA = transformer.predict(
+                self._weights, window, layers=config.layers, heads=config.heads, drop=None
+            )
+        action_EA = predicted_ESA.numpy()[np.arange(len(obs_EO)), history.length_E - 1]
+        history.acted(action_EA)
+        return action_EA
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The windows of all environments, by name, as copies."""
+        return {field.name: getattr(self._history, field.name).copy() for field in dataclasses.fields(History)}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``get_state`` gave, for any number of environments; raises ValueError for anything else."""
+        own = History.empty(len(state.get("length_E", ())), self.config.context, self.obs_dim, self.action_dim)
+        expected = {field.name: getattr(own, field.name) for field in dataclasses.fields(History)}
+        given = {name: (array.shape, array.dtype) for name, array in state.items()}
+        if given != {name: (array.shape, array.dtype) for name, array in expected.items()}:
+            raise ValueError(
+                f"a decision transformer was given state {given}, expected shapes and dtypes of "
+                f"{ {name: (array.shape, str(array.dtype)) for name, array in expected.items()} }: episodes cannot go on "
+                "from it; build the policy with the configuration that the state was made with"
+            )
+        self._history = History(**{name: array.copy() for name, array in state.items()})
+
+    def _target(self) -> float:
+        if self.aim.mode:
+            raise ValueError(
+                f"a decision transformer was asked for mode {self.aim.mode!r}, expected none: it infers no plan; drop the "
+                "mode, and give a target return alone"
+            )
+        if self.aim.target_return is None:
+            return float(self._weights["return_target"])
+        if not math.isfinite(self.aim.target_return):
+            raise ValueError(
+                f"the target return is {self.aim.target_return}, expected a finite number: no action follows from it; "
+                "give one in the environment's units, or none for the dataset's best"
+            )
+        return float(self.aim.target_return)
+
+    def _window(self, steps: int) -> Window:
+        history, weights = self._history, self._weights
+        obs_ESO = torch.from_numpy(history.obs_EKO[:, :steps])
+        to_go_ES = torch.from_numpy(history.to_go_EK[:, :steps].astype(np.float32))
+        return Window(
+            to_go_BS=to_go_ES / weights["return_scale"],
+            obs_BSO=(obs_ESO - weights["obs_mean"]) / weights["obs_std"],
+            action_BSA=torch.from_numpy(history.action_EKA[:, :steps]),
+            time_BS=torch.from_numpy(history.time_ES(steps).clip(0, self.config.max_steps - 1)),
+        )
+
+
+def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
+    return transformer.initial_parameters(
+        obs_dim,
+        action_dim,
+        width=config.width,
+        layers=config.layers,
+        max_steps=config.max_steps,
+        draw=torch.Generator().manual_seed(seed),
+    )
+
+
+def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
+    ones = {name: torch.ones(()) for name in ("return_scale", "return_target")}
+    return {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim), **ones}
