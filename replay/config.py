@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from replay.limiter import feasible_tolerance
-from replay.option import option
+from replay.option import option, too_low
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,4 +108,29 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         """Every value with which no batch could be drawn, with its fix; empty when there is none."""
-        return []
+        found = too_low(
+            self,
+            (
+                ("offline_capacity_rows", 1, "no episode of the dataset could be held"),
+                ("refresh_episodes", 1, "what does not fit into memory would never be drawn"),
+            ),
+        )
+        if not (0 <= self.offline_fraction <= 1 or self.offline_fraction == -1):
+            found.append(
+                f"offline_fraction is {self.offline_fraction}, expected 0 to 1, or -1: it is a share of each batch; set 0.5, or -1 "
+                "to draw from dataset and online episodes as from one"
+            )
+        if self.sampling not in ("length", "uniform", "return"):
+            found.append(
+                f"sampling is {self.sampling!r}, expected length, uniform or return: no episode could be drawn; set one of them"
+            )
+        if not 0 < self.return_temperature < float("inf"):
+            found.append(
+                f"return_temperature is {self.return_temperature}, expected a positive number: returns are divided by it; set 1.0, "
+                "higher for more even draws"
+            )
+        if not 0 <= self.target_quantile <= 1:
+            found.append(
+                f"target_quantile is {self.target_quantile}, expected 0 to 1: no return would be asked for; set 0.9"
+            )
+        return found

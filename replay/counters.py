@@ -42,6 +42,15 @@ class ShardStats:
     writers: int  # incarnations remembered
     last_seen_s: dict[int, float]  # worker -> monotonic clock of the shard when a chunk of it last came
     stats_dropped: int  # worker reports overwritten before anybody drained them
+    episodes: int = 0  # held, of a shard of whole episodes; this and all below
+    offline_episodes: int = 0  # of these from a dataset; rows of a dataset are in size, capacity and bytes alone
+    stored_episodes: int = 0  # online, over its life
+    episode_rows: int = 0  # stored_rows = episode_rows (in stored_episodes) + open_rows + the sum of lost_rows, always
+    open_rows: int = 0  # of episodes that are not over
+    open_episodes: int = 0
+    lost_rows: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason, see episode_assembly
+    sampled_episodes: int = 0
+    stage: int = 0  # newest online stage whose gathering has begun
 
 
 class Blocked:

@@ -1,0 +1,223 @@
+"""Episodes that are on their way: rows come chunk by chunk, an episode is whole when its flag has come and nothing is missing.
+
+Letters: F row width of what is kept, T steps of an episode.
+
+Chunks of a writer may come late and in another order, so an episode may have a hole for a while. What can never become whole is
+dropped with all its rows, and counted by reason:
+
+    cut           the worker refused a row and ended the episode there (CUT)
+    start_lost    its first rows did not come within LATE chunks of its writer: an earlier chunk was lost or rejected
+    gap           the same of rows in its middle
+    end_lost      nothing of it came with the last LATE chunks of its writer
+    replaced      its worker began anew, with a higher incarnation
+    too_long      it has more rows than the ring
+    crowded       the unfinished episodes together have more rows than the ring; the longest goes
+    inconsistent  it has a step twice, or rows after its end
+
+rows received = rows in whole episodes + rows open + rows dropped, always.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from replay.chunk import CUT, Chunk
+from replay.trajectories import Stamp
+
+LATE = 64  # chunks of one writer by which another may come late; a courier waits for an answer after far fewer
+Writer = tuple[int, int]  # worker, incarnation
+
+
+class Whole(NamedTuple):
+    """An episode from its first row to its flagged last one."""
+
+    episode: int
+    rows_TF: np.ndarray  # float32
+    flag: int
+    version: int  # of the policy that made its first row
+    stamp: Stamp | None
+
+
+@dataclasses.dataclass
+class _Open:
+    touched: int  # newest sequence that brought rows
+    hole: int | None = None  # sequence since which rows are missing
+    pieces: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)  # by first step
+    rows: int = 0
+    end: int = 0  # one above the highest step seen
+    flag: int = 0
+    last: int = 0  # one above the flagged step
+    version: int = -1
+    stamp: Stamp | None = None
+    lost: str = ""  # why its rows are dropped, those that still come too
+
+    def fault(self) -> str:
+        """Why this episode can never be whole, as far as its own rows tell."""
+        if self.flag & CUT:
+            return "cut"
+        ordered = sorted((first, first + len(rows)) for first, rows in self.pieces.items())
+        overlap = any(end > first for (_, end), (first, _) in pairwise(ordered))
+        return "inconsistent" if overlap or self.end > self.last > 0 else ""
+
+
+class Assembly:
+    """Unfinished episodes of one shard.
+
+    Args:
+        width: F, the columns of a packed row that are kept, from the first.
+        capacity: rows kept at most, of one episode and of all together.
+    """
+
+    def __init__(self, width: int, capacity: int) -> None:
+        self.width, self.capacity = width, capacity
+        self.rows = 0  # open
+        self.dropped: Counter[str] = Counter()  # rows by reason
+        self._highest: dict[Writer, int] = {}  # sequence, of the writers with open episodes
+        self._open: dict[Writer, dict[int, _Open]] = {}
+        self._incarnation: dict[int, int] = {}  # newest of each worker
+
+    @property
+    def episodes(self) -> int:
+        """Unfinished episodes that may still become whole."""
+        return sum(not each.lost for open_ in self._open.values() for each in open_.values())
+
+    def add(self, chunk: Chunk) -> list[Whole]:
+        """Takes the rows of a sound chunk that is not a repeat; the episodes that are whole with it, in its order."""
+        writer = chunk.worker, chunk.incarnation
+        newest = self._incarnation.get(chunk.worker, -1)
+        if chunk.incarnation > newest >= 0:
+            self._give_up(chunk.worker, newest)
+        self._incarnation[chunk.worker] = max(newest, chunk.incarnation)
+        self._highest[writer] = max(self._highest.get(writer, -1), chunk.sequence)
+        stamps = {int(id_): Stamp(int(id_), mode, *map(float, rest)) for id_, mode, *rest in chunk.stamps}
+        change_N = np.flatnonzero(chunk.episode_N[1:] != chunk.episode_N[:-1]) + 1
+        bounds = [0, *change_N.tolist(), len(chunk.episode_N)]
+        done = [self._take(chunk, writer, start, stop, stamps) for start, stop in pairwise(bounds)]
+        self._prune(writer)
+        if chunk.incarnation < newest:
+            self._give_up(*writer)
+        self._thin_out()
+        return [whole for whole in done if whole is not None]
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the rows; JSON-able."""
+        return {
+            "dropped": dict(self.dropped),
+            "incarnation": list(self._incarnation.items()),
+            "writers": [
+                [*writer, self._highest[writer], [[episode, *_record(each)] for episode, each in open_.items()]]
+                for writer, open_ in self._open.items()
+            ],
+        }
+
+    def open_rows(self) -> np.ndarray:
+        """(rows, F) float32: all open rows, in the order of ``state``."""
+        pieces = [rows for open_ in self._open.values() for each in open_.values() for rows in each.pieces.values()]
+        return np.concatenate([np.zeros((0, self.width), np.float32), *pieces])
+
+    def load_state(self, state: dict[str, Any], rows_NF: np.ndarray) -> None:
+        """Takes what ``state`` and ``open_rows`` gave."""
+        self.dropped = Counter(state["dropped"])
+        self._incarnation = {int(worker): int(incarnation) for worker, incarnation in state["incarnation"]}
+        self._highest, self._open, self.rows = {}, {}, 0
+        for worker, incarnation, highest, records in state["writers"]:
+            self._highest[worker, incarnation] = highest
+            open_ = self._open[worker, incarnation] = {}
+            for episode, *record in records:
+                open_[episode] = each = _restore(record, rows_NF[self.rows :])
+                self.rows += each.rows
+
+    def _take(self, chunk: Chunk, writer: Writer, start: int, stop: int, stamps: dict[int, Stamp]) -> Whole | None:
+        """Adds the run of rows start..stop of one episode; the episode, if it is whole now."""
+        episode, first = int(chunk.episode_N[start]), int(chunk.step_N[start])
+        open_ = self._open.setdefault(writer, {})
+        each = open_.setdefault(episode, _Open(touched=chunk.sequence))
+        each.touched = max(each.touched, chunk.sequence)
+        if each.lost:
+            self.dropped[each.lost] += stop - start
+            return None
+        each.rows += stop - start
+        self.rows += stop - start
+        twice = first in each.pieces
+        if not twice:
+            each.pieces[first] = chunk.rows_ND[start:stop, : self.width].copy()
+        each.end = max(each.end, first + stop - start)
+        if chunk.flag_N[stop - 1]:
+            each.flag, each.last = int(chunk.flag_N[stop - 1]), first + stop - start
+        if first == 0:
+            each.version, each.stamp = chunk.version, stamps.get(episode)
+        if each.rows > self.capacity:
+            self._lose(each, "too_long")
+        elif twice or (each.flag & CUT) or each.rows > each.end:
+            self._lose(each, each.fault() or "inconsistent")
+        elif each.rows < each.end:
+            each.hole = self._highest[writer] if each.hole is None else each.hole
+        elif each.flag:
+            return self._finish(open_, episode)
+        else:
+            each.hole = None
+        return None
+
+    def _finish(self, open_: dict[int, _Open], episode: int) -> Whole | None:
+        each = open_[episode]
+        if fault := each.fault():
+            self._lose(each, fault)
+            return None
+        del open_[episode]
+        self.rows -= each.rows
+        rows_TF = np.concatenate([each.pieces[first] for first in sorted(each.pieces)])
+        return Whole(episode, rows_TF, each.flag, each.version, each.stamp)
+
+    def _lose(self, each: _Open, reason: str) -> None:
+        """Drops an episode's rows. It is remembered for LATE chunks, so that what still comes of it is dropped at once."""
+        self.dropped[reason] += each.rows
+        self.rows -= each.rows
+        each.pieces.clear()
+        each.rows, each.lost = 0, reason
+
+    def _prune(self, writer: Writer) -> None:
+        """Drops the writer's episodes that have waited too long."""
+        before, open_ = self._highest[writer] - LATE, self._open[writer]
+        for episode, each in list(open_.items()):
+            if each.lost:
+                if each.touched <= before:
+                    del open_[episode]
+            elif each.hole is not None and each.hole <= before:
+                self._lose(each, "gap" if 0 in each.pieces else "start_lost")
+            elif each.touched <= before:
+                self._lose(each, "end_lost")
+
+    def _give_up(self, worker: int, incarnation: int) -> None:
+        """Drops what is open of a writer that was replaced."""
+        self._highest.pop((worker, incarnation), None)
+        for each in self._open.pop((worker, incarnation), {}).values():
+            self._lose(each, each.lost or "replaced")
+
+    def _thin_out(self) -> None:
+        while self.rows > self.capacity:
+            self._lose(
+                max((e for open_ in self._open.values() for e in open_.values()), key=lambda e: e.rows), "crowded"
+            )
+
+
+def _record(each: _Open) -> list[Any]:
+    """An open episode without its rows, as a JSON list."""
+    pieces = [[first, len(rows)] for first, rows in each.pieces.items()]
+    stamp = None if each.stamp is None else list(each.stamp)
+    return [each.touched, each.hole, each.end, each.flag, each.last, each.version, stamp, each.lost, pieces]
+
+
+def _restore(record: list[Any], rows_NF: np.ndarray) -> _Open:
+    """What ``_record`` was made of; its rows are the first of ``rows_NF``."""
+    touched, hole, end, flag, last, version, stamp, lost, pieces = record
+    each = _Open(touched=touched, hole=hole, end=end, flag=flag, last=last, version=version, lost=lost)
+    each.stamp = None if stamp is None else Stamp(*stamp)
+    for first, length in pieces:
+        each.pieces[first] = rows_NF[each.rows : each.rows + length].copy()
+        each.rows += length
+    return each
