@@ -16,9 +16,10 @@ from gymnasium.vector.utils import batch_space
 
 from rollout_workers.batch_env import EnvError
 from rollout_workers.env_registry import find_env
+from rollout_workers.fixed_goal import ENTRY_POINT as _FIXED_GOAL
 from rollout_workers.generator_state import pack_generator, unpack_generator
 from rollout_workers.mujoco_stack import MujocoStack
-from rollout_workers.point_maze import PointMaze
+from rollout_workers.point_maze import FixedGoalPointMaze, PointMaze
 from rollout_workers.tasks import Outcome, Task
 from rollout_workers.tasks_balance import InvertedDoublePendulum, InvertedPendulum
 from rollout_workers.tasks_locomotion import Ant, HalfCheetah, Hopper, Humanoid, Swimmer, Walker2d
@@ -37,8 +38,12 @@ _TASKS: dict[Any, Callable[[Any], Task]] = {  # by the entry point of Gymnasium'
     _MUJOCO + "reacher_v5:ReacherEnv": Reacher,
     _MUJOCO + "pusher_v5:PusherEnv": Pusher,
     "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv": PointMaze,
+    _FIXED_GOAL: FixedGoalPointMaze,
 }
-_KNOWN_KWARGS: dict[Any, set[str]] = {PointMaze: {"maze_map", "reward_type"}}  # the others: none
+_KNOWN_KWARGS: dict[Any, set[str]] = {  # the others: none
+    PointMaze: {"maze_map", "reward_type"},
+    FixedGoalPointMaze: {"maze_id", "goal_cell"},
+}
 
 
 def has_fast_path(env_id: str) -> bool:

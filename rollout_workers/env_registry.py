@@ -16,16 +16,19 @@ def find_env(env_id: str) -> EnvSpec:
     """Gymnasium's registration of ``env_id``.
 
     ``module:Id`` imports ``module`` first, as gymnasium.make does. gymnasium_robotics (PointMaze, AntMaze, Fetch, ...)
-    and shimmy (dm_control/...) are imported only when an id is not registered without them. EnvError when
-    there is no such environment, with the nearest ids.
+    and shimmy (dm_control/...) are imported only when an id is not registered without them, this project's mazes
+    (FixedGoal/...) when an id names them. EnvError when there is no such environment, with the nearest ids, and
+    when a package that it needs is missing.
     """
     module, _, name = env_id.rpartition(":")
     if module:
         _import_module(module, env_id)
     elif name.startswith("dm_control/"):
         _register_dm_control(env_id)
+    elif name.startswith("FixedGoal/"):
+        _register_fixed_goal(env_id)
     elif name not in gym.registry:
-        _register_robotics()
+        _register_robotics(env_id)
     try:
         return gym.spec(name)
     except gym.error.Error as error:
@@ -52,10 +55,21 @@ def _import_module(module: str, env_id: str) -> None:
         ) from error
 
 
-def _register_robotics() -> None:
-    if not any(known.startswith("PointMaze_") for known in gym.registry):
-        robotics = importlib.import_module("gymnasium_robotics")
-        gym.register_envs(robotics)
+def _register_robotics(env_id: str) -> None:
+    if any(known.startswith("PointMaze_") for known in gym.registry):
+        return
+    if importlib.util.find_spec("gymnasium_robotics") is None:
+        raise EnvError(
+            f"{env_id} is not one of Gymnasium's own environments, and gymnasium-robotics, which has PointMaze and the "
+            "like, is not installed, expected to be: it cannot be made; pip install -c constraints.txt "
+            "gymnasium-robotics, or correct the id"
+        )
+    gym.register_envs(importlib.import_module("gymnasium_robotics"))
+
+
+def _register_fixed_goal(env_id: str) -> None:
+    _register_robotics(env_id)
+    importlib.import_module("rollout_workers.fixed_goal")
 
 
 def _register_dm_control(env_id: str) -> None:

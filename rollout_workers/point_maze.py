@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rollout_workers.fixed_goal import draw_start
 from rollout_workers.mujoco_stack import MujocoStack
 from rollout_workers.tasks import Outcome, Start, Task, never, square_sum
 
@@ -61,3 +62,19 @@ class PointMaze(Task):
     @staticmethod
     def _noise(rng: np.random.Generator) -> np.ndarray:
         return np.array([rng.uniform(-_NOISE, _NOISE), rng.uniform(-_NOISE, _NOISE)])
+
+
+class FixedGoalPointMaze(PointMaze):
+    """The task of ``fixed_goal.FixedGoalMaze``: observes position and velocity alone."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env.point_maze)
+        self._goal, self._start_K2 = env.goal_xy, env.start_K2
+
+    def start(self, rng: np.random.Generator) -> Start:
+        qpos = self.init_qpos.copy()
+        qpos[:2] = draw_start(rng, self._start_K2)
+        return Start(qpos, self.init_qvel, self._goal)
+
+    def observe(self, now_ES: np.ndarray, goal_EG: np.ndarray) -> np.ndarray:
+        return now_ES.copy()
