@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from replay.stored_episode import DatasetError, EpisodeLayout, Refused, StoredEpisode
 
 METADATA = "metadata.json"
 FORMATS = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}  # and what each needs
+COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")  # as Minari's own: (namespace/)name-vN
 
 
@@ -123,7 +125,7 @@ class EpisodeFiles:
     def read(self, index: int) -> StoredEpisode:
         """One episode; Refused, with the reason, where it is damaged or of no use."""
         try:
-            (raw,) = self._storage.get_episodes([index])
+            raw = self._arrow(index) if self._format != "hdf5" else next(iter(self._storage.get_episodes([index])))
             (about,) = self._storage.get_episode_metadata([index])
             steps = about.get("total_steps")
             return self.layout.episode(index, raw, None if steps is None else int(steps))
@@ -131,6 +133,23 @@ class EpisodeFiles:
             raise
         except Exception as error:  # whatever h5py, pyarrow or Minari makes of damaged bytes
             raise Refused("unreadable") from error
+
+    def _arrow(self, index: int) -> dict[str, Any]:
+        """As Minari's ArrowStorage.get_episodes, which fails on some infos and takes the first batch of a long episode."""
+        from minari.dataset._storages.arrow_storage import _decode_space
+        from pyarrow import dataset
+
+        skipped = ["_", ".", METADATA]
+        part = dataset.dataset(self.data / str(index), format=self._format, ignore_prefixes=skipped)
+        table = part.to_table(list(COLUMNS))
+        columns = {name: table[name].combine_chunks() for name in COLUMNS}
+        for name in COLUMNS[1:]:
+            columns[name] = columns[name][:-1]  # they are padded to the observations' length
+        layout, jpeg_encoding = self.layout, self._storage.jpeg_encoding
+        decoded = {name: np.asarray(columns[name]) for name in COLUMNS[2:]}
+        decoded["observations"] = _decode_space(layout.obs_space, columns["observations"], jpeg_encoding)
+        decoded["actions"] = _decode_space(layout.action_space, columns["actions"], jpeg_encoding)
+        return decoded
 
     def _open(self, jpeg_encoding: bool) -> Any:
         if self._format not in FORMATS:

@@ -1,0 +1,209 @@
+"""The ``drawbridge dataset`` commands: make, import, list, show and export Minari datasets."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunError, UsageError
+
+KINDS = ("medium", "replay", "expert", "mixed")
+FIXED_GOAL = "FixedGoal/"  # namespace of the mazes with one goal
+
+
+def add_dataset(commands: Any) -> None:
+    """Adds ``dataset`` and what it can do to the command line's subcommands."""
+    dataset = commands.add_parser(
+        "dataset",
+        help="make, import, list, show and export Minari datasets",
+        description="Minari datasets, under MINARI_DATASETS_PATH or ~/.minari/datasets.",
+    )
+    actions = dataset.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    make = actions.add_parser("make", help="make one", description="Makes a dataset.")
+    kinds = make.add_subparsers(title="kinds", required=True, metavar="KIND")
+    _add_maze(kinds)
+    _add_agent(kinds)
+    take = _command(actions, "import", _import, "copy a Minari folder in, or download an id from Minari's remote")
+    take.add_argument("source", metavar="ID|PATH", help="a folder, an id (D4RL/pointmaze/umaze-v2), or hf://OWNER/ID")
+    take.add_argument("--timeout", type=_positive, default=3600.0, help="seconds for a download (default: 3600)")
+    _add_force(take)
+    _command(actions, "list", _list, "the datasets that are there")
+    show = _command(actions, "show", _show, "read a dataset once and say what is in it")
+    show.add_argument("dataset", metavar="ID|PATH")
+    show.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw its returns, and its ways in a maze")
+    export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument("id", metavar="ID")
+    _add_force(export)
+
+
+def _add_maze(kinds: Any) -> None:
+    maze = _command(kinds, "maze", _make_maze, "a waypoint planner to random targets in a maze with one fixed goal")
+    maze.add_argument("--env", required=True, help="PointMaze_UMaze-v3, PointMaze_Medium-v3 or PointMaze_Large-v3")
+    maze.add_argument("--episodes", type=_count, required=True, help="episodes to collect")
+    maze.add_argument("--noise", type=_share, default=0.5, help="standard deviation of action noise (default: 0.5)")
+    maze.add_argument("--dwell", type=_whole, default=0, help="steps at a target before the next (default: 0)")
+    maze.add_argument("--seed", type=_whole, default=1, help="of everything random (default: 1)")
+    maze.add_argument("--id", help="(default: drawbridge/NAME-dDWELL-v0, NAME as pointmaze-umaze)")
+    _add_force(maze)
+
+
+def _add_agent(kinds: Any) -> None:
+    agent = _command(kinds, "agent", _make_agent, "episodes of a trained agent")
+    agent.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="a SoftGAC or SAC run")
+    agent.add_argument(
+        "--kind",
+        choices=KINDS,
+        required=True,
+        help="medium: its newest policy with exploration; expert: without; mixed: half and half; replay: its replay",
+    )
+    agent.add_argument("--episodes", type=_count, required=True, help="episodes; for replay at most")
+    agent.add_argument("--seed", type=_whole, default=1, help="of everything random (default: 1)")
+    agent.add_argument("--id", help="(default: drawbridge/NAME-KIND-v0, NAME as halfcheetah)")
+    _add_force(agent)
+
+
+def _make_maze(arguments: argparse.Namespace) -> None:
+    from cluster.dataset_recipes import make_maze
+
+    env_id = arguments.env if arguments.env.startswith(FIXED_GOAL) else FIXED_GOAL + arguments.env
+    dataset_id = arguments.id or f"drawbridge/{env_name(env_id)}-d{arguments.dwell}-v0"
+    made = make_maze(
+        dataset_id,
+        env_id,
+        episodes=arguments.episodes,
+        noise=arguments.noise,
+        dwell=arguments.dwell,
+        seed=arguments.seed,
+        force=arguments.force,
+        command=_typed(arguments),
+    )
+    print(_one_line(made))
+
+
+def _make_agent(arguments: argparse.Namespace) -> None:
+    from cluster.dataset_recipes import make_agent
+
+    made = make_agent(
+        arguments.id,
+        arguments.run,
+        arguments.kind,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        force=arguments.force,
+        command=_typed(arguments),
+    )
+    print(_one_line(made))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from cluster.dataset_recipes import export_replay
+
+    print(_one_line(export_replay(arguments.id, arguments.run_dir, force=arguments.force, command=_typed(arguments))))
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from replay.dataset_import import import_dataset
+
+    print(_one_line(import_dataset(arguments.source, force=arguments.force, timeout_s=arguments.timeout)))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from replay.dataset import list_datasets
+    from replay.minari_files import datasets_root
+
+    rows = list_datasets()
+    if not rows:
+        print(f"no datasets in {datasets_root()}; `drawbridge dataset make` makes one")
+        return
+    cells = [("ID", "ENVIRONMENT", "EPISODES", "STEPS", "MB")]
+    cells += [(r.id, r.env_id or "-", f"{r.episodes:,}", f"{r.steps:,}", f"{r.bytes / 1e6:,.1f}") for r in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    for index, row in enumerate(cells):
+        words = [
+            text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
+        ]
+        print("  ".join(words).rstrip())
+        if index and rows[index - 1].problem:
+            print(f"  ! {rows[index - 1].problem}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from cluster.dataset_view import describe_dataset
+    from replay.dataset import open_dataset
+
+    if arguments.plot is not None and arguments.plot.suffix != ".png":
+        raise UsageError(f"--plot {arguments.plot}: expected a name that ends in .png; nothing was read")
+    print(describe_dataset(open_dataset(arguments.dataset), arguments.plot))
+
+
+def env_name(env_id: str) -> str:
+    """An environment id as part of a dataset id: FixedGoal/PointMaze_UMaze-v3 as pointmaze-umaze."""
+    bare = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].removeprefix(FIXED_GOAL))
+    return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
+
+
+def _one_line(made: Any) -> str:
+    return f"{made.id}: {made.total_episodes:,} episodes, {made.total_steps:,} steps of {made.env_id or 'an unnamed environment'}"
+
+
+def _typed(arguments: argparse.Namespace) -> str:
+    """What was typed, for the dataset's record."""
+    return shlex.join(["drawbridge", *arguments.words]) if hasattr(arguments, "words") else ""
+
+
+def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """``run`` with its errors as the command line reports them."""
+
+    def told(arguments: argparse.Namespace) -> None:
+        from replay.stored_episode import DatasetError
+        from rollout_workers.batch_env import EnvError
+
+        try:
+            run(arguments)
+        except (DatasetError, EnvError) as error:
+            raise UsageError(str(error)) from error
+        except OSError as error:
+            raise RunError(f"{error}: no dataset was changed; see that the disk has room and can be written") from error
+
+    return told
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.set_defaults(command=_told(run))
+    return parser
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace a dataset of that id")
+
+
+def _count(text: str) -> int:
+    return _number(text, 1, "a whole number of at least 1", whole=True)
+
+
+def _whole(text: str) -> int:
+    return _number(text, 0, "a whole number of at least 0", whole=True)
+
+
+def _share(text: str) -> float:
+    return _number(text, 0, "a number of at least 0")
+
+
+def _positive(text: str) -> float:
+    return _number(text, 1e-3, "a number above 0")
+
+
+def _number(text: str, least: float, expected: str, whole: bool = False) -> Any:
+    try:
+        value = float(text.replace("_", ""))
+        if least <= value < float("inf") and (not whole or value == int(value)):
+            return int(value) if whole else value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
