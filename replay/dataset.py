@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from replay.data_summary import summarise
 from replay.dataset_writer import write_files
-from replay.minari_files import METADATA, EpisodeFiles, datasets_root, env_id_of, find_data, read_metadata
+from replay.minari_files import EpisodeFiles, datasets_root, env_id_of, find_data, read_metadata
 from replay.stored_episode import DatasetError, Refused, StoredEpisode
 from replay.trajectories import DataSummary
 
