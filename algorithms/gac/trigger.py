@@ -12,29 +12,14 @@ import numpy as np
 
 from algorithms.gac.planning import PlanningConfig
 
-QUANTILES = 101  # the 0th to the 100th percentile
 
-
-def prediction_error(predicted_NO: np.ndarray, seen_NO: np.ndarray) -> np.ndarray:
-    """Root mean square over O of normalised observations, (N,) float32."""
-    return np.sqrt(np.square(predicted_NO - seen_NO).mean(-1, dtype=np.float32))
-
-
-def calibrated(error_N: np.ndarray) -> np.ndarray:
-    """The 101 percentiles of the errors made on data where nothing was out of order, (101,) float32.
-
-    Raises ValueError when there are none, or one is not finite: a band around nothing would never be left, or always.
-    """
-    if not len(error_N) or not np.isfinite(error_N).all():
-        raise ValueError(
-            f"calibration got {len(error_N)} errors, {int((~np.isfinite(error_N)).sum())} of them not finite; expected at "
-            "least one and all of them finite: surprise would mean nothing; calibrate on the training data"
-        )
-    return np.percentile(error_N, np.arange(QUANTILES)).astype(np.float32)
+def prediction_error(predicted_NO: np.ndarray, seen_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
+    """Mean over O of the squared error of z-scored observations, each by its own precision, (N,) float32."""
+    return (np.square(predicted_NO - seen_NO) * precision_O).mean(-1, dtype=np.float32)
 
 
 def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
-    """The error above which a step is outside the band.
+    """The error above which a step is outside the band; ``quantiles`` (101,): percentiles of the errors on the data.
 
     Raises ValueError while the model has not been calibrated: no error would be a surprise and none expected.
     """
@@ -47,10 +32,14 @@ def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
 
 
 class Trigger:
-    """Watches E environments, each at its own step; ``fired`` says whose plan is to be made again now."""
+    """Watches E environments, each at its own step; ``fired`` says whose plan is to be made again now.
+
+    ``edge`` and ``precision_O`` are the model's and set by who has it.
+    """
 
     def __init__(self, config: PlanningConfig, num_envs: int, obs_dim: int, horizon: int) -> None:
         self.config, self.horizon, self.edge = config, horizon, np.inf
+        self.precision_O = np.ones(obs_dim, np.float32)  # of the predictions, one over their variance
         self.since_E = np.zeros(num_envs, np.int64)  # steps since the plan in force was made
         self.outside_E = np.zeros(num_envs, np.int64)  # steps in a row outside the band
         self.expected_EhO = np.zeros((num_envs, horizon, obs_dim), np.float32)  # ring: what was said about since % h
@@ -75,9 +64,10 @@ class Trigger:
             return np.flatnonzero(self.since_E >= self.config.replan_every)
         if not self.watches:
             return self._env_E[:0]
-        error_E = prediction_error(self.expected_EhO[self._env_E, self.since_E % self.horizon], obs_EO)
+        expected_EO = self.expected_EhO[self._env_E, self.since_E % self.horizon]
+        error_E = prediction_error(expected_EO, obs_EO, self.precision_O)
         outside_E = (error_E > self.edge) & (self.since_E >= self.horizon)
-        self.outside_E = np.where(outside_E, self.outside_E + 1, 0)
+        self.outside_E[:] = np.where(outside_E, self.outside_E + 1, 0)
         ripe_E = (self.outside_E >= self.config.replan_patience) & (self.since_E >= self.config.replan_rest)
         return np.flatnonzero(ripe_E)
 
@@ -86,11 +76,3 @@ class Trigger:
         if self.watches and expected_EO is not None:
             self.expected_EhO[self._env_E, self.since_E % self.horizon] = expected_EO
         self.since_E += 1
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What the next answers depend on, besides the settings and the edge."""
-        return {"since": self.since_E.copy(), "outside": self.outside_E.copy(), "expected": self.expected_EhO.copy()}
-
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        self.since_E, self.outside_E = state["since"].copy(), state["outside"].copy()
-        self.expected_EhO = state["expected"].copy()

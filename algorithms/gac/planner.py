@@ -1,0 +1,89 @@
+"""From what a user asks for to plans: the mode's default target, its settlement, and exploration's floor.
+
+Source: "Generative Actor Critic", arXiv 2512.21527 (modes of its author's log); the floor and the settlement are ours.
+Letters: K environments, O observation dim, n plan tokens of width d.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+
+from algorithms.gac.config import GACConfig
+from algorithms.gac.inference import Inferred, Likelihood, draw_noise, infer_plan, noise_draws
+from algorithms.gac.model import GACModel
+from algorithms.gac.objective import mode_weights
+from algorithms.gac.target import floored_target, settle_target
+from algorithms.interface import Aim
+
+EXPLOITATION = "kl"  # the mode whose prediction is the floor of an exploring target
+
+
+class Planner:
+    """A model, asked for plans by name. What is odd about a target is told once by ``warnings``."""
+
+    def __init__(self, config: GACConfig, model: GACModel) -> None:
+        self.config, self.model = config, model
+        self._told = ""
+
+    def asked(self, aim: Aim) -> tuple[str, float]:
+        """The mode and the target return of an aim, in environment units; NaN where the mode asks for none.
+
+        Raises:
+            ValueError: an unknown mode, a target that is not finite, or none where the mode needs one and has no default.
+        """
+        mode = aim.mode or self.config.infer_mode
+        if not mode_weights(self.config, mode).targeted:
+            return mode, math.nan
+        wanted = self._default(mode) if aim.target_return is None else aim.target_return
+        if aim.target_return is None and math.isnan(wanted):
+            raise ValueError(
+                f"mode {mode} needs a target return and none was given, nor is there a default: nothing can be planned for; "
+                "give one in the environment's own units"
+                + (" or set infer_target=best" if mode == "st" else ", or train until the data's returns are known")
+            )
+        if mode == "explore":  # beyond the data on purpose: delta_y bounds it
+            return mode, settle_target(self.config, wanted, math.nan, math.nan)[0]
+        low, high = float(self.model.return_low), float(self.model.return_high)
+        target, message = settle_target(self.config, wanted, low, high)
+        if message and message != self._told:
+            warnings.warn(message, stacklevel=3)
+            self._told = message
+        return mode, target
+
+    def plan(
+        self,
+        mode: str,
+        target_K: torch.Tensor,
+        obs_KO: torch.Tensor,
+        streams: list[np.random.Generator],
+        likelihood: Likelihood | None = None,
+    ) -> tuple[Inferred, torch.Tensor]:
+        """Plans of K environments, each from its own stream, and the targets (K,) they were made for."""
+        if mode != "explore" or not self.config.explore_floor:
+            return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
+        exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
+        target_K = floored_target(target_K, exploiting.predicted_K)
+        return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
+
+    def _infer(
+        self,
+        mode: str,
+        target_K: torch.Tensor | None,
+        obs_KO: torch.Tensor,
+        streams: list[np.random.Generator],
+        likelihood: Likelihood | None,
+        start: Inferred | None,
+    ) -> Inferred:
+        config = self.config
+        draws = noise_draws(mode_weights(config, mode))
+        noise_DKnd = draw_noise(streams, draws, config.tokens, config.token_width)
+        return infer_plan(self.model, obs_KO, mode, target_K, config, noise_DKnd, likelihood=likelihood, start=start)
+
+    def _default(self, mode: str) -> float:
+        if mode == "explore":
+            return float(self.model.explore_target)
+        return float(self.model.return_high) if self.config.infer_target == "best" else math.nan
