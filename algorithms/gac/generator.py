@@ -16,6 +16,7 @@ from torch import nn
 
 from algorithms.gac.attention import CrossAttention, FeedForward, SelfAttention, join_heads, perceptron
 from algorithms.gac.config import GACConfig
+from algorithms.gac.window import Rows, ring_mask, window_mask
 
 WAVES, FRACTION_WAVES = 4, 2  # octaves of the embeddings of the episode's time and of the time within a token's stretch
 LEAST_ROW = 16  # steps of the rows that long trajectories are folded into
@@ -40,15 +41,6 @@ class Generated(NamedTuple):
 
     action_BSA: torch.Tensor  # mean, in (-1, 1)
     next_obs_BSO: torch.Tensor  # mean displacement of the observation ``next_state_steps`` later, in data deviations
-
-
-class Rows(NamedTuple):
-    """How the rows of a batch belong together. None: every step is real, row r stands alone and reads plan r B // R."""
-
-    padding_RS: torch.Tensor | None = None  # bool, True where there is no step
-    previous_R: torch.Tensor | None = None  # int64, the row that ends where this one begins; -1: none
-    plan_R: torch.Tensor | None = None  # int64, which plan each row reads
-    alone_RS: torch.Tensor | None = None  # bool, True where a step sees no other (history dropout)
 
 
 class Cache:
@@ -125,7 +117,7 @@ class Generator(nn.Module):
         x = torch.stack(
             [self._embed_obs(memory, obs_RSO, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
         ).flatten(1, 2)
-        mask = self._mask(len(time_RS), time_RS.shape[1], rows)
+        mask = window_mask(time_RS.shape[1], self.config.window, rows, time_RS.device)
         x = self._layers(memory, x, time_RS.repeat_interleave(2, 1), rows.plan_R, mask, rows.previous_R)
         return self._read_out(x[:, 0::2])
 
@@ -167,7 +159,7 @@ class Generator(nn.Module):
         x = torch.cat([self._embed_action(cache.action_EA.unsqueeze(1), before_E1), x], 1)
         slot_E2 = torch.stack([2 * ((time_E - 1) % ring) + 1, 2 * (time_E % ring)], 1)
         env_E1 = torch.arange(len(time_E), device=time_E.device).unsqueeze(1)
-        allowed, share_E2 = self._ring_mask(time_E), torch.cat([before_E1, share_E1], 1)
+        allowed, share_E2 = ring_mask(time_E, self.config.window), torch.cat([before_E1, share_E1], 1)
         for layer, feed in enumerate(self.feeds):
             attention = self._self(layer)
             query, key, value = attention.project(x)
@@ -226,40 +218,6 @@ class Generator(nn.Module):
         ahead_BNG = self.centre_G - (time_BN * self.stretches).unsqueeze(-1)
         slope_H11, shift_H11 = F.softplus(self.slope_LH[layer])[:, None, None], self.shift_LH[layer][:, None, None]
         return -slope_H11 * (ahead_BNG.unsqueeze(1) - shift_H11).abs()
-
-    def _mask(self, count: int, steps: int, rows: Rows) -> torch.Tensor:
-        """True where a token may look: (R or 1, 1, N, N or 2 N), the previous row's keys first."""
-        device = self.centre_G.device
-        query, key = torch.arange(2 * steps, device=device).unsqueeze(1), torch.arange(2 * steps, device=device)
-        near = (key <= query) & (query // 2 - key // 2 < self.config.window)
-        mask, own = near.unsqueeze(0), (query == key).unsqueeze(0)
-        real_RN = None if rows.padding_RS is None else ~rows.padding_RS.repeat_interleave(2, 1)
-        if real_RN is not None:
-            mask = mask & real_RN.unsqueeze(1)
-        if rows.previous_R is not None:
-            before = query // 2 - (key // 2 - steps) < self.config.window
-            there = (rows.previous_R >= 0)[:, None, None]
-            if real_RN is not None:
-                there = there & real_RN[rows.previous_R.clamp(min=0)].unsqueeze(1)
-            mask = torch.cat([before & there, mask.expand(count, -1, -1)], 2)
-            own = F.pad(own, (2 * steps, 0))
-        if rows.alone_RS is not None:
-            same = query // 2 == key // 2
-            same = F.pad(same, (2 * steps, 0)) if rows.previous_R is not None else same
-            mask = mask & (same | ~rows.alone_RS.repeat_interleave(2, 1).unsqueeze(2))
-        return (mask | own).unsqueeze(1)
-
-    def _ring_mask(self, time_E: torch.Tensor) -> torch.Tensor:
-        """(E, 1, 2, J): what the last action and this state may look at; slot j holds the newest step with its index."""
-        ring = self.config.window + 1
-        age_EJ = (time_E.unsqueeze(1) - torch.arange(ring, device=time_E.device)) % ring
-        there_EJ = age_EJ <= time_E.unsqueeze(1)
-        past_EJ = there_EJ & (age_EJ >= 1)
-        by_action = torch.stack(
-            [past_EJ | (age_EJ == 1)] * 2, -1
-        )  # at time 0 nothing is there; its output is never read
-        by_state = torch.stack([there_EJ & (age_EJ < ring - 1), past_EJ & (age_EJ < ring - 1)], -1)
-        return torch.stack([by_action.flatten(1), by_state.flatten(1)], 1).unsqueeze(1)
 
     def _embed_obs(
         self, memory: Memory, obs_RSO: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None

@@ -15,8 +15,9 @@ from torch import nn
 
 from algorithms.gac.attention import Encoder, perceptron
 from algorithms.gac.config import GACConfig
-from algorithms.gac.generator import Cache, Generated, Generator, Memory, Rows
+from algorithms.gac.generator import Cache, Generated, Generator, Memory
 from algorithms.gac.losses import gaussian_log_prob
+from algorithms.gac.window import Rows
 from replay.trajectories import DataSummary
 
 ADDITIVE_SCALE = 4.0  # of the mean over the additive head's terms: terms of order 1 then span the z-scored returns

@@ -1,0 +1,260 @@
+"""GAC's learner: local posteriors first, then one step of the networks on the evidence lower bound.
+
+Letters: U updates, B trajectories of this learner, n tokens, d width, R rows, S steps, P stored floats. Source: arXiv
+2512.21527 [P], Algorithm 1. Nothing in ``update`` looks at a device value from the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from algorithms.allocation import keep_freed_memory
+from algorithms.flat import FlatParameters
+from algorithms.gac.adamw import FlatAdamW
+from algorithms.gac.bound import MEASURES, Bound, lower_bound, measures
+from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import LEAST_ROW
+from algorithms.gac.model import PERCENTILES, GACModel
+from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh, refine, stored
+from algorithms.gac.segments import Segments, sampled, whole
+from algorithms.gac.target import Target, first_target, next_target
+from algorithms.interface import Collective, Solo
+from replay.trajectories import DataSummary, ReturnSummary, Trajectories
+
+METRICS = (*MEASURES, "grad_norm", "learning_rate")
+SURPRISE_MEMORY = 0.95  # of the running percentiles, a block
+
+
+class Noise(NamedTuple):
+    """Everything random in one update."""
+
+    eps_Bnd: torch.Tensor  # of the posterior's draw
+    place_BK: torch.Tensor  # uniform, where the K segments of each trajectory begin; (B, 0) with whole trajectories
+    history_BT: torch.Tensor  # uniform, by time; (B, 0) without history dropout
+
+
+class GAC:
+    """The contract is algorithms.interface.EpisodeAgent. Raises ValueError with every problem of ``config`` at once."""
+
+    def __init__(
+        self,
+        config: GACConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        collective: Collective | None = None,
+    ) -> None:
+        config.check()
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        self.device, self.collective = torch.device(device), collective or Solo()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, encoder = GACModel(config, obs_dim, action_dim), None
+            if config.posterior == "amortised":
+                encoder = PosteriorEncoder(config, obs_dim, action_dim)
+        self.model = model.to(self.device)
+        self.encoder = None if encoder is None else encoder.to(self.device)
+        parts = {"model": self.model} | ({} if self.encoder is None else {"encoder": self.encoder})
+        modules: dict[str, nn.Parameter] = {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+        }
+        self.parameters = FlatParameters({k: p.detach() for k, p in modules.items()}, self.device, extra=1)
+        for name, parameter in modules.items():
+            parameter.data, parameter.grad = self.parameters.named[name].data, self.parameters.named[name].grad
+        self.adam = FlatAdamW(
+            self.parameters.value,
+            self.parameters.grad[: self.parameters.size],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+        )
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.updates = 0
+        self.target = first_target(config)
+        self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
+        self.sums = torch.zeros(len(METRICS) + 1, device=self.device)  # the last entry counts
+        self.nonfinite = torch.zeros((), device=self.device)
+        self._heard, self._horizon = "", 1
+        self._posteriors: list[torch.Tensor] = []
+
+    def fit(self, summary: DataSummary) -> None:
+        """Takes the data's scales and its longest episode; see EpisodeAgent.fit."""
+        self.model.fit(summary)
+        self._horizon = summary.max_length
+
+    def hear(self, returns: ReturnSummary) -> None:
+        """Moves the exploration target; the predictor's error is read from the device only when the returns changed."""
+        told = repr(returns)
+        if told == self._heard:
+            return
+        self._heard = told
+        self.target = next_target(self.config, returns, self.target, uncertainty=float(self.return_error))
+        self.model.explore_target.fill_(self.target.value)
+
+    def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
+        """One update a batch, this learner's share of it; metrics of METRICS and ``nonfinite``."""
+        self._posteriors = []
+        for batch in batches:
+            segments, bound = self.step(batch, self._draw(len(batch)))
+        if batches:
+            self._calibrate(segments, bound)
+        return self._read_metrics()
+
+    def step(self, batch: Trajectories, noise: Noise) -> tuple[Segments, Bound]:
+        """One update with everything random given: the posteriors, then the networks.
+
+        The loss is - mean over trajectories of the ELBO, over the longest episode's steps: a constant, so that learners
+        of half a batch each make the gradient of one.
+        """
+        segments = self.look(batch, noise)
+        posterior = self._infer(batch, segments, noise)
+        bound = lower_bound(self.model, batch, segments, posterior, noise.eps_Bnd)
+        loss = -bound.elbo_B.mean() / self.model.horizon
+        self.parameters.grad.zero_()
+        loss.backward()
+        with torch.no_grad():
+            self.parameters.extra.copy_(loss.detach())
+            self.collective.mean_(self.parameters.grad)
+            gradient = self.parameters.grad[: self.parameters.size]
+            norm = gradient.square().sum().sqrt()
+            skip = 1.0 - torch.isfinite(norm + self.parameters.extra[0]).float()
+            gradient.mul_((self.config.clip / norm).clamp(max=1.0))
+            self.adam.lr = self.learning_rate(self.updates)
+            self.adam.step(skip)
+            seen = measures(self.model, batch, segments, bound)
+            own = torch.stack([norm, torch.full_like(norm, self.adam.lr), torch.ones_like(norm)])
+            self.sums.add_(torch.where(skip > 0, 0.0, torch.cat([seen, own])))
+            self.nonfinite.add_(skip)
+        self.updates += 1
+        return segments, bound
+
+    def learning_rate(self, update: int) -> float:
+        """Linear from 0 over the warm-up, times a cosine from 1 to ``lr_end`` over the schedule's ``updates``."""
+        rising = self.config.warmup * self.config.updates
+        warm = min(1.0, (update + 1) / rising) if rising else 1.0
+        return self.config.lr * warm * cosine(update / self.config.updates, self.config.lr_end)
+
+    def look(self, batch: Trajectories, noise: Noise) -> Segments:
+        """The steps that this update looks at, and which of them see no other."""
+        c, dims = self.config, (self.obs_dim, self.action_dim)
+        if c.points:
+            segments = sampled(
+                batch, noise.place_BK, steps=c.segment, obs_dim=dims[0], action_dim=dims[1], ahead=c.next_state_steps
+            )
+        else:
+            size = max(c.window, LEAST_ROW)
+            segments = whole(batch, size=size, obs_dim=dims[0], action_dim=dims[1], ahead=c.next_state_steps)
+        if not noise.history_BT.shape[1]:
+            return segments
+        plan_R = segments.rows.plan_R
+        if plan_R is None:
+            count = len(segments.time_RS)
+            plan_R = torch.arange(len(batch), device=self.device).repeat_interleave(
+                count // len(batch), output_size=count
+            )
+        time_RS = segments.time_RS.clamp(max=noise.history_BT.shape[1] - 1)
+        alone_RS = noise.history_BT[plan_R.unsqueeze(1), time_RS] < c.history_dropout
+        return segments._replace(rows=segments.rows._replace(alone_RS=alone_RS))
+
+    def posteriors(self) -> list[torch.Tensor]:
+        """(B, P) of each batch of the last ``update`` with stored posteriors; an empty list with the other forms."""
+        return self._posteriors
+
+    def _infer(self, batch: Trajectories, segments: Segments, noise: Noise) -> Posterior:
+        if self.encoder is not None:
+            return self.encoder(batch, self.model)
+        keeps = self.config.posterior == "stored"
+        start = stored(self.config, batch) if keeps else fresh(self.config, len(batch), batch.return_B)
+        found = refine(self.config, start, lambda q: lower_bound(self.model, batch, segments, q, noise.eps_Bnd).elbo_B)
+        if keeps:
+            self._posteriors.append(found.packed())
+        return found
+
+    def _draw(self, count: int) -> Noise:
+        """This learner's share of the noise of all learners' trajectories: every rank draws it all and keeps its own."""
+        c, world, rank = self.config, self.collective.world_size, self.collective.rank
+        steps = self._horizon if c.history_dropout and c.window > 1 else 0
+        eps = torch.randn((world, count, c.tokens, c.token_width), generator=self.generator, device=self.device)
+        place = torch.rand((world, count, c.points // c.segment), generator=self.generator, device=self.device)
+        history = torch.rand((world, count, steps), generator=self.generator, device=self.device)
+        return Noise(eps[rank], place[rank], history[rank])
+
+    @torch.no_grad()
+    def _calibrate(self, segments: Segments, bound: Bound) -> None:
+        """Follows, once a block, the percentiles of the surprise and the return predictor's error."""
+        seen_RS = self.model.surprise_of(bound.next_obs_RSO, segments.obs_RSO, segments.later_RSO)
+        seen_RS = torch.where(segments.ahead_weight_RS > 0, seen_RS, math.nan).flatten()
+        share = torch.linspace(0.0, 1.0, PERCENTILES, device=self.device)
+        error = bound.return_gap_B.square().mean() * self.model.return_std.square()
+        found = torch.cat([seen_RS.nanquantile(share), error.unsqueeze(0)])
+        self.collective.mean_(found)
+        _follow(self.model.surprise, found[:-1])
+        _follow(self.return_error, found[-1].sqrt())
+
+    def _read_metrics(self) -> dict[str, torch.Tensor]:
+        count = self.sums[-1]
+        means = torch.where(count > 0, self.sums[:-1] / count.clamp(min=1.0), math.nan)
+        metrics = dict(zip(METRICS, means.clone().unbind()))
+        metrics["nonfinite"] = self.nonfinite.clone()
+        self.sums.zero_()
+        self.nonfinite.zero_()
+        return metrics
+
+    def policy_weights(self) -> dict[str, torch.Tensor]:
+        """The model's parameters and buffers by their names in ``GACModel.state_dict``; views, float32."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of everything that a bit-exact resume needs, by name."""
+        named = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        named["generator"] = self.generator.get_state()
+        named["updates"] = torch.tensor(self.updates)
+        named["target"] = torch.tensor(self.target, dtype=torch.float64)
+        return named
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
+        own = self.state()
+        problems = [f"{name} is missing" for name in own if name not in state]
+        problems += [f"{name} is not known" for name in state if name not in own]
+        problems += [
+            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {mine.dtype} {tuple(mine.shape)}"
+            for name, mine in own.items()
+            if name in state and (state[name].shape, state[name].dtype) != (mine.shape, mine.dtype)
+        ]
+        if problems:
+            raise ValueError(
+                "this state does not fit the agent, which is unchanged: "
+                + "; ".join(problems)
+                + ". Build the agent with the configuration, dimensions and device kind that the state was made with"
+            )
+        for name, tensor in self._tensors().items():
+            tensor.detach().copy_(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates = int(state["updates"])
+        value, gain, stage = state["target"].tolist()
+        self.target, self._heard = Target(value, gain, int(stage)), ""
+        self._horizon = int(self.model.horizon)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        named = dict(self.parameters.named)
+        named |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        named |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
+        named["return_error"] = self.return_error
+        return named
+
+
+def _follow(running: torch.Tensor, found: torch.Tensor) -> None:
+    """Moves ``running`` (NaN: nothing yet) towards ``found``, in place; what is not finite is passed over."""
+    moved = torch.where(running.isnan(), found, torch.lerp(found, running, SURPRISE_MEMORY))
+    running.copy_(torch.where(found.isfinite(), moved, running))

@@ -1,0 +1,122 @@
+"""Local posteriors q_i(z0) = N(mu_i, diag sigma_i^2): fresh, stored with the episode, or amortised.
+
+Letters: B trajectories, n tokens, d width, P = 2 n d stored floats, K observed steps of a token's stretch, O, A.
+Source: arXiv 2512.21527 [P], Algorithm 1, the inner time scale; its constants [LPT]; the encoder and the stored form [C].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from algorithms.gac.adamw import FlatAdamW
+from algorithms.gac.attention import Encoder
+from algorithms.gac.config import GACConfig
+from algorithms.gac.model import GACModel
+from replay.trajectories import Trajectories
+
+LOG_VARIANCE_RANGE = (-8.0, 1.0)  # of the encoder
+LOG_VARIANCE_START = -2.0  # of the encoder
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian over z0 for each trajectory."""
+
+    mean_Bnd: torch.Tensor
+    log_variance_Bnd: torch.Tensor
+
+    def draw(self, eps_Bnd: torch.Tensor) -> torch.Tensor:
+        """z0 = mu + sigma eps."""
+        return self.mean_Bnd + (0.5 * self.log_variance_Bnd).exp() * eps_Bnd
+
+    def packed(self) -> torch.Tensor:
+        """(B, P) float32 without gradient, as it is written back beside the episodes."""
+        return torch.cat([self.mean_Bnd.flatten(1), self.log_variance_Bnd.flatten(1)], 1).detach()
+
+
+def fresh(config: GACConfig, trajectories: int, like: torch.Tensor) -> Posterior:
+    """mu = 0 and log sigma^2 as configured, where every search begins [LPT]."""
+    shape = (trajectories, config.tokens, config.token_width)
+    return Posterior(like.new_zeros(shape), like.new_full(shape, config.inner_log_variance))
+
+
+def stored(config: GACConfig, batch: Trajectories) -> Posterior:
+    """What was last written back, or ``fresh`` where nothing was; finite whatever was stored."""
+    start = fresh(config, len(batch), batch.posterior_BP)
+    halves = batch.posterior_BP.view(len(batch), 2, config.tokens, config.token_width)
+    known = (batch.visits_B > 0) & halves.flatten(1).isfinite().all(1)
+    return Posterior(*(torch.where(known[:, None, None], halves[:, i], start[i]) for i in range(2)))
+
+
+def refine(config: GACConfig, start: Posterior, bound: Callable[[Posterior], torch.Tensor]) -> Posterior:
+    """``inner_steps`` AdamW steps on (mu, log sigma^2), each trajectory's own, with the networks frozen [P, LPT].
+
+    Args:
+        bound: the ELBO (B,) of a posterior, by one eps that it reuses. Only its gradient with respect to the posterior
+            is taken, so no network's gradient is touched.
+
+    Returns:
+        The last one, without gradient; ``start`` for a trajectory whose search left the finite numbers.
+    """
+    value = torch.stack(list(start)).detach().clone()
+    grad, never = torch.zeros_like(value), torch.zeros((), device=value.device)
+    adam = FlatAdamW(value.view(-1), grad.view(-1), lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    for step in range(config.inner_steps):
+        adam.lr = config.inner_lr * cosine(step / config.inner_steps, config.inner_lr_end)
+        leaf = value.detach().requires_grad_()
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(-bound(Posterior(leaf[0], leaf[1])).sum(), leaf)
+        grad.copy_(found)
+        adam.step(never)
+    sound_B = value.isfinite().flatten(2).all(2).all(0)[:, None, None]
+    return Posterior(*(torch.where(sound_B, value[i], start[i].detach()) for i in range(2)))
+
+
+def cosine(share: float, end: float) -> float:
+    """1 at share 0, ``end`` at share 1 and after, half a cosine between."""
+    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+class PosteriorEncoder(nn.Module):
+    """The amortised form: one pass of a small Transformer, trained with the networks on the same bound.
+
+    Token k looks at ``posterior_points`` steps of its own stretch of the episode and, with ``posterior_return``, at the
+    return; attention joins the stretches. Steps after the episode's end count as absent.
+    """
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.prior_width
+        self.embed = nn.Linear(config.posterior_points * (obs_dim + action_dim + 1), width)
+        self.embed_return = nn.Linear(1, width, bias=False) if config.posterior_return else None
+        self.place_nC = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.encoder = Encoder(width, config.prior_heads, config.posterior_layers)
+        self.law = nn.Linear(width, 2 * config.token_width)
+        with torch.no_grad():
+            self.law.weight.mul_(0.3)
+            self.law.bias[config.token_width :] = LOG_VARIANCE_START
+
+    def forward(self, batch: Trajectories, model: GACModel) -> Posterior:
+        """q of each trajectory, in float32; differentiable in the encoder's parameters."""
+        with model.region():
+            x = self.embed(self.observed(batch, model)) + self.place_nC
+            if self.embed_return is not None:
+                x = x + self.embed_return(model.normalise_return(batch.return_B)[:, None, None])
+            mean, log_variance = self.law(self.encoder(x)).float().chunk(2, -1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def observed(self, batch: Trajectories, model: GACModel) -> torch.Tensor:
+        """(B, n, K (O + A + 1)): z-scored observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
+        count = self.config.tokens * self.config.posterior_points
+        share = (torch.arange(count, device=batch.offset.device) + 0.5) / count
+        time_K = (share * model.horizon).long()
+        length_B1 = batch.offset.diff().unsqueeze(1)
+        there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
+        rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
+        obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
+        seen = torch.cat([model.normalise_obs(obs) * there_BK1, action * there_BK1, there_BK1], -1)
+        return seen.view(len(batch), self.config.tokens, -1)
