@@ -9,7 +9,7 @@ def action_error(predicted_XA: torch.Tensor, action_XA: torch.Tensor, weight_X: 
     """sum_x w_x (1/A) |a^_x - a_x|^2, X any leading shape: twice a unit Gaussian's negative log-likelihood, but for a
     constant, a coordinate. A SUM, to be divided by sum_x w_x over all learners, so that they weigh steps alike.
 
-    Where the weight is 0 neither value nor gradient depends on the entries, not even on a NaN among them.
+    Where the weight is 0 neither value nor gradient depends on the two actions, not even on a NaN among them.
     """
-    error_X = (predicted_XA - action_XA).square().mean(-1)
-    return torch.where(weight_X > 0, error_X * weight_X, 0.0).sum()
+    difference_XA = torch.where(weight_X[..., None] > 0, predicted_XA - action_XA, 0.0)
+    return (difference_XA.square().mean(-1) * weight_X).sum()

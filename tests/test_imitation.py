@@ -1,0 +1,299 @@
+"""Behaviour cloning, of all episodes and of the best, and what every imitator's learner promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
+
+from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning
+from algorithms.imitation.config import (
+    CloningConfig,
+    ImitationConfig,
+    PercentCloningConfig,
+    TransformerConfig,
+    cloning_cpu,
+    cloning_paper,
+    percent_cloning_cpu,
+    percent_cloning_paper,
+    transformer_cpu,
+    transformer_paper,
+)
+from algorithms.imitation.decision_transformer import DecisionTransformer
+from algorithms.imitation.losses import action_error
+from algorithms.imitation.segments import draw_points
+from algorithms.interface import Aim, Collective
+
+SMALL = CloningConfig(width=16, points=4, lr=1e-2)
+SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
+MAKERS: dict[str, Callable[..., Any]] = {
+    "bc": lambda **extra: BehaviourCloning(SMALL, 2, 1, **extra),
+    "percent-bc": lambda **extra: PercentCloning(dataclasses.replace(SMALL, percent=20), 2, 1, **extra),
+    "dt": lambda **extra: DecisionTransformer(SMALL_TRANSFORMER, 2, 1, **extra),
+}
+LEARNERS = pytest.mark.parametrize("name", MAKERS)
+
+
+def fitted(name: str, **extra: Any) -> Any:
+    agent = MAKERS[name](**extra)
+    agent.fit(summary_of(two_behaviours(20)))
+    return agent
+
+
+def trained(config: CloningConfig, updates: int = 300) -> CloningPolicy:
+    episodes = two_behaviours(40)
+    agent = BehaviourCloning(config, 2, 1)
+    agent.fit(summary_of(episodes))
+    agent.update([batch_of(episodes)] * updates)
+    policy = CloningPolicy(config, 2, 1)
+    policy.load_weights(agent.policy_weights())
+    policy.reset(1)
+    return policy
+
+
+def answer(policy: CloningPolicy) -> float:
+    return float(policy.act(np.array([[0.2, 0.0]], np.float32), np.zeros(1, np.float32))[0, 0])
+
+
+def test_cloning_does_the_average_and_cloning_of_the_best_half_does_what_the_better_did() -> None:
+    """A quarter of the episodes act -.6 and return 20 times as much as the others, which act +.6."""
+    assert answer(trained(SMALL)) == pytest.approx(0.75 * 0.6 - 0.25 * 0.6, abs=0.1)
+    assert answer(trained(dataclasses.replace(SMALL, percent=20))) == pytest.approx(-0.6, abs=0.05)
+
+
+def test_the_threshold_lets_the_best_share_pass_and_all_that_tie_with_it() -> None:
+    returns = [0.1 * i for i in range(100)]
+    episodes = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in returns]
+    for percent, expected in ((10, 10), (33, 33), (100, 100)):
+        agent = PercentCloning(PercentCloningConfig(percent=percent, width=8), 2, 1)
+        agent.fit(summary_of(episodes))
+        assert float(agent.update([batch_of(episodes)])["imitated"]) == pytest.approx(expected / 100)
+    ties = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in [0.3] * 50 + [0.1] * 50]
+    agent = PercentCloning(PercentCloningConfig(percent=10, width=8), 2, 1)
+    agent.fit(summary_of(ties))
+    assert float(agent.update([batch_of(ties)])["imitated"]) == 0.5
+
+
+def test_episodes_under_the_threshold_leave_no_trace_not_even_a_nan_of_theirs() -> None:
+    episodes, config = two_behaviours(12), dataclasses.replace(SMALL, percent=20)
+    spoiled = [
+        e if float(e.reward_T.sum()) > 5 else dataclasses.replace(e, action_TA=e.action_TA * np.nan) for e in episodes
+    ]
+    states = []
+    for given_episodes in (episodes, spoiled):
+        agent = PercentCloning(config, 2, 1)
+        agent.fit(summary_of(episodes))
+        metrics = agent.update([batch_of(given_episodes)] * 3)
+        assert float(metrics["nonfinite"]) == 0
+        states.append(agent.state())
+    assert same(*states)
+
+
+def test_a_batch_without_an_episode_to_imitate_changes_nothing_and_is_no_fault() -> None:
+    agent, episodes = fitted("percent-bc"), two_behaviours(20)
+    agent.update([batch_of(episodes)] * 3)
+    before = agent.state()
+    metrics = agent.update([batch_of([e for e in episodes if float(e.reward_T.sum()) < 5])])
+    after = agent.state()
+    assert float(metrics["nonfinite"]) == 0 and bool(metrics["action_mse"].isnan())
+    assert same(before, after, but=("generator", "updates"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), points=st.integers(1, 5), seed=st.integers(0, 99))
+def test_points_are_rows_of_their_own_episode(lengths: list[int], points: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    episodes = [episode(draw.normal(size=(t, 2)), draw.normal(size=(t, 1)), draw.normal(size=t)) for t in lengths]
+    noise_BP = torch.from_numpy(draw.random((len(lengths), points), dtype=np.float32))
+    noise_BP[0, 0] = float(np.nextafter(np.float32(1), np.float32(0)))
+    drawn = draw_points(batch_of(episodes), noise_BP, 2, 1)
+    for b, own in enumerate(episodes):
+        for p in range(points):
+            t = min(int(float(noise_BP[b, p]) * len(own.reward_T)), len(own.reward_T) - 1)
+            np.testing.assert_array_equal(drawn.obs_BPO[b, p], own.obs_TO[t])
+            np.testing.assert_array_equal(drawn.action_BPA[b, p], own.action_TA[t])
+
+
+def test_the_error_is_the_weighted_sum_of_squares_a_coordinate() -> None:
+    predicted, action = torch.tensor([[0.5, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, float("nan")]])
+    predicted.requires_grad_()
+    error = action_error(predicted, action, torch.tensor([2.0, 0.0]))
+    error.backward()
+    assert error.item() == pytest.approx(2 * 0.25 / 2)
+    assert predicted.grad is not None and predicted.grad.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], but: tuple[str, ...] = ()) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one if name not in but)
+
+
+@LEARNERS
+def test_n_then_resume_then_n_updates_equal_two_n_bit_for_bit(name: str) -> None:
+    batches = [batch_of(two_behaviours(8, seed=s)) for s in range(6)]
+    whole, half, resumed = fitted(name), fitted(name), MAKERS[name](seed=9)
+    whole.update(batches)
+    half.update(batches[:3])
+    resumed.load_state(half.state())
+    resumed.update(batches[3:])
+    assert same(resumed.state(), whole.state())
+    assert not same(half.state(), whole.state(), but=("generator", "updates"))
+
+
+@LEARNERS
+def test_a_state_that_does_not_fit_is_refused_by_entry_and_changes_nothing(name: str) -> None:
+    agent = fitted(name)
+    before, damaged = agent.state(), agent.state()
+    damaged["adam.m"] = damaged["adam.m"][:-1]
+    damaged["unknown"] = damaged.pop("adam.v")
+    with pytest.raises(ValueError, match=r"adam\.v is missing; unknown is not known; adam\.m is torch\.float32"):
+        agent.load_state(damaged)
+    assert same(agent.state(), before)
+
+
+@LEARNERS
+def test_a_nan_in_a_batch_leaves_the_agent_as_it_was_and_is_counted(name: str) -> None:
+    episodes = two_behaviours(8)
+    bad = [dataclasses.replace(e, action_TA=e.action_TA * np.nan) for e in episodes]
+    agent = fitted(name)
+    agent.update([batch_of(episodes)])
+    before = agent.state()
+    assert float(agent.update([batch_of(bad)])["nonfinite"]) == 1
+    assert same(agent.state(), before, but=("generator", "updates"))
+    metrics = agent.update([batch_of(episodes), batch_of(bad), batch_of(episodes)])
+    assert float(metrics["nonfinite"]) == 1
+    assert all(bool(metrics[metric].isfinite()) for metric in metrics), metrics
+
+
+class Pair:
+    """Two learners in two threads that mean their gradients at a barrier."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, slots: list[torch.Tensor | None]) -> None:
+        self.rank, self.barrier, self.slots = rank, barrier, slots
+
+    def mean_(self, tensor: torch.Tensor) -> None:
+        self.slots[self.rank] = tensor.clone()
+        self.barrier.wait(30)
+        one, other = self.slots
+        assert one is not None and other is not None
+        tensor.copy_((one + other) / 2)
+        self.barrier.wait(30)
+
+    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+@LEARNERS
+def test_two_learners_of_half_a_batch_take_the_steps_of_one_of_the_whole(name: str) -> None:
+    batches = [batch_of(two_behaviours(8, seed=s)) for s in range(4)]
+    alone = fitted(name)
+    alone_metrics = alone.update(batches)
+    barrier, slots = threading.Barrier(2), [None, None]
+    results: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+
+    def run(rank: int) -> None:
+        collective: Collective = Pair(rank, barrier, slots)
+        agent = fitted(name, collective=collective)
+        metrics = agent.update([halves(batch)[rank] for batch in batches])
+        results[rank] = (agent.state(), metrics)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results.keys() == {0, 1} and same(results[0][0], results[1][0])
+    for key, tensor in alone.state().items():
+        torch.testing.assert_close(results[0][0][key], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+    for key, value in alone_metrics.items():
+        torch.testing.assert_close(results[1][1][key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_warm_up_clipping_and_decay_take_the_steps_of_torchs_adamw() -> None:
+    config = CloningConfig(width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05)
+    episodes = [episode(np.full((1, 2), b), np.full((1, 1), b / 4), np.ones(1)) for b in (1.0, 2.0, 3.0)]
+    agent, batch = BehaviourCloning(config, 2, 1), batch_of(episodes)
+    agent.fit(summary_of(episodes))
+    twin = {name: tensor.detach().clone().requires_grad_() for name, tensor in agent.parameters.named.items()}
+    adamw = torch.optim.AdamW(twin.values(), lr=config.lr, weight_decay=config.weight_decay)
+    obs = (batch.rows_NF[:, :2] - agent.data["obs_mean"]) / agent.data["obs_std"]
+    for k in range(1, 8):
+        hidden = torch.relu(obs @ twin["linear0.weight"] + twin["linear0.bias"])
+        loss = (
+            (torch.tanh(hidden @ twin["linear1.weight"] + twin["linear1.bias"]) - batch.rows_NF[:, 2:3]).square().mean()
+        )
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(twin.values(), config.grad_clip)
+        adamw.param_groups[0]["lr"] = config.lr * min(1.0, k / 4)
+        adamw.step()
+        metrics = agent.update([batch])
+        assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+        assert float(metrics["learning_rate"]) == pytest.approx(adamw.param_groups[0]["lr"])
+    for name, tensor in agent.parameters.named.items():
+        torch.testing.assert_close(tensor, twin[name], rtol=1e-4, atol=1e-6)
+
+
+@LEARNERS
+def test_misuse_is_named(name: str) -> None:
+    agent, episodes = MAKERS[name](), two_behaviours(4)
+    with pytest.raises(RuntimeError, match="update came before fit"):
+        agent.update([batch_of(episodes)])
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(2,\)"):
+        agent.fit(dataclasses.replace(summary_of(episodes), obs_mean_O=np.zeros(3), obs_std_O=np.ones(3)))
+    agent.fit(summary_of(episodes))
+    wide = batch_of(episodes)
+    with pytest.raises(ValueError, match="rows of 5 floats, expected 4"):
+        agent.update([dataclasses.replace(wide, rows_NF=torch.zeros(len(wide.rows_NF), 5))])
+
+
+def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
+    policy = CloningPolicy(SMALL, 2, 1)
+    env_K, obs_KO, rng = np.arange(2), np.zeros((2, 2), np.float32), np.random.default_rng(0)
+    stamps = policy.begin(env_K, obs_KO, rng)
+    assert [stamp.mode for stamp in stamps] == ["", ""] and all(np.isnan(stamp.target) for stamp in stamps)
+    policy.aim = Aim(target_return=3.0)
+    with pytest.raises(ValueError, match="can aim at nothing"):
+        policy.begin(env_K, obs_KO, rng)
+    with pytest.raises(ValueError, match="another policy's"):
+        policy.set_state({"step": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [cloning_cpu, cloning_paper, percent_cloning_cpu, percent_cloning_paper, transformer_cpu, transformer_paper],
+)
+def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:
+    assert preset().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (CloningConfig(lr=0.0), "lr"),
+        (CloningConfig(percent=0), "percent"),
+        (CloningConfig(points=0), "points"),
+        (CloningConfig(layers=0), "layers"),
+        (CloningConfig(warmup=-1), "warmup"),
+        (CloningConfig(weight_decay=float("nan")), "weight_decay"),
+        (CloningConfig(grad_clip=0.0), "grad_clip"),
+        (CloningConfig(matmul="blas"), "matmul"),
+        (TransformerConfig(width=128, heads=3), "width"),
+        (TransformerConfig(dropout=1.0), "dropout"),
+        (TransformerConfig(context=0), "context"),
+        (TransformerConfig(target_percentile=101), "target_percentile"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_before_anything_is_built(config: Any, field: str) -> None:
+    assert [problem.split()[0] for problem in config.problems()] == [field]
+    with pytest.raises(ValueError, match=f"cannot work:\n- {field} is"):
+        (DecisionTransformer if isinstance(config, TransformerConfig) else BehaviourCloning)(config, 2, 1)
