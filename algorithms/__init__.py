@@ -6,6 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+from algorithms.gac import config as gac_config
+from algorithms.gac.agent import GAC
+from algorithms.gac.policy import GACPolicy
+from algorithms.imitation import config as imitation_config
+from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning
+from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
 from algorithms.interface import Agent, EpisodeAgent, EpisodePolicy, Policy
 from algorithms.sac import config as sac_config
 from algorithms.sac.agent import SAC, SACPolicy
@@ -39,5 +45,37 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets={"cpu": sac_config.cpu, "paper": sac_config.paper},
         make_agent=SAC,
         make_policy=SACPolicy,
+    ),
+    "gac": Algorithm(
+        name="gac",
+        config_class=gac_config.GACConfig,
+        presets={"cpu": gac_config.cpu, "paper": gac_config.paper},
+        make_agent=GAC,
+        make_policy=GACPolicy,
+        items="episodes",
+    ),
+    "bc": Algorithm(
+        name="bc",
+        config_class=imitation_config.CloningConfig,
+        presets={"cpu": imitation_config.cloning_cpu, "paper": imitation_config.cloning_paper},
+        make_agent=BehaviourCloning,
+        make_policy=CloningPolicy,
+        items="episodes",
+    ),
+    "percent-bc": Algorithm(
+        name="percent-bc",
+        config_class=imitation_config.PercentCloningConfig,
+        presets={"cpu": imitation_config.percent_cloning_cpu, "paper": imitation_config.percent_cloning_paper},
+        make_agent=PercentCloning,
+        make_policy=CloningPolicy,
+        items="episodes",
+    ),
+    "dt": Algorithm(
+        name="dt",
+        config_class=imitation_config.TransformerConfig,
+        presets={"cpu": imitation_config.transformer_cpu, "paper": imitation_config.transformer_paper},
+        make_agent=DecisionTransformer,
+        make_policy=DecisionTransformerPolicy,
+        items="episodes",
     ),
 }
