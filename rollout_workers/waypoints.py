@@ -15,10 +15,10 @@ import numpy as np
 
 from rollout_workers.batch_env import EnvError
 from rollout_workers.maze import Maze
+from rollout_workers.noise_blocks import NoiseBlocks
 
 P_GAIN, D_GAIN = 10.0, -1.0  # action per m, action per m/s
 ARRIVED = 0.1  # m: a cell's centre counts as reached within it (D4RL's)
-_BLOCK = 64  # steps of noise drawn at once
 _UNDER_WAY = -1
 
 
@@ -52,13 +52,12 @@ class WaypointPlanner:
             )
         self._maze, self._noise, self._dwell = maze, noise, dwell
         streams = [rng.spawn(2) for rng in rngs]  # apart, so that targets do not depend on how noise is drawn
-        self._target_rngs, self._noise_rngs = [pair[0] for pair in streams], [pair[1] for pair in streams]
+        self._target_rngs = [pair[0] for pair in streams]
+        self._noise_blocks = NoiseBlocks([pair[1] for pair in streams], lambda rng, n: rng.normal(0.0, noise, (n, 2)))
         self._fixed = None if target is None else maze.index_of(target)
         self.target_E = np.array([self._draw(e) for e in range(len(rngs))], dtype=np.int64)  # free cells
         self._waypoint_E: np.ndarray | None = None  # free cells, the next centre to drive to
         self._stay_E = np.full(len(rngs), _UNDER_WAY)  # steps that are left to stay at the target
-        self._noise_TEA = np.empty((0, len(rngs), 2))
-        self._step = 0
 
     def act(self, obs_EO: np.ndarray) -> np.ndarray:
         """Actions float32 (E, 2) in [-1, 1] for observations [x, y, vx, vy] (E, 4), m and m/s."""
@@ -66,7 +65,7 @@ class WaypointPlanner:
         self._choose_waypoints(xy_E2)
         force_EA = P_GAIN * (self._maze.centre_K2[self._waypoint_E] - xy_E2) + D_GAIN * velocity_E2
         if self._noise > 0:
-            force_EA += self._next_noise()
+            force_EA += self._noise_blocks.next()
         return np.clip(force_EA, -1.0, 1.0).astype(np.float32)
 
     def _choose_waypoints(self, xy_E2: np.ndarray) -> None:
@@ -94,11 +93,3 @@ class WaypointPlanner:
 
     def _draw(self, env: int) -> int:
         return int(self._target_rngs[env].integers(len(self._maze.free_K2))) if self._fixed is None else self._fixed
-
-    def _next_noise(self) -> np.ndarray:
-        if self._step % _BLOCK == 0:
-            draws = [rng.normal(0.0, self._noise, (_BLOCK, 2)) for rng in self._noise_rngs]
-            self._noise_TEA = np.stack(draws, axis=1)
-        noise_EA: np.ndarray = self._noise_TEA[self._step % _BLOCK]
-        self._step += 1
-        return noise_EA

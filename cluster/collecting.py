@@ -1,0 +1,219 @@
+"""Episodes for datasets: walked by the maze planner, acted by a trained agent, or taken out of a run's replay.
+
+Episode i starts from, and acts with, random numbers of its own: it depends on the seed and on i, not on how many are
+made or run side by side. Their order is that of i.
+
+Letters: E environments (one an episode), T steps, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator, SeedSequence, default_rng
+
+from cluster.checks import plan_of
+from cluster.errors import RunError, UsageError
+from cluster.graph import Plan, make_policy, set_threads
+from cluster.inspection import newest_weights
+from cluster.replayed import Progress, replayed_episodes
+from cluster.run_dir import RunDirectory
+from replay.stored_episode import StoredEpisode
+from rollout_workers.acting import Actor
+from rollout_workers.episode_runs import SIDE_BY_SIDE, Act, Begin, EpisodeRuns
+from rollout_workers.fixed_goal import fixed_goal_id
+from rollout_workers.maze import Maze, maze_of
+from rollout_workers.noise_blocks import NoiseBlocks
+from rollout_workers.waypoints import WaypointPlanner
+
+FIXED_STARTS = 10_000  # evaluation episode i starts from this seed + i, as EvaluationConfig.seed has it
+KINDS = ("medium", "expert", "mixed", "replay")
+_START, _ACT = 0, 1  # spawn keys: what an episode's environment draws from, and what its actions do
+
+
+class References(NamedTuple):
+    """Mean undiscounted returns between which scores are normalised: 0 is random, 100 is expert."""
+
+    random_return: float
+    expert_return: float
+
+
+def collect_maze_episodes(
+    env_id: str,
+    *,
+    episodes: int,
+    noise: float = 0.5,
+    dwell: int = 0,
+    seed: int,
+    progress: Progress | None = None,
+) -> Iterator[StoredEpisode]:
+    """Episodes of the waypoint planner, with targets drawn over all free cells; rewards are for the one fixed goal.
+
+    Args:
+        env_id: a FixedGoal id, or the PointMaze id that it is a variant of.
+        episodes: at least 1. noise, dwell: as in WaypointPlanner.
+
+    Raises EnvError and UsageError for what cannot be made, before the first episode.
+    """
+    maze_id, maze = _maze_with_goal(env_id)
+    _check_count(episodes, seed)
+
+    def begin(numbers: range) -> Act:
+        return WaypointPlanner(maze, _streams(seed, numbers), noise=noise, dwell=dwell).act
+
+    begin(range(0))  # settings that mean nothing are refused now
+    return _collect(EpisodeRuns(maze_id), begin, episodes, seed, progress)
+
+
+def measure_references(env_id: str, seed: int = FIXED_STARTS, episodes: int = 100) -> References:
+    """Mean returns of uniform random actions and of the noise-free planner sent to the goal; episode i starts from seed + i."""
+    maze_id, maze = _maze_with_goal(env_id)
+    _check_count(episodes, seed)
+
+    def straight(numbers: range) -> Act:
+        return WaypointPlanner(maze, _streams(seed, numbers), target=maze.goal_cell).act
+
+    runs = EpisodeRuns(maze_id)
+    return References(
+        runs.mean_return(_uniform(seed, action_dim=2), seed, episodes), runs.mean_return(straight, seed, episodes)
+    )
+
+
+def collect_agent_episodes(
+    run_dir: Path, kind: str, episodes: int | None, seed: int, progress: Progress | None = None
+) -> Iterator[StoredEpisode]:
+    """Episodes of a SoftGAC or SAC run.
+
+    Args:
+        run_dir: of the run.
+        kind: medium: its newest policy with its exploration noise. expert: the newest policy, deterministic. mixed: these
+            two in turn. replay: whole episodes of its replay's newest snapshots, from the oldest to the newest, without a
+            new env step.
+        episodes: how many. For replay at most as many, evenly spread over its age; None takes all of them.
+
+    Raises UsageError, RunError and EnvError for what cannot be had, before the first episode.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}; nothing was collected")
+    _check_count(1 if episodes is None and kind == "replay" else episodes, seed)
+    plan = _plan(run_dir)
+    if kind == "replay":
+        return replayed_episodes(plan, episodes, progress)
+    assert episodes is not None
+    runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
+    exploring = {"medium": lambda i: True, "expert": lambda i: False, "mixed": lambda i: i % 2 == 0}[kind]
+
+    def begin(numbers: range) -> Act:
+        return acting.begin(_streams(seed, numbers), [exploring(i) for i in numbers])
+
+    return _collect(runs, begin, episodes, seed, progress)
+
+
+def measure_agent_references(run_dir: Path, seed: int = FIXED_STARTS, episodes: int = 100) -> References:
+    """Mean returns of uniform random actions and of the run's best deterministic policy; episode i starts from seed + i.
+
+    Best is the newest policy, measured here, or what the run's own evaluations saw earlier, if that was more.
+    """
+    _check_count(episodes, seed)
+    plan = _plan(run_dir)
+    runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
+    newest = runs.mean_return(
+        lambda numbers: acting.begin(_streams(seed, numbers), [False] * len(numbers)), seed, episodes
+    )
+    seen = [line["returns"] for line in RunDirectory.open(run_dir).lines("evaluations.jsonl")]
+    best = max([newest, *(float(np.mean(returns)) for returns in seen if returns)])
+    return References(runs.mean_return(_uniform(seed, plan.action_dim), seed, episodes), best)
+
+
+class _Acting:
+    """The newest policy of a run."""
+
+    def __init__(self, plan: Plan) -> None:
+        set_threads(plan.config)
+        policy: Any = make_policy(plan)
+        self._actor = Actor(policy, backend=plan.config.worker.backend)
+        self._actor.replace(newest_weights(plan))
+
+    def begin(self, rngs: Sequence[Generator], exploring: Sequence[bool]) -> Act:
+        """Acts for these episodes; always in batches of one size, on which rounding depends."""
+        noise_blocks = NoiseBlocks(rngs, self._actor.policy.sample_noise)
+        exploring_E, count = np.array(exploring, bool), len(rngs)
+        noise = self._actor.no_noise(SIDE_BY_SIDE)
+
+        def act(obs_EO: np.ndarray) -> np.ndarray:
+            padded = np.zeros((SIDE_BY_SIDE, obs_EO.shape[1]), np.float32)
+            padded[:count] = obs_EO
+            noise[:count][exploring_E] = noise_blocks.next()[exploring_E]
+            return self._actor.act(padded, noise)[:count]
+
+        return act
+
+
+def _collect(
+    runs: EpisodeRuns, begin: Begin, episodes: int, seed: int, progress: Progress | None
+) -> Iterator[StoredEpisode]:
+    """``episodes`` sound ones; for each that broke another one is made at the end."""
+    made = attempts = 0
+    try:
+        while made < episodes:
+            if attempts >= 2 * episodes + SIDE_BY_SIDE:
+                raise RunError(
+                    f"{attempts - made} of {attempts} episodes met a NaN or an infinity, expected few: {made} of {episodes} "
+                    "were made, the rest is given up; look at the environment and the policy"
+                )
+            numbers = range(attempts, attempts + min(SIDE_BY_SIDE, episodes - made))
+            attempts = numbers.stop
+            starts = [int(_sequence(seed, i, _START).generate_state(1)[0]) for i in numbers]
+            for episode in runs.run(starts, begin(numbers)):
+                if episode is not None:
+                    made += 1
+                    if progress is not None:
+                        progress(made)
+                    yield episode._replace(index=made - 1)
+    finally:
+        runs.close()
+
+
+def _plan(run_dir: Path) -> Plan:
+    run = RunDirectory.open(run_dir)
+    config = run.config()
+    if config.learns_from_episodes:
+        raise UsageError(
+            f"{run_dir} is a run of {config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
+            "collected; nothing was done; give a run of one of these"
+        )
+    return plan_of(config, run)
+
+
+def _maze_with_goal(env_id: str) -> tuple[str, Maze]:
+    maze_id = fixed_goal_id(env_id)
+    maze = maze_of(maze_id)
+    assert maze is not None
+    return maze_id, maze
+
+
+def _uniform(seed: int, action_dim: int) -> Begin:
+    def begin(numbers: range) -> Act:
+        blocks = NoiseBlocks(_streams(seed, numbers), lambda rng, n: rng.uniform(-1.0, 1.0, (n, action_dim)))
+        return lambda obs_EO: blocks.next().astype(np.float32)
+
+    return begin
+
+
+def _streams(seed: int, numbers: range) -> list[Generator]:
+    return [default_rng(_sequence(seed, i, _ACT)) for i in numbers]
+
+
+def _sequence(seed: int, episode: int, use: int) -> SeedSequence:
+    return SeedSequence(seed, spawn_key=(episode, use))
+
+
+def _check_count(episodes: int | None, seed: int) -> None:
+    if episodes is None or episodes < 1 or seed < 0:
+        raise UsageError(
+            f"{episodes} episodes with seed {seed} asked for, expected at least 1 and a seed of at least 0: nothing was "
+            "collected; correct them"
+        )
