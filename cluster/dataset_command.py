@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 from cluster.errors import RunError, UsageError
 
 KINDS = ("medium", "replay", "expert", "mixed")
-FIXED_GOAL = "FixedGoal/"  # namespace of the mazes with one goal
 
 
 def add_dataset(commands: Any) -> None:
@@ -70,17 +67,14 @@ def _add_agent(kinds: Any) -> None:
 def _make_maze(arguments: argparse.Namespace) -> None:
     from cluster.dataset_recipes import make_maze
 
-    env_id = arguments.env if arguments.env.startswith(FIXED_GOAL) else FIXED_GOAL + arguments.env
-    dataset_id = arguments.id or f"drawbridge/{env_name(env_id)}-d{arguments.dwell}-v0"
     made = make_maze(
-        dataset_id,
-        env_id,
+        arguments.id,
+        arguments.env,
         episodes=arguments.episodes,
         noise=arguments.noise,
         dwell=arguments.dwell,
         seed=arguments.seed,
         force=arguments.force,
-        command=_typed(arguments),
     )
     print(_one_line(made))
 
@@ -95,7 +89,6 @@ def _make_agent(arguments: argparse.Namespace) -> None:
         episodes=arguments.episodes,
         seed=arguments.seed,
         force=arguments.force,
-        command=_typed(arguments),
     )
     print(_one_line(made))
 
@@ -103,7 +96,7 @@ def _make_agent(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from cluster.dataset_recipes import export_replay
 
-    print(_one_line(export_replay(arguments.id, arguments.run_dir, force=arguments.force, command=_typed(arguments))))
+    print(_one_line(export_replay(arguments.id, arguments.run_dir, force=arguments.force)))
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -141,19 +134,8 @@ def _show(arguments: argparse.Namespace) -> None:
     print(describe_dataset(open_dataset(arguments.dataset), arguments.plot))
 
 
-def env_name(env_id: str) -> str:
-    """An environment id as part of a dataset id: FixedGoal/PointMaze_UMaze-v3 as pointmaze-umaze."""
-    bare = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].removeprefix(FIXED_GOAL))
-    return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
-
-
 def _one_line(made: Any) -> str:
     return f"{made.id}: {made.total_episodes:,} episodes, {made.total_steps:,} steps of {made.env_id or 'an unnamed environment'}"
-
-
-def _typed(arguments: argparse.Namespace) -> str:
-    """What was typed, for the dataset's record."""
-    return shlex.join(["drawbridge", *arguments.words]) if hasattr(arguments, "words") else ""
 
 
 def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:

@@ -1,0 +1,157 @@
+"""How datasets are made: who acts, what is measured beside it, and what is written down of that."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from cluster.run_dir import RunDirectory
+from cluster.wording import clock
+from replay.dataset import Dataset, StoredEpisode, write_dataset
+from replay.dataset_writer import check_can_write
+
+REFERENCE_EPISODES = 100  # that each reference is a mean of
+REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
+REFRESH_S = 0.5  # of the progress line on a terminal
+PLAIN_S = 10.0  # between two lines elsewhere
+
+
+def make_maze(
+    dataset_id: str | None, env_id: str, *, episodes: int, noise: float, dwell: int, seed: int, force: bool
+) -> Dataset:
+    """A maze dataset: the planner walks to random targets, its return is counted for the fixed goal.
+
+    ``env_id`` is a PointMaze id or that of its variant with the fixed goal; the dataset is of the variant.
+
+    Source: the recipe of D4RL's maze data (Fu et al. 2020); fixed goal, noise and dwell are choices of this project.
+    """
+    from cluster.collecting import collect_maze_episodes, measure_references
+    from rollout_workers.fixed_goal import fixed_goal_id
+
+    env_id = fixed_goal_id(env_id)
+    dataset_id = dataset_id or f"drawbridge/{env_name(env_id)}-d{dwell}-v0"
+    check_can_write(dataset_id, force)
+    recipe: dict[str, Any] = {"episodes": episodes, "noise": noise, "dwell": dwell, "seed": seed}
+    collected = collect_maze_episodes(env_id, **recipe)
+    return _write(
+        dataset_id,
+        shown(collected, episodes),
+        env_id,
+        _measured(lambda: measure_references(env_id, REFERENCE_SEED, REFERENCE_EPISODES)),
+        expert="planner",
+        algorithm_name="waypoint planner",
+        description={"command": _command("make maze", env=env_id, id=dataset_id, **recipe), **recipe},
+        force=force,
+    )
+
+
+def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: int, seed: int, force: bool) -> Dataset:
+    """A dataset of a trained agent's episodes; see ``collecting.collect_agent_episodes`` for the kinds."""
+    from cluster.collecting import collect_agent_episodes, measure_agent_references
+
+    env_id, algorithm = _run_of(run_dir)
+    dataset_id = dataset_id or f"drawbridge/{env_name(env_id)}-{kind}-v0"
+    check_can_write(dataset_id, force)
+    recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
+    return _write(
+        dataset_id,
+        shown(collect_agent_episodes(run_dir, kind, episodes, seed), episodes),
+        env_id,
+        _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES)),
+        expert=f"{algorithm} run {run_dir.name}",
+        algorithm_name=algorithm,
+        description={"command": _command("make agent", id=dataset_id, **recipe), **recipe},
+        force=force,
+    )
+
+
+def export_replay(dataset_id: str, run_dir: Path, *, force: bool) -> Dataset:
+    """Every whole episode that a run's replay snapshots hold, as a dataset."""
+    from cluster.collecting import collect_agent_episodes, measure_agent_references
+
+    check_can_write(dataset_id, force)
+    env_id, algorithm = _run_of(run_dir)
+    return _write(
+        dataset_id,
+        shown(collect_agent_episodes(run_dir, "replay", None, 0), None),
+        env_id,
+        _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES)),
+        expert=f"{algorithm} run {run_dir.name}",
+        algorithm_name=algorithm,
+        description={"command": f"drawbridge dataset export {run_dir} {dataset_id}", "run": str(run_dir)},
+        force=force,
+    )
+
+
+def shown(
+    episodes: Iterable[StoredEpisode], total: int | None, stream: TextIO | None = None
+) -> Iterator[StoredEpisode]:
+    """The episodes as they come, with a line of progress on ``stream`` (default: standard error)."""
+    stream = stream or sys.stderr
+    every_s = REFRESH_S if stream.isatty() else PLAIN_S
+    start, last, count, steps = time.monotonic(), time.monotonic(), 0, 0
+    for episode in episodes:
+        yield episode
+        count, steps, now = count + 1, steps + len(episode.reward_T), time.monotonic()
+        if now - last >= every_s:
+            last = now
+            _show(stream, count, total, steps, now - start)
+    _show(stream, count, total, steps, time.monotonic() - start, last=True)
+
+
+def _show(stream: TextIO, count: int, total: int | None, steps: int, spent_s: float, last: bool = False) -> None:
+    of = f"/{total:,}" if total else ""
+    left = f", {clock(spent_s * (total - count) / count)} left" if total and count and not last else ""
+    line = f"{count:,}{of} episodes, {steps:,} steps, {steps / max(spent_s, 1e-9):,.0f} steps/s{left}"
+    start, end = ("\r\x1b[K", "\n" if last else "") if stream.isatty() else ("", "\n")
+    print(f"{start}{line}", end=end, file=stream, flush=True)
+
+
+def _measured(measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    print(f"measuring the references: twice {REFERENCE_EPISODES} episodes", file=sys.stderr, flush=True)
+    return measure()
+
+
+def env_name(env_id: str) -> str:
+    """An environment id as part of a dataset id: FixedGoal/PointMaze_UMaze-v3 as pointmaze-umaze."""
+    bare = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].removeprefix("FixedGoal/"))
+    return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
+
+
+def _run_of(run_dir: Path) -> tuple[str, str]:
+    """(environment, algorithm) of a run."""
+    config = RunDirectory.open(run_dir).config()
+    return config.env, config.algorithm
+
+
+def _write(
+    dataset_id: str,
+    episodes: Iterable[StoredEpisode],
+    env_id: str,
+    references: tuple[float, float],
+    **about: Any,
+) -> Dataset:
+    from rollout_workers.env_registry import find_env
+    from rollout_workers.envs import env_spec
+
+    spec = env_spec(env_id)
+    return write_dataset(
+        dataset_id,
+        episodes,
+        env_id=env_id,
+        env_spec=find_env(env_id),
+        action_low_A=spec.low,
+        action_high_A=spec.high,
+        random_return=references[0],
+        expert_return=references[1],
+        reference_episodes=REFERENCE_EPISODES,
+        **about,
+    )
+
+
+def _command(words: str, **flags: Any) -> str:
+    return f"drawbridge dataset {words} " + " ".join(f"--{name} {value}" for name, value in flags.items())

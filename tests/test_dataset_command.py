@@ -1,0 +1,209 @@
+"""The dataset commands as a user types them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import train_words
+
+from cluster.cli import main
+from cluster.dataset_recipes import env_name
+from replay.dataset import StoredEpisode, open_dataset, write_dataset
+
+ENV = "FixedGoal/PointMaze_UMaze-v3"
+ID = "drawbridge/pointmaze-umaze-d0-v0"
+MAKE = ["dataset", "make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "3"]
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for datasets."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    return tmp_path / "datasets"
+
+
+def write(dataset_id: str, episodes: int = 3, env_id: str = ENV) -> None:
+    rng = np.random.default_rng(0)
+
+    def stream() -> list[StoredEpisode]:
+        return [
+            StoredEpisode(
+                index=index,
+                obs_TO=rng.uniform(-1, 1, (5, 4)).astype(np.float32),
+                action_TA=np.zeros((5, 2), np.float32),
+                reward_T=np.full(5, float(index)),
+                terminated=False,
+                truncated=True,
+                next_obs_O=np.zeros(4, np.float32),
+            )
+            for index in range(episodes)
+        ]
+
+    box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
+    about = {"random_return": 0.0, "expert_return": 20.0, "expert": "planner", "description": {"noise": 0.5}}
+    write_dataset(dataset_id, stream(), env_id=env_id, **box, **about)
+
+
+def test_the_list_is_a_table_and_says_so_when_it_is_empty(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", "list"]) == 0
+    assert "dataset make" in capsys.readouterr().out
+    write("a/one-v0")
+    write("two-v1", 2)
+    (root / "torn-v0" / "data").mkdir(parents=True)
+    assert main(["dataset", "list"]) == 0
+    head, one, torn, problem, two = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ID", "ENVIRONMENT", "EPISODES", "STEPS", "MB"]
+    assert one.split()[:4] == ["a/one-v0", ENV, "3", "15"] and two.split()[:4] == ["two-v1", ENV, "2", "10"]
+    assert torn.startswith("torn-v0") and "cannot be read" in problem
+
+
+def test_show_reads_everything_once_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(ID)
+    plot = tmp_path / "new" / "picture.png"
+    assert main(["dataset", "show", ID, "--plot", str(plot)]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        f"{ENV}; observations of 4, actions of 2 numbers",
+        "3 (15 steps); 5 to 5 steps, median 5",
+        "mean 5.00, std 4.08; 0 %: 0.00",
+        "100 %: 10.0",
+        "mean 25.0, best 50.0",
+        "random 0.00 (0), planner 20.0 (100)",
+        "0 of 3 episodes",
+        "noise         0.5",
+    ):
+        assert words in said, words
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_show_without_a_maze_draws_the_returns(tmp_path: Path) -> None:
+    write("x-v0", env_id="Elsewhere-v0")
+    assert main(["dataset", "show", "x-v0", "--plot", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "none-v0"], "no dataset 'none-v0'"),
+        (["show", "none-v0", "--plot", "x.jpg"], "ends in .png"),
+        (["import", "no such"], "is no dataset id"),
+        (["export", "/nowhere", "x-v0"], "not a run directory"),
+        (["make", "agent", "--run", "/nowhere", "--kind", "medium", "--episodes", "2"], "not a run directory"),
+        (["make", "maze", "--env", "PointMaze_UMase-v3", "--episodes", "2"], "PointMaze_UMaze-v3"),
+        (["make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "2", "--id", "bad"], "is no dataset id"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+    words: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dataset", *words]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("drawbridge: error: ") and message in last
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("words", [["--episodes", "0"], ["--episodes", "1.5"], ["--noise", "-1"], ["--dwell", "nan"]])
+def test_numbers_out_of_range_are_refused_by_the_parser(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*MAKE, *words])
+
+
+def test_import_copies_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(ID)
+    (root / ID).rename(tmp_path / "away")
+    assert main(["dataset", "import", str(tmp_path / "away")]) == 0
+    assert capsys.readouterr().out == f"{ID}: 3 episodes, 15 steps of {ENV}\n"
+    assert main(["dataset", "import", str(tmp_path / "away")]) == 2
+    assert main(["dataset", "import", str(tmp_path / "away"), "--force"]) == 0
+
+
+def test_make_maze_writes_what_its_command_says_and_the_same_again(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import minari
+
+    assert main([*MAKE, "--dwell", "5"]) == 0
+    dataset_id = "drawbridge/pointmaze-umaze-d5-v0"
+    said = capsys.readouterr()
+    assert said.out == f"{dataset_id}: 3 episodes, 900 steps of {ENV}\n" and "3/3 episodes" in said.err
+    dataset = open_dataset(dataset_id)
+    assert dataset.expert == "planner" and dataset.random_return is not None and dataset.expert_return is not None
+    assert dataset.expert_return > dataset.random_return + 50
+    before = [episode.obs_TO for episode in dataset.episodes()]
+    again = dataset.description["command"].replace(dataset_id, "again-v0").split()
+    assert main(again[1:]) == 0
+    for one, other in zip(before, open_dataset("again-v0").episodes(), strict=True):
+        np.testing.assert_array_equal(one, other.obs_TO)
+    env = minari.load_dataset(dataset_id).recover_environment()
+    assert env.unwrapped.spec.id == ENV and env.observation_space.shape == (4,)
+    env.close()
+    assert main([*MAKE, "--dwell", "5"]) == 2
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SoftGAC run of a few hundred steps."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    words = train_words(path, "InvertedPendulum-v5", "--backend", "inline", "--steps", "400")
+    assert main(words) == 0
+    return path
+
+
+def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The twin: rows of the shard's table, gathered by episode id one by one."""
+    from cluster.checks import plan_of
+    from cluster.graph import make_shard
+    from cluster.run_dir import RunDirectory
+    from replay.snapshot import load
+
+    assert main(["dataset", "export", str(run_dir), "pendulum-v0"]) == 0
+    run = RunDirectory.open(run_dir)
+    plan = plan_of(run.config(), run)
+    shard = make_shard(plan, 0)
+    load(shard, plan.shard_dir(0))
+    table, expected = shard.table, []
+    for number in np.unique(table.episode[: table.size]):
+        rows = sorted(np.flatnonzero(table.episode[: table.size] == number), key=lambda row: table.step[row])
+        if table.step[rows[0]] == 0 and table.flag[rows[-1]] & 3 and len(rows) >= 2:
+            expected.append(table.rows[rows])
+    found = list(open_dataset("pendulum-v0").episodes())
+    assert len(found) == len(expected) > 5
+    columns = sorted((plan.layout.views(rows) for rows in expected), key=lambda c: c.obs[0].tolist())
+    for theirs, ours in zip(columns, sorted(found, key=lambda episode: episode.obs_TO[0].tolist()), strict=True):
+        np.testing.assert_array_equal(theirs.obs, ours.obs_TO)
+        np.testing.assert_allclose(theirs.action, ours.action_TA, atol=1e-6)
+        np.testing.assert_array_equal(theirs.reward, ours.reward_T.astype(np.float32))
+        np.testing.assert_array_equal(theirs.next_obs[-1], ours.next_obs_O)
+        assert ours.terminated == (theirs.discount[-1] == 0)
+
+
+@pytest.mark.parametrize("kind", ["medium", "replay", "expert", "mixed"])
+def test_make_agent_has_every_kind(kind: str, run_dir: Path) -> None:
+    assert main(["dataset", "make", "agent", "--run", str(run_dir), "--kind", kind, "--episodes", "4"]) == 0
+    dataset = open_dataset(f"drawbridge/invertedpendulum-{kind}-v0")
+    assert dataset.total_episodes == 4 and dataset.env_id == "InvertedPendulum-v5"
+    assert dataset.expert == "softgac run run" and dataset.normalised(dataset.expert_return or 0) in (100.0, None)
+
+
+def test_a_run_that_learns_from_episodes_cannot_be_exported(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run_dir, other)
+    from cluster.config import make_preset
+    from cluster.run_dir import RunDirectory
+
+    run = RunDirectory(other)
+    run.write_config(dataclasses.replace(make_preset("gac", "cpu"), env="InvertedPendulum-v5"))
+    assert main(["dataset", "export", str(other), "x-v0"]) == 2
+    assert "expected softgac or sac" in capsys.readouterr().err
+
+
+def test_environment_ids_become_parts_of_dataset_ids() -> None:
+    assert env_name(ENV) == "pointmaze-umaze" and env_name("HalfCheetah-v5") == "halfcheetah"
+    assert env_name("dm_control/cheetah-run-v0") == "dm-control-cheetah-run" and env_name("mod:My_Env-v12") == "my-env"
