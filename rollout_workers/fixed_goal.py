@@ -49,7 +49,7 @@ class FixedGoalMaze(gym.Env):
         point_maze: Any = gym.make(maze_id, disable_env_checker=True, render_mode=render_mode).unwrapped
         self.point_maze = point_maze
         self.start_K2 = maze.centre_K2
-        self.goal_xy = maze.centre_K2[maze.index_of(goal_cell)]
+        self.goal_xy = maze.centre_K2[maze.index_of((goal_cell[0], goal_cell[1]))]  # a list from JSON
         self.render_mode = render_mode
         self.action_space = point_maze.action_space
         self.observation_space = point_maze.point_env.observation_space
