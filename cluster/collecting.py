@@ -29,7 +29,7 @@ from rollout_workers.maze import Maze, maze_of
 from rollout_workers.noise_blocks import NoiseBlocks
 from rollout_workers.waypoints import WaypointPlanner
 
-FIXED_STARTS = 10_000  # evaluation episode i starts from this seed + i, as EvaluationConfig.seed has it
+FIXED_STARTS = 10_000  # evaluation episode i starts from this seed + i, as EvaluationConfig.seed has it by default
 KINDS = ("medium", "expert", "mixed", "replay")
 _START, _ACT = 0, 1  # spawn keys: what an episode's environment draws from, and what its actions do
 
@@ -68,8 +68,12 @@ def collect_maze_episodes(
     return _collect(EpisodeRuns(maze_id), begin, episodes, seed, progress)
 
 
-def measure_references(env_id: str, seed: int = FIXED_STARTS, episodes: int = 100) -> References:
-    """Mean returns of uniform random actions and of the noise-free planner sent to the goal; episode i starts from seed + i."""
+def measure_references(env_id: str, seed: int, episodes: int = 100) -> References:
+    """Mean returns of uniform random actions and of the noise-free planner sent straight to the goal.
+
+    Both from the fixed starts that evaluations have (FIXED_STARTS + i), so that scores compare like with like; ``seed`` is
+    of the random actions. Scores on UMaze would otherwise hang on how many starts lie in the goal's cell.
+    """
     maze_id, maze = _maze_with_goal(env_id)
     _check_count(episodes, seed)
 
@@ -77,9 +81,8 @@ def measure_references(env_id: str, seed: int = FIXED_STARTS, episodes: int = 10
         return WaypointPlanner(maze, _streams(seed, numbers), target=maze.goal_cell).act
 
     runs = EpisodeRuns(maze_id)
-    return References(
-        runs.mean_return(_uniform(seed, action_dim=2), seed, episodes), runs.mean_return(straight, seed, episodes)
-    )
+    random_return = runs.mean_return(_uniform(seed, action_dim=2), FIXED_STARTS, episodes)
+    return References(random_return, runs.mean_return(straight, FIXED_STARTS, episodes))
 
 
 def collect_agent_episodes(
@@ -112,20 +115,22 @@ def collect_agent_episodes(
     return _collect(runs, begin, episodes, seed, progress)
 
 
-def measure_agent_references(run_dir: Path, seed: int = FIXED_STARTS, episodes: int = 100) -> References:
-    """Mean returns of uniform random actions and of the run's best deterministic policy; episode i starts from seed + i.
+def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> References:
+    """Mean returns of uniform random actions and of the run's best deterministic policy, as ``measure_references`` has them.
 
     Best is the newest policy, measured here, or what the run's own evaluations saw earlier, if that was more.
     """
     _check_count(episodes, seed)
     plan = _plan(run_dir)
     runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
-    newest = runs.mean_return(
-        lambda numbers: acting.begin(_streams(seed, numbers), [False] * len(numbers)), seed, episodes
-    )
+
+    def deterministic(numbers: range) -> Act:
+        return acting.begin(_streams(seed, numbers), [False] * len(numbers))
+
+    newest = runs.mean_return(deterministic, FIXED_STARTS, episodes)
     seen = [line["returns"] for line in RunDirectory.open(run_dir).lines("evaluations.jsonl")]
     best = max([newest, *(float(np.mean(returns)) for returns in seen if returns)])
-    return References(runs.mean_return(_uniform(seed, plan.action_dim), seed, episodes), best)
+    return References(runs.mean_return(_uniform(seed, plan.action_dim), FIXED_STARTS, episodes), best)
 
 
 class _Acting:
