@@ -13,16 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from algorithms import matmul
 from algorithms.allocation import keep_freed_memory
 from algorithms.flat import FlatParameters
 from algorithms.gac.adamw import FlatAdamW
 from algorithms.gac.bound import MEASURES, Bound, lower_bound, measures
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import LEAST_ROW
-from algorithms.gac.model import PERCENTILES, GACModel
+from algorithms.gac.model import LEARNED_LATE, PERCENTILES, GACModel
 from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh, refine, stored
 from algorithms.gac.segments import Segments, sampled, whole
 from algorithms.gac.target import Target, first_target, next_target
+from algorithms.gac.unknown import told, understood
 from algorithms.interface import Collective, Solo
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
@@ -54,6 +56,7 @@ class GAC:
         config.check()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device, self.collective = torch.device(device), collective or Solo()
+        self.matmul = matmul.choose(config.matmul)
         if self.device.type == "cpu":
             keep_freed_memory()
         with torch.random.fork_rng(devices=[]):
@@ -104,8 +107,9 @@ class GAC:
     def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
         """One update a batch, this learner's share of it; metrics of METRICS and ``nonfinite``."""
         self._posteriors = []
-        for batch in batches:
-            segments, bound = self.step(batch, self._draw(len(batch)))
+        with matmul.library(self.matmul):
+            for batch in batches:
+                segments, bound = self.step(batch, self._draw(len(batch)))
         if batches:
             self._calibrate(segments, bound)
         return self._read_metrics()
@@ -211,16 +215,18 @@ class GAC:
         return metrics
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
-        """The model's parameters and buffers by their names in ``GACModel.state_dict``; views, float32."""
-        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        """The model's parameters and buffers by their names in ``GACModel.state_dict``, float32; see unknown.py."""
+        weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        return weights | {name: told(weights[name]) for name in LEARNED_LATE}
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of everything that a bit-exact resume needs, by name."""
         named = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         named["generator"] = self.generator.get_state()
         named["updates"] = torch.tensor(self.updates)
-        named["target"] = torch.tensor(self.target, dtype=torch.float64)
-        return named
+        named["target"] = told(torch.tensor(self.target, dtype=torch.float64))
+        late = ("return_error", *(f"model.{name}" for name in LEARNED_LATE))
+        return named | {name: told(named[name]) for name in late}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
@@ -240,9 +246,11 @@ class GAC:
             )
         for name, tensor in self._tensors().items():
             tensor.detach().copy_(state[name])
+        for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
+            late.copy_(understood(late))
         self.generator.set_state(state["generator"].cpu())
         self.updates = int(state["updates"])
-        value, gain, stage = state["target"].tolist()
+        value, gain, stage = understood(state["target"]).tolist()
         self.target, self._heard = Target(value, gain, int(stage)), ""
         self._horizon = int(self.model.horizon)
 

@@ -20,6 +20,7 @@ CHOICES = {
     "return_head": ("additive", "mlp"),
     "free_bits_per": ("token", "dimension"),
     "posterior": ("amortised", "stored", "fresh"),
+    "matmul": ("auto", "mkl", "onednn"),
 }
 
 
@@ -105,6 +106,7 @@ class GACConfig(PlanningConfig):
     warmup: float = option(0.1, "1", "share of the schedule in which the step size rises from 0 [LPT]")
     updates: int = option(3_000, "updates", "length of the step-size schedule; it stays at its end after (1,000 [L])")
     alarm_nats: float = option(0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]")
+    matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
     autocast: bool = option(False, "bool", "bf16 in the model's region on a GPU; the CPU always computes float32 [C]")
 
     @property

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.gac.attention import CrossAttention, FeedForward, SelfAttention, join_heads, perceptron
+from algorithms.gac.attention import CrossAttention, FeedForward, SelfAttention, attend, join_heads, perceptron
 from algorithms.gac.config import GACConfig
 from algorithms.gac.window import Rows, ring_mask, window_mask
 
@@ -165,9 +165,7 @@ class Generator(nn.Module):
             query, key, value = attention.project(x)
             keys, values = cache.key_LEJHc[layer], cache.value_LEJHc[layer]
             keys[env_E1, slot_E2], values[env_E1, slot_E2] = key.transpose(1, 2), value.transpose(1, 2)
-            read = F.scaled_dot_product_attention(
-                query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=allowed
-            )
+            read = attend(query, keys.transpose(1, 2), values.transpose(1, 2), allowed)
             x = self._rest(layer, memory, x + attention.outward(join_heads(read)), share_E2, None)
             x = feed(x)
         return self._read_out(x[:, 1:])
@@ -194,7 +192,7 @@ class Generator(nn.Module):
                 if previous_R is not None:
                     at = previous_R.clamp(min=0)
                     key, value = torch.cat([key[at], key], 2), torch.cat([value[at], value], 2)
-                read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+                read = attend(query, key, value, mask)
                 x_RNC = x_RNC + attention.outward(join_heads(read))
             x_RNC = feed(self._rest(layer, memory, x_RNC, time_RN, plan_R))
         return x_RNC
