@@ -73,8 +73,9 @@ def _rows(dataset: Dataset, reading: Reading) -> Iterator[tuple[str, str]]:
     )
     if dataset.clipped_steps:
         yield "clipped", f"{dataset.clipped_steps:,} steps had an action outside its box"
-    for name, value in dataset.description.items():
-        yield name, str(value)
+    made = dataset.description
+    if made:
+        yield "made by", str(made.get("command") or ", ".join(f"{name} {value}" for name, value in made.items()))
 
 
 def _references(dataset: Dataset) -> str:

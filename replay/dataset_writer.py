@@ -121,6 +121,9 @@ def staging(dataset_id: str) -> Iterator[Path]:
                 f"another process is writing {dataset_id}, expected one at a time: nothing was written; wait for it, or "
                 "choose another id"
             ) from error
+        old, target = base / f"{name}.old", datasets_root() / dataset_id
+        if old.exists() and not target.exists():  # a writer was killed between the two renames of ``publish``
+            os.rename(old, target)
         stage = base / name
         shutil.rmtree(stage, ignore_errors=True)  # of a writer that was killed
         stage.mkdir()

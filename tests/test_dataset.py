@@ -435,6 +435,16 @@ def test_an_existing_id_is_left_alone_unless_forced(root: Path) -> None:
         write([episode(0)], "drawbridge/space-v0", force=True)
 
 
+def test_a_dataset_that_was_moved_aside_when_its_writer_was_killed_comes_back(root: Path) -> None:
+    write([episode(5)])
+    (root / ID).rename(root / dataset_writer.STAGING / "drawbridge--test-v0.old")
+    with pytest.raises(DatasetError, match="--force"):
+        write([episode(0)])
+    assert_same(next(open_dataset(ID).episodes()), episode(5))
+    assert write([episode(0)], force=True).total_episodes == 1
+    assert not [path for path in (root / dataset_writer.STAGING).iterdir() if path.is_dir()]
+
+
 def endless(pipe: Any) -> None:
     def stream() -> Iterator[StoredEpisode]:
         for seed in range(10**9):

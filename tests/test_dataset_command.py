@@ -74,7 +74,7 @@ def test_show_reads_everything_once_and_draws_it(tmp_path: Path, capsys: pytest.
         "mean 25.0, best 50.0",
         "random 0.00 (0), planner 20.0 (100)",
         "0 of 3 episodes",
-        "noise         0.5",
+        "made by       noise 0.5",
     ):
         assert words in said, words
     assert plot.read_bytes()[:4] == b"\x89PNG"
