@@ -11,12 +11,14 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from cluster.courier import RUN_COMPLETE, Courier, Lost
-from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
-from replay import snapshot
+from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads, snapshots_of
 from replay.chunk import Ack, Block, Chunk, Wait
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from algorithms.weights import Weights
+    from replay.trajectories import EpisodeBlock
     from rollout_workers.evaluator import Evaluation
 
 HELD = "held"  # a shard's reason for having no block: the driver holds the run
@@ -24,14 +26,19 @@ HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "
 
 
 class ShardActor:
-    """One replay shard. Calls that the limiter holds back wait here for at most HOLD_S, then the caller asks again."""
+    """One replay shard. Calls that the limiter holds back wait here for at most HOLD_S, then the caller asks again.
 
-    def __init__(self, plan: Plan, index: int, quota_rows: int) -> None:
+    Args:
+        quota_rows: rows of the run that belong to this shard; None: its limiter knows how many episodes do.
+    """
+
+    def __init__(self, plan: Plan, index: int, quota_rows: int | None) -> None:
         self.started = time.time()
         self.quota_rows = quota_rows
         self.directory = plan.shard_dir(index)
-        self.shard = make_shard(plan, index)
-        self.found = snapshot.load(self.shard, self.directory)
+        self.shard: Any = make_shard(plan, index)
+        self.snapshots = snapshots_of(plan.config)
+        self.found = self.snapshots.load(self.shard, self.directory)
         self.changed = asyncio.Condition()
 
     async def restored(self) -> tuple[str, ...]:
@@ -43,7 +50,7 @@ class ShardActor:
         deadline = time.monotonic() + HOLD_S
         async with self.changed:
             while True:
-                if self.shard.table.inserted >= self.quota_rows:
+                if self._full():
                     epoch, version = self.shard.newest
                     return Ack(status="rejected", epoch=epoch, version=version, reason=RUN_COMPLETE)
                 ack = self.shard.append(chunk)
@@ -53,19 +60,30 @@ class ShardActor:
                 self.changed.notify_all()
             return ack
 
-    async def sample(self, updates: int, batch: int, epoch: int, version: int, hold_s: float) -> Block | Wait:
-        """U batches of B rows, waiting ``hold_s`` for the limiter to allow them; ``epoch, version``: newest published policy."""
+    async def sample(
+        self, updates: int, batch: int, epoch: int, version: int, hold_s: float
+    ) -> Block | EpisodeBlock | Wait:
+        """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``epoch, version``: newest published policy."""
         deadline = time.monotonic() + hold_s
         async with self.changed:
             while True:
                 answer = self.shard.sample(updates, batch, (epoch, version))
-                if isinstance(answer, Block) or answer.reason == "exhausted" or not await self._wait(deadline):
+                if not isinstance(answer, Wait) or answer.reason == "exhausted" or not await self._wait(deadline):
                     break
-            if isinstance(answer, Block):
+            if not isinstance(answer, Wait):
                 self.changed.notify_all()
             elif self.shard.limiter.held and answer.reason != "exhausted":
                 answer = dataclasses.replace(answer, reason=HELD)
             return answer
+
+    async def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> None:
+        """Leaves what the learner inferred beside the episodes of a batch that are still held."""
+        self.shard.write_back(slots, generations, values)
+
+    def _full(self) -> bool:
+        if self.quota_rows is None:
+            return bool(self.shard.limiter.gathered)
+        return bool(self.shard.table.inserted >= self.quota_rows)
 
     async def _wait(self, deadline: float) -> bool:
         left = deadline - time.monotonic()
@@ -84,11 +102,11 @@ class ShardActor:
             self.changed.notify_all()
 
     async def counts(self) -> tuple[int, int]:
-        """Rows sampled and inserted, by this shard's own count."""
-        return self.shard.limiter.sampled, self.shard.limiter.inserted
+        """Items sampled and inserted, by this shard's own count."""
+        return int(self.shard.limiter.sampled), int(self.shard.limiter.inserted)
 
     async def align(self, rows: int) -> None:
-        """Corrects the count of rows sampled by ``rows``."""
+        """Corrects the count of items sampled by ``rows``."""
         async with self.changed:
             self.shard.align(rows)
             self.changed.notify_all()
@@ -100,14 +118,16 @@ class ShardActor:
             self.changed.notify_all()
 
     async def stats(self) -> dict[str, Any]:
-        """The shard's counters, what workers piggybacked since the last call, and when this process started."""
+        """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, and when
+        this process started."""
         stats, now = self.shard.stats(), time.monotonic()
         silent_s = {worker: now - seen for worker, seen in stats.last_seen_s.items()}
-        return {"stats": stats, "workers": self.shard.drain_stats(), "started": self.started, "silent_s": silent_s}
+        workers, full = self.shard.drain_stats(), self._full()
+        return {"stats": stats, "full": full, "workers": workers, "started": self.started, "silent_s": silent_s}
 
     async def save(self) -> None:
         """Writes a snapshot, a segment at a time between the other calls."""
-        saving = snapshot.Saving(self.shard, self.directory)
+        saving = self.snapshots.Saving(self.shard, self.directory)
         while saving.step() is None:
             await asyncio.sleep(0)
 

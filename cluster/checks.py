@@ -26,7 +26,7 @@ RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
 def make_plan(config: RunConfig, run: RunDirectory, start: int) -> Plan:
     """Checks the configuration against the environment and this machine; UsageError lists every problem."""
     plan = plan_of(config, run, start)
-    problems = _problems(config)
+    problems = _problems(config) + _dataset_problems(plan)
     if not problems:
         problems += _memory_problems(plan)
     if problems:
@@ -77,7 +77,7 @@ def _problems(config: RunConfig) -> list[str]:
         envs_per_worker=worker.envs_per_worker,
         chunk_steps=worker.chunk_steps,
     )
-    for name in ("agent", "worker", "learner", "evaluation", "metrics", "ray"):
+    for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).problems()]
     if worker.workers < config.replay.shards:
         found.append(
@@ -91,6 +91,19 @@ def _problems(config: RunConfig) -> list[str]:
     if config.steps < 1:
         found.append(f"steps is {config.steps}, expected at least 1")
     return found
+
+
+def _dataset_problems(plan: Plan) -> list[str]:
+    """A dataset that cannot be read, or is not of this environment."""
+    from replay.dataset import DatasetError, check_against
+
+    try:
+        dataset = plan.dataset
+        if dataset is not None:
+            check_against(dataset, plan.config.env, plan.obs_dim, plan.action_dim)
+    except (UsageError, DatasetError) as error:
+        return [str(error)]
+    return []
 
 
 def _memory_problems(plan: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.config import PRESETS, RunConfig, describe, make_preset, override
+from cluster.dataset_command import add_dataset
 from cluster.errors import Interrupted, RunError, UsageError
 
 
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_finetune(commands)
+    add_dataset(commands)
     resume = _command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     resume.add_argument("--steps", type=_count, help="env steps of the whole run (default: as before)")
@@ -59,8 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     evaluate.add_argument("--episodes", type=_count, default=10, help="episodes (default: 10)")
     evaluate.add_argument("--seed", type=int, default=10_000, help="episode i starts from seed + i (default: 10000)")
+    evaluate.add_argument(
+        "--mode",
+        choices=["prior", "st", "kl", "max"],
+        help="how a policy that plans infers its plan (default: the run's)",
+    )
+    evaluate.add_argument(
+        "--target-return", type=float, metavar="Y", help="return to ask for, in the environment's units (st, dt)"
+    )
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
+    plan = _command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
+    plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    plan.add_argument("--start", type=_point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
+    plan.add_argument("--plot", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    plan.add_argument("--seed", type=int, default=10_000, help="of starts and samples (default: 10000)")
     scale = _command(commands, "scale", _scale, "change the number of rollout workers while the run goes on")
     scale.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     scale.add_argument("--workers", type=_count, required=True, help="rollout workers from now on, 1 to 4096")
@@ -85,11 +101,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     train = _command(commands, "train", _train, "train a policy")
     train.add_argument("algorithm", choices=list(ALGORITHMS))
-    train.add_argument("--env", required=True, help="Gymnasium environment id")
+    train.add_argument("--env", help="Gymnasium environment id (default: the dataset's)")
+    train.add_argument(
+        "--dataset", metavar="ID", help="Minari dataset to learn from: id or path (see `drawbridge dataset`)"
+    )
     train.add_argument(
         "--preset", default="cpu", help="cpu (two cores) or paper (published settings; needs a GPU) (default: cpu)"
     )
-    train.add_argument("--steps", type=_count, help="env steps of the whole run (default: the preset's)")
+    train.add_argument(
+        "--steps",
+        type=_count,
+        help="env steps of the whole run; of gac, bc, percent-bc and dt: updates (default: the preset's)",
+    )
     train.add_argument("--workers", type=_count, help="rollout worker processes (default: the preset's)")
     train.add_argument(
         "--envs-per-worker", type=_count, help="environments a worker steps as one batch (default: the preset's)"
@@ -105,7 +128,11 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--seed", type=int, help="seed of everything random (default: 1)")
     train.add_argument("--run-dir", type=Path, help="a new directory for the run (default: runs/ENV-ALGORITHM-SEED-N)")
     train.add_argument("--device", choices=["cpu", "cuda", "auto"], help="where learners compute (default: auto)")
-    train.add_argument(
+    _add_settings(train)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -114,12 +141,45 @@ def _add_train(commands: Any) -> None:
     )
 
 
+def _add_finetune(commands: Any) -> None:
+    finetune = _command(
+        commands, "finetune", _finetune, "go on online with the newest policy of an offline run, as a new run"
+    )
+    finetune.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    finetune.add_argument(
+        "--stages", type=_count, help="times that episodes are gathered and then learned from (default: 3)"
+    )
+    finetune.add_argument("--episodes-per-stage", type=_count, help="episodes gathered in a stage (default: 150)")
+    finetune.add_argument("--updates-per-stage", type=_count, help="updates that follow (default: 1000)")
+    finetune.add_argument(
+        "--target", choices=["moving", "fixed"], help="return that exploring plans ask for (default: moving)"
+    )
+    finetune.add_argument("--steps", type=_count, help="env steps of an actor-critic's run (default: as its base run)")
+    finetune.add_argument("--dataset", metavar="ID", help="dataset to mix in (default: the base run's)")
+    finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
+    finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
+    finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
+    finetune.add_argument("--seed", type=int, help="(default: the base run's)")
+    finetune.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the new run (default: RUN_DIR-finetune-N)"
+    )
+    _add_settings(finetune)
+
+
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     parser.set_defaults(command=run)
     return parser
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, such as -1,1") from None
+    return x, y
 
 
 def _count(text: str) -> int:
@@ -145,20 +205,47 @@ FLAGS = {
 }
 
 
-def resolve(arguments: argparse.Namespace) -> RunConfig:
-    """The configuration that a ``train`` command line asks for."""
-    config = make_preset(arguments.algorithm, arguments.preset)
-    settings = {"env": arguments.env}
-    for pair in arguments.set:
+def settings_of(pairs: list[str]) -> dict[str, str]:
+    """What --set asked for, by key."""
+    settings = {}
+    for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: expected KEY=VALUE; nothing was started")
         settings[key] = value
+    return settings
+
+
+def resolve(arguments: argparse.Namespace) -> RunConfig:
+    """The configuration that a ``train`` command line asks for."""
+    config = make_preset(arguments.algorithm, arguments.preset)
+    settings = settings_of(arguments.set)
+    if arguments.dataset:
+        settings["dataset"] = arguments.dataset
+    elif config.learns_from_episodes and "dataset" not in settings:
+        raise UsageError(
+            f"train {arguments.algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
+            "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
+        )
+    settings["env"] = arguments.env or _env_of_dataset(settings.get("dataset", ""))
+    if config.learns_from_episodes and arguments.steps:
+        settings.setdefault("agent.updates", str(arguments.steps))
     for flag, key in FLAGS.items():
         value = getattr(arguments, flag)
         if value is not None:
             settings[key] = str(value)
     return override(config, settings)
+
+
+def _env_of_dataset(name: str) -> str:
+    from replay.dataset import DatasetError, open_dataset
+
+    if not name:
+        raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
+    try:
+        return open_dataset(name).env_id
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -176,10 +263,46 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _new_run_dir(config: RunConfig) -> Path:
     stem = f"{config.env}-{config.algorithm}-{config.seed}".replace("/", "_").replace(":", "_")
+    return _unused(Path("runs") / stem)
+
+
+def _unused(stem: Path) -> Path:
+    """``stem``-N with the least N that is not there yet."""
     number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
+    while (path := stem.with_name(f"{stem.name}-{number}")).exists():
         number += 1
     return path
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from cluster.checks import check_tree, make_plan
+    from cluster.drive import drive
+    from cluster.finetune import finetuned
+    from cluster.run_dir import RunDirectory
+
+    check_tree()
+    base = RunDirectory.open(arguments.run_dir)
+    settings = settings_of(arguments.set)
+    for flag in ("dataset", "env", "backend", "seed", "steps"):
+        if getattr(arguments, flag) is not None:
+            settings[flag] = str(getattr(arguments, flag))
+    for flag in ("stages", "episodes_per_stage", "updates_per_stage"):
+        if getattr(arguments, flag) is not None:
+            settings[f"online.{flag}"] = str(getattr(arguments, flag))
+    if arguments.address:
+        settings["ray.address"] = arguments.address
+    config = finetuned(base, settings, arguments.target)
+    path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
+    plan = make_plan(config, RunDirectory(path), 0)
+    _knock(config)
+    return drive(RunDirectory.create(path, config), plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from cluster.plan_picture import draw_plans
+
+    print(draw_plans(arguments.run_dir, arguments.plot, start=arguments.start, seed=arguments.seed))
+    return 0
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -211,15 +334,20 @@ def _knock(config: RunConfig) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from cluster.inspection import evaluate
+    from cluster.inspection import evaluation_in_words as in_words
 
-    result = evaluate(arguments.run_dir, arguments.episodes, arguments.seed, arguments.video)
+    result = evaluate(
+        arguments.run_dir,
+        arguments.episodes,
+        arguments.seed,
+        arguments.video,
+        mode=arguments.mode,
+        target_return=arguments.target_return,
+    )
     if arguments.json:
         print(json.dumps(result))
     else:
-        print(
-            f"{result['env']}: {result['return_mean']:.1f} +- {result['return_std']:.1f} over {len(result['returns'])} deterministic "
-            f"episodes (policy of {result['env_steps']:,} env steps)"
-        )
+        print(in_words(result))
         if arguments.video:
             print(f"film: {arguments.video}")
     return 0

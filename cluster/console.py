@@ -35,7 +35,8 @@ class Console:
     run: ``lost`` then says why.
 
     Args:
-        total_steps: env steps the run is going to make.
+        total_steps: the run's length in ``unit``.
+        unit: env_steps or updates.
         stream: where to write; None for sys.stdout.
         title: the run in a few words, "SoftGAC on HalfCheetah-v5, seed 0".
         plain_every_s: least time between two plain metrics lines, s.
@@ -48,17 +49,18 @@ class Console:
         total_steps: int,
         stream: TextIO | None = None,
         title: str,
+        unit: str = "env_steps",
         plain_every_s: float = 5.0,
         live: bool | None = None,
     ) -> None:
         self.lost: str | None = None
-        self._total_steps = total_steps
+        self._total_steps, self._unit = total_steps, unit
         self._stream = stream or sys.stdout
         self._title = title
         self._plain_every_s = plain_every_s
         self._line: dict[str, Any] = {}
         self._evaluations: collections.deque[tuple[float, float]] = collections.deque(maxlen=256)
-        self._rate: float | None = None  # env steps/s, smoothed
+        self._rate: float | None = None  # units/s, smoothed
         self._heard_at = time.monotonic()
         self._printed_at = -math.inf
         self._pending = False  # whether the newest line has not been printed
@@ -69,7 +71,8 @@ class Console:
         self._line |= {key: value for key, value in line.items() if _showable(key, value)}
         self._heard_at = time.monotonic()
         self._note_evaluation()
-        rate = self._line.get("env_steps_per_s") if "env_steps_per_s" in line else None
+        key = f"{self._unit}_per_s"
+        rate = self._line.get(key) if key in line else None
         if rate is not None:
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         self._pending = True
@@ -97,14 +100,14 @@ class Console:
         self.close()
 
     def _note_evaluation(self) -> None:
-        at, mean = self._line.get("eval_env_steps"), self._line.get("eval_return_mean")
+        at, mean = self._line.get(f"eval_{self._unit}"), self._line.get("eval_return_mean")
         if at is None or mean is None:
             return
         if not self._evaluations or self._evaluations[-1][0] != at:
             self._evaluations.append((at, mean))
 
     def _eta_s(self) -> float | None:
-        left = self._total_steps - self._line.get("env_steps", 0)
+        left = self._total_steps - self._line.get(self._unit, 0)
         return left / self._rate if self._rate else None
 
     # -- a terminal
@@ -129,6 +132,7 @@ class Console:
             title=self._title,
             line=dict(self._line),
             total_steps=self._total_steps,
+            unit=self._unit,
             evaluations=tuple(self._evaluations),
             eta_s=self._eta_s(),
             silent_s=time.monotonic() - self._heard_at,
@@ -142,7 +146,11 @@ class Console:
         self._pending = False
         self._write(
             plain_line(
-                self._line, self._total_steps, self._evaluations[-1] if self._evaluations else None, self._eta_s()
+                self._line,
+                self._total_steps,
+                self._evaluations[-1] if self._evaluations else None,
+                self._eta_s(),
+                self._unit,
             )
         )
 
@@ -163,12 +171,16 @@ class Console:
 
 
 def plain_line(
-    line: Mapping[str, Any], total_steps: int, evaluation: tuple[float, float] | None, eta_s: float | None
+    line: Mapping[str, Any],
+    total_steps: int,
+    evaluation: tuple[float, float] | None,
+    eta_s: float | None,
+    unit: str = "env_steps",
 ) -> str:
     """One metrics line in ASCII: time, progress, rates, ratio, return; faults only where there are any."""
-    steps = line.get("env_steps", 0)
+    steps, noun = line.get(unit, 0), unit.removeprefix("env_")
     share = min(1.0, steps / max(1, total_steps))
-    parts = [f"[{clock(line.get('time_s', 0.0))}] {100 * share:3.0f} %  {number(int(steps))} steps"]
+    parts = [f"[{clock(line.get('time_s', 0.0))}] {100 * share:3.0f} %  {number(int(steps))} {noun}"]
     for key, noun in (("env_steps_per_s", "steps/s"), ("updates_per_s", "updates/s")):
         if key in line:
             parts.append(f"{number(float(line[key]))} {noun}")

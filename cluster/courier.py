@@ -96,6 +96,7 @@ class Courier:
         chunk, handle = self.pending[0]
         started = self._clock()
         ack = self._ask(handle)
+        waited = ack.status == "wait"
         while ack.status == "wait" and not self.stopping:
             self._sleep(ack.retry_after_s)
             ack = self._ask(self._send(chunk))
@@ -105,7 +106,8 @@ class Courier:
             self.complete = True
         elif ack.status == "rejected":
             self.worker.note_rejected(chunk, ack.reason)
-        self._load((ack.epoch, ack.version))
+        if self._load((ack.epoch, ack.version)) and waited:
+            self.worker.begin_anew()
 
     def _ask(self, handle: Any) -> Ack:
         """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``timeout_s``."""
@@ -136,17 +138,18 @@ class Courier:
             self._sleep(WEIGHTS_RETRY_S)
         return not self.stopping
 
-    def _load(self, order: tuple[int, int]) -> None:
-        """Fetches the newest weights if ``order`` is newer than what the worker acts with; else the old ones stay."""
+    def _load(self, order: tuple[int, int]) -> bool:
+        """Fetches the newest weights if ``order`` is newer than what the worker acts with; whether it has newer ones now."""
         if order <= self.worker.policy_order:
-            return
+            return False
         try:
             weights = self._fetch()
         except Lost:
-            return  # asked for again after the next answer
+            return False  # asked for again after the next answer
         if weights is None:
-            return
+            return False
         try:
-            self.worker.load_weights(weights)
+            return self.worker.load_weights(weights)
         except CorruptWeights:
             self.worker.note_corrupt_weights()
+            return False

@@ -17,7 +17,7 @@ EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue 
 
 
 def draw_curve(run_dir: str | Path, path_png: str | Path) -> Path:
-    """Draws a run's returns against its environment steps into ``path_png``, which is replaced in one go.
+    """Draws a run's returns against its environment steps, or updates, into ``path_png``, which is replaced in one go.
 
     Deterministic evaluations: mean line, every episode a dot, a band from the worst to the best episode. Training:
     the mean return of the exploring episodes of each metrics line, lighter. Raises NotARun where ``run_dir`` is none.
@@ -45,10 +45,10 @@ def _training(axes: Any, run: Run) -> None:
 def _evaluations(axes: Any, run: Run) -> None:
     if not run.evaluations:
         return
-    steps = [e.env_steps for e in run.evaluations]
+    steps = [e.at for e in run.evaluations]
     spread = [min(e.returns) for e in run.evaluations], [max(e.returns) for e in run.evaluations]
     axes.fill_between(steps, *spread, color=EVALUATION, alpha=0.15, linewidth=0, label="worst to best episode")
-    dots = [(e.env_steps, value) for e in run.evaluations for value in e.returns]
+    dots = [(e.at, value) for e in run.evaluations for value in e.returns]
     axes.scatter(*zip(*dots), color=EVALUATION, s=7, alpha=0.45, linewidths=0)
     means = [e.mean for e in run.evaluations]
     label = "evaluation (deterministic), mean"
@@ -65,7 +65,7 @@ def _dress(axes: Any, run: Run) -> None:
         f"{algorithm_name(run.algorithm)} on {run.env}{seed}", loc="left", fontweight="bold", color=INK, pad=22
     )
     axes.text(0, 1.03, _subtitle(run), transform=axes.transAxes, color=INK, alpha=0.75, fontsize=9)
-    axes.set_xlabel("environment steps", color=INK)
+    axes.set_xlabel("updates" if run.unit == "updates" else "environment steps", color=INK)
     axes.set_ylabel("return of an episode (sum of rewards)", color=INK)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -82,7 +82,8 @@ def _dress(axes: Any, run: Run) -> None:
 
 
 def _subtitle(run: Run) -> str:
-    parts = [count(run.env_steps, "env step"), *([run.state] if run.state in ("failed", "lost") else [])]
+    noun = "update" if run.unit == "updates" else "env step"
+    parts = [count(run.length, noun), *([run.state] if run.state in ("failed", "lost") else [])]
     if run.evaluations:
         last = run.evaluations[-1]
         parts.append(f"last evaluation {number(float(last.mean))} over {count(len(last.returns), 'episode')}")

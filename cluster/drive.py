@@ -24,7 +24,9 @@ def drive(run: RunDirectory, plan: Plan) -> int:
     config = plan.config
     needed = memory_bytes(plan)
     console = Console(
-        total_steps=config.steps, title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}"
+        total_steps=config.steps,
+        title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}",
+        unit=config.unit,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)
@@ -37,7 +39,7 @@ def drive(run: RunDirectory, plan: Plan) -> int:
             if exporter is not None:
                 exporter.update(line)
             if events is not None:
-                _write_events(events, line)
+                _write_events(events, line, config.unit)
 
         stack.callback(console.close)
         console.event(f"run directory {run.path}")
@@ -83,10 +85,10 @@ def _events(plan: Plan, run: RunDirectory, stack: contextlib.ExitStack) -> Any:
     return writer
 
 
-def _write_events(writer: Any, line: dict[str, Any]) -> None:
-    step = line.get("env_steps", 0)
+def _write_events(writer: Any, line: dict[str, Any], unit: str) -> None:
+    step = line.get(unit, 0)
     for name, value in line.items():
-        if name not in ("env_steps", "time_s") and isinstance(value, (int, float)):
+        if name not in (unit, "time_s") and isinstance(value, (int, float)):
             writer.add_scalar(
                 name.replace("_", "/", 1) if name.startswith(("loss_", "learner_", "eval_", "rows_")) else name,
                 value,

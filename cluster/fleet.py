@@ -22,7 +22,7 @@ from cluster.connection import connect, disconnect
 from cluster.crew import Crew
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
-from cluster.graph import Plan
+from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
 from cluster.remote import cause, make_actor, root, started
 from cluster.tally import Tally
@@ -53,16 +53,16 @@ class RayFleet:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
         config, replay = self.config, self.config.replay
         cpus = (
-            config.worker.cpus * (config.worker.workers + 1)
+            config.worker.cpus * (workers_of(config) + 1)
             + config.learner.cpus * config.learner.learners
             + config.ray.shard_cpus * replay.shards
         )
         self._own_cluster = connect(
             config.ray.address or None, cpus=cpus, object_store_bytes=config.ray.object_store_bytes
         )
-        self._quota = math.ceil(config.steps / replay.shards)
+        quota = None if config.learns_from_episodes else math.ceil(config.steps / replay.shards)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
-        self._shards = [make.remote(self.plan, index, self._quota) for index in range(replay.shards)]
+        self._shards = [make.remote(self.plan, index, quota) for index in range(replay.shards)]
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
         self._actors.append(lambda: [*self._shards, self._store])
         self._evaluations = Evaluations(self.plan, self.event)
@@ -79,14 +79,14 @@ class RayFleet:
         self._start_learners()
         self._take_stats()
         self.tally.settle_restart()
-        for index in range(config.worker.workers):
+        for index in range(workers_of(config)):
             self._crew.start(index)
         self._next_save = time.monotonic() + replay.snapshot_s
 
-    def advance(self, seconds: float, env_steps: int = 0) -> None:
+    def advance(self, seconds: float, until: int = 0) -> None:
         """Waits for about ``seconds``, or less when something happens; then looks after every part.
 
-        Actors do not stop at ``env_steps``: an evaluation is of the policy that is newest when it is heard of.
+        Actors do not stop at ``until``: an evaluation is of the policy that is newest when it is heard of.
         """
         waiting = [*self._crew.runs, *self._learners.runs, *self._evaluations.runs]
         if waiting:
@@ -236,7 +236,7 @@ class RayFleet:
             self._learners.astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
-        if told["stats"].stored_rows >= self._quota:
+        if told["full"]:
             self._full.add(index)
         self._crew.hear(told["workers"], told["silent_s"])
         self.tally.add_shard(told["stats"], told["workers"])

@@ -22,22 +22,30 @@ order; ``fleet.RayFleet`` runs the same parts as actors. Both are built from the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from cluster.errors import RunError
+from replay.episode_shard import EpisodeShard
+
+from cluster.errors import RunError, UsageError
 from replay.limiter import Limiter
 from replay.rows import RowLayout
 from replay.shard import ReplayShard
+from replay.stages import StagedLimiter
 
 if TYPE_CHECKING:
-    from algorithms.interface import Collective, Policy
+    import numpy as np
+
+    from algorithms.interface import Collective, EpisodeAgent, EpisodePolicy, Policy
     from algorithms.weights import Weights
     from cluster.config import RunConfig
     from learners.checkpoint import Checkpoint
     from learners.learner import Learner
+    from replay.dataset import Dataset
+    from replay.trajectories import EpisodeBlock
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
 
@@ -71,6 +79,18 @@ class Plan:
         """Rows of one batch that each learner takes."""
         return self.config.learner.batch_size // self.config.learner.learners
 
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The dataset that the run learns from, opened once a process; UsageError when it cannot be."""
+        from replay.dataset import DatasetError, open_dataset
+
+        if not self.config.dataset:
+            return None
+        try:
+            return open_dataset(self.config.dataset)
+        except DatasetError as error:
+            raise UsageError(str(error)) from error
+
     def shard_dir(self, index: int) -> Path:
         return self.run_dir / "replay" / f"shard-{index}"
 
@@ -97,8 +117,23 @@ def make_limiter(config: RunConfig) -> Limiter:
     )
 
 
-def make_shard(plan: Plan, index: int) -> ReplayShard:
+def make_staged_limiter(config: RunConfig) -> StagedLimiter:
+    """The limiter of one shard of episodes: gather, learn, gather, in turn; without stages, learning alone."""
+    shards, online, learner = config.replay.shards, config.online, config.learner
+    stages = online.stages
+    before = config.steps - stages * online.updates_per_stage
+    return StagedLimiter(
+        items_before=math.ceil(before * learner.batch_size / shards),
+        stages=stages,
+        episodes_per_stage=math.ceil(online.episodes_per_stage / shards),
+        items_per_stage=math.ceil(online.updates_per_stage * learner.batch_size / shards),
+    )
+
+
+def make_shard(plan: Plan, index: int) -> ReplayShard | EpisodeShard:
     config = plan.config
+    if config.learns_from_episodes:
+        return _make_episode_shard(plan, index)
     return ReplayShard(
         plan.layout,
         config.replay,
@@ -111,7 +146,31 @@ def make_shard(plan: Plan, index: int) -> ReplayShard:
     )
 
 
-def make_policy(plan: Plan) -> Policy:
+def _make_episode_shard(plan: Plan, index: int) -> EpisodeShard:
+    config, dataset = plan.config, plan.dataset
+    shards = config.replay.shards
+    return EpisodeShard(
+        plan.layout,
+        config.replay,
+        config.data,
+        shard=index,
+        shards=shards,
+        seed=config.seed,
+        batch_size=plan.rank_batch,
+        limiter=make_staged_limiter(config),
+        posterior_floats=config.agent.posterior_floats,
+        offline=None if dataset is None else lambda: dataset.episodes(range(index, dataset.total_episodes, shards)),
+    )
+
+
+def snapshots_of(config: RunConfig) -> Any:
+    """The module that saves and loads the run's kind of shards: ``load``, ``save`` and ``Saving``."""
+    from replay import episode_snapshot, snapshot
+
+    return episode_snapshot if config.learns_from_episodes else snapshot
+
+
+def make_policy(plan: Plan) -> Policy | EpisodePolicy:
     """The acting side of the run's algorithm."""
     from algorithms import ALGORITHMS
 
@@ -119,13 +178,17 @@ def make_policy(plan: Plan) -> Policy:
 
 
 def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
+    from algorithms.interface import Aim
     from rollout_workers.worker import RolloutWorker
 
     config = plan.config
+    policy: Any = make_policy(plan)
+    if config.learns_from_episodes:
+        policy.aim = Aim(mode=config.online.plan)
     return RolloutWorker(
         config=config.worker,
         env_id=config.env,
-        policy=make_policy(plan),
+        policy=policy,
         worker=index,
         incarnation=incarnation,
         seed=config.seed,
@@ -134,9 +197,13 @@ def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> 
 
 
 def make_learner(
-    plan: Plan, epoch: int, publish: Callable[[Weights], None], collective: Collective | None = None
+    plan: Plan,
+    epoch: int,
+    publish: Callable[[Weights], None],
+    collective: Collective | None = None,
+    write_back: Callable[[EpisodeBlock, list[np.ndarray]], None] = lambda block, values: None,
 ) -> Learner:
-    """A learner with the newest valid checkpoint of the run, if it has one."""
+    """A learner as a new run begins with it; whoever resumes loads a checkpoint into it."""
     from algorithms import ALGORITHMS
     from algorithms.interface import Solo
     from learners.learner import Learner
@@ -150,15 +217,51 @@ def make_learner(
         seed=config.seed,
         collective=collective,
     )
+    if not checkpoint_exists(plan):
+        _prepare(plan, agent)
     return Learner(
         agent,
         config.learner,
         directory=plan.run_dir / "dumps",
         publish=publish,
         newest=lambda: newest_checkpoint(plan),
+        write_back=write_back,
         collective=collective,
         epoch=epoch,
     )
+
+
+def _prepare(plan: Plan, agent: Any) -> None:
+    """Gives a new run's agent what it has before the first update: its base run's state, or its dataset's statistics."""
+    config = plan.config
+    if config.online.base:
+        agent.load_state(base_state(Path(config.online.base), plan))
+    elif config.learns_from_episodes and plan.dataset is not None:
+        cast("EpisodeAgent", agent).fit(plan.dataset.summary())
+
+
+def base_state(base: Path, plan: Plan) -> dict[str, Any]:
+    """The agent's state in the newest checkpoint of run ``base``; RunError unless it has one that fits ``plan``."""
+    from cluster.run_dir import RunDirectory
+    from learners import checkpoint
+    from learners.learner import AGENT, PART
+
+    theirs = RunDirectory.open(base).config()  # settings that change nothing in the weights may differ
+    expected = dataclasses.replace(plan, config=dataclasses.replace(plan.config, agent=theirs.agent)).identity()
+    try:
+        found = checkpoint.load_newest(base / "checkpoints", expected)
+    except checkpoint.CheckpointError as error:
+        raise RunError(f"{base} cannot be gone on from: {error}") from error
+    if found is None:
+        raise RunError(f"{base} has no checkpoint, so there is nothing to go on from; let that run learn first")
+    part = found.part(PART)
+    return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}
+
+
+def checkpoint_exists(plan: Plan) -> bool:
+    """Whether the run has a checkpoint that its learner is going to load."""
+    folder = plan.run_dir / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def newest_checkpoint(plan: Plan) -> Checkpoint | None:
@@ -183,12 +286,16 @@ def save_checkpoint(plan: Plan, learner: Learner, env_steps: int, others: dict[s
 
 
 def make_evaluator(plan: Plan) -> Evaluator:
+    from algorithms.interface import Aim
     from rollout_workers.evaluator import Evaluator
 
     config = plan.config
+    policy: Any = make_policy(plan)
+    if config.learns_from_episodes:
+        policy.aim = Aim(mode=config.evaluation.mode)
     return Evaluator(
         config.env,
-        make_policy(plan),
+        policy,
         episodes=config.evaluation.episodes,
         seed=config.evaluation.seed,
         timeout_s=config.evaluation.timeout_s,
@@ -204,6 +311,11 @@ def learner_device(config: RunConfig) -> str:
     if config.learner.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.learner.device
+
+
+def workers_of(config: RunConfig) -> int:
+    """Rollout workers that the run starts with: none when it learns from its dataset alone."""
+    return 0 if config.learns_from_episodes and not config.online.stages else config.worker.workers
 
 
 def random_steps_left(config: RunConfig, env_steps: int) -> int:

@@ -32,6 +32,7 @@ class Evaluation:
     """One evaluation of the deterministic policy."""
 
     env_steps: int
+    at: int  # when, in the run's unit
     wall_s: float
     returns: tuple[float, ...]  # of every episode, sums of rewards
     lengths: tuple[float, ...]  # of every episode, env steps
@@ -47,8 +48,8 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    metrics: tuple[dict[str, float], ...]  # in order of env_steps; numbers only
-    evaluations: tuple[Evaluation, ...]  # in order of env_steps
+    metrics: tuple[dict[str, float], ...]  # in order; numbers only
+    evaluations: tuple[Evaluation, ...]  # in order
     summary: dict[str, Any]
     failure: dict[str, Any]
     live: dict[str, Any]
@@ -71,6 +72,16 @@ class Run:
         return self._fact("seed")
 
     @property
+    def unit(self) -> str:
+        """What the run's length is counted in: env_steps or updates."""
+        return unit_of(self.config)
+
+    @property
+    def length(self) -> int:
+        """How far the run is, in its unit."""
+        return int(self.summary.get(self.unit) or self.last.get(self.unit) or 0)
+
+    @property
     def env_steps(self) -> int:
         return int(self.summary.get("env_steps") or self.last.get("env_steps") or 0)
 
@@ -90,16 +101,21 @@ class Run:
         return "lost" if state in ("starting", "running", "finishing") and not _alive(self.live.get("pid")) else state
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """(env_steps, values) of one metric, of the lines that have it as a finite number."""
+        """(progress in the run's unit, values) of one metric, of the lines that have it as a finite number."""
         pairs = [
-            (line["env_steps"], line[key])
+            (line[self.unit], line[key])
             for line in self.metrics
-            if "env_steps" in line and key in line and math.isfinite(line[key])
+            if self.unit in line and key in line and math.isfinite(line[key])
         ]
         return [x for x, _ in pairs], [y for _, y in pairs]
 
     def _fact(self, key: str) -> Any:
         return self.summary[key] if self.summary.get(key) is not None else _first_scalar(self.config, key)
+
+
+def unit_of(config: Mapping[str, Any]) -> str:
+    """The unit that a configuration's length is counted in."""
+    return str(config.get("unit", "env_steps"))
 
 
 def agent_metrics(line: Mapping[str, Any]) -> dict[str, str]:
@@ -125,15 +141,14 @@ def read_run(path: str | Path) -> Run:
         )
     notes: list[str] = []
     documents = {name: _document(path / f"{name}.json", notes) for name in ("config", "summary", "failure", "live")}
+    unit = unit_of(documents["config"])
     metrics = [_numbers(line) for line in _lines(path / "metrics.jsonl", notes)]
-    evaluations = [e for line in _lines(path / "evaluations.jsonl", notes) if (e := _evaluation(line, notes))]
+    evaluations = [e for line in _lines(path / "evaluations.jsonl", notes) if (e := _evaluation(line, unit, notes))]
     return Run(
         path=path,
         **documents,
-        metrics=tuple(_after_resumes(metrics, lambda m: m.get("env_steps"), "metrics.jsonl", notes, keep_equal=True)),
-        evaluations=tuple(
-            _after_resumes(evaluations, lambda e: e.env_steps, "evaluations.jsonl", notes, keep_equal=False)
-        ),
+        metrics=tuple(_after_resumes(metrics, lambda m: m.get(unit), "metrics.jsonl", notes, keep_equal=True)),
+        evaluations=tuple(_after_resumes(evaluations, lambda e: e.at, "evaluations.jsonl", notes, keep_equal=False)),
         notes=tuple(notes),
     )
 
@@ -188,13 +203,14 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in line.items() if isinstance(value, (int, float))}
 
 
-def _evaluation(line: dict[str, Any], notes: list[str]) -> Evaluation | None:
+def _evaluation(line: dict[str, Any], unit: str, notes: list[str]) -> Evaluation | None:
     try:
         returns = tuple(float(value) for value in line["returns"])
         if not returns or not all(map(math.isfinite, returns)):
             raise ValueError("its returns are empty or not finite")
         return Evaluation(
             env_steps=int(line["env_steps"]),
+            at=int(line[unit]),
             wall_s=float(line.get("wall_s", math.nan)),
             returns=returns,
             lengths=tuple(float(value) for value in line.get("lengths", ())),

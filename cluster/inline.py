@@ -27,14 +27,16 @@ from cluster.graph import (
     random_steps_left,
     save_checkpoint,
     set_threads,
+    snapshots_of,
+    workers_of,
 )
 from cluster.tally import Tally
 from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART
-from replay import snapshot
-from replay.chunk import Block
+from replay.chunk import Wait
 from replay.limiter import dealt
+from replay.trajectories import EpisodeBlock
 from rollout_workers.evaluator import Evaluation
 
 _COUNTERS = "fleet"
@@ -54,14 +56,14 @@ class InlineFleet:
         plan, config = self.plan, self.plan.config
         set_threads(config)
         self.newest: Weights | None = None
-        self.shards = [make_shard(plan, index) for index in range(config.replay.shards)]
-        self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish)
+        self.shards: list[Any] = [make_shard(plan, index) for index in range(config.replay.shards)]
+        self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish, write_back=self._write_back)
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
         found = newest_checkpoint(plan)
         exact = found is not None and self._restore(found)
         incarnation = 0 if exact else plan.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
-        self.workers = [make_worker(plan, i, incarnation, random_steps) for i in range(config.worker.workers)]
+        self.workers = [make_worker(plan, i, incarnation, random_steps) for i in range(workers_of(config))]
         self.evaluator = make_evaluator(plan)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
@@ -74,10 +76,10 @@ class InlineFleet:
         self._report()
         self.tally.settle_restart()
 
-    def advance(self, seconds: float, env_steps: int) -> None:
-        """Takes turns for about ``seconds``, or until the run has made ``env_steps`` or all of its own."""
+    def advance(self, seconds: float, until: int) -> None:
+        """Takes turns for about ``seconds``, or until the run has made ``until`` (in its unit) or all of its own."""
         deadline = time.monotonic() + seconds
-        while not self.done and self._env_steps() < env_steps and time.monotonic() < deadline:
+        while not self.done and self._progress() < until and time.monotonic() < deadline:
             self._take_turn()
         self._report()
 
@@ -106,7 +108,7 @@ class InlineFleet:
     def save(self) -> list[str]:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         for index, shard in enumerate(self.shards):
-            snapshot.save(shard, self.plan.shard_dir(index))
+            snapshots_of(self.plan.config).save(shard, self.plan.shard_dir(index))
         parts: dict[str, Any] = {}
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
@@ -127,6 +129,9 @@ class InlineFleet:
 
     def _take_turn(self) -> None:
         config = self.plan.config
+        if not self.workers:
+            self.done = not self._learn() or self._progress() >= config.steps
+            return
         index = self.turn % len(self.workers)
         worker, shard = self.workers[index], self.shards[index % len(self.shards)]
         chunk = worker.collect()
@@ -141,7 +146,7 @@ class InlineFleet:
             pass
         self._deal_weights()
         self.turn += 1
-        self.done = self._env_steps() >= config.steps
+        self.done = self._progress() >= config.steps
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""
@@ -159,9 +164,14 @@ class InlineFleet:
             answer = shard.sample(
                 config.updates_per_call, config.batch_size, (self.learner.epoch, self.learner.version)
             )
-            if isinstance(answer, Block):
+            if not isinstance(answer, Wait):
                 break
         return answer
+
+    def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:
+        shard = self.shards[block.shard]
+        for slot_B, generation_B, value_BP in zip(block.slot_UB, block.generation_UB, values):
+            shard.write_back(slot_B, generation_B, value_BP)
 
     def _publish(self, weights: Weights) -> None:
         self.newest = weights
@@ -170,6 +180,9 @@ class InlineFleet:
         for worker in self.workers:
             if self.newest is not None and worker.policy_order < self.newest.order:
                 worker.load_weights(self.newest)
+
+    def _progress(self) -> int:
+        return self.learner.updates if self.plan.config.learns_from_episodes else self._env_steps()
 
     def _env_steps(self) -> int:
         return sum(shard.table.inserted for shard in self.shards)
@@ -185,7 +198,7 @@ class InlineFleet:
             self.event(f"checkpoint passed over: {warning}")
         self.learner.load_state(found.part(PART))
         for index, shard in enumerate(self.shards):
-            info = snapshot.load(shard, self.plan.shard_dir(index))
+            info = snapshots_of(self.plan.config).load(shard, self.plan.shard_dir(index))
             for warning in info.warnings if info else ():
                 self.event(f"snapshot passed over: {warning}")
         counters = found.part(_COUNTERS)

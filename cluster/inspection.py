@@ -5,25 +5,42 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from algorithms.weights import Weights
 from cluster.checks import plan_of
-from cluster.errors import RunError
+from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
 
+if TYPE_CHECKING:
+    from algorithms.interface import Aim
+    from rollout_workers.evaluator import Evaluation
 
-def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> dict[str, Any]:
-    """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first."""
+
+def evaluate(
+    run_dir: Path,
+    episodes: int,
+    seed: int,
+    video: Path | None,
+    *,
+    mode: str | None = None,
+    target_return: float | None = None,
+) -> dict[str, Any]:
+    """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first.
+
+    Args:
+        mode, target_return: what a policy that plans is asked for; None: what the run's configuration says.
+    """
     run = RunDirectory.open(run_dir)
     plan = plan_of(run.config(), run)
+    aim = _aim(plan, mode, target_return)
     set_threads(plan.config)
     weights = newest_weights(plan)
-    result = make_evaluator(plan).evaluate(weights, episodes, seed)
+    result = make_evaluator(plan).evaluate(weights, episodes, seed, aim)
     if video is not None:
         _film(plan, weights, video, seed)
-    return {
+    found = {
         "algorithm": plan.config.algorithm,
         "env": plan.config.env,
         "env_steps": result.env_steps,
@@ -37,6 +54,77 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> dic
         "errors": result.errors,
         "wall_s": result.wall_s,
     }
+    return found | _normalised(plan, result) | (_planned(result) if plan.config.learns_from_episodes else {})
+
+
+def _aim(plan: Plan, mode: str | None, target_return: float | None) -> Aim | None:
+    from algorithms.interface import Aim
+
+    config = plan.config
+    if not config.learns_from_episodes:
+        if mode is not None or target_return is not None:
+            raise UsageError(
+                f"{plan.run_dir} is a run of {config.algorithm}, which makes no plans and takes neither --mode nor --target-return; "
+                "nothing was evaluated; leave them out"
+            )
+        return None
+    return Aim(mode=config.evaluation.mode if mode is None else mode, target_return=target_return)
+
+
+def _normalised(plan: Plan, result: Evaluation) -> dict[str, Any]:
+    """Returns on the scale of the run's dataset: 0 is its random policy, 100 its expert or planner; nothing without them."""
+    if not plan.config.dataset:
+        return {}
+    try:
+        dataset = plan.dataset
+    except UsageError as error:
+        return {"normalised_mean": None, "normalised": None, "note": f"not normalised: {error}"}
+    assert dataset is not None
+    scores = [score for value in result.returns if (score := dataset.normalised(value)) is not None]
+    if len(scores) < len(result.returns):
+        return {
+            "normalised_mean": None,
+            "normalised": None,
+            "note": f"not normalised: {dataset.id} has no reference returns",
+        }
+    return {
+        "dataset": dataset.id,
+        "random_return": dataset.random_return,
+        "expert_return": dataset.expert_return,
+        "normalised_mean": sum(scores) / len(scores),
+        "normalised": scores,
+    }
+
+
+def _planned(result: Evaluation) -> dict[str, Any]:
+    """What is known of each episode's plan and, in mazes, of its path."""
+    names = ("mode", "target", "predicted", "variance", "path_length", "shortest_path", "reached", "starts_in_goal")
+    return {name: getattr(result, name) for name in names}
+
+
+def evaluation_in_words(found: dict[str, Any]) -> str:
+    """``evaluate`` for a person."""
+    policy = (
+        f"policy of {found['env_steps']:,} env steps"
+        if found["env_steps"]
+        else f"policy of {found['updates']:,} updates"
+    )
+    mode = f", mode {found['mode']}" if found.get("mode") else ""
+    lines = [
+        f"{found['env']}: {found['return_mean']:.1f} +- {found['return_std']:.1f} over {len(found['returns'])} deterministic episodes "
+        f"({policy}{mode})"
+    ]
+    if found.get("normalised_mean") is not None:
+        lines.append(
+            f"  normalised {found['normalised_mean']:.1f} (0: random, {found['random_return']:.1f}; 100: expert, {found['expert_return']:.1f})"
+        )
+    predicted = [value for value in found.get("predicted") or () if value == value]
+    if predicted:
+        lines.append(f"  predicted  {sum(predicted) / len(predicted):.1f} on average")
+    reached = found.get("reached") or ()
+    if reached:
+        lines.append(f"  goal       reached in {sum(step >= 0 for step in reached)} of {len(reached)} episodes")
+    return "\n".join(lines)
 
 
 def newest_weights(plan: Plan) -> Weights:
@@ -83,6 +171,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "seed": config.seed,
         "backend": config.backend,
         "steps": config.steps,
+        "unit": config.unit,
         "silent_s": round(time.time() - live["written"], 1) if "written" in live else None,
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
         "last_evaluation": evaluations[-1] if evaluations else None,
@@ -95,16 +184,17 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def status_in_words(found: dict[str, Any]) -> str:
     """``status`` for a person."""
-    live = found["live"]
+    live, unit = found["live"], found["unit"]
     lines = [
         f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
         + (f" (process {found['pid']})" if found["pid"] else ""),
     ]
     if "env_steps" in live:
+        bounds = {unit: f" of {found['steps']:,}"}
         lines += [
-            f"  env steps  {live['env_steps']:>12,} of {found['steps']:,}   {live.get('env_steps_per_s', 0):,.0f}/s",
-            f"  updates    {live['updates']:>12,}   {live.get('updates_per_s', 0):,.0f}/s   replay ratio {live.get('replay_ratio', 0):.3f} "
-            f"(target {live.get('target_replay_ratio', 0):g})",
+            f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
+            f"  updates    {live['updates']:>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s   "
+            f"replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})",
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
             f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
             f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
@@ -113,7 +203,7 @@ def status_in_words(found: dict[str, Any]) -> str:
     if last:
         mean = sum(last["returns"]) / len(last["returns"])
         lines.append(
-            f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last['env_steps']:,} env steps"
+            f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last[unit]:,} {unit.replace('_', ' ')}"
         )
     if found.get("failure"):
         lines.append(f"  failed     {found['failure']['error']}")

@@ -20,12 +20,15 @@ from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint,
 from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from algorithms.weights import Weights
     from learners.checkpoint import Checkpoint
     from learners.feed import Fed, Feed
     from learners.learner import LearnerReport
+    from replay.trajectories import EpisodeBlock
 
-NOT_LATE = (HELD, "min_size")  # a shard's reasons for having no block that say nothing against its workers
+NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
@@ -81,7 +84,7 @@ class LearnerActor:
                 timeout_s=config.ray.call_timeout_s,
                 device=device,
             )
-        self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective)
+        self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective, self._write_back)
         found = newest_checkpoint(self.plan)
         self._agree_on(found)
         if found is not None:
@@ -229,13 +232,13 @@ class LearnerActor:
         """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""
         turn = [self.rank]
 
-        def fetch() -> Block | Wait | None:
+        def fetch() -> Block | EpisodeBlock | Wait | None:
             exhausted = 0
             while exhausted < len(self.shards) and not self.stopping.is_set():
                 shard = self.shards[turn[0] % len(self.shards)]
                 turn[0] += 1
                 answer = self._ask(shard)
-                if isinstance(answer, Block):
+                if not isinstance(answer, Wait):
                     self.fetched += answer.slot_UB.size
                     return answer
                 if answer.reason in NOT_LATE:
@@ -245,7 +248,7 @@ class LearnerActor:
 
         return fetch
 
-    def _ask(self, shard: Any) -> Block | Wait:
+    def _ask(self, shard: Any) -> Block | EpisodeBlock | Wait:
         """Asks one shard; while Ray restarts a dead one, asks again until the deadline."""
         config = self.config
         deadline = time.monotonic() + config.ray.call_timeout_s
@@ -259,6 +262,11 @@ class LearnerActor:
                 if time.monotonic() > deadline or self.stopping.is_set():
                     raise
                 time.sleep(0.2)
+
+    def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:
+        """Tells the shard and does not wait: what is lost on the way is inferred again."""
+        for slot_B, generation_B, value_BP in zip(block.slot_UB, block.generation_UB, values):
+            self.shards[block.shard].write_back.remote(slot_B, generation_B, value_BP)
 
     def _publish(self, weights: Weights) -> None:
         self.sent = self.store.publish.remote(weights)

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
 
 from algorithms import ALGORITHMS
+from algorithms.interface import Policy
 from algorithms.weights import Weights
 from cluster.checks import make_plan
 from cluster.config import RunConfig, make_preset, override
@@ -560,7 +561,8 @@ class PolicyModule(TorchRLModule):
         algorithm = ALGORITHMS[self.model_config["algorithm"]]
         agent = algorithm.config_class(**self.model_config["agent"])
         self.box = ActionBox(self.action_space, "the module")
-        self.policy = algorithm.make_policy(agent, observation_dim(self.observation_space, "the module"), self.box.dim)
+        obs_dim = observation_dim(self.observation_space, "the module")
+        self.policy = cast(Policy, algorithm.make_policy(agent, obs_dim, self.box.dim))
         self.rng = np.random.default_rng(self.model_config.get("seed", 0))
         self.weights: dict[str, np.ndarray] = {}
 

@@ -78,10 +78,12 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
         data = self._read("config.json")
-        return from_json({key: value for key, value in data.items() if key not in ("versions", "git", "command")})
+        return from_json(
+            {key: value for key, value in data.items() if key not in ("versions", "git", "command", "unit")}
+        )
 
     def write_config(self, config: RunConfig) -> None:
-        self._write("config.json", {**to_json(config), "versions": versions(), "git": git_hash()})
+        self._write("config.json", {**to_json(config), "unit": config.unit, "versions": versions(), "git": git_hash()})
 
     def hold(self) -> None:
         """Takes the lock for this process; UsageError names the process that holds it."""
@@ -162,10 +164,10 @@ class RunDirectory:
 
     def check_resumable(self, config: RunConfig) -> None:
         """UsageError when there is nothing left to do."""
-        done = int(self.live().get("env_steps", 0))
+        done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
         if config.steps <= done and (self.summary() or {}).get("exit") == "completed":
             raise UsageError(
-                f"the run in {self.path} has made its {done:,} env steps and ended; nothing was started; give --steps more than that to go on"
+                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; give --steps more than that to go on"
             )
 
     def clear_outcome(self) -> None:

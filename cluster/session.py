@@ -34,10 +34,11 @@ class Fleet(Protocol):
     def start(self) -> None:
         """Starts the parts, from the newest checkpoint and snapshots where there are any."""
 
-    def advance(self, seconds: float, env_steps: int) -> None:
+    def advance(self, seconds: float, until: int) -> None:
         """Works, or lets the parts work, for about ``seconds``; keeps the tally up to date.
 
-        A fleet that works in a fixed order stops at ``env_steps``, so that what is due there does not depend on the clock.
+        A fleet that works in a fixed order stops at ``until`` (in the run's unit), so that what is due there does not depend on
+        the clock.
         """
 
     def weights(self) -> Weights | None:
@@ -97,6 +98,7 @@ class Session:
             min_size_rows=replay.min_size_rows,
             replay_ratio=replay.replay_ratio,
             before_s=float(before.get("time_s", 0.0)),
+            unit=self.config.unit,
         )
         if before:
             self.tally.go_on_from(before)
@@ -115,7 +117,7 @@ class Session:
             self._give_up(error)
             raise
         every = self.config.evaluation.every_steps
-        self._next_evaluation = (self.tally.env_steps // every + 1) * every if every else self.config.steps + 1
+        self._next_evaluation = (self.tally.progress // every + 1) * every if every else self.config.steps + 1
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
         self._state = "running"
         self._tell()
@@ -199,9 +201,9 @@ class Session:
 
     def _evaluate(self) -> None:
         every = self.config.evaluation.every_steps
-        if every and self.tally.env_steps >= self._next_evaluation and self.tally.env_steps < self.config.steps:
+        if every and self._next_evaluation <= self.tally.progress < self.config.steps:
             self.fleet.request_evaluation(self.config.evaluation.episodes)
-            self._next_evaluation = (self.tally.env_steps // every + 1) * every
+            self._next_evaluation = (self.tally.progress // every + 1) * every
         self._collect()
 
     def _collect(self) -> None:

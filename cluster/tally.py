@@ -20,9 +20,13 @@ class Tally:
     Args:
         min_size_rows, replay_ratio: the target: updates = replay_ratio (env_steps - min_size_rows).
         before_s: wall time of the run's earlier parts.
+        unit: what the run's length is counted in: env_steps or updates.
     """
 
-    def __init__(self, *, min_size_rows: int, replay_ratio: float, before_s: float = 0.0) -> None:
+    def __init__(
+        self, *, min_size_rows: int, replay_ratio: float, before_s: float = 0.0, unit: str = "env_steps"
+    ) -> None:
+        self.unit = unit
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.recorded = 0
@@ -60,6 +64,11 @@ class Tally:
             self.recorded += self.env_steps - self._steps_before
         self._steps_before = None
         self._mark = (time.monotonic(), self.env_steps, self.updates)
+
+    @property
+    def progress(self) -> int:
+        """How far the run is, in its unit."""
+        return self.updates if self.unit == "updates" else self.env_steps
 
     @property
     def time_s(self) -> float:
@@ -148,6 +157,7 @@ class Tally:
         if self.evaluation:
             line["eval_return_mean"] = float(np.mean(self.evaluation["returns"]))
             line["eval_env_steps"] = self.evaluation["env_steps"]
+            line["eval_updates"] = self.evaluation["updates"]
         return line
 
     def measured_ratio(self) -> float:

@@ -26,6 +26,11 @@ LEARNING = (  # what of the agent's metrics is shown, in order of importance
     ("entropy", "entropy"),
     ("critic_loss", "critic loss"),
     ("actor_loss", "actor loss"),
+    ("elbo", "ELBO"),
+    ("kl_token", "KL/token"),
+    ("active_dims", "active dims"),
+    ("action_mse", "action error"),
+    ("return_error", "return error"),
 )
 Parts = list[Text]
 
@@ -43,6 +48,7 @@ class View:
     total_steps: int
     evaluations: Sequence[tuple[float, float]]
     eta_s: float | None
+    unit: str = "env_steps"  # of total_steps: env_steps or updates
     silent_s: float = 0.0
     ascii: bool = False
 
@@ -71,11 +77,11 @@ class View:
         return Text(f"{clock(self.line.get('time_s'))} elapsed", style="dim")
 
     def _progress(self, width: int) -> Text:
-        steps = self.line.get("env_steps", 0)
+        steps = self.line.get(self.unit, 0)
         share = min(1.0, steps / self.total_steps) if self.total_steps > 0 else 1.0
         figures = Text.assemble(
             (f" {100 * share:3.0f} %", "bold"),
-            f"  {number(steps)} of {number(self.total_steps)} env steps",
+            f"  {number(steps)} of {number(self.total_steps)} {self.unit.replace('_', ' ')}",
             ("" if share >= 1 else "  ETA ", "dim"),
             "" if share >= 1 else clock(self.eta_s),
         )

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-ALGORITHMS = {"softgac": "SoftGAC", "sac": "SAC", "gac": "GAC"}
+ALGORITHMS = {"softgac": "SoftGAC", "sac": "SAC", "gac": "GAC", "bc": "BC", "percent-bc": "%BC", "dt": "DT"}
 COMPLETED = {"0", "ok", "completed", "complete", "finished", "success", "done"}
 
 

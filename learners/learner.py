@@ -2,10 +2,10 @@
 
 Letters: U updates of a block, B batch, D packed row width.
 
-One ``step`` takes one block, of transitions or of whole episodes. Nothing in it waits for the device but the publication of weights; metrics are one stacked
-tensor and one transfer a block, on CUDA read when the next block is already queued, so the guard and the report are one
-block late there. The same code runs alone and among L learners: each takes its own B/L rows, the agent reduces through
-``collective``, and rank 0 publishes.
+One ``step`` takes one block, of transitions or of whole episodes. Nothing in it waits for the device but the publication
+of weights; metrics are one stacked tensor and one transfer a block, on CUDA read when the next block is already queued, so
+the guard and the report are one block late there. The same code runs alone and among L learners: each takes its own B/L
+rows, the agent reduces through ``collective``, and rank 0 publishes.
 
 Among L learners construction, ``load_state``, ``step`` and ``publish`` are made by all in the same order; ``state`` and
 ``report`` are each rank's own affair.
@@ -36,7 +36,7 @@ from replay.chunk import Block
 from replay.trajectories import EpisodeBlock
 
 PART = "learner"  # the learner's part of a checkpoint
-_AGENT = "agent/"
+AGENT = "agent/"  # prefix of the agent's entries in it
 _COUNTERS = ("updates", "epoch", "version", "published_updates", "nonfinite")
 
 
@@ -188,7 +188,7 @@ class Learner:
         state = {name: torch.tensor(value) for name, value in zip(_COUNTERS, counters)}
         shards = sorted(self._inserted.items())
         state["inserted_S2"] = torch.tensor(shards, dtype=torch.int64).reshape(len(shards), 2)
-        return state | {_AGENT + name: tensor for name, tensor in agent.items()}
+        return state | {AGENT + name: tensor for name, tensor in agent.items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave. Versions go on from there in a new epoch, so they never go backwards.
@@ -201,7 +201,7 @@ class Learner:
                 f"a learner's state without {', '.join(missing)} was given, expected what Learner.state() returns: "
                 "nothing was loaded; look for the part named 'learner' in the checkpoint"
             )
-        self._share({name.removeprefix(_AGENT): t for name, t in state.items() if name.startswith(_AGENT)})
+        self._share({name.removeprefix(AGENT): t for name, t in state.items() if name.startswith(AGENT)})
         updates, epoch, version, published, nonfinite = (int(state[name]) for name in _COUNTERS)
         self.updates = self._reported_updates = updates
         self.version, self._published_updates = version, published
@@ -253,7 +253,7 @@ class Learner:
         state = self.agent.state()
         if checkpoint is not None:
             part = checkpoint.part(PART)
-            state = {name.removeprefix(_AGENT): t for name, t in part.items() if name.startswith(_AGENT)}
+            state = {name.removeprefix(AGENT): t for name, t in part.items() if name.startswith(AGENT)}
         self._share(state)
         self._pending.clear()
         self.rollbacks += 1

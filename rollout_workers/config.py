@@ -49,7 +49,13 @@ class WorkerConfig:
 class EvaluationConfig:
     """The evaluator: deterministic policy, fixed seeds, its own process."""
 
-    every_steps: int = option(5_000, "env steps", "env steps between evaluations; 0: only at the end (paper: 5,000)")
+    every_steps: int = option(
+        5_000, "env steps", "between evaluations, in what `steps` counts; 0: only at the end (paper: 5,000)"
+    )
+    mode: str = option(
+        "", "name", "how a policy that plans infers its plan; empty: as its algorithm does by default",
+        ("", "prior", "st", "kl", "max"),
+    )  # fmt: skip
     episodes: int = option(5, "episodes", "episodes an evaluation (paper: 5)")
     final_episodes: int = option(10, "episodes", "episodes of the last evaluation of a run")
     seed: int = option(10_000, "1", "start states: episode i is reset with seed + i, the same in every evaluation")

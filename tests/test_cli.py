@@ -62,7 +62,7 @@ def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys
 
 @pytest.mark.parametrize(
     "words",
-    ([], ["trian"], ["train"], ["train", "softgac"], ["train", "ppo", "--env", "Pendulum-v1"], ["scale", "x"], ["config"],
+    ([], ["trian"], ["train"], ["train", "ppo", "--env", "Pendulum-v1"], ["scale", "x"], ["config"],
      ["train", "softgac", "--env", "Pendulum-v1", "--steps", "many"], ["train", "softgac", "--env", "Pendulum-v1", "--workers", "0"],
      ["evaluate", "x", "--episodes", "-1"], ["report"]),
 )  # fmt: skip

@@ -26,6 +26,9 @@ LEAST_LOG_STD = -3.0  # of actions and displacements: densities stay bounded whe
 PERCENTILES = 101
 
 
+LEARNED_LATE = ("explore_target", "surprise")  # buffers that are NaN before they are known
+
+
 class GACModel(nn.Module):
     """The three conditionals as differentiable functions of z, on observations and returns in environment units.
 

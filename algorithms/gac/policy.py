@@ -16,10 +16,11 @@ import torch
 from algorithms.gac.config import GACConfig
 from algorithms.gac.history import History
 from algorithms.gac.inference import Inferred, Likelihood
-from algorithms.gac.model import GACModel
+from algorithms.gac.model import LEARNED_LATE, GACModel
 from algorithms.gac.planner import Planner
 from algorithms.gac.planning import MODES
 from algorithms.gac.trigger import Trigger, band_edge
+from algorithms.gac.unknown import understood
 from algorithms.interface import Aim
 from algorithms.policy import load_by_name
 from replay.trajectories import Stamp
@@ -51,6 +52,8 @@ class GACPolicy:
         Running episodes keep their plans: the keys and values computed from them stay.
         """
         load_by_name(self._weights, weights)
+        for name in LEARNED_LATE:
+            self._weights[name].copy_(understood(self._weights[name]))
 
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""

@@ -1,0 +1,226 @@
+"""GAC and its baselines in the mazes: same datasets, same starts, same evaluation.
+
+    python benchmarks/gac.py data                                  makes the datasets that are missing
+    python benchmarks/gac.py offline --out runs/gac --mazes umaze --data d0 d50 --seeds 1 2 3
+    python benchmarks/gac.py online --out runs/gac --mazes umaze --data d0 --seeds 1 2 3
+    python benchmarks/gac.py table --out runs/gac                  Markdown tables of what is there
+
+Offline: every algorithm is trained on the same dataset. What there is to choose (the weight of the KL, the number of ascent steps,
+the return asked for) is chosen for each mode on 50 starts (seeds 20000 and up) and reported on 100 others (seeds 10000 and up).
+Online: three stages from the offline run of the same seed, by exploring plans with a moving or a fixed target or by exploiting
+plans, at equal episodes; each mode is reported as chosen offline. Scores: 0 is the random policy, 100 the planner. One torch thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+MAZES = {"umaze": "PointMaze_UMaze-v3", "medium": "PointMaze_Medium-v3", "large": "PointMaze_Large-v3"}
+DWELL = {"d0": 0, "d50": 50}
+ALGORITHMS = ("gac", "bc", "percent-bc", "dt")
+TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
+ONLINE = {  # settings of the command line
+    "moving": ["--target", "moving"],
+    "fixed": ["--target", "fixed"],
+    "exploit": ["--set", "online.plan=kl"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One way to act with a trained policy."""
+
+    mode: str
+    settings: tuple[tuple[str, str], ...] = ()
+    target: float | None = None  # in multiples of the data's best return
+
+    def describe(self) -> dict[str, Any]:
+        return {"mode": self.mode, "settings": dict(self.settings), "target": self.target}
+
+
+def choices(algorithm: str) -> dict[str, list[Choice]]:
+    """What is chosen from, by the name it is reported under."""
+    if algorithm == "dt":
+        return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0, 3.0)]}
+    if algorithm != "gac":
+        return {algorithm: [Choice("")]}
+    return {
+        "prior": [Choice("prior")],
+        "st": [Choice("st", target=share) for share in (0.5, 1.0, 1.5, 2.0)],
+        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("0.1", "0.03", "0.01", "0.003")],
+        "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("30", "100", "200")],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["data", "offline", "online", "table"])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gac")
+    parser.add_argument("--mazes", nargs="+", choices=list(MAZES), default=["umaze", "medium"])
+    parser.add_argument("--data", nargs="+", choices=list(DWELL), default=list(DWELL))
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--plans", nargs="+", choices=list(ONLINE), default=list(ONLINE))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--episodes", type=int, default=1_000, help="of a dataset")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of GAC's runs, for ablations")
+    parser.add_argument("--name", default="", help="of an ablation")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "table":
+        print(table(arguments.out))
+        return
+    for maze in arguments.mazes:
+        for data in arguments.data:
+            make_dataset(maze, data, arguments.episodes)
+    if arguments.what == "data":
+        return
+    for seed in arguments.seeds:
+        for maze in arguments.mazes:
+            for data in arguments.data:
+                if arguments.what == "offline":
+                    for algorithm in arguments.algorithms:
+                        offline(arguments.out, maze, data, algorithm, seed, arguments.set, arguments.name)
+                else:
+                    for plan in arguments.plans:
+                        online(arguments.out, maze, data, plan, seed, arguments.set, arguments.name)
+
+
+def dataset_id(maze: str, data: str) -> str:
+    return f"drawbridge/pointmaze-{maze}-{data}-v0"
+
+
+def make_dataset(maze: str, data: str, episodes: int) -> None:
+    from replay.dataset import DatasetError, open_dataset
+
+    try:
+        open_dataset(dataset_id(maze, data))
+    except DatasetError:
+        words = ["dataset", "make", "maze", "--env", MAZES[maze], "--episodes", str(episodes), "--noise", "0.5"]
+        drawbridge(*words, "--dwell", str(DWELL[data]), "--seed", "1", "--id", dataset_id(maze, data))
+
+
+def drawbridge(*words: str) -> None:
+    command = [sys.executable, "-m", "cluster", *words]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def offline(out: Path, maze: str, data: str, algorithm: str, seed: int, settings: list[str], name: str) -> None:
+    """One trained policy, each mode chosen on some starts and reported on others."""
+    stem = "-".join(part for part in (algorithm, name, maze, data, str(seed)) if part)
+    if (out / f"{stem}.json").exists():
+        return
+    run_dir = out / f"{stem}-{int(time.time())}"
+    began = time.monotonic()
+    words = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), "--backend", "inline"]
+    words += ["--run-dir", str(run_dir.resolve()), "--set", "evaluation.final_episodes=1"]
+    for setting in settings if algorithm == "gac" else ():
+        words += ["--set", setting]
+    drawbridge(*words)
+    train_s = time.monotonic() - began
+    scores = {label: best_of(run_dir, options) for label, options in choices(algorithm).items()}
+    record = {"kind": "offline", "algorithm": algorithm, "name": name, "maze": maze, "data": data, "seed": seed}
+    record |= {"run_dir": run_dir.name, "settings": settings, "train_s": train_s, "scores": scores}
+    write(out / f"{stem}.json", record)
+
+
+def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list[str], name: str) -> None:
+    """Three stages from the offline run of the same seed."""
+    base = json.loads((out / f"gac-{maze}-{data}-{seed}.json").read_text())
+    stem = "-".join(part for part in ("online", plan, name, maze, data, str(seed)) if part)
+    if (out / f"{stem}.json").exists():
+        return
+    run_dir = out / f"{stem}-{int(time.time())}"
+    words = ["finetune", str(out / base["run_dir"]), "--backend", "inline", "--out", str(run_dir.resolve())]
+    words += [*ONLINE[plan], "--set", "evaluation.final_episodes=1"]
+    for setting in settings:
+        words += ["--set", setting]
+    began = time.monotonic()
+    drawbridge(*words)
+    record = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
+    record |= {"run_dir": run_dir.name, "settings": settings, "train_s": time.monotonic() - began}
+    record["scores"] = {label: best_of(run_dir, options) for label, options in choices("gac").items()}
+    write(out / f"{stem}.json", record)
+
+
+def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:
+    """The option that does best on the tuning starts, on the test starts."""
+    tuned = [evaluate(run_dir, option, *TUNE)["score"] for option in options] if len(options) > 1 else [float("nan")]
+    chosen = options[int(np.argmax(tuned))] if len(options) > 1 else options[0]
+    return {"chosen": chosen.describe(), "tuned": tuned, **evaluate(run_dir, chosen, *TEST)}
+
+
+def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> dict[str, Any]:
+    """Scores of one way to act; those of starts outside the goal apart."""
+    from algorithms.interface import Aim
+    from cluster.checks import plan_of
+    from cluster.config import override
+    from cluster.graph import make_evaluator, set_threads
+    from cluster.inspection import newest_weights
+    from cluster.run_dir import RunDirectory
+
+    run = RunDirectory(run_dir)
+    plan = plan_of(run.config(), run)
+    set_threads(plan.config)
+    dataset = plan.dataset
+    target = None if choice.target is None else choice.target * dataset.summary().return_max
+    acting = dataclasses.replace(plan, config=override(plan.config, dict(choice.settings)))
+    found = make_evaluator(acting).evaluate(
+        newest_weights(plan), episodes, first_seed, Aim(mode=choice.mode, target_return=target)
+    )
+    scores = np.array([dataset.normalised(value) for value in found.returns])
+    outside = ~np.array(found.starts_in_goal, bool)
+    reached = np.array(found.reached) >= 0
+    ways = np.array(found.path_length)[reached & outside] / np.maximum(
+        np.array(found.shortest_path)[reached & outside], 0.1
+    )
+    predicted = [dataset.normalised(value) for value in found.predicted]
+    return {
+        "score": float(scores.mean()),
+        "outside_goal": float(scores[outside].mean()),
+        "reached": float(reached.mean()),
+        "path_ratio": float(np.median(ways)) if len(ways) else None,
+        "predicted": float(np.mean(predicted)) if predicted else None,
+        "episodes": {"score": scores.round(2).tolist(), "predicted": np.round(predicted, 2).tolist()},
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record))
+    figures = {label: round(found["score"], 1) for label, found in record["scores"].items()}
+    print(path.stem, f"{record['train_s']:.0f} s", figures, flush=True)
+
+
+def table(out: Path) -> str:
+    """Mean over seeds, with each seed's score behind it."""
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    lines = []
+    for kind in ("offline", "online"):
+        groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        for record in (r for r in records if r["kind"] == kind):
+            for label, found in record["scores"].items():
+                row = " ".join(part for part in (record.get("plan", ""), label, record["name"]) if part)
+                column = groups.setdefault((kind, record["maze"], record["data"]), {})
+                column.setdefault(row, []).append(found["score"])
+        for (_, maze, data), rows in groups.items():
+            lines += [f"\n{maze} {data}, {kind}\n", "| | mean | seeds |", "|---|---|---|"]
+            lines += [
+                f"| {row} | {np.mean(scores):.1f} | {' / '.join(f'{score:.1f}' for score in scores)} |"
+                for row, scores in rows.items()
+            ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
