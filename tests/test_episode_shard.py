@@ -315,3 +315,20 @@ def test_key_of_tells_dataset_from_worker() -> None:
 def test_settings_with_which_nothing_could_be_drawn_are_named(change: dict, named: str) -> None:
     assert DataConfig().problems() == [] and DataConfig(offline_fraction=-1).problems() == []
     assert named in "\n".join(DataConfig(**change).problems())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_chunks_in_any_order_give_the_episode_in_step_order(order: tuple[int, ...]) -> None:
+    parts = [
+        stamped(make_chunk([(0, 0, 3, 0)], version=5), (0, "kl", NAN, 2.0, 1.0)),
+        make_chunk([(0, 3, 4, 0)], sequence=1, version=6),
+        make_chunk([(0, 7, 2, TERMINATED)], sequence=2, version=7),
+    ]
+    shard = free_shard()
+    for number, part in enumerate(order):
+        assert shard.stats().episodes == 0, number
+        assert shard.append(parts[part]).status == "ok"
+    block = block_of(shard.sample(1, 1))
+    assert (block.batches[0].rows_NF == np.concatenate([part.rows_ND[:, :6] for part in parts])).all()
+    assert block.version_UB.tolist() == [[5]] and shard.table.mode[block.slot_UB[0, 0]] == "kl"
+    conserved(shard)
