@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
+from test_learner import HostReads
 
 from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning
 from algorithms.imitation.config import (
@@ -170,6 +171,15 @@ def test_a_nan_in_a_batch_leaves_the_agent_as_it_was_and_is_counted(name: str) -
     metrics = agent.update([batch_of(episodes), batch_of(bad), batch_of(episodes)])
     assert float(metrics["nonfinite"]) == 1
     assert all(bool(metrics[metric].isfinite()) for metric in metrics), metrics
+
+
+@LEARNERS
+def test_no_update_reads_anything_back_on_the_host(name: str) -> None:
+    agent, batches = fitted(name), [batch_of(two_behaviours(8))] * 2
+    agent.update(batches)
+    with HostReads() as reads:
+        agent.update(batches)
+    assert reads.seen == []
 
 
 class Pair:

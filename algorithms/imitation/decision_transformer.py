@@ -1,6 +1,6 @@
 """The decision transformer: what to do next, given what was done and how much return is still asked for.
 
-Letters: B episodes, G windows, K steps of the context, E environments, S steps looked at, O, A.
+Letters: B episodes, G windows, K steps of the context, E environments, O, A.
 Source: Chen et al. (2021), "Decision Transformer: Reinforcement Learning via Sequence Modeling". The return-to-go is the
 REAL one, from the rewards of each step, in training and in acting. Ours: returns are scaled by the largest of the
 dataset (theirs by a constant an environment), and the default target is the dataset's best return.
@@ -140,11 +140,10 @@ class DecisionTransformerPolicy:
             )
         history.observe(obs_EO, reward_E)
         with torch.inference_mode(), matmul.library(self._matmul):
-            config, window = self.config, self._window(int(history.length_E.max()))
-            predicted_ESA = transformer.predict(
-                self._weights, window, layers=config.layers, heads=config.heads, drop=None
+            predicted_EKA = transformer.predict(
+                self._weights, self._window(), layers=self.config.layers, heads=self.config.heads, drop=None
             )
-        action_EA = predicted_ESA.numpy()[np.arange(len(obs_EO)), history.length_E - 1]
+        action_EA = predicted_EKA.numpy()[np.arange(len(obs_EO)), history.length_E - 1]
         history.acted(action_EA)
         return action_EA
 
@@ -180,15 +179,14 @@ class DecisionTransformerPolicy:
             )
         return float(self.aim.target_return)
 
-    def _window(self, steps: int) -> Window:
+    def _window(self) -> Window:
+        """All K entries, also while an episode is shorter: one shape for every step, and for any company of others."""
         history, weights = self._history, self._weights
-        obs_ESO = torch.from_numpy(history.obs_EKO[:, :steps])
-        to_go_ES = torch.from_numpy(history.to_go_EK[:, :steps].astype(np.float32))
         return Window(
-            to_go_BS=to_go_ES / weights["return_scale"],
-            obs_BSO=(obs_ESO - weights["obs_mean"]) / weights["obs_std"],
-            action_BSA=torch.from_numpy(history.action_EKA[:, :steps]),
-            time_BS=torch.from_numpy(history.time_ES(steps).clip(0, self.config.max_steps - 1)),
+            to_go_BS=torch.from_numpy(history.to_go_EK.astype(np.float32)) / weights["return_scale"],
+            obs_BSO=(torch.from_numpy(history.obs_EKO) - weights["obs_mean"]) / weights["obs_std"],
+            action_BSA=torch.from_numpy(history.action_EKA),
+            time_BS=torch.from_numpy(history.time_EK().clip(0, self.config.max_steps - 1)),
         )
 
 

@@ -54,9 +54,9 @@ class History:
         """What was done at the newest step of each."""
         self.action_EKA[np.arange(len(self.length_E)), self.length_E - 1] = action_EA
 
-    def time_ES(self, steps: int) -> np.ndarray:
-        """Step of the episode at the windows' first ``steps`` entries, int64."""
-        return (self.step_E - self.length_E + 1)[:, None] + np.arange(steps)
+    def time_EK(self) -> np.ndarray:
+        """Step of the episode at each entry of the windows, int64."""
+        return (self.step_E - self.length_E + 1)[:, None] + np.arange(self.to_go_EK.shape[1])
 
     def _forget_oldest(self, full_E: np.ndarray) -> None:
         for window in (self.to_go_EK, self.obs_EKO, self.action_EKA):
