@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def episodes(seed: int, lengths: tuple[int, ...] = LENGTHS, posterior_floats: in
         parts.append(np.concatenate([obs, action, rng.normal(size=(length, 1))], 1))
     rows = torch.from_numpy(np.concatenate(parts).astype(np.float32))
     offset = torch.tensor([0, *np.cumsum(lengths)])
-    returns = torch.stack([rows[a:b, -1].sum() for a, b in zip(offset[:-1], offset[1:])])
+    returns = torch.stack([rows[a:b, -1].sum() for a, b in pairwise(offset.tolist())])
     return Trajectories(
         rows_NF=rows,
         offset=offset,

@@ -7,6 +7,7 @@ Letters: U updates, B trajectories of this learner, n tokens, d width, R rows, S
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ class GAC:
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
         self.sums = torch.zeros(len(METRICS) + 1, device=self.device)  # the last entry counts
         self.nonfinite = torch.zeros((), device=self.device)
-        self._heard, self._horizon = "", 1
+        self._heard, self._horizon = -1, 1  # digest of the returns last heard of; steps of the longest episode
         self._posteriors: list[torch.Tensor] = []
 
     def fit(self, summary: DataSummary) -> None:
@@ -97,10 +98,10 @@ class GAC:
 
     def hear(self, returns: ReturnSummary) -> None:
         """Moves the exploration target; the predictor's error is read from the device only when the returns changed."""
-        told = repr(returns)
-        if told == self._heard:
+        digest = zlib.crc32(repr(returns).encode())
+        if digest == self._heard:
             return
-        self._heard = told
+        self._heard = digest
         self.target = next_target(self.config, returns, self.target, uncertainty=float(self.return_error))
         self.model.explore_target.fill_(self.target.value)
 
@@ -223,7 +224,7 @@ class GAC:
         """Copies of everything that a bit-exact resume needs, by name."""
         named = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         named["generator"] = self.generator.get_state()
-        named["updates"] = torch.tensor(self.updates)
+        named["updates"], named["heard"] = torch.tensor(self.updates), torch.tensor(self._heard)
         named["target"] = told(torch.tensor(self.target, dtype=torch.float64))
         late = ("return_error", *(f"model.{name}" for name in LEARNED_LATE))
         return named | {name: told(named[name]) for name in late}
@@ -249,9 +250,9 @@ class GAC:
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
             late.copy_(understood(late))
         self.generator.set_state(state["generator"].cpu())
-        self.updates = int(state["updates"])
+        self.updates, self._heard = int(state["updates"]), int(state["heard"])
         value, gain, stage = understood(state["target"]).tolist()
-        self.target, self._heard = Target(value, gain, int(stage)), ""
+        self.target = Target(value, gain, int(stage))
         self._horizon = int(self.model.horizon)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
