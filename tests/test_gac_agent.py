@@ -176,10 +176,16 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
     assert rates[100] == pytest.approx(1e-3) == rates[149]
 
 
+def test_the_kls_weight_rises_to_its_whole_and_stays() -> None:
+    agent = made(small(updates=100, kl_weight=4.0, kl_start=0.25, kl_warmup=0.5), episodes(0))
+    assert [agent.kl_weight(u) for u in (0, 25, 50, 99)] == [1.0, 2.5, 4.0, 4.0]
+    assert made(small(kl_weight=1.0, kl_warmup=0.0), episodes(0)).kl_weight(0) == 1.0
+
+
 def test_a_state_that_does_not_fit_is_refused_by_name_and_nothing_changes() -> None:
     agent, other = made(small(), episodes(0)), made(small(tokens=5), episodes(0))
     before = agent.state()
-    with pytest.raises(ValueError, match=r"model.prior_place_nC is torch.float32 \(5, 8\), expected .*\(4, 8\)"):
+    with pytest.raises(ValueError, match=r"model.prior.place_nC is torch.float32 \(5, 8\), expected .*\(4, 8\)"):
         agent.load_state(other.state())
     with pytest.raises(ValueError, match="updates is missing; more is not known"):
         agent.load_state({k: v for k, v in before.items() if k != "updates"} | {"more": torch.zeros(1)})

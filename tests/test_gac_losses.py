@@ -25,6 +25,9 @@ def test_log_densities_and_divergences_are_those_of_torch_distributions() -> Non
     x, mean, log_variance = torch.randn(3, 4, 5).double().unbind(0)
     law = Normal(mean, (0.5 * log_variance).exp())
     torch.testing.assert_close(losses.gaussian_log_prob(x, mean, log_variance), law.log_prob(x))
+    other, spread = torch.randn(2, 4, 5).double().unbind(0)
+    found = losses.kl_gaussian(mean, log_variance, other, spread)
+    torch.testing.assert_close(found, kl_divergence(law, Normal(other, (0.5 * spread).exp())))
     standard = Normal(torch.zeros_like(mean), torch.ones_like(mean))
     torch.testing.assert_close(losses.kl_standard(mean, log_variance), kl_divergence(law, standard))
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from gac_batches import ACTION, OBS, SHAPES, episodes, small, summary
+from torch.distributions import Normal, kl_divergence
 
 from algorithms.gac.attention import attend
 from algorithms.gac.config import GACConfig, cpu, paper
 from algorithms.gac.model import GACModel
+from algorithms.gac.prior import AutoregressivePrior
 from algorithms.gac.segments import whole
 
 EPISODE = 45  # steps: several windows, several turns of the cache's ring
@@ -140,6 +142,48 @@ def test_a_split_plan_keeps_the_return_heads_tokens_from_the_generator() -> None
     assert z.grad[:, 2:].abs().sum() == 0 and z.grad[:, :2].abs().min() > 0
 
 
+def test_an_autoregressive_plan_is_the_draw_of_its_own_laws_and_is_explained_token_by_token() -> None:
+    model, (z0, obs, _, _) = model_of("autoregressive"), inputs()
+    assert isinstance(model.prior, AutoregressivePrior)
+    with torch.no_grad():
+        z, seen = model.plan(z0, obs[:, 0]), model.see(obs[:, 0])
+        mean, log_std = model.prior.laws(z, seen)
+        torch.testing.assert_close((z - mean) / log_std.exp(), z0)
+        state = model.prior.start(seen)
+        for k in range(z.shape[1]):
+            one_mean, one_log_std = model.prior.law(state)
+            torch.testing.assert_close(one_mean, mean[:, k])
+            torch.testing.assert_close(one_log_std, log_std[:, k])
+            state = model.prior.follow(state, z[:, k])
+        q_mean, q_log_variance = torch.randn(2, *z.shape).unbind(0)
+        kept, kl = model.explain(q_mean, q_log_variance, z, obs[:, 0])
+    assert torch.equal(kept, z)
+    law = Normal(q_mean, (0.5 * q_log_variance).exp())
+    torch.testing.assert_close(kl, kl_divergence(law, Normal(mean, log_std.exp())))
+
+
+def test_an_additive_return_is_the_mean_of_its_tokens_worths_within_their_bounds() -> None:
+    model, z = model_of("autoregressive"), torch.randn(5, 4, 3)
+    worth = model.return_head.worth(z)
+    assert worth.shape == (2, 5, 4)
+    torch.testing.assert_close(model.return_terms(z)[0], worth.mean(-1))
+    far = model.return_head.worth(1e3 * z)
+    low = model.return_head.offset
+    high = low + 4 * torch.nn.functional.softplus(model.return_head.raw_scale)
+    assert bool((far >= low).all()) and bool((far <= high).all())
+    changed = z.clone()
+    changed[:, 3] += 1.0  # seen by tokens 2 and 3 alone
+    torch.testing.assert_close(model.return_head.worth(changed)[..., :2], worth[..., :2])
+
+
+def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None:
+    model, obs = model_of("autoregressive"), torch.randn(2, OBS)
+    seen, scored = model.see(obs), model.normalise_obs(obs)
+    assert seen.shape == (2, OBS + 2 * 2 * 2) and torch.equal(seen[:, :OBS], scored)
+    wanted = [f(scored[1, i] * math.pi / 4 * 2**k) for f in (torch.sin, torch.cos) for i in (0, 1) for k in (0, 1)]
+    torch.testing.assert_close(seen[1, OBS:], torch.stack(wanted))
+
+
 def test_returns_go_to_z_scores_and_back_and_several_heads_are_a_mixture() -> None:
     model = model_of("stored", return_heads=3)
     y = torch.tensor([1.5, -2.0])
@@ -177,6 +221,8 @@ def test_presets_have_no_problems(preset: Any) -> None:
         ({"return_span": 2}, "return_span is 2.*odd"),
         ({"window": 8, "segment": 16, "points": 8}, "points is 8 with segment 16.*points=16"),
         ({"segment": 2}, "segment is 2 with window 1"),
+        ({"window": 4, "points": 8}, "layers is 0 with plan_reading local and window 4.*layers=2"),
+        ({"kl_start": 2.0}, r"kl_start is 2.0.*\[0, 1\]"),
         ({"posterior": "magic"}, "posterior is 'magic'.*amortised, stored, fresh"),
         ({"lr": math.nan}, "lr is nan.*finite"),
         ({"history_dropout": 1.5}, r"history_dropout is 1.5.*\[0, 1\]"),

@@ -38,6 +38,7 @@ class Noise(NamedTuple):
 
     eps_Bnd: torch.Tensor  # of the posterior's draw
     place_BK: torch.Tensor  # uniform, where the K segments of each trajectory begin; (B, 0) with whole trajectories
+    return_eps_Bnd: torch.Tensor | None  # on z before the return head; None without return noise
     history_BT: torch.Tensor  # uniform, by time; (B, 0) without history dropout
 
 
@@ -64,7 +65,7 @@ class GAC:
             torch.manual_seed(seed)
             model, encoder = GACModel(config, obs_dim, action_dim), None
             if config.posterior == "amortised":
-                encoder = PosteriorEncoder(config, obs_dim, action_dim)
+                encoder = PosteriorEncoder(config, model.features, obs_dim, action_dim)
         self.model = model.to(self.device)
         self.encoder = None if encoder is None else encoder.to(self.device)
         parts = {"model": self.model} | ({} if self.encoder is None else {"encoder": self.encoder})
@@ -123,7 +124,7 @@ class GAC:
         """
         segments = self.look(batch, noise)
         posterior = self._infer(batch, segments, noise)
-        bound = lower_bound(self.model, batch, segments, posterior, noise.eps_Bnd)
+        bound = self._bound(batch, segments, posterior, noise)
         loss = -bound.elbo_B.mean() / self.model.horizon
         self.parameters.grad.zero_()
         loss.backward()
@@ -148,6 +149,12 @@ class GAC:
         rising = self.config.warmup * self.config.updates
         warm = min(1.0, (update + 1) / rising) if rising else 1.0
         return self.config.lr * warm * cosine(update / self.config.updates, self.config.lr_end)
+
+    def kl_weight(self, update: int) -> float:
+        """Linear from its share ``kl_start`` to the whole over the first ``kl_warmup`` of the schedule [C]."""
+        rising = self.config.kl_warmup * self.config.updates
+        share = min(1.0, update / rising) if rising else 1.0
+        return self.config.kl_weight * (self.config.kl_start + (1.0 - self.config.kl_start) * share)
 
     def look(self, batch: Trajectories, noise: Noise) -> Segments:
         """The steps that this update looks at, and which of them see no other."""
@@ -180,10 +187,22 @@ class GAC:
             return self.encoder(batch, self.model)
         keeps = self.config.posterior == "stored"
         start = stored(self.config, batch) if keeps else fresh(self.config, len(batch), batch.return_B)
-        found = refine(self.config, start, lambda q: lower_bound(self.model, batch, segments, q, noise.eps_Bnd).elbo_B)
+        found = refine(self.config, start, lambda q: self._bound(batch, segments, q, noise).elbo_B)
         if keeps:
             self._posteriors.append(found.packed())
         return found
+
+    def _bound(self, batch: Trajectories, segments: Segments, posterior: Posterior, noise: Noise) -> Bound:
+        weight = self.kl_weight(self.updates)
+        return lower_bound(
+            self.model,
+            batch,
+            segments,
+            posterior,
+            noise.eps_Bnd,
+            kl_weight=weight,
+            return_eps_Bnd=noise.return_eps_Bnd,
+        )
 
     def _draw(self, count: int) -> Noise:
         """This learner's share of the noise of all learners' trajectories: every rank draws it all and keeps its own."""
@@ -192,7 +211,8 @@ class GAC:
         eps = torch.randn((world, count, c.tokens, c.token_width), generator=self.generator, device=self.device)
         place = torch.rand((world, count, c.points // c.segment), generator=self.generator, device=self.device)
         history = torch.rand((world, count, steps), generator=self.generator, device=self.device)
-        return Noise(eps[rank], place[rank], history[rank])
+        shake = torch.randn(eps.shape, generator=self.generator, device=self.device)[rank] if c.return_noise else None
+        return Noise(eps[rank], place[rank], shake, history[rank])
 
     @torch.no_grad()
     def _calibrate(self, segments: Segments, bound: Bound) -> None:

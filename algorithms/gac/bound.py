@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from algorithms.gac.alarm import active_share, collapsed
-from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, kl_standard, step_log_prob
+from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, step_log_prob
 from algorithms.gac.model import GACModel
 from algorithms.gac.posterior import Posterior
 from algorithms.gac.segments import Segments, per_trajectory
@@ -44,28 +44,40 @@ class Bound(NamedTuple):
 
 
 def lower_bound(
-    model: GACModel, batch: Trajectories, segments: Segments, posterior: Posterior, eps_Bnd: torch.Tensor
+    model: GACModel,
+    batch: Trajectories,
+    segments: Segments,
+    posterior: Posterior,
+    eps_Bnd: torch.Tensor,
+    *,
+    kl_weight: float = 1.0,
+    return_eps_Bnd: torch.Tensor | None = None,
 ) -> Bound:
-    """At z = plan(mu + sigma eps, s_0); differentiable in the networks and in the posterior."""
+    """At the draw mu + sigma eps; differentiable in the networks and in the posterior.
+
+    ``return_eps_Bnd`` is standard noise that ``return_noise`` scales and z carries into the return head alone; None: none.
+    """
     config, rows, count = model.config, segments.rows, len(batch)
-    z_Bnd = model.plan(posterior.draw(eps_Bnd), batch.rows_NF[batch.offset[:-1], : model.obs_dim])
+    obs0_BO = batch.rows_NF[batch.offset[:-1], : model.obs_dim]
+    z_Bnd, kl_Bnd = model.explain(*posterior, posterior.draw(eps_Bnd), obs0_BO)
     made = model.generate_rows(
         model.memory(z_Bnd), segments.obs_RSO, segments.action_RSA, segments.time_RS, segments.rows
     )
     moved_RSO = model.displacement(segments.obs_RSO, segments.later_RSO)
     action_R = step_log_prob(segments.action_RSA, made.action_BSA, model.action_log_variance(), segments.weight_RS)
     next_R = step_log_prob(moved_RSO, made.next_obs_BSO, model.next_log_variance(), segments.ahead_weight_RS)
-    mean_KB, log_variance_KB = model.return_terms(z_Bnd)
+    shaken_Bnd = z_Bnd if return_eps_Bnd is None else z_Bnd + config.return_noise * return_eps_Bnd
+    mean_KB, log_variance_KB = model.return_terms(shaken_Bnd)
     y_B = model.normalise_return(batch.return_B)
     return_B = gaussian_log_prob(y_B, mean_KB, log_variance_KB).mean(0)
-    kl_Bnd, action_B = kl_standard(*posterior), per_trajectory(action_R, rows, count)
+    action_B = per_trajectory(action_R, rows, count)
     total_B = elbo(
         action_B,
         per_trajectory(next_R, rows, count),
         return_B,
         free_bits(kl_Bnd, config.free_bits, config.free_bits_per),
         next_state_weight=config.next_state_weight,
-        kl_weight=config.kl_weight,
+        kl_weight=kl_weight,
     )
     gap_B = mean_KB.mean(0) - y_B
     return Bound(total_B, action_B, return_B, gap_B, kl_Bnd, made.action_BSA.detach(), made.next_obs_BSO.detach())

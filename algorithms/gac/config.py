@@ -14,7 +14,7 @@ from replay.option import option, too_low
 
 CHOICES = {
     "generator_tokens": ("all", "split"),
-    "prior": ("implicit", "explicit", "standard"),
+    "prior": ("autoregressive", "implicit", "explicit", "standard"),
     "plan_reading": ("attention", "local"),
     "time_bias": ("learned", "none"),
     "return_head": ("additive", "mlp"),
@@ -32,7 +32,7 @@ class GACConfig(PlanningConfig):
     """
 
     tokens: int = option(16, "tokens", "n, latent tokens of a plan [C]")
-    token_width: int = option(16, "1", "d, width of a latent token [C]")
+    token_width: int = option(8, "1", "d, width of a latent token [C]")
     return_tokens: int = option(0, "tokens", "m, the first tokens, read by the return head; 0: all of them [C]")
     generator_tokens: str = option(
         "all",
@@ -40,17 +40,24 @@ class GACConfig(PlanningConfig):
         "split: the generator reads what the return head does not [LPT]; all [C]",
         CHOICES["generator_tokens"],
     )
-    prior: str = option("implicit", "name", "z from z0 ~ N(0, I) and the first observation [P, L]", CHOICES["prior"])
+    prior: str = option(
+        "autoregressive",
+        "name",
+        "z from z0 ~ N(0, I) and s_0: implicit [P, L]; token after token, explicit, z0 itself [C]",
+        CHOICES["prior"],
+    )
     prior_layers: int = option(2, "layers", "of the implicit prior's Transformer, or hidden ones of the explicit [C]")
-    prior_width: int = option(64, "units", "of the prior [C]")
-    prior_heads: int = option(4, "heads", "of the prior's attention [C]")
-    layers: int = option(2, "layers", "of the trajectory generator (3 [LPT])")
+    prior_width: int = option(128, "units", "of the prior [C]")
+    prior_heads: int = option(4, "heads", "of the implicit prior's attention [C]")
+    obs_waves: int = option(4, "octaves", "sines and cosines that observations are seen with; 0: as they are [C]")
+    obs_wave_dims: int = option(2, "1", "leading coordinates that have them (a maze's place); 0: all [C]")
+    layers: int = option(0, "layers", "of the trajectory generator; 0: with local reading, an MLP (3 [LPT])")
     heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
-    width: int = option(64, "units", "of the generator (128 or 192 [LPT])")
+    width: int = option(128, "units", "of the generator (128 or 192 [LPT])")
     window: int = option(1, "steps", "W, steps the generator's self-attention sees, this one included (32 [LPT])")
     history_dropout: float = option(0.0, "1", "share of steps that see no step but their own in training [C]")
     plan_reading: str = option(
-        "attention",
+        "local",
         "name",
         "attention: cross-attention in every layer [LPT]; local: tokens around now join the state [C]",
         CHOICES["plan_reading"],
@@ -70,21 +77,25 @@ class GACConfig(PlanningConfig):
         "additive: mean over tokens of one MLP [C]; mlp: of all, flattened [LPT]",
         CHOICES["return_head"],
     )
-    return_span: int = option(1, "tokens", "additive head: neighbouring tokens that one term reads, odd [C]")
+    return_span: int = option(3, "tokens", "additive head: neighbouring tokens that one term reads, odd [C]")
     return_width: int = option(100, "units", "hidden units of the return head [LPT]")
     return_layers: int = option(3, "layers", "of the return head, the last included [LPT]")
-    return_heads: int = option(1, "heads", "an ensemble of return heads; their spread joins the variance [C]")
+    return_bounded: bool = option(True, "bool", "additive: a token's worth has learned bounds [C]")
+    return_noise: float = option(0.3, "1", "deviation of noise on z before the return head, in training [C]")
+    return_heads: int = option(4, "heads", "an ensemble of return heads; their spread joins the variance [C]")
     return_variance: float = option(0.01, "1", "of the z-scored return given the plan; 0: learned [C]")
     action_std: float = option(0.0, "1", "of an action given the plan (1 [LPT]); 0: learned, one a coordinate [C]")
     next_state_weight: float = option(1.0, "1", "weight of the next-state term in the ELBO; 0: none [C]")
-    next_state_steps: int = option(16, "steps", "how far ahead the displacement that is predicted lies [C]")
+    next_state_steps: int = option(64, "steps", "how far ahead the displacement that is predicted lies [C]")
     points: int = option(32, "steps", "sampled of each trajectory for one update; 0: every step [C]")
     segment: int = option(1, "steps", "consecutive steps that are sampled together, with window above 1 [C]")
     free_bits: float = option(0.0, "nats", "lambda: KL below it costs nothing less [P]")
     free_bits_per: str = option(
         "token", "name", "what lambda is counted for [P: dimension or token]", CHOICES["free_bits_per"]
     )
-    kl_weight: float = option(1.0, "1", "weight of the KL in the ELBO; 1: the bound itself [P]")
+    kl_weight: float = option(4.0, "1", "weight of the KL in the ELBO [C]; 1: the bound itself [P]")
+    kl_start: float = option(0.02, "1", "share of kl_weight at the first update [C]")
+    kl_warmup: float = option(0.5, "1", "share of the schedule in which it rises to the whole [C]")
     posterior: str = option(
         "amortised",
         "name",
@@ -92,7 +103,9 @@ class GACConfig(PlanningConfig):
         CHOICES["posterior"],
     )
     posterior_points: int = option(3, "steps", "amortised: observed steps of each token's stretch [C]")
-    posterior_return: bool = option(True, "bool", "amortised: the encoder also sees the return [C]")
+    posterior_return: bool = option(False, "bool", "amortised: the encoder also sees the return [C]")
+    posterior_width: int = option(32, "units", "amortised: of the encoder [C]")
+    posterior_heads: int = option(4, "heads", "amortised: of its attention [C]")
     posterior_layers: int = option(2, "layers", "amortised: of the encoder's Transformer [C]")
     inner_steps: int = option(16, "steps", "gradient steps on (mu, log sigma^2) before each outer step [LPT]")
     inner_lr: float = option(0.3, "1", "of these steps, at their start [LPT]")
@@ -103,8 +116,8 @@ class GACConfig(PlanningConfig):
     lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine [C]")
     weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]")
     clip: float = option(0.5, "nats/step", "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])")
-    warmup: float = option(0.1, "1", "share of the schedule in which the step size rises from 0 [LPT]")
-    updates: int = option(3_000, "updates", "length of the step-size schedule; it stays at its end after (1,000 [L])")
+    warmup: float = option(0.05, "1", "share of the schedule in which the step size rises from 0 (.1 [LPT])")
+    updates: int = option(2_000, "updates", "length of the step-size schedule; it stays at its end after (1,000 [L])")
     alarm_nats: float = option(0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]")
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
     autocast: bool = option(False, "bool", "bf16 in the model's region on a GPU; the CPU always computes float32 [C]")
@@ -129,11 +142,11 @@ class GACConfig(PlanningConfig):
         least = (
             *(
                 (name, 1, "a network without units computes nothing")
-                for name in ("prior_width", "width", "return_width")
+                for name in ("prior_width", "posterior_width", "width", "return_width")
             ),
-            *((name, 1, "attention needs a head") for name in ("prior_heads", "heads")),
+            *((name, 1, "attention needs a head") for name in ("prior_heads", "posterior_heads", "heads")),
             *((name, 1, "nothing would be left of the plan") for name in ("tokens", "token_width")),
-            *((name, 1, "the plan would not reach the output") for name in ("layers", "prior_layers", "return_layers")),
+            *((name, 1, "the plan would not reach the output") for name in ("prior_layers", "return_layers")),
             ("posterior_layers", 1, "the tokens would not see each other"),
             ("window", 1, "a step sees at least itself"),
             ("segment", 1, "a segment has at least one step"),
@@ -142,11 +155,14 @@ class GACConfig(PlanningConfig):
             ("return_heads", 1, "nothing would predict the return"),
             ("return_span", 1, "a term of the return reads at least its own token"),
             ("updates", 1, "the schedule would have no length"),
-            *((name, 0, "a count cannot be negative") for name in ("return_tokens", "points", "inner_steps")),
-            *((name, 0, "a count cannot be negative") for name in ("plan_ahead", "plan_behind")),
+            *((name, 0, "a count cannot be negative") for name in ("return_tokens", "points", "inner_steps", "layers")),
+            *(
+                (name, 0, "a count cannot be negative")
+                for name in ("plan_ahead", "plan_behind", "obs_waves", "obs_wave_dims")
+            ),
             *(
                 (name, 0.0, "the term would be turned round")
-                for name in ("next_state_weight", "free_bits", "kl_weight")
+                for name in ("next_state_weight", "free_bits", "kl_weight", "return_noise")
             ),
             *((name, 0.0, "a variance cannot be negative") for name in ("return_variance", "action_std")),
             *((name, 0.0, "parameters would grow on their own") for name in ("weight_decay", "inner_weight_decay")),
@@ -169,6 +185,8 @@ class GACConfig(PlanningConfig):
             for name, bound, inside, why in (
                 ("history_dropout", "1]", 0 <= self.history_dropout <= 1, "it is a probability"),
                 ("warmup", "1)", 0 <= self.warmup < 1, "the full step size would never be reached"),
+                ("kl_start", "1]", 0 <= self.kl_start <= 1, "it is where the weight's rise begins"),
+                ("kl_warmup", "1]", 0 <= self.kl_warmup <= 1, "it is a share of the schedule"),
             )
             if not inside
         ]
@@ -178,7 +196,11 @@ class GACConfig(PlanningConfig):
         found = [
             f"{width} is {getattr(self, width)}, expected a multiple of {heads} = {getattr(self, heads)}: heads share the "
             f"width; set {width}={max(1, getattr(self, width) // max(1, getattr(self, heads))) * getattr(self, heads)}"
-            for width, heads in (("width", "heads"), ("prior_width", "prior_heads"))
+            for width, heads in (
+                ("width", "heads"),
+                ("prior_width", "prior_heads"),
+                ("posterior_width", "posterior_heads"),
+            )
             if getattr(self, heads) > 0 and getattr(self, width) % getattr(self, heads)
         ]
         if self.return_tokens > self.tokens:
@@ -189,6 +211,11 @@ class GACConfig(PlanningConfig):
             found.append(
                 f"generator_tokens is split with return_tokens {self.return_tokens} of {self.tokens}, expected 1 to "
                 f"{self.tokens - 1}: one of the heads would read nothing; set return_tokens={max(1, self.tokens // 2)}"
+            )
+        if not self.layers and (self.plan_reading != "local" or self.window > 1):
+            found.append(
+                f"layers is 0 with plan_reading {self.plan_reading} and window {self.window}, expected at least 1: attention "
+                "is in the layers; set layers=2"
             )
         if self.return_span % 2 == 0:
             found.append(
@@ -228,23 +255,31 @@ def paper() -> GACConfig:
     return GACConfig(
         tokens=8,
         token_width=192,
+        prior="implicit",
         return_tokens=4,
         generator_tokens="split",
         prior_width=192,
+        obs_waves=0,
         layers=3,
         heads=1,
         width=192,
         window=32,
+        plan_reading="attention",
         plan_time=False,
         time_bias="none",
         return_head="mlp",
+        return_heads=1,
+        return_noise=0.0,
         return_variance=0.0,
         action_std=1.0,
         next_state_steps=1,
         points=0,
+        kl_weight=1.0,
+        kl_warmup=0.0,
         posterior="fresh",
         clip=0.25,
         lr_end=0.0,
+        warmup=0.1,
         updates=1_000,
         autocast=True,
     )

@@ -1,7 +1,7 @@
 """The trajectory generator p_beta(tau | z): a causal Transformer that reads a plan.
 
 Letters: B plans, R rows (stretches of trajectories), S steps of a row, N = 2 S tokens (or S where the window is 1),
-E environments, G plan tokens read, L layers, H heads, C width, O, A. Source: [P] section on the generator; the
+E environments, G plan tokens read, L layers, H heads, C width, X features of an observation, O, A. Source: [P] section on the generator; the
 interleaved tokens, the window and the cross-attention are [LPT]; everything about time is [C].
 """
 
@@ -61,14 +61,15 @@ class Generator(nn.Module):
     slope_LH: torch.Tensor
     shift_LH: torch.Tensor
 
-    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+    def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         width, heads, self.local = config.width, config.heads, config.plan_reading == "local"
         self.stretches = config.tokens - config.generator_first  # G
-        beside = 2 * (WAVES + FRACTION_WAVES) if config.plan_time else 0
+        self.waves_beside = 0 if self.local else WAVES  # local reading knows the time within a stretch alone
+        beside = 2 * (self.waves_beside + FRACTION_WAVES) if config.plan_time else 0
         span = (1 + config.plan_ahead + config.plan_behind) * config.token_width if self.local else 0
-        self.embed_obs = perceptron(obs_dim + beside + span, width, width, 3 if self.local else 2)
+        self.embed_obs = perceptron(features + beside + span, width, width, 3 if self.local else 2)
         self.embed_action = nn.Linear(action_dim + beside, width) if config.window > 1 else None
         memory_width = config.token_width + (2 * WAVES if config.plan_time else 0)
         self.selfs = nn.ModuleList(
@@ -100,35 +101,35 @@ class Generator(nn.Module):
         return Memory(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]), token_BGd)
 
     def forward(
-        self, memory: Memory, obs_RSO: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
+        self, memory: Memory, obs_RSX: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
     ) -> Generated:
         """Teacher-forced.
 
         Args:
             memory: of B plans.
-            obs_RSO: z-scored observations.
+            obs_RSX: features of the observations.
             action_RSA: actions taken; a step's own is never seen by its outputs. Unused where the window is 1.
             time_RS: float32, each step's time as a share of the longest episode, from 0.
             rows: how the rows belong together. With ``previous_R`` a row has at least W - 1 steps.
         """
         if self.config.window == 1:
-            x = self._embed_obs(memory, obs_RSO, time_RS, rows.plan_R)
+            x = self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R)
             return self._read_out(self._layers(memory, x, time_RS, rows.plan_R, None))
         x = torch.stack(
-            [self._embed_obs(memory, obs_RSO, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
+            [self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
         ).flatten(1, 2)
         mask = window_mask(time_RS.shape[1], self.config.window, rows, time_RS.device)
         x = self._layers(memory, x, time_RS.repeat_interleave(2, 1), rows.plan_R, mask, rows.previous_R)
         return self._read_out(x[:, 0::2])
 
     def fold(
-        self, memory: Memory, obs_BSO: torch.Tensor, action_BSA: torch.Tensor, time_BS: torch.Tensor, rows: Rows
+        self, memory: Memory, obs_BSX: torch.Tensor, action_BSA: torch.Tensor, time_BS: torch.Tensor, rows: Rows
     ) -> Generated:
         """``forward`` of long rows, in linear time: they are cut into shorter ones that see the one before."""
         plans, steps = time_BS.shape
         size = max(self.config.window, LEAST_ROW)
         if self.config.window == 1 or steps <= 2 * size:
-            return self(memory, obs_BSO, action_BSA, time_BS, rows)
+            return self(memory, obs_BSX, action_BSA, time_BS, rows)
         count = -(-steps // size)
         spare = count * size - steps
         padding = torch.zeros_like(time_BS, dtype=torch.bool) if rows.padding_RS is None else rows.padding_RS
@@ -137,12 +138,12 @@ class Generator(nn.Module):
             padding_RS=F.pad(padding, (0, spare), value=True).view(-1, size),
             previous_R=torch.where(row % count > 0, row - 1, -1),
         )
-        obs, action = (F.pad(x, (0, 0, 0, spare)).view(plans * count, size, -1) for x in (obs_BSO, action_BSA))
+        obs, action = (F.pad(x, (0, 0, 0, spare)).view(plans * count, size, -1) for x in (obs_BSX, action_BSA))
         made = self(memory, obs, action, F.pad(time_BS, (0, spare)).view(-1, size), cut)
         return Generated(*(part.view(plans, count * size, -1)[:, :steps] for part in made))
 
     def step(
-        self, memory: Memory, cache: Cache, obs_EO: torch.Tensor, time_E: torch.Tensor, scale: torch.Tensor
+        self, memory: Memory, cache: Cache, obs_EX: torch.Tensor, time_E: torch.Tensor, scale: torch.Tensor
     ) -> Generated:
         """The next step of E episodes, each at its own time: two tokens, the last action and this state.
 
@@ -151,7 +152,7 @@ class Generator(nn.Module):
             scale: 0-d, what makes a share of the longest episode of a step.
         """
         share_E1 = (time_E * scale).unsqueeze(1)
-        x = self._embed_obs(memory, obs_EO.unsqueeze(1), share_E1, None)
+        x = self._embed_obs(memory, obs_EX.unsqueeze(1), share_E1, None)
         if self.config.window == 1:
             return self._read_out(self._layers(memory, x, share_E1, None, None))
         ring = self.config.window + 1
@@ -218,12 +219,12 @@ class Generator(nn.Module):
         return -slope_H11 * (ahead_BNG.unsqueeze(1) - shift_H11).abs()
 
     def _embed_obs(
-        self, memory: Memory, obs_RSO: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None
+        self, memory: Memory, obs_RSX: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None
     ) -> torch.Tensor:
-        parts = [obs_RSO, *self._beside(time_RS)]
+        parts = [obs_RSX, *self._beside(time_RS)]
         if self.local:
             parts.append(self._around(memory.token_BGd, time_RS, plan_R))
-        return self.embed_obs(torch.cat(parts, -1))
+        return F.silu(self.embed_obs(torch.cat(parts, -1)))
 
     def _embed_action(self, action_RSA: torch.Tensor, time_RS: torch.Tensor) -> torch.Tensor:
         assert self.embed_action is not None
@@ -233,7 +234,7 @@ class Generator(nn.Module):
         if not self.config.plan_time:
             return []
         place_RS = time_RS * self.stretches
-        return [self._waves(time_RS, WAVES), self._waves(place_RS - place_RS.floor(), FRACTION_WAVES)]
+        return [self._waves(time_RS, self.waves_beside), self._waves(place_RS - place_RS.floor(), FRACTION_WAVES)]
 
     def _around(self, token_BGd: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
         """The tokens around each step's time, side by side: (R, S, span d); the ends are repeated."""

@@ -35,6 +35,14 @@ def kl_standard(mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor) -> torch
     return 0.5 * (mean_Bnd.square() + log_variance_Bnd.exp() - 1.0 - log_variance_Bnd)
 
 
+def kl_gaussian(
+    mean: torch.Tensor, log_variance: torch.Tensor, prior_mean: torch.Tensor, prior_log_variance: torch.Tensor
+) -> torch.Tensor:
+    """KL( N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance)) ), element by element."""
+    ratio, square = log_variance - prior_log_variance, (mean - prior_mean).square() * (-prior_log_variance).exp()
+    return 0.5 * (ratio.exp() + square - 1.0 - ratio)
+
+
 def free_bits(kl_Bnd: torch.Tensor, least: float, per: str) -> torch.Tensor:
     """sum_j max(lambda, KL_j) (B,), j over tokens or over dimensions [P]; KL below lambda has no gradient."""
     kl_Bj = kl_Bnd.sum(-1) if per == "token" else kl_Bnd.flatten(1)

@@ -13,15 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.gac.attention import Encoder, perceptron
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import Cache, Generated, Generator, Memory
-from algorithms.gac.losses import gaussian_log_prob
+from algorithms.gac.losses import gaussian_log_prob, kl_gaussian, kl_standard
+from algorithms.gac.prior import PRIORS, AutoregressivePrior
+from algorithms.gac.return_head import ReturnHead
 from algorithms.gac.window import Rows
 from replay.trajectories import DataSummary
 
-ADDITIVE_SCALE = 4.0  # of the mean over the additive head's terms: terms of order 1 then span the z-scored returns
-LOG_VARIANCE_RANGE = (-6.0, 3.0)  # of a learned return variance, z-scored
 LEAST_LOG_STD = -3.0  # of actions and displacements: densities stay bounded where the data is deterministic
 PERCENTILES = 101
 
@@ -46,6 +45,7 @@ class GACModel(nn.Module):
     horizon: torch.Tensor
     explore_target: torch.Tensor
     surprise: torch.Tensor
+    obs_waves: torch.Tensor
 
     def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__()
@@ -58,36 +58,15 @@ class GACModel(nn.Module):
         self.register_buffer("horizon", torch.tensor(1.0))
         self.register_buffer("explore_target", torch.tensor(math.nan))
         self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
-        self._make_prior(config, obs_dim)
-        self._make_return_heads(config)
-        self.generator = Generator(config, obs_dim, action_dim)
+        waved = min(config.obs_wave_dims or obs_dim, obs_dim) if config.obs_waves else 0
+        features = obs_dim + 2 * config.obs_waves * waved
+        self.register_buffer("obs_waves", math.pi / 4 * 2.0 ** torch.arange(config.obs_waves), persistent=False)
+        self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, features)
+        self.return_head = ReturnHead(config)
+        self.generator, self.waved, self.features = Generator(config, features, obs_dim, action_dim), waved, features
         if not config.action_std:
             self.action_log_std_A = nn.Parameter(torch.full((action_dim,), -0.7))
         self.next_log_std_O = nn.Parameter(torch.zeros(obs_dim))
-
-    def _make_prior(self, config: GACConfig, obs_dim: int) -> None:
-        n, d, width = config.tokens, config.token_width, config.prior_width
-        if config.prior == "implicit":
-            self.prior_in, self.prior_obs = nn.Linear(d, width), nn.Linear(obs_dim, width)
-            self.prior_place_nC = nn.Parameter(0.02 * torch.randn(n, width))
-            self.prior_encoder = Encoder(width, config.prior_heads, config.prior_layers)
-            self.prior_out = nn.Linear(width, d)
-            with torch.no_grad():
-                self.prior_out.weight.mul_(0.5)
-                self.prior_out.bias.zero_()
-        elif config.prior == "explicit":
-            self.prior_law = perceptron(obs_dim, width, 2 * n * d, config.prior_layers + 1)
-            with torch.no_grad():
-                for parameter in self.prior_law[-1].parameters():
-                    parameter.mul_(0.1)  # begins near N(0, I)
-
-    def _make_return_heads(self, config: GACConfig) -> None:
-        additive = config.return_head == "additive"
-        inputs = config.token_width * (config.return_span if additive else config.return_count)
-        outputs = 1 if config.return_variance else 2
-        self.return_heads = nn.ModuleList(
-            perceptron(inputs, config.return_width, outputs, config.return_layers) for _ in range(config.return_heads)
-        )
 
     @torch.no_grad()
     def fit(self, summary: DataSummary) -> None:
@@ -118,41 +97,39 @@ class GACModel(nn.Module):
         """Mean and variance of a return from z-scores to environment units."""
         return mean * self.return_std + self.return_mean, variance * self.return_std.square()
 
-    def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
-        """z (B, n, d) = T_alpha(z0, s_0) [P, L]; obs0_BO in environment units.
+    def see(self, obs: torch.Tensor) -> torch.Tensor:
+        """Features (..., X) of observations in environment units: z-scores, and waves of the leading ones [C]."""
+        scored = self.normalise_obs(obs)
+        if not self.waved:
+            return scored
+        angle = (scored[..., : self.waved, None] * self.obs_waves).flatten(-2)
+        return torch.cat([scored, angle.sin(), angle.cos()], -1)
 
-        implicit: z0 plus what a bidirectional Transformer over its tokens and one of s_0 gives; explicit:
-        mu(s_0) + sigma(s_0) z0; standard: z0 itself.
-        """
-        if self.config.prior == "standard":
+    def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
+        """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units."""
+        if self.prior is None:
             return z0_Bnd
-        obs_BO, n = self.normalise_obs(obs0_BO), self.config.tokens
         with self.region():
-            if self.config.prior == "explicit":
-                mean_Bnd, log_std_Bnd = self.prior_law(obs_BO).float().view(-1, n, 2 * z0_Bnd.shape[-1]).chunk(2, -1)
-                return mean_Bnd + log_std_Bnd.exp() * z0_Bnd
-            x = torch.cat([self.prior_in(z0_Bnd) + self.prior_place_nC, self.prior_obs(obs_BO).unsqueeze(1)], 1)
-            return z0_Bnd + self.prior_out(self.prior_encoder(x)[:, :n]).float()
+            return self.prior(z0_Bnd, self.see(obs0_BO))
+
+    def explain(
+        self, mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor, draw_Bnd: torch.Tensor, obs0_BO: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z and KL(q || prior) (B, n, d) of a local posterior and one draw from it.
+
+        q is over z0, against N(0, I); with the autoregressive prior over z itself, each token against its law given the
+        drawn ones before it.
+        """
+        if not isinstance(self.prior, AutoregressivePrior):
+            return self.plan(draw_Bnd, obs0_BO), kl_standard(mean_Bnd, log_variance_Bnd)
+        with self.region():
+            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.see(obs0_BO))
+        return draw_Bnd, kl_gaussian(mean_Bnd, log_variance_Bnd, prior_mean, 2 * prior_log_std)
 
     def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance (K, B) of the z-scored return by each of the K return heads."""
-        config, read_Bmd = self.config, z_Bnd[:, : self.config.return_count]
         with self.region():
-            if config.return_head == "additive":
-                side = config.return_span // 2
-                near = torch.arange(-side, side + 1, device=z_Bnd.device)
-                index = (torch.arange(read_Bmd.shape[1], device=z_Bnd.device).unsqueeze(1) + near).clamp(
-                    0, read_Bmd.shape[1] - 1
-                )
-                spans = read_Bmd[:, index].flatten(2) if side else read_Bmd
-                out_KBo = torch.stack([head(spans).float().mean(1) for head in self.return_heads])
-                mean_KB = out_KBo[..., 0] * ADDITIVE_SCALE
-            else:
-                out_KBo = torch.stack([head(read_Bmd.flatten(1)).float() for head in self.return_heads])
-                mean_KB = out_KBo[..., 0]
-        if config.return_variance:
-            return mean_KB, torch.full_like(mean_KB, math.log(config.return_variance))
-        return mean_KB, out_KBo[..., 1].clamp(*LOG_VARIANCE_RANGE)
+            return self.return_head(z_Bnd[:, : self.config.return_count])
 
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance (B,) of the z-scored return p_gamma(y | z); of a mixture where there are several heads."""
@@ -193,7 +170,7 @@ class GACModel(nn.Module):
         """
         with self.region():
             made = self.generator.fold(
-                memory, self.normalise_obs(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
+                memory, self.see(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
             )
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
@@ -202,7 +179,7 @@ class GACModel(nn.Module):
     ) -> Generated:
         """``generate`` for rows that belong together as ``rows`` says."""
         with self.region():
-            made = self.generator(memory, self.normalise_obs(obs_RSO), action_RSA, time_RS / self.horizon, rows)
+            made = self.generator(memory, self.see(obs_RSO), action_RSA, time_RS / self.horizon, rows)
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
     def new_cache(self, envs: int) -> Cache:
@@ -221,7 +198,7 @@ class GACModel(nn.Module):
             time_E: int64, 0 at an episode's first step, one more with each call.
         """
         with self.region():
-            made = self.generator.step(memory, cache, self.normalise_obs(obs_EO), time_E, 1.0 / self.horizon)
+            made = self.generator.step(memory, cache, self.see(obs_EO), time_E, 1.0 / self.horizon)
         return made.action_BSA[:, 0].float(), made.next_obs_BSO[:, 0].float()
 
     def observe_action(self, cache: Cache, action_EA: torch.Tensor) -> None:

@@ -88,13 +88,13 @@ class PosteriorEncoder(nn.Module):
     return; attention joins the stretches. Steps after the episode's end count as absent.
     """
 
-    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+    def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
         super().__init__()
-        self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.prior_width
-        self.embed = nn.Linear(config.posterior_points * (obs_dim + action_dim + 1), width)
+        self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.posterior_width
+        self.embed = nn.Linear(config.posterior_points * (features + action_dim + 1), width)
         self.embed_return = nn.Linear(1, width, bias=False) if config.posterior_return else None
         self.place_nC = nn.Parameter(0.02 * torch.randn(config.tokens, width))
-        self.encoder = Encoder(width, config.prior_heads, config.posterior_layers)
+        self.encoder = Encoder(width, config.posterior_heads, config.posterior_layers)
         self.law = nn.Linear(width, 2 * config.token_width)
         with torch.no_grad():
             self.law.weight.mul_(0.3)
@@ -110,7 +110,7 @@ class PosteriorEncoder(nn.Module):
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     def observed(self, batch: Trajectories, model: GACModel) -> torch.Tensor:
-        """(B, n, K (O + A + 1)): z-scored observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
+        """(B, n, K (X + A + 1)): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
         count = self.config.tokens * self.config.posterior_points
         share = (torch.arange(count, device=batch.offset.device) + 0.5) / count
         time_K = (share * model.horizon).long()
@@ -118,5 +118,5 @@ class PosteriorEncoder(nn.Module):
         there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
         rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
         obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
-        seen = torch.cat([model.normalise_obs(obs) * there_BK1, action * there_BK1, there_BK1], -1)
+        seen = torch.cat([model.see(obs) * there_BK1, action * there_BK1, there_BK1], -1)
         return seen.view(len(batch), self.config.tokens, -1)
