@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from algorithms.gac.beam import beam_search
+from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, draw_noise, infer_plan, noise_draws
-from algorithms.gac.objective import kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
+from algorithms.gac.model import GACModel
+from algorithms.gac.objective import cautious, kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
 from algorithms.gac.planning import MODES, PlanningConfig
 
 N, D, OBS = 4, 3, 2
 MEAN, STD = 20.0, 10.0
+
+
+def bare(**given: Any) -> PlanningConfig:
+    """The ascent alone, from q = prior: no candidates, no ball, no caution."""
+    plain: dict[str, Any] = {"infer_start": "mean", "infer_radius": 0.0, "infer_caution": 0.0}
+    return PlanningConfig(**(plain | given))
 
 
 class LinearWorld:
@@ -33,6 +43,10 @@ class LinearWorld:
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean_B = (z_Bnd * self.w_nd).sum((-2, -1))
         return mean_B, torch.full_like(mean_B, math.log(0.25))
+
+    def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean_B, log_variance_B = self.predict_return(z_Bnd)
+        return mean_B.unsqueeze(0), log_variance_B.unsqueeze(0)
 
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor:
         return (y - MEAN) / STD
@@ -58,7 +72,7 @@ def inferred(
 
 
 def test_kl_plans_reach_the_gradient_over_the_weight() -> None:
-    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=0.5, infer_steps=400, infer_lr=0.05)
+    model, config = LinearWorld(), bare(infer_kl_weight=0.5, infer_steps=400, infer_lr=0.05)
     plan = inferred(model, "kl", config)
     expected = model.w_nd / 0.5
     assert torch.allclose(plan.mean_Knd, expected.expand_as(plan.mean_Knd), atol=1e-3)
@@ -69,7 +83,7 @@ def test_kl_plans_reach_the_gradient_over_the_weight() -> None:
 
 
 def test_st_plans_reach_the_closed_form_of_a_linear_gaussian() -> None:
-    model, config = LinearWorld(), PlanningConfig(infer_steps=3000, infer_lr=0.02)
+    model, config = LinearWorld(), bare(infer_steps=3000, infer_lr=0.02)
     plan = inferred(model, "st", config, target=35.0)
     wanted, power = 1.5, float(model.w_nd.square().sum())
     expected = wanted * model.w_nd / (power + config.infer_target_variance)
@@ -79,20 +93,20 @@ def test_st_plans_reach_the_closed_form_of_a_linear_gaussian() -> None:
 
 def test_the_variance_of_an_exploring_plan_is_the_posterior_diagonal_of_a_linear_gaussian() -> None:
     model = LinearWorld()
-    config = PlanningConfig(infer_steps=1500, infer_lr=0.02, infer_noise="fresh", infer_log_variance=-3.0)
+    config = bare(infer_steps=1500, infer_lr=0.02, infer_noise="fresh", infer_log_variance=-3.0)
     found = inferred(model, "st", config, target=35.0, environments=8).log_variance_Knd.exp().mean(0)
     exact = 1 / (1 + model.w_nd.square() / config.infer_target_variance)
     assert torch.allclose(found, exact, rtol=0.35)
 
 
 def test_max_climbs_without_end_by_its_step_size() -> None:
-    model, config = LinearWorld(), PlanningConfig(infer_max_steps=30, infer_lr=0.1)
+    model, config = LinearWorld(), bare(infer_max_steps=30, infer_lr=0.1)
     plan = inferred(model, "max", config)
     assert torch.allclose(plan.mean_Knd, (30 * 0.1 * model.w_nd.sign()).expand_as(plan.mean_Knd), rtol=1e-3)
 
 
 def test_prior_plans_are_the_draw_itself_and_search_nothing() -> None:
-    model, config = LinearWorld(bend=0.3), PlanningConfig()
+    model, config = LinearWorld(bend=0.3), bare()
     noise = draw_noise([np.random.default_rng(k) for k in range(3)], 1, N, D)
     plan = infer_plan(model, torch.zeros(3, OBS), "prior", None, config, noise)
     assert torch.equal(plan.z0_Knd, noise[0]) and torch.equal(plan.z_Knd, model.plan(noise[0], torch.zeros(3, OBS)))
@@ -105,9 +119,7 @@ def test_prior_plans_are_the_draw_itself_and_search_nothing() -> None:
 @pytest.mark.parametrize("noise", ["mean", "reused", "fresh"])
 def test_every_plan_is_what_torchs_adam_finds_for_its_environment_alone(mode: str, noise: str) -> None:
     model = LinearWorld(bend=0.4)
-    config = PlanningConfig(
-        infer_noise=noise, explore_noise=noise, infer_log_variance=-2.0, infer_steps=40, infer_max_steps=40
-    )
+    config = bare(infer_noise=noise, explore_noise=noise, infer_log_variance=-2.0, infer_steps=40, infer_max_steps=40)
     weights = mode_weights(config, mode)
     eps = draw_noise([np.random.default_rng(k) for k in range(3)], noise_draws(weights), N, D)
     obs_KO, target_K = torch.randn(3, OBS, generator=torch.Generator().manual_seed(1)), torch.tensor([10.0, 30.0, 50.0])
@@ -145,7 +157,7 @@ def test_a_plan_does_not_depend_on_how_many_are_made_beside_it(mode: str) -> Non
 
 
 def test_the_prediction_moves_monotonically_with_the_return_that_is_asked_for() -> None:
-    model, config = LinearWorld(bend=0.3), PlanningConfig(infer_steps=200)
+    model, config = LinearWorld(bend=0.3), bare(infer_steps=200)
     targets = torch.linspace(0.0, 40.0, 9)
     noise = torch.zeros(noise_draws(mode_weights(config, "st")), 9, N, D)
     plan = infer_plan(model, torch.zeros(9, OBS), "st", targets, config, noise)
@@ -155,7 +167,7 @@ def test_the_prediction_moves_monotonically_with_the_return_that_is_asked_for() 
 
 
 def test_the_trace_begins_at_the_prior_and_ends_at_the_plan() -> None:
-    model, config = LinearWorld(bend=0.3), PlanningConfig(infer_steps=25)
+    model, config = LinearWorld(bend=0.3), bare(infer_steps=25)
     plan = inferred(model, "kl", config)
     assert plan.trace.predicted_SK.shape == plan.trace.variance_SK.shape == plan.trace.kl_SK.shape == (26, 3)
     assert not plan.trace.kl_SK[0].any()
@@ -167,7 +179,7 @@ def test_the_trace_begins_at_the_prior_and_ends_at_the_plan() -> None:
 
 def test_the_steps_so_far_pull_a_new_plan_towards_what_explains_them() -> None:
     """Eq. 3 with log p(tau | z) = -|z - c|^2 / 2: the optimum halves the way between c and the prior, plus the return's."""
-    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=1.0, infer_steps=400, infer_lr=0.05)
+    model, config = LinearWorld(), bare(infer_kl_weight=1.0, infer_steps=400, infer_lr=0.05)
     c = torch.full((N, D), 0.8)
     noise = torch.zeros(1, 2, N, D)
     plan = infer_plan(
@@ -183,7 +195,7 @@ def test_the_steps_so_far_pull_a_new_plan_towards_what_explains_them() -> None:
 
 
 def test_an_ascent_can_go_on_from_where_another_ended() -> None:
-    model, config = LinearWorld(), PlanningConfig(infer_kl_weight=0.5, infer_steps=300, infer_lr=0.05)
+    model, config = LinearWorld(), bare(infer_kl_weight=0.5, infer_steps=300, infer_lr=0.05)
     settled = inferred(model, "kl", config)
     noise = torch.zeros(1, 3, N, D)
     again = infer_plan(
@@ -216,11 +228,83 @@ def test_the_terms_are_those_of_torch_distributions(
 @pytest.mark.parametrize("mode", ["st", "explore"])
 def test_a_mode_with_a_target_and_none_given_says_so(mode: str) -> None:
     with pytest.raises(ValueError, match="got no target return"):
-        inferred(LinearWorld(), mode, PlanningConfig())
+        inferred(LinearWorld(), mode, bare())
 
 
 def test_an_unknown_mode_and_a_misshapen_noise_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one of prior, st, kl, max, explore"):
-        inferred(LinearWorld(), "best", PlanningConfig())
+        inferred(LinearWorld(), "best", bare())
     with pytest.raises(ValueError, match="draws would be shared or missing"):
-        infer_plan(LinearWorld(), torch.zeros(3, OBS), "kl", None, PlanningConfig(), torch.zeros(1, 2, N, D))
+        infer_plan(LinearWorld(), torch.zeros(3, OBS), "kl", None, bare(), torch.zeros(1, 2, N, D))
+
+
+def searching(model: GACModel, mode: str, config: GACConfig, environments: int = 3) -> Inferred:
+    streams = [np.random.default_rng([5, k]) for k in range(environments)]
+    noise = draw_noise(streams, noise_draws(mode_weights(config, mode)), config.tokens, config.token_width)
+    obs_KO = torch.linspace(-1, 1, environments)[:, None].expand(-1, OBS)
+    return infer_plan(model, obs_KO, mode, torch.full((environments,), 1.0), config, noise)
+
+
+def model_of(**given: Any) -> GACModel:
+    torch.manual_seed(3)
+    config = GACConfig(tokens=5, token_width=3, infer_beam=3, infer_branches=4, **given)
+    model = GACModel(config, OBS, 2).requires_grad_(False)
+    for parameter in model.return_head.parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize("span, paid", [(1, 0), (3, 0), (5, 0), (3, 2)])
+def test_the_beam_is_the_one_that_values_every_plan_anew(span: int, paid: int) -> None:
+    """4 plans are kept, 2 branches tried of each, 5 tokens laid; whole plans are valued, one at a time."""
+    model = model_of(return_span=span, return_tokens=paid)
+    noise = torch.randn(8, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    obs_KO = torch.tensor([[0.3, -0.2], [1.0, 0.4]])
+    found = beam_search(model, obs_KO, noise, width=4, caution=1.0)
+
+    def worth(z0_nd: torch.Tensor, env: int) -> float:
+        z_1kd = model.plan(z0_nd[None], obs_KO[env : env + 1])
+        heads_H = model.return_head.worth(z_1kd[:, : model.config.return_count]).sum(-1)[:, 0]
+        return float(heads_H.mean() - heads_H.std())
+
+    for env in range(2):
+        plans: list[tuple[torch.Tensor, ...]] = [()] * 4
+        for k in range(5):
+            branches = [(*plan, noise[2 * w + x, env, k]) for w, plan in enumerate(plans) for x in range(2)]
+            branches.sort(key=lambda plan: -worth(torch.stack(plan), env))
+            plans = branches[:4]
+        if paid:
+            assert worth(found[env], env) == pytest.approx(worth(torch.stack(plans[0]), env), abs=1e-5)
+        else:
+            assert torch.allclose(found[env], torch.stack(plans[0]), atol=1e-6)
+
+
+def test_the_search_starts_from_the_best_candidate_and_never_below_the_mean() -> None:
+    model = model_of()
+    for start in ("best", "search"):
+        config = dataclasses.replace(model.config, infer_start=start, infer_radius=0.0)
+        first = searching(model, "kl", config).trace.predicted_SK[0]
+        zero = searching(model, "kl", dataclasses.replace(config, infer_start="mean")).trace.predicted_SK[0]
+        assert (first > zero).all()
+
+
+def test_an_implicit_prior_or_an_mlp_head_is_searched_by_its_draws() -> None:
+    for field, value in (("prior", "implicit"), ("return_head", "mlp")):
+        model = model_of(**{field: value})
+        best = searching(model, "kl", dataclasses.replace(model.config, infer_start="best"))
+        assert torch.equal(searching(model, "kl", model.config).mean_Knd, best.mean_Knd)
+
+
+@pytest.mark.parametrize("mode", ["st", "kl", "max", "explore"])
+def test_no_token_of_a_plan_leaves_its_ball(mode: str) -> None:
+    model = model_of()
+    config = dataclasses.replace(model.config, infer_radius=1.2, infer_kl_weight=0.0, infer_lr=0.5)
+    assert searching(model, mode, config).mean_Knd.norm(dim=-1).max() <= 1.2 * 3**0.5 + 1e-5
+
+
+def test_heads_that_disagree_are_believed_less() -> None:
+    heads_HK = torch.tensor([[1.0, 5.0], [1.0, -1.0], [1.0, 2.0]])
+    assert torch.allclose(cautious(heads_HK, 1.0), torch.tensor([1.0, 2.0 - 3.0]), atol=1e-5)
+    assert torch.equal(cautious(heads_HK, 0.0), heads_HK.mean(0)) and torch.equal(
+        cautious(heads_HK[:1], 1.0), heads_HK[0]
+    )

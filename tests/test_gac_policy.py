@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.random import SeedSequence
 
 from algorithms.gac.config import GACConfig, cpu
 from algorithms.gac.history import History
@@ -19,18 +20,21 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.trigger import prediction_error
 from algorithms.interface import Aim
+from rollout_workers.planning import seeded_streams
 
 O, A = 3, 2
 SMALL: dict[str, Any] = {
-    "tokens": 6, "token_width": 4, "width": 16, "heads": 2, "prior_width": 16, "prior_heads": 2, "infer_steps": 12,
-    "infer_max_steps": 12, "next_state_steps": 4,
+    "tokens": 4, "token_width": 4, "width": 16, "heads": 2, "prior_width": 16, "prior_heads": 2, "infer_steps": 4,
+    "infer_max_steps": 4, "next_state_steps": 4, "layers": 2,
+    "plan_reading": "attention", "infer_beam": 3, "infer_branches": 2,
 }  # fmt: skip
 ONE_STEP = GACConfig(**SMALL)
 WINDOW = GACConfig(**SMALL, window=5, segment=8)
 LPT = GACConfig(
-    **SMALL, window=5, segment=8, plan_time=False, time_bias="none", generator_tokens="split", return_tokens=3
+    **SMALL, window=5, segment=8, plan_time=False, time_bias="none", generator_tokens="split", return_tokens=2
 )
-LOCAL = GACConfig(**SMALL, window=3, segment=8, plan_reading="local")
+LOCAL = GACConfig(**(SMALL | {"window": 3, "segment": 8, "plan_reading": "local"}))
+SMALLEST = GACConfig(**(SMALL | {"layers": 0, "plan_reading": "local"}))  # as the cpu preset, an MLP
 
 
 def weights_of(config: GACConfig, *, target: float = 30.0, surprise: float = 1.0) -> dict[str, torch.Tensor]:
@@ -67,7 +71,9 @@ def rng(seed: int = 7) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("config", [ONE_STEP, WINDOW, LPT, LOCAL], ids=["one step", "window", "lpt", "local"])
+@pytest.mark.parametrize(
+    "config", [ONE_STEP, WINDOW, LPT, LOCAL, SMALLEST], ids=["one step", "window", "lpt", "local", "mlp"]
+)
 def test_cached_acting_is_the_generator_on_the_whole_episode(config: GACConfig) -> None:
     policy, obs_TEO = policy_of(config, 3), walk(40, 3)
     policy.begin(np.arange(3), obs_TEO[0], rng())
@@ -104,13 +110,13 @@ def test_episodes_that_begin_at_different_steps_go_as_if_each_were_alone(config:
     for t in range(30):
         if t in begins:
             env_K = np.array(begins[t])
-            policy.begin(env_K, obs_TEO[t, env_K], rng())
+            policy.begin(env_K, obs_TEO[t, env_K], seeded_streams([SeedSequence([int(env), t]) for env in env_K]))
         acted_TEA[t] = policy.act(obs_TEO[t], np.zeros(3, np.float32))
     for env in range(3):
         starts = [t for t, envs in begins.items() if env in envs]
         for start, end in zip(starts, [*starts[1:], 30]):
             alone = policy_of(config, 1)
-            alone.begin(np.array([0]), obs_TEO[start, [env]], rng())
+            alone.begin(np.array([0]), obs_TEO[start, [env]], seeded_streams([SeedSequence([env, start])]))
             assert np.abs(run(alone, obs_TEO[start:end, [env]])[:, 0] - acted_TEA[start:end, env]).max() < 1e-5
 
 
@@ -150,13 +156,13 @@ def test_newer_weights_leave_running_plans_alone_and_serve_the_next() -> None:
     assert all(np.array_equal(before[name], value, equal_nan=True) for name, value in policy.get_state().items())
     policy.begin(np.array([1]), obs_TEO[1, 1:], rng())
     after = policy.get_state()
-    assert np.array_equal(after["memory.key_LBHGc"][:, 0], before["memory.key_LBHGc"][:, 0])
-    assert not np.array_equal(after["memory.key_LBHGc"][:, 1], before["memory.key_LBHGc"][:, 1])
+    assert np.array_equal(after["memory.token_BGd"][0], before["memory.token_BGd"][0])
+    assert not np.array_equal(after["memory.token_BGd"][1], before["memory.token_BGd"][1])
 
 
 def test_stamps_say_the_mode_the_target_and_what_was_predicted() -> None:
     policy, obs_EO = policy_of(ONE_STEP, 2), walk(1, 2)[0]
-    asked = {"prior": math.nan, "kl": math.nan, "max": math.nan, "st": 40.0}
+    asked = {"prior": math.nan, "kl": math.nan, "max": math.nan, "st": 60.0}
     for mode, target in asked.items():
         policy.aim = Aim(mode=mode)
         for stamp in policy.begin(np.arange(2), obs_EO, rng()):
@@ -216,8 +222,9 @@ def test_observations_of_another_number_of_environments_are_refused() -> None:
 
 
 def test_a_schedule_from_here_is_the_same_as_beginning_anew() -> None:
-    config = dataclasses.replace(WINDOW, replan="scheduled", replan_every=6)
-    obs_TEO, policy, alone = walk(12, 2), policy_of(config, 2), policy_of(WINDOW, 2)
+    plain = dataclasses.replace(WINDOW, infer_start="mean")  # draws nothing
+    config = dataclasses.replace(plain, replan="scheduled", replan_every=6)
+    obs_TEO, policy, alone = walk(12, 2), policy_of(config, 2), policy_of(plain, 2)
     policy.begin(np.arange(2), obs_TEO[0], rng())
     acted_TEA = run(policy, obs_TEO)
     for start in (0, 6):
@@ -256,6 +263,7 @@ def test_replanning_from_the_start_explains_what_happened_better_than_the_old_pl
         replan_from="start",
         replan_every=20,
         replan_history=20,
+        replan_weight=10.0,
         infer_steps=40,
         infer_lr=0.03,
     )

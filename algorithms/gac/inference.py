@@ -13,13 +13,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from algorithms.gac.beam import beam_search, best_of, searchable
+from algorithms.gac.model import GACModel
 from algorithms.gac.objective import (
     Weights,
+    cautious,
     kl_to_prior,
     mode_weights,
     objective,
     posterior_draw,
     target_log_likelihood,
+    within_ball,
 )
 from algorithms.gac.planning import PlanningConfig
 
@@ -35,6 +39,8 @@ class PlanModel(Protocol):
 
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
+    def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor: ...
 
     def denormalise_return(
@@ -43,7 +49,7 @@ class PlanModel(Protocol):
 
 
 class Trace(NamedTuple):
-    """An ascent, step by step: row 0 is q before its first step, the last row what came of it. Environment units."""
+    """An ascent, step by step: row 0 is q before its first step (the start that was found), the last row what came of it. Environment units."""
 
     predicted_SK: torch.Tensor  # (S + 1, K) mean return predicted where E_q was taken
     variance_SK: torch.Tensor  # (S + 1, K)
@@ -64,8 +70,8 @@ class Inferred(NamedTuple):
 
 
 def noise_draws(weights: Weights) -> int:
-    """D, the standard normal draws that one plan consumes: those of its ascent, and one to act by."""
-    return 1 + {"mean": 0, "reused": 1, "fresh": weights.steps + 1}[weights.noise]
+    """D, the standard normal draws that one plan consumes: candidates, those of its ascent, and one to act by."""
+    return 1 + weights.candidates + {"mean": 0, "reused": 1, "fresh": weights.steps + 1}[weights.noise]
 
 
 def draw_noise(streams: list[np.random.Generator], draws: int, tokens: int, width: int) -> torch.Tensor:
@@ -85,7 +91,7 @@ def infer_plan(
     likelihood: Likelihood | None = None,
     start: Inferred | None = None,
 ) -> Inferred:
-    """The plan of each environment: Adam ascent on the objective of ``mode`` from q = N(0, sigma^2 I).
+    """The plan of each environment: Adam ascent on the objective of ``mode`` from where ``config.infer_start`` says.
 
     One environment's result does not depend on the others: nothing is shared but the matrix products.
 
@@ -95,7 +101,7 @@ def infer_plan(
         target_K: y+ in environment units; only st and explore read it.
         noise_DKnd: standard normal, D = ``noise_draws(mode_weights(config, mode))``; all zeros acts by the mean.
         likelihood: log p_beta(tau_<=t | z), for replanning (Eq. 3); weighted by ``config.replan_weight``.
-        start: q to begin from, in place of the prior.
+        start: q to begin from, in place of what would be looked for.
 
     Raises:
         ValueError: an unknown mode, or one that needs a target and has none, or a noise of another shape.
@@ -137,9 +143,10 @@ class _Ascent:
         self.config, self.likelihood = config, likelihood
 
     def climb(self, noise_DKnd: torch.Tensor, start: Inferred | None) -> tuple[torch.Tensor, torch.Tensor, Trace]:
-        shape = noise_DKnd.shape[1:]
+        shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
+        noise_DKnd = noise_DKnd[self.weights.candidates :]
         if start is None:
-            mean, log_variance = torch.zeros(shape), torch.full(shape, self.weights.log_variance)
+            mean, log_variance = self._start(candidates, shape), torch.full(shape, self.weights.log_variance)
         else:
             mean, log_variance = start.mean_Knd.clone(), start.log_variance_Knd.clone()
             log_variance.clamp_(max=self.weights.log_variance)
@@ -157,6 +164,8 @@ class _Ascent:
                     leaf.requires_grad_(False)
                     if gradient is not None:
                         _adam_ascend(leaf, gradient, m, v, step + 1, self.config.infer_lr)
+                if self.config.infer_radius:
+                    mean.copy_(within_ball(mean, self.config.infer_radius))
         with torch.no_grad():
             rows.append(self._value(mean, log_variance, self._noise_of(noise_DKnd, self.weights.steps))[1])
         predicted_SK, variance_SK = _in_environment_units(
@@ -169,15 +178,43 @@ class _Ascent:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """J (K,), and (r(z), its log variance, KL) for the trace."""
         z = self.model.plan(posterior_draw(mean, log_variance, noise), self.obs_KO)
-        predicted_K, spread_K = self.model.predict_return(z)
-        term_K = predicted_K
-        if self.wanted_K is not None:
-            term_K = target_log_likelihood(predicted_K, self.wanted_K, self.config.infer_target_variance)
+        predicted_HK, log_variance_HK = self.model.return_terms(z)
+        term_K = self._term(predicted_HK)
         if self.likelihood is not None:
             term_K = term_K + self.config.replan_weight * self.likelihood(z)
         kl_K = kl_to_prior(mean, log_variance)
-        seen = (predicted_K.detach(), spread_K.detach(), kl_K.detach())
+        with torch.no_grad():
+            spread_K = log_variance_HK.exp().mean(0) + predicted_HK.var(0, correction=0)
+            seen = (predicted_HK.mean(0), spread_K.log(), kl_K.detach())
         return objective(term_K, kl_K, self.weights.kl), seen
+
+    def _term(self, predicted_HK: torch.Tensor) -> torch.Tensor:
+        """What E_q is taken of (K,): the cautious return, or how likely y+ is by it."""
+        believed_K = cautious(predicted_HK, self.config.infer_caution)
+        if self.wanted_K is None:
+            return believed_K
+        return target_log_likelihood(believed_K, self.wanted_K, self.config.infer_target_variance)
+
+    @torch.no_grad()
+    def _start(self, noise_CKnd: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """q's mean before the first step: 0, or the best of 0 and the candidates, or the beam's.
+
+        0 with a likelihood: what is worth most may be far from what explains the steps so far.
+        """
+        config = self.config
+        if not len(noise_CKnd) or self.likelihood is not None:
+            return torch.zeros(shape)
+        if config.infer_start == "search" and self.wanted_K is None and searchable(self.model):
+            assert isinstance(self.model, GACModel)
+            found = beam_search(self.model, self.obs_KO, noise_CKnd, config.infer_beam, config.infer_caution)
+        else:
+            z0_CKnd = torch.cat([torch.zeros(1, *shape), noise_CKnd])
+            z = self.model.plan(z0_CKnd.flatten(0, 1), self.obs_KO.repeat(len(z0_CKnd), 1))
+            predicted_HB = self.model.return_terms(z)[0]
+            believed_CK = cautious(predicted_HB, config.infer_caution).view(len(z0_CKnd), -1)
+            score_CK = believed_CK if self.wanted_K is None else -(believed_CK - self.wanted_K).abs()
+            found = best_of(score_CK, z0_CKnd)
+        return within_ball(found, config.infer_radius) if config.infer_radius else found.clone()
 
     def _noise_of(self, noise_DKnd: torch.Tensor, step: int) -> torch.Tensor | None:
         if self.weights.noise == "mean":

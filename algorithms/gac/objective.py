@@ -25,13 +25,16 @@ class Weights(NamedTuple):
     noise: str  # mean, reused, fresh: where E_q is taken
     log_variance: float  # of q at the start
     sample: bool  # act by a draw from q, not by its mean
+    candidates: int  # draws from the prior among which the ascent's start is looked for; 0: it starts at the mean
 
 
 def mode_weights(config: PlanningConfig, mode: str) -> Weights:
     """The weights of ``mode``. Raises ValueError on a name that is none."""
-    c, ascent = config, (config.infer_noise, config.infer_log_variance, config.infer_sample)
+    c = config
+    candidates = 0 if c.infer_start == "mean" else c.infer_beam * c.infer_branches
+    ascent = (c.infer_noise, c.infer_log_variance, c.infer_sample, candidates)
     if mode == "prior":
-        return Weights(0.0, False, 0, "mean", 0.0, True)
+        return Weights(0.0, False, 0, "mean", 0.0, True, 0)
     if mode == "st":
         return Weights(c.infer_target_kl_weight, True, c.infer_steps, *ascent)
     if mode == "kl":
@@ -39,7 +42,7 @@ def mode_weights(config: PlanningConfig, mode: str) -> Weights:
     if mode == "max":
         return Weights(0.0, False, c.infer_max_steps, *ascent)
     if mode == "explore":
-        exploring = (c.explore_noise, c.explore_log_variance, c.explore_sample)
+        exploring = (c.explore_noise, c.explore_log_variance, c.explore_sample, candidates)
         return Weights(c.infer_target_kl_weight, True, c.infer_steps, *exploring)
     raise ValueError(
         f"mode is {mode!r}, expected one of prior, st, kl, max, explore: no plan can be made; name one of them"
@@ -62,6 +65,19 @@ def target_log_likelihood(predicted_K: torch.Tensor, target_K: torch.Tensor, var
     The variance is fixed (ours): with the head's own, the ascent raises the variance and leaves r(z) where it is.
     """
     return -0.5 * ((target_K - predicted_K).square() / variance + math.log(2 * math.pi * variance))
+
+
+def cautious(predicted_HK: torch.Tensor, caution: float) -> torch.Tensor:
+    """Mean over H return heads less ``caution`` standard deviations between them, (K,): what the search believes (ours)."""
+    if len(predicted_HK) == 1 or not caution:
+        return predicted_HK.mean(0)
+    return predicted_HK.mean(0) - caution * (predicted_HK.var(0) + 1e-12).sqrt()
+
+
+def within_ball(mean_Knd: torch.Tensor, radius: float) -> torch.Tensor:
+    """q's mean with every token drawn back to at most ``radius`` sqrt(d), where draws from the prior are (ours)."""
+    limit = radius * mean_Knd.shape[-1] ** 0.5
+    return mean_Knd * (limit / mean_Knd.norm(dim=-1, keepdim=True).clamp(min=limit))
 
 
 def objective(term_K: torch.Tensor, kl_K: torch.Tensor, kl_weight: float) -> torch.Tensor:

@@ -16,7 +16,7 @@ from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, Likelihood, draw_noise, infer_plan, noise_draws
 from algorithms.gac.model import GACModel
 from algorithms.gac.objective import mode_weights
-from algorithms.gac.target import floored_target, settle_target
+from algorithms.gac.target import floored_target, return_range, settle_target
 from algorithms.interface import Aim
 
 EXPLOITATION = "kl"  # the mode whose prediction is the floor of an exploring target
@@ -47,8 +47,9 @@ class Planner:
             )
         if mode == "explore":  # beyond the data on purpose: delta_y bounds it
             return mode, settle_target(self.config, wanted, math.nan, math.nan)[0]
-        low, high = float(self.model.return_low), float(self.model.return_high)
-        target, message = settle_target(self.config, wanted, low, high)
+        if aim.target_return is None:
+            return mode, wanted
+        target, message = settle_target(self.config, wanted, *self._seen())
         if message and message != self._told:
             warnings.warn(message, stacklevel=3)
             self._told = message
@@ -66,7 +67,8 @@ class Planner:
         if mode != "explore" or not self.config.explore_floor:
             return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
         exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
-        target_K = floored_target(target_K, exploiting.predicted_K)
+        _, most = return_range(self.config, *self._seen())
+        target_K = floored_target(target_K, exploiting.predicted_K, most)
         return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
 
     def _infer(
@@ -86,4 +88,10 @@ class Planner:
     def _default(self, mode: str) -> float:
         if mode == "explore":
             return float(self.model.explore_target)
-        return float(self.model.return_high) if self.config.infer_target == "best" else math.nan
+        if self.config.infer_target == "required":
+            return math.nan
+        mean = float(self.model.return_mean)
+        return mean + self.config.infer_target_reach * (float(self.model.return_high) - mean)
+
+    def _seen(self) -> tuple[float, float]:
+        return float(self.model.return_low), float(self.model.return_high)

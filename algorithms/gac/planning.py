@@ -15,10 +15,10 @@ class PlanningConfig:
     """Everything between a trained model and an action. Defaults are ours unless a source is named."""
 
     infer_mode: str = option("kl", "name", "plan of an episode when none is asked for by name", MODES)
-    infer_steps: int = option(100, "steps", "Adam steps of one ascent (log of the paper's author: 100)")
-    infer_max_steps: int = option(100, "steps", "the same for max, which nothing but their number holds back")
+    infer_steps: int = option(60, "steps", "Adam steps of one ascent (log of the paper's author: 100)")
+    infer_max_steps: int = option(30, "steps", "the same for max, which their number holds back")
     infer_lr: float = option(0.1, "1", "Adam step size of the ascent (the log: .8, which leaves the manifold)")
-    infer_kl_weight: float = option(0.03, "1/nat", "kl: price of a nat, in standard deviations of the return")
+    infer_kl_weight: float = option(0.01, "1/nat", "kl: price of a nat, in standard deviations of the return")
     infer_target_variance: float = option(
         0.01, "1", "st, explore: variance of y+ about r(z), in normalised returns; a learned one explains y+ away"
     )
@@ -30,11 +30,26 @@ class PlanningConfig:
         "where E_q is taken: q's mean, one draw reused, or a fresh one a step",
         ("mean", "reused", "fresh"),
     )
+    infer_start: str = option(
+        "search",
+        "name",
+        "q's mean begins at 0, at the best draw from the prior, or at a beam search's",
+        ("mean", "best", "search"),
+    )
+    infer_beam: int = option(16, "plans", "width of the beam; search falls back on best where tokens are not in order")
+    infer_branches: int = option(6, "draws", "tried after each plan of the beam; best looks at beam times branches")
+    infer_radius: float = option(2.0, "1", "a token of q's mean stays within this times sqrt(d); 0: anywhere")
+    infer_caution: float = option(1.0, "1", "standard deviations between return heads that a search leaves aside")
     infer_sample: bool = option(
         False, "bool", "st, kl, max act by a draw from q and not by its mean; prior always draws"
     )
     infer_target: str = option(
         "best", "name", "st without a target asks for the best return seen, or is refused", ("best", "required")
+    )
+    infer_target_reach: float = option(
+        2.0,
+        "1",
+        "best: as far above the data's mean as the best return seen, times this; caution and KL take some back",
     )
     infer_target_policy: str = option(
         "warn", "name", "a target outside the returns seen: warned of, clipped, or taken", ("warn", "clip", "go_on")
@@ -79,6 +94,9 @@ class PlanningConfig:
             (
                 ("infer_steps", 1, "a plan would stay the prior's mean"),
                 ("infer_max_steps", 1, "a plan would stay the prior's mean"),
+                ("infer_beam", 1, "no plan would be kept"),
+                ("infer_branches", 1, "no plan would go on"),
+                ("infer_radius", 0, "a radius cannot be negative"),
                 ("infer_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_margin", 0, "returns that were seen would count as unseen"),

@@ -88,9 +88,9 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
             f"the target return is {target}, expected a finite number in the environment's own units: "
             "no plan has it; leave it out or give a number"
         )
-    margin = config.infer_target_margin * (high - low)
-    inside = min(max(target, low - margin), high + margin)
-    if math.isnan(margin) or inside == target or config.infer_target_policy == "go_on":
+    least, most = return_range(config, low, high)
+    inside = min(max(target, least), most)
+    if math.isnan(most) or inside == target or config.infer_target_policy == "go_on":
         return target, ""
     seen = f"target return {target:g} is outside the returns {low:g} to {high:g} that the predictor was trained on"
     if config.infer_target_policy == "clip":
@@ -98,6 +98,16 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
     return target, f"{seen}: what it predicts there is a guess; infer_target_policy=clip would ask for {inside:g}"
 
 
-def floored_target(target_K: torch.Tensor, exploited_K: torch.Tensor) -> torch.Tensor:
-    """y+ (K,) of each environment, never below what exploitation predicts from the same state (ours)."""
-    return torch.maximum(target_K, exploited_K)
+def floored_target(target_K: torch.Tensor, exploited_K: torch.Tensor, ceiling: float) -> torch.Tensor:
+    """y+ (K,) of each environment, never below what exploitation predicts from the same state (ours).
+
+    A prediction counts up to ``ceiling`` alone, the highest return that is still inside the data: past it an ascent tells
+    how far it went off the data, not what it can reach.
+    """
+    return torch.maximum(target_K, exploited_K.clamp(max=ceiling))
+
+
+def return_range(config: PlanningConfig, low: float, high: float) -> tuple[float, float]:
+    """The returns that count as inside the data: those seen, and ``infer_target_margin`` of their range on either side."""
+    margin = config.infer_target_margin * (high - low)
+    return low - margin, high + margin
