@@ -18,7 +18,7 @@ from algorithms.gac.config import GACConfig, cpu
 from algorithms.gac.history import History
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
-from algorithms.gac.trigger import prediction_error
+from algorithms.gac.trigger import surprise as surprise_of
 from algorithms.interface import Aim
 from rollout_workers.planning import seeded_streams
 
@@ -243,7 +243,7 @@ def test_surprise_is_the_models_own_and_replans_the_pushed_environment_alone() -
         if t >= 4:
             seen_EO = policy._normalised(obs_TEO[t])
             due_EO = state["trigger.expected"][np.arange(2), state["trigger.since"] % 4]
-            error_E = prediction_error(due_EO, seen_EO, policy._trigger.precision_O)
+            error_E = surprise_of(due_EO - seen_EO, policy._trigger.precision_O)
             ahead_EO = torch.from_numpy(expected[t - 4])
             twin = policy.model.surprise_of(ahead_EO, torch.from_numpy(obs_TEO[t - 4]), torch.from_numpy(obs_TEO[t]))
             if t <= 8:

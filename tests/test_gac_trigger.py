@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.trigger import Trigger, band_edge, prediction_error
+from algorithms.gac.trigger import Trigger, band_edge, surprise
 
 E, O, STEPS = 16, 4, 500
 NOISE = 0.1
@@ -46,37 +46,50 @@ def errors_of(horizon: int, seed: int) -> np.ndarray:
         path.append(path[-1] + drift[step] + noise)
     return np.concatenate(
         [
-            prediction_error(path[t] + horizon * drift[t], path[t + horizon], np.ones(O, np.float32))
+            surprise(path[t] + horizon * drift[t] - path[t + horizon], np.ones(O, np.float32))
             for t in range(STEPS - horizon)
         ]
     )
 
 
-def surprise_trigger(horizon: int) -> Trigger:
-    config = PlanningConfig(replan="surprise")
+def surprise_trigger(horizon: int, signal: str = "jump") -> Trigger:
+    config = PlanningConfig(replan="surprise", replan_signal=signal)
     trigger = Trigger(config, E, O, horizon)
     trigger.edge = band_edge(config, calibrated(errors_of(horizon, seed=0)))
     return trigger
 
 
+@pytest.mark.parametrize("signal", ["jump", "level"])
 @pytest.mark.parametrize("horizon", [1, 16])
-def test_a_teleport_is_acted_on_in_every_environment_at_once(horizon: int) -> None:
-    fired = walk(surprise_trigger(horizon), horizon, seed=1, teleport=250)
+def test_a_teleport_is_acted_on_in_every_environment_at_once(horizon: int, signal: str) -> None:
+    fired = walk(surprise_trigger(horizon, signal), horizon, seed=1, teleport=250)
     assert {env for step, env in fired if step == 250} == set(range(E))
 
 
+@pytest.mark.parametrize("signal", ["jump", "level"])
 @pytest.mark.parametrize("horizon", [1, 16])
-def test_calibrated_noise_gives_less_than_one_false_alarm_in_a_thousand_steps(horizon: int) -> None:
-    alarms = sum(len(walk(surprise_trigger(horizon), horizon, seed=seed)) for seed in (2, 3, 4))
+def test_calibrated_noise_gives_less_than_one_false_alarm_in_a_thousand_steps(horizon: int, signal: str) -> None:
+    alarms = sum(len(walk(surprise_trigger(horizon, signal), horizon, seed=seed)) for seed in (2, 3, 4))
     assert alarms <= 3 * E * STEPS / 1000
 
 
 def test_nothing_is_judged_before_a_prediction_has_come_due() -> None:
-    trigger = surprise_trigger(16)
+    trigger = surprise_trigger(16, "level")
     for _ in range(16):
         assert len(trigger.fired(np.full((E, O), 9.0, np.float32))) == 0
         trigger.step(np.zeros((E, O), np.float32))
     assert len(trigger.fired(np.full((E, O), 9.0, np.float32))) == E
+
+
+def test_a_plan_that_is_followed_badly_is_a_level_but_no_jump() -> None:
+    level, jump = surprise_trigger(16, "level"), surprise_trigger(16, "jump")
+    fired = {"level": 0, "jump": 0}
+    for step in range(100):
+        obs_EO = np.full((E, O), 0.02 * step, np.float32)  # it stays behind where it is expected, more and more
+        for name, trigger in (("level", level), ("jump", jump)):
+            fired[name] += len(trigger.fired(obs_EO))
+            trigger.step(obs_EO + 0.05 * step)
+    assert fired["level"] > 0 and fired["jump"] == 0
 
 
 def test_patience_asks_for_steps_in_a_row() -> None:

@@ -81,6 +81,12 @@ class PlanningConfig:
     )
     replan_every: int = option(50, "steps", "between two plans of one episode under the schedule")
     replan_rest: int = option(10, "steps", "surprise is not acted on sooner than this after a plan")
+    replan_signal: str = option(
+        "jump",
+        "name",
+        "surprise is the prediction error's jump in one step, or its level (as with horizon 1)",
+        ("jump", "level"),
+    )
     replan_quantile: int = option(99, "percent", "of the calibrated errors: the edge of the band")
     replan_margin: float = option(1.5, "1", "an error leaves the band above this times its edge")
     replan_patience: int = option(1, "steps", "in a row outside the band before it is acted on")

@@ -187,7 +187,11 @@ class GACPolicy:
         named = {f"memory.{name}": part.numpy() for name, part in zip(self._memory._fields, self._memory)}
         named |= {"cache.key": cache.key_LEJHc.numpy(), "cache.value": cache.value_LEJHc.numpy()}
         named |= {"cache.action": cache.action_EA.numpy(), "time": self._time_E.numpy()}
-        named |= {"trigger.since": trigger.since_E, "trigger.outside": trigger.outside_E}
+        named |= {
+            "trigger.since": trigger.since_E,
+            "trigger.outside": trigger.outside_E,
+            "trigger.error": trigger.error_EO,
+        }
         named |= {"trigger.expected": trigger.expected_EhO, "obs0": self._obs0_EO, "target": self._target_E}
         named |= {"mode": self._mode_E, "seed": self._seed_E, "plans": self._plans_E}
         return named | {"history.obs": self._history.obs_EHO, "history.action": self._history.action_EHA}

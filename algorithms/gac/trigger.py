@@ -2,7 +2,10 @@
 
 The paper names the manual trigger of replanning as open ("Generative Actor Critic", arXiv 2512.21527). The trigger here is
 ours: each step the generator says where the environment will be h steps on; the error of what it said h steps ago is held
-against the distribution that the same error has on the data. Letters: E environments, K of them, O observation dim,
+against the distribution that the same error has on the data. Predictions of two steps in a row share all but one step of
+their way, so their errors are nearly the same, whether the plan is followed well or badly; a push is a jump from one to the
+other. Hence ``replan_signal=jump`` (default): a plan that the data would not have made drifts off slowly and often, and as a
+level that alone looks like one surprise after another. Letters: E environments, K of them, O observation dim,
 h horizon of the prediction.
 """
 
@@ -13,9 +16,9 @@ import numpy as np
 from algorithms.gac.planning import PlanningConfig
 
 
-def prediction_error(predicted_NO: np.ndarray, seen_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
-    """Mean over O of the squared error of z-scored observations, each by its own precision, (N,) float32."""
-    return (np.square(predicted_NO - seen_NO) * precision_O).mean(-1, dtype=np.float32)
+def surprise(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
+    """Mean over O of squared errors of z-scored observations, each by its own precision, (N,) float32."""
+    return (np.square(error_NO) * precision_O).mean(-1, dtype=np.float32)
 
 
 def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
@@ -43,6 +46,7 @@ class Trigger:
         self.since_E = np.zeros(num_envs, np.int64)  # steps since the plan in force was made
         self.outside_E = np.zeros(num_envs, np.int64)  # steps in a row outside the band
         self.expected_EhO = np.zeros((num_envs, horizon, obs_dim), np.float32)  # ring: what was said about since % h
+        self.error_EO = np.zeros((num_envs, obs_dim), np.float32)  # of the last step
         self._env_E = np.arange(num_envs)
 
     @property
@@ -64,9 +68,11 @@ class Trigger:
             return np.flatnonzero(self.since_E >= self.config.replan_every)
         if not self.watches:
             return self._env_E[:0]
-        expected_EO = self.expected_EhO[self._env_E, self.since_E % self.horizon]
-        error_E = prediction_error(expected_EO, obs_EO, self.precision_O)
-        outside_E = (error_E > self.edge) & (self.since_E >= self.horizon)
+        error_EO = self.expected_EhO[self._env_E, self.since_E % self.horizon] - obs_EO
+        jumps = self.config.replan_signal == "jump" and self.horizon > 1
+        seen_EO, ripe = (error_EO - self.error_EO, self.horizon + 1) if jumps else (error_EO, self.horizon)
+        self.error_EO[:] = error_EO
+        outside_E = (surprise(seen_EO, self.precision_O) > self.edge) & (self.since_E >= ripe)
         self.outside_E[:] = np.where(outside_E, self.outside_E + 1, 0)
         ripe_E = (self.outside_E >= self.config.replan_patience) & (self.since_E >= self.config.replan_rest)
         return np.flatnonzero(ripe_E)
