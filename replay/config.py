@@ -103,8 +103,17 @@ class DataConfig:
     )  # fmt: skip
     return_temperature: float = option(1.0, "1", "of sampling=return: weights exp(z-scored return / temperature)")
     target_quantile: float = option(0.9, "1", "quantile of the returns held that exploration targets start from")
-    offline_capacity_rows: int = option(2_000_000, "rows", "dataset rows held in memory over all shards; more stream")
+    offline_capacity_rows: int = option(
+        2_000_000,
+        "rows",
+        "dataset rows held in memory over all shards; of more, episodes stream and transitions are a uniform subset",
+    )
     refresh_episodes: int = option(8, "episodes", "dataset episodes streamed in for each update when not all are held")
+    pretrain_updates: int = option(
+        0,
+        "updates",
+        "of softgac and sac: updates on the dataset alone before the first env step; free of the replay ratio",
+    )
 
     def problems(self) -> list[str]:
         """Every value with which no batch could be drawn, with its fix; empty when there is none."""
@@ -113,6 +122,7 @@ class DataConfig:
             (
                 ("offline_capacity_rows", 1, "no episode of the dataset could be held"),
                 ("refresh_episodes", 1, "what does not fit into memory would never be drawn"),
+                ("pretrain_updates", 0, "a count cannot be negative; 0 begins with online experience"),
             ),
         )
         if not (0 <= self.offline_fraction <= 1 or self.offline_fraction == -1):
