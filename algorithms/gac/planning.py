@@ -88,7 +88,7 @@ class PlanningConfig:
         ("jump", "level"),
     )
     replan_quantile: int = option(99, "percent", "of the calibrated errors: the edge of the band")
-    replan_margin: float = option(1.25, "1", "an error leaves the band above this times its edge")
+    replan_margin: float = option(1.5, "1", "an error leaves the band above this times its edge")
     replan_patience: int = option(1, "steps", "in a row outside the band before it is acted on")
     replan_history: int = option(32, "steps", "newest steps whose likelihood Eq. 3 counts")
     replan_weight: float = option(1.0, "1", "weight of that likelihood (paper: 1)")
@@ -121,7 +121,7 @@ class PlanningConfig:
             for name, why in (
                 ("infer_lr", "the ascent would not climb; the default is 0.1"),
                 ("infer_target_variance", "the target would be infinitely sharp; the default is 0.01"),
-                ("replan_margin", "every step would be a surprise; the default is 1.25"),
+                ("replan_margin", "every step would be a surprise; the default is 1.5"),
             )
             if not 0 < getattr(self, name) < math.inf
         ]
