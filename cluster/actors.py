@@ -47,7 +47,7 @@ class ShardActor:
 
     async def append(self, chunk: Chunk) -> Ack:
         """Stores a chunk, waiting for room; "rejected" with reason run_complete once the run has its rows."""
-        deadline = time.monotonic() + HOLD_S
+        deadline, held = time.monotonic() + HOLD_S, False
         async with self.changed:
             while True:
                 if self._full():
@@ -56,9 +56,10 @@ class ShardActor:
                 ack = self.shard.append(chunk)
                 if ack.status != "wait" or not await self._wait(deadline):
                     break
+                held = True
             if ack.status == "ok":
                 self.changed.notify_all()
-            return ack
+            return dataclasses.replace(ack, held=held)
 
     async def sample(
         self, updates: int, batch: int, epoch: int, version: int, hold_s: float

@@ -5,7 +5,8 @@
                         wait             nothing was stored: the same chunk goes again, under the same sequence
                         rejected         dropped and counted, or the run has its rows: run_complete
                         (no answer)      the shard is dead or silent: the same chunk goes again; it may have been stored
-    store -> courier    fetch()          only when an answer names a policy newer than the one at hand
+    store -> courier    fetch()          only when an answer names a policy newer than the one at hand; if the shard held rows
+                                         back before that, episodes that follow a plan begin anew with it
 
 Delivery is at least once; the shard's table of writers makes storage exactly once. Chunks are settled in the order in
 which they were collected, so what waits is bounded. This file does not know what carries the messages.
@@ -67,6 +68,7 @@ class Courier:
         self._limit, self._timeout_s = max_unacked, timeout_s
         self._clock, self._sleep = clock, sleep
         self._lost_since: float | None = None  # when the shard last stopped answering
+        self._held = False  # the shard has held rows back since the running episodes were begun
 
     def run(self) -> str:
         """Collects and pushes; returns why it ended: "complete" (the shard has its rows) or "stopped".
@@ -96,7 +98,6 @@ class Courier:
         chunk, handle = self.pending[0]
         started = self._clock()
         ack = self._ask(handle)
-        waited = ack.status == "wait"
         while ack.status == "wait" and not self.stopping:
             self._sleep(ack.retry_after_s)
             ack = self._ask(self._send(chunk))
@@ -106,8 +107,9 @@ class Courier:
             self.complete = True
         elif ack.status == "rejected":
             self.worker.note_rejected(chunk, ack.reason)
-        if self._load((ack.epoch, ack.version)) and waited:
+        if self._load((ack.epoch, ack.version)) and self._held:
             self.worker.begin_anew()
+            self._held = False
 
     def _ask(self, handle: Any) -> Ack:
         """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``timeout_s``."""
@@ -121,6 +123,7 @@ class Courier:
                 raise
             return Ack(status="wait", epoch=0, version=0, retry_after_s=LOST_RETRY_S)
         self._lost_since = None
+        self._held = self._held or ack.held or ack.status == "wait"
         return ack
 
     def _wait_for_weights(self) -> bool:

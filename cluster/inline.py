@@ -134,8 +134,9 @@ class InlineFleet:
             return
         index = self.turn % len(self.workers)
         worker, shard = self.workers[index], self.shards[index % len(self.shards)]
-        chunk = worker.collect()
+        chunk, held = worker.collect(), False
         while (ack := shard.append(chunk)).status == "wait":
+            held = True
             if not self._learn():
                 raise RunError(
                     "neither inserting nor sampling may go on: the replay ratio's tolerance is too small; raise replay.tolerance_rows"
@@ -144,9 +145,18 @@ class InlineFleet:
             worker.note_rejected(chunk, ack.reason)
         while self._learn():
             pass
+        if held and config.learns_from_episodes:
+            self._begin_anew(index % len(self.shards))
         self._deal_weights()
         self.turn += 1
         self.done = self._progress() >= config.steps
+
+    def _begin_anew(self, shard: int) -> None:
+        """After a stage of learning: what runs beside this shard follows plans of weights from before it."""
+        self.learner.publish()
+        self._deal_weights()
+        for worker in self.workers[shard :: len(self.shards)]:
+            worker.begin_anew()
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""

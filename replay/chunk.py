@@ -54,6 +54,7 @@ class Ack:
     version: int
     retry_after_s: float = 0.0
     reason: str = ""
+    held: bool = False  # of ok: the rows had to wait for the learner first, with whoever answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,17 @@ class RunningPlans:
         if self._any:
             self._reward_E[begin_E] = 0.0
 
+    @property
+    def running(self) -> np.ndarray:
+        """The environments, int64, that are in the middle of an episode and of its plan."""
+        return np.flatnonzero(~self._begin_E)
+
+    def begin_anew(self) -> None:
+        """Begins an episode in every environment before its next action; whoever calls has ended those that ran."""
+        self._begin_E[:] = True
+        self._reward_E[:] = 0.0
+        self._any = True
+
     def take_seconds(self) -> float:
         """Wall time spent beginning episodes since the last call, in s."""
         taken, self._plan_s = self._plan_s, 0.0

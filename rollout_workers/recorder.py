@@ -97,6 +97,21 @@ class Recorder:
             )
         self._observe(obs_EO)
 
+    def begin_anew(self, indices: np.ndarray, obs_EO: np.ndarray) -> int:
+        """Takes all environments' observations after the running episodes of ``indices`` were ended between two chunks.
+
+        Their next rows are new episodes'. Those before are with the shard, which counts them as ``end_lost``; returns how
+        many they are. Raises FloatingPointError as ``restart`` does.
+        """
+        if self._t:
+            raise RuntimeError(f"the recorder is {self._t} steps into a chunk: end episodes between chunks")
+        self.restart(indices, obs_EO)
+        left = int(self._step_E[indices].sum())
+        self._episode_E[indices] = self._new_episodes(len(indices))
+        self._step_E[indices] = 0
+        self._return_E[indices] = 0.0
+        return left
+
     def stamp(self, env_K: np.ndarray, stamps: list[Stamp]) -> None:
         """Takes what the episodes of the environments ``env_K`` were begun with whose first row is recorded next.
 

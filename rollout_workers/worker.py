@@ -97,6 +97,24 @@ class RolloutWorker:
         """Takes newer weights and says whether they were; older ones are ignored. Raises CorruptWeights."""
         return self._actor.load(weights)
 
+    def begin_anew(self) -> int:
+        """Ends the running episodes of a policy that plans, so that the next ones have plans of the weights at hand.
+
+        Called between two chunks, after the shard had made this worker wait for a stage of learning: what runs then follows
+        plans of weights from before it. Rows that were made of these episodes stay recorded and stored; the shard counts them
+        as lost, and the next chunk's ``unfinished_rows`` and ``unfinished_episodes`` tell of them. Ours [C].
+
+        Returns:
+            how many episodes were ended; 0 for a policy without plans, of which none is.
+        """
+        if self._plans is None or not len(running := self._plans.running):
+            return 0
+        self._obs_EO = self._env.cut(running.tolist())
+        rows = self._recorder.begin_anew(running, self._obs_EO)
+        self._plans.begin_anew()
+        merge_stats(self._untold, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(running))})
+        return len(running)
+
     def note_wait(self, seconds: float) -> None:
         """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
         merge_stats(self._untold, {"push_wait_s": seconds})
@@ -118,7 +136,7 @@ class RolloutWorker:
         """T steps of all E environments with the weights at hand; at least one row.
 
         The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``,
-        and ``corrupt_weights`` when there were any. With an EpisodePolicy also ``plan_s``, which ``act_s`` does not
+        and ``corrupt_weights``, ``unfinished_rows`` and ``unfinished_episodes`` when there were any. With an EpisodePolicy also ``plan_s``, which ``act_s`` does not
         contain, and what stamp_stats says of the chunk's stamps.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
         the environments give nothing but NaN and infinity.
