@@ -14,7 +14,7 @@ import replay
 import rollout_workers
 from cluster.config import RunConfig
 from cluster.errors import UsageError
-from cluster.graph import Plan
+from cluster.graph import Plan, offline_rows
 from cluster.run_dir import ROOT, RunDirectory
 from replay.memory import bytes_needed
 from rollout_workers.envs import EnvError, env_spec
@@ -52,7 +52,7 @@ def memory_bytes(plan: Plan) -> dict[str, int]:
         1 if config.backend == "inline" else 2 + config.worker.workers + config.learner.learners + config.replay.shards
     )
     return {
-        "replay": bytes_needed(plan.layout, config.replay),
+        "replay": bytes_needed(plan.layout, config.replay, offline_rows(plan)),
         "processes": processes * PROCESS_BYTES,
         "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
     }
@@ -94,9 +94,20 @@ def _problems(config: RunConfig) -> list[str]:
 
 
 def _dataset_problems(plan: Plan) -> list[str]:
-    """A dataset that cannot be read, or is not of this environment."""
+    """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
     from replay.dataset import DatasetError, check_against
 
+    config = plan.config
+    if config.data.pretrain_updates > 0 and (config.learns_from_episodes or not config.dataset):
+        without = (
+            f"{config.algorithm}, which learns from its dataset anyway,"
+            if config.dataset
+            else "a run without a dataset"
+        )
+        return [
+            f"data.pretrain_updates is {config.data.pretrain_updates} for {without} expected 0: updates before the first env step "
+            "are those of softgac and sac on a dataset; set it to 0, or give --dataset"
+        ]
     try:
         dataset = plan.dataset
         if dataset is not None:

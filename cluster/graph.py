@@ -28,9 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from replay.episode_shard import EpisodeShard
-
 from cluster.errors import RunError, UsageError
+from replay.episode_shard import EpisodeShard
 from replay.limiter import Limiter
 from replay.rows import RowLayout
 from replay.shard import ReplayShard
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from learners.checkpoint import Checkpoint
     from learners.learner import Learner
     from replay.dataset import Dataset
+    from replay.offline_rows import OfflineRows
     from replay.trajectories import EpisodeBlock
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
@@ -114,7 +114,13 @@ def make_limiter(config: RunConfig) -> Limiter:
         batch_size=learner.batch_size,
         chunk_rows=worker.envs_per_worker * worker.chunk_steps,
         block_rows=learner.updates_per_call * learner.batch_size,
+        pretrain_updates=pretrain_updates(config),
     )
+
+
+def pretrain_updates(config: RunConfig) -> int:
+    """Updates of an actor-critic on its dataset alone, before its first env step."""
+    return config.data.pretrain_updates if config.dataset and not config.learns_from_episodes else 0
 
 
 def make_staged_limiter(config: RunConfig) -> StagedLimiter:
@@ -143,7 +149,38 @@ def make_shard(plan: Plan, index: int) -> ReplayShard | EpisodeShard:
         batch_size=plan.rank_batch,
         limiter=make_limiter(config),
         gamma=config.agent.gamma,
+        data=config.data,
+        offline=_offline_rows(plan, index),
     )
+
+
+def offline_rows(plan: Plan) -> int:
+    """Most rows of its dataset that an actor-critic's run holds over all shards, by what the dataset says of itself."""
+    if plan.config.learns_from_episodes or plan.dataset is None:
+        return 0
+    return min(plan.config.data.offline_capacity_rows, plan.dataset.total_steps)
+
+
+def _offline_rows(plan: Plan, index: int) -> OfflineRows | None:
+    """The transitions of episodes i, i + S, ... for shard i of S; RunError when there are none."""
+    from replay.offline_rows import OfflineRows
+    from replay.stored_episode import DatasetError
+
+    config, dataset, shards = plan.config, plan.dataset, plan.config.replay.shards
+    if dataset is None:
+        return None
+    try:
+        return OfflineRows(
+            plan.layout,
+            dataset.episodes(range(index, dataset.total_episodes, shards)),
+            max(1, min(config.data.offline_capacity_rows // shards, dataset.total_steps)),
+            n_step=config.replay.n_step,
+            gamma=config.agent.gamma,
+            seed=config.seed,
+            shard=index,
+        )
+    except DatasetError as error:
+        raise RunError(f"{dataset.id}: {error}") from error
 
 
 def _make_episode_shard(plan: Plan, index: int) -> EpisodeShard:

@@ -132,11 +132,14 @@ class InlineFleet:
         if not self.workers:
             self.done = not self._learn() or self._progress() >= config.steps
             return
+        if any(shard.limiter.pretraining for shard in self.shards):
+            self._learn()
+            self._deal_weights()
+            return
         index = self.turn % len(self.workers)
         worker, shard = self.workers[index], self.shards[index % len(self.shards)]
-        chunk, held = worker.collect(), False
+        stages, chunk = self._stages(), worker.collect()
         while (ack := shard.append(chunk)).status == "wait":
-            held = True
             if not self._learn():
                 raise RunError(
                     "neither inserting nor sampling may go on: the replay ratio's tolerance is too small; raise replay.tolerance_rows"
@@ -145,18 +148,24 @@ class InlineFleet:
             worker.note_rejected(chunk, ack.reason)
         while self._learn():
             pass
-        if held and config.learns_from_episodes:
-            self._begin_anew(index % len(self.shards))
+        self._begin_anew([old != new for old, new in zip(stages, self._stages())])
         self._deal_weights()
         self.turn += 1
         self.done = self._progress() >= config.steps
 
-    def _begin_anew(self, shard: int) -> None:
-        """After a stage of learning: what runs beside this shard follows plans of weights from before it."""
+    def _stages(self) -> list[int]:
+        """The stage that each shard gathers; of transitions there are none."""
+        return [shard.limiter.stage for shard in self.shards] if self.plan.config.learns_from_episodes else []
+
+    def _begin_anew(self, opened_S: list[bool]) -> None:
+        """Lets the workers of shards that have opened another stage begin it with what was learned of the last one."""
+        if not any(opened_S):
+            return
         self.learner.publish()
         self._deal_weights()
-        for worker in self.workers[shard :: len(self.shards)]:
-            worker.begin_anew()
+        for index, worker in enumerate(self.workers):
+            if opened_S[index % len(self.shards)]:
+                worker.begin_anew()
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""
@@ -214,7 +223,13 @@ class InlineFleet:
         counters = found.part(_COUNTERS)
         if counters:
             self.turn, self.asked, *inserted = counters["counters"].tolist()
-            if inserted == [shard.table.inserted for shard in self.shards]:
+            drawn = sum(
+                shard.limiter.sampled for shard in self.shards
+            )  # before the first row it alone tells moments apart
+            if (
+                inserted == [shard.table.inserted for shard in self.shards]
+                and drawn == self.learner.updates * self.plan.config.learner.batch_size
+            ):
                 return True
         self.event(
             "checkpoint and snapshots are not of one moment: the run goes on, but not bit for bit as if it had never stopped"

@@ -18,7 +18,7 @@ import psutil
 
 from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan
+from cluster.graph import Plan, pretrain_updates
 from cluster.run_dir import RunDirectory
 from cluster.tally import Tally
 from rollout_workers.evaluator import Evaluation
@@ -99,6 +99,7 @@ class Session:
             replay_ratio=replay.replay_ratio,
             before_s=float(before.get("time_s", 0.0)),
             unit=self.config.unit,
+            pretrain_updates=pretrain_updates(self.config),
         )
         if before:
             self.tally.go_on_from(before)

@@ -18,16 +18,24 @@ class Tally:
     """Adds up what shards, workers, learners and evaluations report.
 
     Args:
-        min_size_rows, replay_ratio: the target: updates = replay_ratio (env_steps - min_size_rows).
+        min_size_rows, replay_ratio: the target: updates - pretrain_updates = replay_ratio (env_steps - min_size_rows).
         before_s: wall time of the run's earlier parts.
         unit: what the run's length is counted in: env_steps or updates.
+        pretrain_updates: made before the first env step, free of the ratio.
     """
 
     def __init__(
-        self, *, min_size_rows: int, replay_ratio: float, before_s: float = 0.0, unit: str = "env_steps"
+        self,
+        *,
+        min_size_rows: int,
+        replay_ratio: float,
+        before_s: float = 0.0,
+        unit: str = "env_steps",
+        pretrain_updates: int = 0,
     ) -> None:
         self.unit = unit
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
+        self.pretrain_updates = pretrain_updates
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.recorded = 0
         self.dropped: Counter[str] = Counter()
@@ -161,9 +169,9 @@ class Tally:
         return line
 
     def measured_ratio(self) -> float:
-        """Updates for each env step stored after warm-up; 0 during warm-up."""
+        """Updates for each env step stored after warm-up, those before the first env step aside; 0 during warm-up."""
         after = self.env_steps - self.min_size_rows
-        return self.updates / after if after > 0 else 0.0
+        return max(0, self.updates - self.pretrain_updates) / after if after > 0 else 0.0
 
     def dropped_rows(self) -> dict[str, int]:
         """Rows that were recorded and are not stored, by reason, as their workers told: a chunk that a shard refused twice

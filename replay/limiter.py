@@ -13,6 +13,10 @@ Both blocked at once would need tolerance spi - n spi < credit < m - tolerance s
 rows makes it impossible: some side is always allowed. Crossing min_size needs n rows. The larger of the two is
 ``feasible_tolerance``.
 
+With a dataset the first ``pretrain`` rows may be sampled before anything is inserted, and inserts wait for them. They are free of
+the ratio: ``sampled`` above stands for sampled - pretrain, and a block that goes beyond pretrain is paid for with the part
+that does. They can never block both sides, because until they are drawn a sample may always go on.
+
 That is a promise about one shard. A run of several shards keeps it as long as nobody waits for one shard only while
 another would serve: a learner told to wait asks the next shard.
 
@@ -68,17 +72,18 @@ class Limiter:
         min_size: rows stored before the first sample, at least 1.
         samples_per_insert: rows sampled for each row inserted after min_size, > 0.
         tolerance: rows inserted by which either side may run ahead; see ``feasible_tolerance``.
+        pretrain: rows sampled from a dataset alone before the first insert, >= 0; free of the ratio.
 
     Raises:
         ValueError: a value out of its range.
     """
 
-    def __init__(self, min_size: int, samples_per_insert: float, tolerance: float) -> None:
-        if min_size < 1 or not 0 < samples_per_insert < math.inf or not 0 < tolerance < math.inf:
+    def __init__(self, min_size: int, samples_per_insert: float, tolerance: float, pretrain: int = 0) -> None:
+        if min_size < 1 or pretrain < 0 or not 0 < samples_per_insert < math.inf or not 0 < tolerance < math.inf:
             raise ValueError(
-                f"limiter got min_size {min_size}, samples_per_insert {samples_per_insert}, tolerance {tolerance}; "
-                "expected min_size >= 1 and the others positive and finite: nothing could ever be sampled; set "
-                "replay.min_size_rows, replay.replay_ratio and replay.tolerance_rows accordingly"
+                f"limiter got min_size {min_size}, samples_per_insert {samples_per_insert}, tolerance {tolerance}, pretrain "
+                f"{pretrain}; expected min_size >= 1, pretrain >= 0 and the others positive and finite: nothing could ever be "
+                "sampled; set replay.min_size_rows, replay.replay_ratio, replay.tolerance_rows and data.pretrain_updates accordingly"
             )
         self.min_size = min_size
         self.samples_per_insert = float(samples_per_insert)
@@ -87,27 +92,38 @@ class Limiter:
         self.sampled = 0
         self.closed = False
         self.ceiling = math.inf  # rows stored from which on inserts are held back, whatever the ratio allows
+        self.pretrain = pretrain
         self._from_inserted = min_size
-        self._from_sampled = 0
+        self._from_sampled = pretrain
 
     @classmethod
-    def for_shard(cls, config: ReplayConfig, *, batch_size: int, chunk_rows: int, block_rows: int) -> Limiter:
+    def for_shard(
+        cls, config: ReplayConfig, *, batch_size: int, chunk_rows: int, block_rows: int, pretrain_updates: int = 0
+    ) -> Limiter:
         """The limiter of one of ``config.shards`` shards; a tolerance of 0 becomes the least that is feasible."""
         ratio = config.replay_ratio * batch_size
         least = feasible_tolerance(chunk_rows=chunk_rows, block_rows=block_rows, samples_per_insert=ratio)
         tolerance = config.tolerance_rows / config.shards if config.tolerance_rows else least
-        return cls(max(1, math.ceil(config.min_size_rows / config.shards)), ratio, tolerance)
+        pretrain = math.ceil(pretrain_updates * batch_size / config.shards)
+        return cls(max(1, math.ceil(config.min_size_rows / config.shards)), ratio, tolerance, pretrain)
 
     @property
     def credit(self) -> float:
-        """Rows that may be sampled to be exactly on the ratio; negative where samples are ahead."""
+        """Rows that may be sampled to be exactly on the ratio; negative where samples are ahead. Without what is sampled before
+        the first insert."""
         due = (self.inserted - self._from_inserted) * self.samples_per_insert
-        return due - (self.sampled - self._from_sampled)
+        counted = self.sampled - self._from_sampled
+        return due - (max(0, counted) if self.pretraining else counted)
+
+    @property
+    def pretraining(self) -> bool:
+        """Rows of the dataset are still to be sampled before anything may be inserted."""
+        return self.sampled < self.pretrain
 
     @property
     def exhausted(self) -> bool:
         """No more inserts are coming and everything they allow has been sampled, to less than a row."""
-        return self.closed and (self.inserted < self.min_size or self.credit < 1)
+        return self.closed and not self.pretraining and (self.inserted < self.min_size or self.credit < 1)
 
     @property
     def held(self) -> bool:
@@ -116,7 +132,7 @@ class Limiter:
 
     def can_insert(self, n: int) -> bool:
         """Whether ``n`` more rows may be stored now. Below the ceiling a chunk is stored whole, also across it."""
-        if self.closed or self.held:
+        if self.closed or self.held or self.pretraining:
             return False
         if self.inserted + n <= self.min_size:
             return True
@@ -125,6 +141,8 @@ class Limiter:
 
     def can_sample(self, n: int) -> bool:
         """Whether ``n`` more rows may be sampled now; once closed, only what is left of the budget."""
+        if self.pretraining:
+            return True
         if self.inserted < self.min_size:
             return False
         ahead = 0.0 if self.closed else self.tolerance * self.samples_per_insert
@@ -159,13 +177,15 @@ class Limiter:
             "from_sampled": self._from_sampled,
             "min_size": self.min_size,
             "samples_per_insert": self.samples_per_insert,
+            **({"pretrain": self.pretrain} if self.pretrain else {}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes what ``state`` gave. Under another ratio or min_size the count of the credit starts anew at zero."""
+        """Takes what ``state`` gave. Under another ratio, min_size or pretrain the count of the credit starts anew at zero."""
         self.inserted = int(state["inserted"])
         self.sampled = int(state["sampled"])
-        same = (state["min_size"], state["samples_per_insert"]) == (self.min_size, self.samples_per_insert)
+        theirs = state["min_size"], state["samples_per_insert"], state.get("pretrain", 0)
+        same = theirs == (self.min_size, self.samples_per_insert, self.pretrain)
         self._from_inserted = int(state["from_inserted"]) if same else max(self.min_size, self.inserted)
-        self._from_sampled = int(state["from_sampled"]) if same else self.sampled
+        self._from_sampled = int(state["from_sampled"]) if same else max(self.sampled, self.pretrain)
         self.closed = False

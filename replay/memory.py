@@ -11,10 +11,11 @@ from replay.writers import WINDOW, WRITERS
 _ENTRY_BYTES = 320  # of a Python dict entry with a tuple of two integers as its key
 
 
-def bytes_needed(layout: RowLayout, config: ReplayConfig) -> int:
-    """Upper bound in bytes over all shards: columns, what is remembered of writers and episodes, snapshots in progress.
+def bytes_needed(layout: RowLayout, config: ReplayConfig, offline_rows: int = 0) -> int:
+    """Upper bound in bytes over all shards: columns, what is remembered of writers and episodes, snapshots in progress, and
+    ``offline_rows`` rows of a dataset.
 
-    Without the interpreters, and without blocks and chunks on the way.
+    Without the interpreters, without blocks and chunks on the way, and without the one episode of a dataset that is being read.
     """
     capacity = config.capacity_rows // config.shards
     row = 4 * layout.width + META_BYTES
@@ -23,4 +24,4 @@ def bytes_needed(layout: RowLayout, config: ReplayConfig) -> int:
         (HELD + 3) * segment_slots(layout, capacity) * row
     )  # held back, one being written and its serialised copies
     remembered = 2 * min(WAITING, capacity) * _ENTRY_BYTES + WRITERS * (WINDOW // 8 + 2 * _ENTRY_BYTES)
-    return config.shards * (columns + snapshot + remembered)
+    return config.shards * (columns + snapshot + remembered) + 4 * layout.width * offline_rows

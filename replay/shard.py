@@ -4,6 +4,8 @@ Letters: N rows of a chunk, D row width, U updates of a block, B batch.
 
 A plain class that does not know where it runs; not thread-safe: one call at a time, as an actor's calls are. It never
 blocks: what may not go on now is answered with a wait, and the caller comes back.
+
+With the transitions of a dataset beside its table (offline_rows.py) every batch is a mixture of both.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import numpy as np
 
 from replay.admission import fault_of
 from replay.chunk import Ack, Block, Chunk, Wait
-from replay.config import ReplayConfig
+from replay.config import DataConfig, ReplayConfig
 from replay.counters import Blocked, ShardStats, Tally
+from replay.episode_sampling import offline_share
 from replay.episodes import Episode, complete_episodes
 from replay.limiter import Limiter
 from replay.n_step import gather_n_step
+from replay.offline_rows import VERSION, OfflineRows
 from replay.rows import RowLayout
 from replay.table import Table
 from replay.writers import WRITERS, Writers
@@ -51,10 +55,13 @@ class ReplayShard:
         batch_size: rows of one batch where ``sample`` is not told another number.
         limiter: holds the replay ratio; owned by this shard from here on.
         gamma: discount factor of the n-step returns, used only if config.n_step > 1.
+        data: how the two are mixed, if there is a dataset.
+        offline: this shard's part of the dataset; None: there is none.
         clock: seconds, monotonic.
 
     Raises:
-        ValueError: a shard index outside 0..shards-1, or a capacity below one batch or min_size.
+        ValueError: a shard index outside 0..shards-1, a capacity below one batch or min_size, or a limiter that lets samples begin
+            before the first insert although there is no dataset.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class ReplayShard:
         batch_size: int,
         limiter: Limiter,
         gamma: float = 0.99,
+        data: DataConfig | None = None,
+        offline: OfflineRows | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         capacity = config.capacity_rows // max(shards, 1)
@@ -79,7 +88,13 @@ class ReplayShard:
                 "never be "
                 "sampled; raise replay.capacity_rows or lower replay.shards"
             )
+        if limiter.pretrain and offline is None:
+            raise ValueError(
+                f"shard {shard} has no dataset and a limiter with {limiter.pretrain} rows to sample before the first insert, expected "
+                "0: they would be drawn from nothing; set data.pretrain_updates to 0, or give a dataset"
+            )
         self.layout, self.config, self.limiter, self.gamma = layout, config, limiter, gamma
+        self.data, self.offline = data or DataConfig(), offline
         self.shard, self.shards, self.batch_size = shard, shards, batch_size
         self.table = Table(layout, capacity)
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, shard])))
@@ -93,6 +108,7 @@ class ReplayShard:
         self._reports_dropped = 0
         self._last_version_UB = np.empty((0, 0), np.int64)
         self._ranges, self._range_B = (0, 0), np.empty(0)  # what draws are scaled by, for (batch, size)
+        self._share = 0  # dataset rows of each batch of the last draw
 
     def hear(self, epoch: int, version: int) -> None:
         """Takes note of a policy; acks carry the newest one heard of."""
@@ -132,7 +148,9 @@ class ReplayShard:
         again.
 
         Of each batch the last round(recent_fraction B) rows are uniform over the newest recent_rows / shards rows
-        held, the others uniform over all. The arrays are fresh: the receiver owns them.
+        held, the others uniform over all. With a dataset this is said of the B - K last rows of a batch; the first
+        K = round(offline_fraction B) are uniform over the dataset's, with negative slots. While the limiter has rows to
+        sample before the first insert, all are. The arrays are fresh: the receiver owns them.
 
         Args:
             updates: U >= 1.
@@ -149,14 +167,15 @@ class ReplayShard:
         if self._sample_blocked.waiting:
             self._sample_blocked.allow(self._clock())
         slot_UB = self._draw(updates, batch)
-        version_UB = self.table.version.take(slot_UB)
         self.limiter.sample(updates * batch)
-        self._last_version_UB = version_UB
+        share = self._share
+        online_UB = slot_UB[:, share:]
+        self._last_version_UB = self.table.version.take(online_UB)
         return Block(
             rows_UBD=self._gather(slot_UB),
             slot_UB=slot_UB,
-            generation_UB=self.table.generation(slot_UB),
-            version_UB=version_UB,
+            generation_UB=_beside(0, share, self.table.generation(online_UB)),
+            version_UB=_beside(VERSION, share, self._last_version_UB),
             shard=self.shard,
             inserted=self.table.inserted,
             size=self.table.size,
@@ -165,29 +184,32 @@ class ReplayShard:
     def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
         """Leaves a float32 beside each row that is still the one that was sampled; returns how many were.
 
-        The hook for priorities, and for what a learner infers about a row. Rows overwritten since are skipped.
+        The hook for priorities, and for what a learner infers about a row. Rows overwritten since are skipped, and so are those
+        of a dataset, which have negative slots and nothing beside them.
 
         Args:
             slots, generations: int64, of one shape, from a block of this shard.
             values: float32, of that shape, finite.
 
         Raises:
-            ValueError: shapes that differ, a slot outside the table, a value that is not finite.
+            ValueError: shapes that differ, a slot outside table and dataset, a value that is not finite.
         """
         slots, generations, values = np.asarray(slots), np.asarray(generations), np.asarray(values, np.float32)
         same = slots.shape == generations.shape == values.shape
+        least = 0 if self.offline is None else -len(self.offline)
         if (
             not same
-            or (slots.size and (slots.min() < 0 or slots.max() >= self.table.capacity))
+            or (slots.size and (slots.min() < least or slots.max() >= self.table.capacity))
             or not np.isfinite(values).all()
         ):
             raise ValueError(
                 f"write_back got shapes {slots.shape}, {generations.shape}, {values.shape}; expected one shape, "
-                "slots below "
+                f"slots from {least} and below "
                 f"{self.table.capacity} and finite values: nothing was written; send what came with a block of "
                 f"shard {self.shard}"
             )
-        return self.table.write_back(slots.ravel(), generations.ravel(), values.ravel())
+        online = slots >= 0
+        return self.table.write_back(slots[online], generations[online], values[online])
 
     def episodes(self) -> Iterator[Episode]:
         """Every episode of which this shard holds all rows. Do not append while iterating."""
@@ -209,14 +231,15 @@ class ReplayShard:
         return reports
 
     def stats(self) -> ShardStats:
-        """The shard's counters now."""
-        now, table, tally = self._clock(), self.table, self.tally
+        """The shard's counters now. Rows of a dataset are in size, capacity, fill, bytes and offline_episodes alone."""
+        now, table, tally, offline = self._clock(), self.table, self.tally, self.offline
+        held, held_bytes = (0, 0) if offline is None else (len(offline), offline.nbytes)
         return ShardStats(
             shard=self.shard,
-            size=table.size,
-            capacity=table.capacity,
-            fill=table.size / table.capacity,
-            bytes=table.nbytes,
+            size=table.size + held,
+            capacity=table.capacity + held,
+            fill=(table.size + held) / (table.capacity + held),
+            bytes=table.nbytes + held_bytes,
             received_rows=tally.received,
             stored_rows=table.inserted,
             duplicate_rows=tally.duplicate,
@@ -237,10 +260,12 @@ class ReplayShard:
             writers=len(self.writers),
             last_seen_s=dict(self._last_seen),
             stats_dropped=self._reports_dropped,
+            offline_episodes=0 if offline is None else offline.episodes,
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything but the columns that the next samples and answers depend on; JSON-able."""
+        """Everything but the columns that the next samples and answers depend on; JSON-able. Of a dataset's rows a digest: they are
+        read again."""
         return {
             "table": self.table.state(),
             "limiter": self.limiter.state(),
@@ -248,10 +273,14 @@ class ReplayShard:
             "tally": self.tally.state(),
             "rng": self.rng.bit_generator.state,
             "newest": list(self.newest),
+            **({} if self.offline is None else {"offline": self.offline.state()}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes what ``state`` gave; ``replay.snapshot`` loads the columns that belong to it."""
+        """Takes what ``state`` gave; ``replay.snapshot`` loads the columns that belong to it. DatasetError when the dataset's rows
+        are others now."""
+        if self.offline is not None and "offline" in state:
+            self.offline.check_state(state["offline"])
         self.table.load_state(state["table"])
         self.limiter.load_state(state["limiter"])
         self.writers.load_state(state["writers"])
@@ -270,15 +299,35 @@ class ReplayShard:
         self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
 
     def _draw(self, updates: int, batch: int) -> np.ndarray:
-        """Slots (U, B) int64. One uniform of 53 bits for each, scaled: cheaper than two calls for bounded integers."""
-        capacity, size = self.table.capacity, self.table.size
+        """Slots (U, B) int64: the dataset's first. One uniform of 53 bits for each, scaled: cheaper than two calls for bounded
+        integers."""
+        uniform_UB = self.rng.random((updates, batch))
+        self._share = self._offline_share(batch)
+        if self.offline is None or not self._share:
+            return self._draw_online(uniform_UB)
+        offline_UK = self.offline.draw(uniform_UB[:, : self._share])
+        if self._share == batch:
+            return offline_UK
+        return np.concatenate([offline_UK, self._draw_online(uniform_UB[:, self._share :])], axis=1)
+
+    def _offline_share(self, batch: int) -> int:
+        """K: how many rows of a batch are the dataset's."""
+        if self.offline is None:
+            return 0
+        held, online = len(self.offline), 0 if self.limiter.pretraining else self.table.size
+        share = offline_share(self.data.offline_fraction, batch, held, online)
+        return round(batch * held / (held + online)) if share is None else share
+
+    def _draw_online(self, uniform_UB: np.ndarray) -> np.ndarray:
+        """Slots of the table, (U, B) int64."""
+        batch, capacity, size = uniform_UB.shape[1], self.table.capacity, self.table.size
         if self._ranges != (batch, size):
             self._recent = round(self.config.recent_fraction * batch)
             self._window = min(max(self.config.recent_rows // self.shards, 1), size)
             self._range_B = np.full(batch, float(size))
             self._range_B[batch - self._recent :] = self._window
             self._ranges = (batch, size)
-        slot_UB = (self.rng.random((updates, batch)) * self._range_B).astype(np.int64)
+        slot_UB = (uniform_UB * self._range_B).astype(np.int64)
         oldest_recent = self.table.inserted % capacity - self._window
         if self._recent:
             slot_UB[:, batch - self._recent :] += oldest_recent
@@ -287,6 +336,16 @@ class ReplayShard:
         return slot_UB
 
     def _gather(self, slot_UB: np.ndarray) -> np.ndarray:
+        """Rows (U, B, D) of the slots that ``_draw`` gave."""
+        share = self._share
+        if self.offline is None or not share:
+            return self._gather_online(slot_UB)
+        rows_UBD = np.empty((*slot_UB.shape, self.layout.width), np.float32)
+        rows_UBD[:, :share] = self.offline.take(slot_UB[:, :share])
+        rows_UBD[:, share:] = self._gather_online(slot_UB[:, share:])
+        return rows_UBD
+
+    def _gather_online(self, slot_UB: np.ndarray) -> np.ndarray:
         if self.config.n_step == 1:
             return self.table.rows.take(slot_UB, axis=0)
         row_MD = gather_n_step(self.table, slot_UB.ravel(), n=self.config.n_step, gamma=self.gamma)
@@ -314,3 +373,8 @@ class ReplayShard:
         self._last_seen.move_to_end(worker)
         if len(self._last_seen) > WRITERS:
             self._last_seen.popitem(last=False)
+
+
+def _beside(value: int, share: int, online_UB: np.ndarray) -> np.ndarray:
+    """``online_UB`` with ``share`` columns of ``value`` before it."""
+    return np.pad(online_UB, ((0, 0), (share, 0)), constant_values=value) if share else online_UB

@@ -41,6 +41,8 @@ class StagedLimiter:
         ValueError: a value out of its range, or nothing to do at all.
     """
 
+    pretraining = False  # what comes before the first stage is ``items_before``
+
     def __init__(
         self, *, items_before: int, stages: int = 0, episodes_per_stage: int = 1, items_per_stage: int = 1
     ) -> None:
