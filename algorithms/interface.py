@@ -90,7 +90,11 @@ class Aim:
     """What a policy that plans is asked for."""
 
     mode: str = ""  # prior, st, kl, max, explore; "": the algorithm's default
-    target_return: float | None = None  # in the environment's own units; None where the mode needs none or has a default
+    target_return: float | None = None  # environment units; None where the mode needs none or has a default
+
+
+class AimError(ValueError):
+    """A policy cannot follow the aim that it was given; the message says what it can be asked for."""
 
 
 class EpisodeAgent(Protocol):
@@ -138,7 +142,7 @@ class EpisodePolicy(Protocol):
         """Begins episodes in the environments ``env_K`` (int64) from their first observations, all in one batch; a Stamp
         for each, in that order, with ``episode`` -1 (the recorder knows the id). Each environment's plan depends on its own
         observation and its own draw from ``rng`` (one independent stream an environment, spawned in order), so that an
-        evaluation episode does not depend on how many run beside it."""
+        evaluation episode does not depend on how many run beside it. AimError when ``aim`` cannot be followed."""
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A) in [-1, 1]. ``reward_E``: what the previous action brought, 0 at an episode's first step."""

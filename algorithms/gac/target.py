@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from algorithms.gac.planning import PlanningConfig
+from algorithms.interface import AimError
 from replay.trajectories import ReturnSummary
 
 
@@ -81,10 +82,10 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
         low, high: returns that the predictor has seen; NaN where that is not known, then nothing is outside.
 
     Raises:
-        ValueError: a target that is not finite.
+        AimError: a target that is not finite.
     """
     if not math.isfinite(target):
-        raise ValueError(
+        raise AimError(
             f"the target return is {target}, expected a finite number in the environment's own units: "
             "no plan has it; leave it out or give a number"
         )

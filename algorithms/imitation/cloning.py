@@ -18,7 +18,7 @@ from algorithms.imitation.agent import Error, ImitationAgent
 from algorithms.imitation.config import CloningConfig
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import Aim, Collective
+from algorithms.interface import Aim, AimError, Collective
 from algorithms.policy import load_by_name
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
@@ -100,10 +100,10 @@ class CloningPolicy:
         """Nothing to forget."""
 
     def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Stamps without a target; raises ValueError when the aim asks for one, or for a mode."""
+        """Stamps without a target; raises AimError when the aim asks for one, or for a mode."""
         if self.aim != Aim():
-            raise ValueError(
-                f"behaviour cloning was asked for {self.aim}, expected neither a mode nor a target: it repeats what the "
+            raise AimError(
+                f"behaviour cloning was asked for {_in_words(self.aim)}, expected neither a mode nor a target: it repeats what the "
                 "data does and can aim at nothing; drop them, or take dt or gac"
             )
         return [Stamp(episode=-1, mode="", target=NOWHERE, predicted=NOWHERE, variance=NOWHERE) for _ in env_K]
@@ -123,6 +123,11 @@ class CloningPolicy:
         """Takes what ``get_state`` gave; raises ValueError for anything else."""
         if state:
             raise ValueError(f"a cloned policy was given state {sorted(state)}, expected none: it is another policy's")
+
+
+def _in_words(aim: Aim) -> str:
+    asked = [f"mode {aim.mode}"] if aim.mode else []
+    return " and ".join(asked + ([] if aim.target_return is None else [f"the return {aim.target_return:g}"]))
 
 
 def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:

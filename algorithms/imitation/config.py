@@ -18,6 +18,11 @@ class ImitationConfig:
     grad_clip: float = option(math.inf, "1", "largest norm of the gradient; a longer one is scaled down to it")
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 
+    @property
+    def posterior_floats(self) -> int:
+        """Nothing is written back beside the episodes."""
+        return 0
+
     def problems(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = too_low(self, (("warmup", 0, "a count of updates cannot be negative"),))

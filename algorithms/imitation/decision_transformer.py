@@ -23,7 +23,7 @@ from algorithms.imitation.history import History
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window
-from algorithms.interface import Aim, Collective
+from algorithms.interface import Aim, AimError, Collective
 from algorithms.policy import load_by_name
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
@@ -123,7 +123,7 @@ class DecisionTransformerPolicy:
         self._history = History.empty(num_envs, self.config.context, self.obs_dim, self.action_dim)
 
     def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Stamps with the return asked for; nothing is drawn. Raises ValueError for an aim that cannot be followed."""
+        """Stamps with the return asked for; nothing is drawn. Raises AimError for an aim that cannot be followed."""
         target = self._target()
         self._history.begin(env_K, target)
         nan = float("nan")
@@ -166,14 +166,14 @@ class DecisionTransformerPolicy:
 
     def _target(self) -> float:
         if self.aim.mode:
-            raise ValueError(
+            raise AimError(
                 f"a decision transformer was asked for mode {self.aim.mode!r}, expected none: it infers no plan; drop the "
                 "mode, and give a target return alone"
             )
         if self.aim.target_return is None:
             return float(self._weights["return_target"])
         if not math.isfinite(self.aim.target_return):
-            raise ValueError(
+            raise AimError(
                 f"the target return is {self.aim.target_return}, expected a finite number: no action follows from it; "
                 "give one in the environment's units, or none for the dataset's best"
             )
