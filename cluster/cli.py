@@ -8,12 +8,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
 from cluster.config import PRESETS, RunConfig, describe, make_preset, override
 from cluster.dataset_command import add_dataset
 from cluster.errors import Interrupted, RunError, UsageError
+
+if TYPE_CHECKING:
+    from cluster.graph import Plan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
+    evaluate.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
+    )
     plan = _command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
     plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     plan.add_argument("--start", type=_point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
@@ -228,7 +234,7 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
         )
     settings["env"] = arguments.env or _env_of_dataset(settings.get("dataset", ""))
-    if config.learns_from_episodes and arguments.steps:
+    if arguments.steps and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
         settings.setdefault("agent.updates", str(arguments.steps))
     for flag, key in FLAGS.items():
         value = getattr(arguments, flag)
@@ -243,9 +249,14 @@ def _env_of_dataset(name: str) -> str:
     if not name:
         raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
     try:
-        return open_dataset(name).env_id
+        found = open_dataset(name).env_id
     except DatasetError as error:
         raise UsageError(str(error)) from error
+    if not found:
+        raise UsageError(
+            f"{name} does not name its environment, so nothing could be evaluated and nothing was started; give --env"
+        )
+    return found
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -257,6 +268,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = resolve(arguments)
     path = arguments.run_dir or _new_run_dir(config)
     plan = make_plan(config, RunDirectory(path), 0)  # every problem is found before anything is written
+    _read_dataset(plan)
     _knock(config)
     return drive(RunDirectory.create(path, config), plan)
 
@@ -277,7 +289,7 @@ def _unused(stem: Path) -> Path:
 def _finetune(arguments: argparse.Namespace) -> int:
     from cluster.checks import check_tree, make_plan
     from cluster.drive import drive
-    from cluster.finetune import finetuned
+    from cluster.finetune import check_base, finetuned
     from cluster.run_dir import RunDirectory
 
     check_tree()
@@ -294,8 +306,21 @@ def _finetune(arguments: argparse.Namespace) -> int:
     config = finetuned(base, settings, arguments.target)
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
     plan = make_plan(config, RunDirectory(path), 0)
+    check_base(plan)
+    _read_dataset(plan)
     _knock(config)
     return drive(RunDirectory.create(path, config), plan)
+
+
+def _read_dataset(plan: Plan) -> None:
+    """One pass over a new run's dataset, which is kept for its learner: what cannot be learned from is found here."""
+    from replay.dataset import DatasetError
+
+    try:
+        if plan.dataset is not None:
+            plan.dataset.summary()
+    except DatasetError as error:
+        raise UsageError(f"{error}; nothing was started") from error
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -343,6 +368,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.video,
         mode=arguments.mode,
         target_return=arguments.target_return,
+        plot=arguments.plot,
     )
     if arguments.json:
         print(json.dumps(result))
@@ -350,6 +376,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(in_words(result))
         if arguments.video:
             print(f"film: {arguments.video}")
+        if arguments.plot:
+            print(f"picture: {arguments.plot}")
     return 0
 
 

@@ -159,13 +159,19 @@ def cpu(algorithm: str) -> RunConfig:
     )
 
 
+IMITATION_UPDATES = {"cpu": 5_000, "paper": 100_000}
+
+
 def _on_episodes(algorithm: str, preset: str) -> RunConfig:
-    """What every algorithm that learns from whole episodes has in common; agent.updates is its own schedule's length."""
+    """What every algorithm that learns from whole episodes has in common.
+
+    Its length is that of the agent's own schedule; those that imitate have none (Chen et al., 2021: 10^5 updates).
+    """
     agent = ALGORITHMS[algorithm].presets[preset]()
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
-        steps=agent.updates,
+        steps=getattr(agent, "updates", IMITATION_UPDATES[preset]),
         agent=agent,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
         learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),

@@ -13,7 +13,7 @@ from cluster.console import Console
 from cluster.curve import draw_curve
 from cluster.errors import Interrupted
 from cluster.exporter import Exporter
-from cluster.graph import Plan
+from cluster.graph import Plan, offline_rows
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from cluster.wording import algorithm_name
@@ -46,6 +46,10 @@ def drive(run: RunDirectory, plan: Plan) -> int:
         console.event(
             f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}"
         )
+        if refused := _refused(plan):
+            console.event(refused)
+        if left_out := _left_out(plan):
+            console.event(left_out)
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
@@ -63,6 +67,27 @@ def drive(run: RunDirectory, plan: Plan) -> int:
         console.close(summary)
     print(f"curve: {run.path / 'curve.png'}")
     return 0
+
+
+def _refused(plan: Plan) -> str:
+    """What of the dataset could not be used, where it was read just now; "" where nothing is known or wrong."""
+    reasons = plan.dataset.refused if plan.dataset is not None else {}
+    if plan.dataset is None or not reasons:
+        return ""
+    counts = ", ".join(f"{len(indices):,} {reason}" for reason, indices in reasons.items())
+    total = sum(len(indices) for indices in reasons.values())
+    return f"dataset {plan.dataset.id}: {total:,} of {plan.dataset.total_episodes:,} episodes are refused: {counts}"
+
+
+def _left_out(plan: Plan) -> str:
+    """That an actor-critic's run holds a part of its dataset only; "" where it holds all of it."""
+    held, dataset = offline_rows(plan), plan.dataset
+    if not held or dataset is None or held >= dataset.total_steps:
+        return ""
+    return (
+        f"dataset {dataset.id} has {dataset.total_steps:,} rows and data.offline_capacity_rows is {held:,}: as many are drawn from "
+        "all of them, uniformly, and mixed in, the others are left out; raise it to use them"
+    )
 
 
 def _exporter(plan: Plan, stack: contextlib.ExitStack) -> Exporter | None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+from algorithms import ALGORITHMS
+from algorithms.interface import Solo
 from cluster.config import RunConfig, override
-from cluster.errors import UsageError
+from cluster.errors import RunError, UsageError
+from cluster.graph import Plan, base_state
 from cluster.run_dir import RunDirectory
+
+STAGED = ("gac",)  # algorithms that gather episodes by plans
 
 
 def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None = None) -> RunConfig:
@@ -21,13 +27,25 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
         target: "moving" or "fixed" target of exploring plans; None: as the agent has it.
 
     Raises:
-        UsageError: the settings do not fit the algorithm.
+        UsageError: the settings do not fit the algorithm, or it has no way to go on online.
     """
     config = base.config()
     online = dataclasses.replace(config.online, base=str(base.path))
     if not config.learns_from_episodes:
         _refuse(config, settings, target)
+        # its policy acts from the first step on: there is nothing that random actions would be better for
+        config = dataclasses.replace(config, worker=dataclasses.replace(config.worker, random_steps=0))
         return override(dataclasses.replace(config, online=online), settings)
+    if config.algorithm not in STAGED:
+        raise UsageError(
+            f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of gac, "
+            "softgac or sac; nothing was started; train gac on the same dataset and fine-tune that"
+        )
+    if "steps" in settings:
+        raise UsageError(
+            f"--steps {settings['steps']} was given to fine-tune a run of {config.algorithm}, whose length is that of its stages; nothing "
+            "was started; give --stages and --updates-per-stage instead"
+        )
     online = dataclasses.replace(online, stages=3)
     if target is not None:
         settings = {"agent.explore_target": target, **settings}
@@ -41,6 +59,27 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
         agent = dataclasses.replace(config.agent, updates=config.agent.updates + steps)
         config = dataclasses.replace(config, agent=agent)
     return dataclasses.replace(config, steps=steps)
+
+
+def check_base(plan: Plan) -> None:
+    """UsageError unless the newest checkpoint of the base run fits the agent that would go on from it."""
+    config, base = plan.config, Path(plan.config.online.base)
+    make_agent = ALGORITHMS[config.algorithm].make_agent
+    agent = make_agent(config.agent, plan.obs_dim, plan.action_dim, device="cpu", seed=config.seed, collective=Solo())
+    try:
+        state = base_state(base, plan)
+    except RunError as error:
+        raise UsageError(f"{error}; nothing was started") from error
+    own = {name: tuple(tensor.shape) for name, tensor in agent.state().items() if name != "generator"}
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if name != "generator"}  # a GPU's is another
+    differing = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"the networks of {base} are not those asked for: {len(differing)} of {len(own)} tensors differ, such as {name} with the shape "
+            f"{theirs.get(name, 'absent')}, expected {own.get(name, 'absent')}; its weights cannot be gone on from and nothing was "
+            "started; leave out the --set agent.* that change sizes"
+        )
 
 
 def _refuse(config: RunConfig, settings: dict[str, str], target: str | None) -> None:

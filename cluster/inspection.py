@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from algorithms.weights import Weights
 from cluster.checks import plan_of
@@ -14,7 +16,7 @@ from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newes
 from cluster.run_dir import RunDirectory
 
 if TYPE_CHECKING:
-    from algorithms.interface import Aim
+    from algorithms.interface import Aim, Policy
     from rollout_workers.evaluator import Evaluation
 
 
@@ -26,20 +28,26 @@ def evaluate(
     *,
     mode: str | None = None,
     target_return: float | None = None,
+    plot: Path | None = None,
 ) -> dict[str, Any]:
     """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first.
 
     Args:
+        plot: PNG of predicted against achieved returns.
         mode, target_return: what a policy that plans is asked for; None: what the run's configuration says.
+
+    Raises UsageError for what cannot be asked of this run's policy. What is odd about it is told in ``warnings``.
     """
     run = RunDirectory.open(run_dir)
     plan = plan_of(run.config(), run)
     aim = _aim(plan, mode, target_return)
+    if plot is not None:
+        _check_plot(plan, plot)
     set_threads(plan.config)
     weights = newest_weights(plan)
-    result = make_evaluator(plan).evaluate(weights, episodes, seed, aim)
+    result, told = _evaluation(plan, weights, episodes, seed, aim)
     if video is not None:
-        _film(plan, weights, video, seed)
+        _film(plan, weights, video, seed, aim)
     found = {
         "algorithm": plan.config.algorithm,
         "env": plan.config.env,
@@ -52,9 +60,43 @@ def evaluate(
         "returns": result.returns,
         "lengths": result.lengths,
         "errors": result.errors,
+        "warnings": told,
         "wall_s": result.wall_s,
     }
-    return found | _normalised(plan, result) | (_planned(result) if plan.config.learns_from_episodes else {})
+    found |= _normalised(plan, result) | (_planned(result) if plan.config.learns_from_episodes else {})
+    if plot is not None:
+        from cluster.calibration import draw_calibration
+
+        draw_calibration(found, plot)
+    return found
+
+
+def _check_plot(plan: Plan, path: Path) -> None:
+    """UsageError, before any episode, unless there will be predicted returns to draw into a PNG."""
+    from cluster.picture import check_png
+    from cluster.plan_trial import planning_policy
+
+    check_png(path)
+    planning_policy(plan)
+
+
+def _evaluation(
+    plan: Plan, weights: Weights, episodes: int, seed: int, aim: Aim | None
+) -> tuple[Evaluation, list[str]]:
+    """An evaluation, and what its policy warned of, each once."""
+    from algorithms.interface import AimError
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            result = make_evaluator(plan).evaluate(weights, episodes, seed, aim)
+        except AimError as error:
+            raise UsageError(f"{error}; nothing was evaluated") from error
+    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    for one in caught:
+        if one.category is not UserWarning:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return result, list(dict.fromkeys(ours))
 
 
 def _aim(plan: Plan, mode: str | None, target_return: float | None) -> Aim | None:
@@ -99,7 +141,12 @@ def _normalised(plan: Plan, result: Evaluation) -> dict[str, Any]:
 def _planned(result: Evaluation) -> dict[str, Any]:
     """What is known of each episode's plan and, in mazes, of its path."""
     names = ("mode", "target", "predicted", "variance", "path_length", "shortest_path", "reached", "starts_in_goal")
-    return {name: getattr(result, name) for name in names}
+    found = {name: getattr(result, name) for name in names}
+    if not result.predicted:
+        return found
+    from cluster.calibration import rank_correlation
+
+    return found | {"rank_correlation": rank_correlation(result.predicted, result.returns)}
 
 
 def evaluation_in_words(found: dict[str, Any]) -> str:
@@ -118,12 +165,17 @@ def evaluation_in_words(found: dict[str, Any]) -> str:
         lines.append(
             f"  normalised {found['normalised_mean']:.1f} (0: random, {found['random_return']:.1f}; 100: expert, {found['expert_return']:.1f})"
         )
-    predicted = [value for value in found.get("predicted") or () if value == value]
+    lines += [f"  warning    {text}" for text in found["warnings"]]
+    predicted = [value for value in found.get("predicted") or () if math.isfinite(value)]
     if predicted:
-        lines.append(f"  predicted  {sum(predicted) / len(predicted):.1f} on average")
+        correlation = found.get("rank_correlation")
+        told = "" if correlation is None else f", rank correlation with what was achieved {correlation:.2f}"
+        lines.append(f"  predicted  {sum(predicted) / len(predicted):.1f} on average{told}")
     reached = found.get("reached") or ()
     if reached:
         lines.append(f"  goal       reached in {sum(step >= 0 for step in reached)} of {len(reached)} episodes")
+    if found.get("note"):
+        lines.append(f"  note       {found['note']}")
     return "\n".join(lines)
 
 
@@ -144,11 +196,15 @@ def newest_weights(plan: Plan) -> Weights:
     return learner.weights()
 
 
-def _film(plan: Plan, weights: Weights, path: Path, seed: int) -> None:
+def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: Aim | None) -> None:
     from rollout_workers.acting import Actor
+    from rollout_workers.planning import PlanActor, plans
     from rollout_workers.video import record_video
 
-    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
+    policy: Any = make_policy(plan)
+    if aim is not None:
+        policy.aim = aim
+    actor: Any = PlanActor(policy) if plans(policy) else Actor(policy, backend=plan.config.worker.backend)
     actor.load(weights)
     record_video(plan.config.env, actor, path, seed=seed)
 
@@ -191,10 +247,11 @@ def status_in_words(found: dict[str, Any]) -> str:
     ]
     if "env_steps" in live:
         bounds = {unit: f" of {found['steps']:,}"}
+        ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
         lines += [
             f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
-            f"  updates    {live['updates']:>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s   "
-            f"replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})",
+            f"  updates    {live['updates']:>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
+            + (ratio if unit == "env_steps" else ""),
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
             f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
             f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from replay.data_summary import summarise
 from replay.dataset_writer import write_files
-from replay.minari_files import EpisodeFiles, datasets_root, env_id_of, find_data, read_metadata
+from replay.minari_files import EpisodeFiles, dataset_folders, datasets_root, env_id_of, find_data, read_metadata
 from replay.stored_episode import DatasetError, Refused, StoredEpisode
 from replay.trajectories import DataSummary
 
@@ -143,9 +143,9 @@ def write_dataset(dataset_id: str, episodes: Iterable[StoredEpisode], **about: A
 def check_against(
     dataset: Dataset, env_id: str, obs_dim: int, action_dim: int, *, allow_other_env: bool = False
 ) -> None:
-    """DatasetError unless the dataset's episodes could come from ``env_id``.
+    """DatasetError unless the dataset's episodes could come from ``env_id``; where it names none, the shapes decide.
 
-    ``allow_other_env``: whoever asks has named the environment; the shapes must agree, the ids need not.
+    ``allow_other_env``: the shapes must agree, the ids need not.
     """
     sides = (
         f"{dataset.id} is of {dataset.env_id or 'an environment it does not name'} (observations of {dataset.obs_dim}, "
@@ -155,10 +155,10 @@ def check_against(
         raise DatasetError(
             f"{sides}: a model of one cannot act in the other; choose the dataset or --env so that the shapes agree"
         )
-    if dataset.env_id != env_id and not allow_other_env:
+    if dataset.env_id not in ("", env_id) and not allow_other_env:
         raise DatasetError(
-            f"{sides}: the shapes agree but what was learned may not hold there; name the environment with --env if it "
-            "is meant, or choose a dataset of it"
+            f"{sides}: the shapes agree but what was learned would not hold there; choose a dataset of {env_id}, or "
+            f"--env {dataset.env_id}"
         )
 
 
@@ -176,19 +176,7 @@ class DatasetRow(NamedTuple):
 def list_datasets() -> list[DatasetRow]:
     """Every dataset under Minari's root, by id; a damaged one has its problem in its row."""
     root = datasets_root()
-    return [_row(folder / "data", folder.relative_to(root).as_posix()) for folder in _dataset_folders(root)]
-
-
-def _dataset_folders(folder: Path) -> Iterator[Path]:
-    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are passed over, as Minari does."""
-    if not folder.is_dir():
-        return
-    if (folder / "data").is_dir():
-        yield folder
-        return
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith("."):
-            yield from _dataset_folders(path)
+    return [_row(root / folder / "data", folder.as_posix()) for folder in dataset_folders()]
 
 
 def _row(data: Path, place: str) -> DatasetRow:

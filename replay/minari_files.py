@@ -7,9 +7,11 @@ classes are opened with them: what a file names is never imported. No pickle is 
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,31 @@ def find_data(id_or_path: str) -> Path:
     for folder in (path / "data", path):
         if (folder / METADATA).is_file():
             return folder
+    near = difflib.get_close_matches(id_or_path, [folder.as_posix() for folder in dataset_folders()], n=3, cutoff=0.5)
     raise DatasetError(
-        f"no dataset {id_or_path!r} in {datasets_root()} and no Minari folder of that path: there is nothing to read; "
+        f"no dataset {id_or_path!r} in {datasets_root()} (nearest: {', '.join(near) or 'none is close'}) and no Minari folder of "
+        "that path: there is nothing to read; "
         "`drawbridge dataset list` shows what is there, `drawbridge dataset make` makes one, `drawbridge dataset "
         "import` fetches one"
     )
+
+
+def dataset_folders() -> Iterator[Path]:
+    """Every dataset's folder under ``datasets_root`` relative to it, which is its id, in order."""
+    root = datasets_root()
+    return (folder.relative_to(root) for folder in _with_data(root))
+
+
+def _with_data(folder: Path) -> Iterator[Path]:
+    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are passed over, as Minari does."""
+    if not folder.is_dir():
+        return
+    if (folder / "data").is_dir():
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            yield from _with_data(path)
 
 
 def read_metadata(data: Path) -> dict[str, Any]:
