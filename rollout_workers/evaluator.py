@@ -147,6 +147,11 @@ class Evaluator:
         )
 
 
+def plan_streams(seeds: list[int]) -> list[SeedSequence]:
+    """What the plan of the evaluation episode of each seed is drawn from."""
+    return [SeedSequence(seed, spawn_key=(_PLANS,)) for seed in seeds]
+
+
 def _pilot(policy: Any, backend: str) -> _Noiseless | _Planning:
     return _Planning(policy) if plans(policy) else _Noiseless(policy, backend)
 
@@ -205,8 +210,7 @@ class _Planning:
 
     def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[Stamp]:
         self._actor.reset(len(seeds))
-        streams = [SeedSequence(seed, spawn_key=(_PLANS,)) for seed in seeds]
-        return self._actor.begin(np.arange(len(seeds)), obs_EO, streams)
+        return self._actor.begin(np.arange(len(seeds)), obs_EO, plan_streams(seeds))
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         return self._actor.act(obs_EO, reward_E)

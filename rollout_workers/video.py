@@ -6,17 +6,23 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import SeedSequence
 
 from rollout_workers.acting import Actor
 from rollout_workers.envs import make_env
+from rollout_workers.planning import PlanActor
+from rollout_workers.evaluator import plan_streams
+from rollout_workers.planning import PlanActor
 from rollout_workers.spaces import ActionBox, flatten_observation
 
 PACKAGES = {"egl": "libegl1 libopengl0 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
 PROBE_TIMEOUT_S = 60.0
+PLANS = 2  # spawn key of an episode's plan, as in an evaluation
 _PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
 
 
@@ -35,8 +41,12 @@ class Video:
     ended: bool  # whether the episode ended within them
 
 
-def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_steps: int = 1_000) -> Video:
+def record_video(
+    env_id: str, actor: Actor | PlanActor, path: Path | str, *, seed: int, max_steps: int = 1_000
+) -> Video:
     """Films one episode, reset with ``seed``, of ``actor`` without noise, at most ``max_steps`` env steps.
+
+    A PlanActor makes the plan that it would have in an evaluation with this seed.
 
     ``path`` ends in .mp4 and is replaced only when the film is complete. Raises NoRenderer when no picture can be
     drawn here, with what to install. Sets MUJOCO_GL for this process when it was not set.
@@ -110,21 +120,46 @@ class _Camera:
         return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
 
-def _film(camera: _Camera, actor: Actor, target: Path, partial: Path, seed: int, max_steps: int) -> Video:
+def _film(camera: _Camera, actor: Actor | PlanActor, target: Path, partial: Path, seed: int, max_steps: int) -> Video:
     import imageio.v2
 
     options: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     writer: Any = imageio.v2.get_writer(partial, fps=camera.fps, **options)
-    total, ended, frames, noise = 0.0, False, 1, actor.no_noise(1)
+    total, ended, frames, reward = 0.0, False, 1, 0.0
     with writer:
         obs, _ = camera.env.reset(seed=seed)
         writer.append_data(camera.frame())
+        act = _deterministic(actor, flatten_observation(obs)[None], seed)
         while not ended and frames <= max_steps:
-            action_EA = actor.act(flatten_observation(obs)[None], noise)
+            action_EA = act(flatten_observation(obs)[None], np.array([reward], np.float32))
             obs, reward, terminated, truncated, _ = camera.env.step(camera.box.rescale(action_EA)[0])
             writer.append_data(camera.frame())
             total, ended, frames = total + float(reward), bool(terminated or truncated), frames + 1
     return Video(path=target, frames=frames, fps=camera.fps, episode_return=total, ended=ended)
+
+
+def _deterministic(
+    actor: Actor | PlanActor, obs_EO: np.ndarray, seed: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(obs_EO, reward_E) -> action_EA of one episode that begins with ``obs_EO``."""
+    if isinstance(actor, PlanActor):
+        actor.reset(1)
+        actor.begin(np.arange(1), obs_EO, plan_streams([seed]))
+        return actor.act
+    noise = actor.no_noise(1)
+    return lambda obs_EO, reward_E: actor.act(obs_EO, noise)
+
+
+def _episode(
+    actor: Actor | PlanActor, obs_1O: np.ndarray, seed: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Begins an episode; what gives its actions (1, A) for an observation (1, O) and what the last action brought (1,)."""
+    if isinstance(actor, PlanActor):
+        actor.reset(1)
+        actor.begin(np.zeros(1, np.int64), obs_1O, [SeedSequence(seed, spawn_key=(PLANS,))])
+        return actor.act
+    noise = actor.no_noise(1)
+    return lambda obs_1O, reward_1: actor.act(obs_1O, noise)
 
 
 def _choose_gl() -> str:
