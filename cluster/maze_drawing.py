@@ -33,7 +33,11 @@ def check_start(maze: Maze, start: tuple[float, float]) -> None:
     outside = not finite or np.abs(at - nearest).max() > 0.5
     to_walls = np.linalg.norm(np.maximum(np.abs(wall_centres(maze) - at) - 0.5, 0.0), axis=1).min()
     if outside or to_walls < BALL:
-        where = "lies in a wall or outside of the maze" if outside else f"is nearer to a wall than the ball's radius of {BALL:g} m"
+        where = (
+            "lies in a wall or outside of the maze"
+            if outside
+            else f"is nearer to a wall than the ball's radius of {BALL:g} m"
+        )
         raise UsageError(
             f"--start {start[0]:g},{start[1]:g} {where}, expected a place in a free cell: nothing was drawn; the nearest free "
             f"cell is around {nearest[0]:g},{nearest[1]:g}"

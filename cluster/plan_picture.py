@@ -52,7 +52,13 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
     picture.draw(_title(plan, weights.updates, seed), _best_return(weights), path)
     rows = [HEAD, *(_row(trial) for trial in trials.values())]
     lines = ["  ".join(f"{cell:<17}" for cell in row).rstrip() for row in rows]
-    return "\n".join([f"{plan.config.env}: plans of {plan.run_dir} after {count(weights.updates, 'update')}", *lines, f"drawn in {path}"])
+    return "\n".join(
+        [
+            f"{plan.config.env}: plans of {plan.run_dir} after {count(weights.updates, 'update')}",
+            *lines,
+            f"drawn in {path}",
+        ]
+    )
 
 
 class _Picture:
@@ -113,7 +119,9 @@ class _Picture:
             axes.axhline(best, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
         axes.tick_params(labelbottom=False)
         axes.set_ylabel("return", color=INK)
-        axes.set_title("predicted return over the ascent, ± 1 std; markers: achieved", loc="left", fontsize=11, color=INK)
+        axes.set_title(
+            "predicted return over the ascent, ± 1 std; markers: achieved", loc="left", fontsize=11, color=INK
+        )
 
     def _outcome(self, axes: Any, best: float) -> None:
         """Every episode: predicted as a dash, achieved as a marker, a line between."""
@@ -124,7 +132,16 @@ class _Picture:
             axes.vlines(spread, trial.predicted_E, trial.achieved_E, color=colour, linewidth=1, alpha=0.55)
             axes.scatter(spread, trial.predicted_E, marker="_", s=45, color=colour)
             marker = "o" if mode == "prior" else MARKERS[mode]
-            axes.scatter(spread, trial.achieved_E, marker=marker, s=18 if mode == "prior" else 36, color=colour, edgecolor="white", linewidth=0.6, zorder=4)
+            axes.scatter(
+                spread,
+                trial.achieved_E,
+                marker=marker,
+                s=18 if mode == "prior" else 36,
+                color=colour,
+                edgecolor="white",
+                linewidth=0.6,
+                zorder=4,
+            )
         if np.isfinite(best):
             axes.axhline(best, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xticks(range(len(self.trials)), list(self.trials))
@@ -154,7 +171,14 @@ def _legend(axes: Any, trials: dict[str, Trial], several: bool) -> None:
     told["st"] = f"for a return of {number(target)}" if target is not None else told["st"]
     for place, (mode, words) in enumerate(told.items()):
         y = 0.95 - 0.2 * place
-        axes.plot(0.04, y, marker="o" if mode == "prior" else MARKERS[mode], color=MODES[mode], markersize=7, transform=axes.transAxes)
+        axes.plot(
+            0.04,
+            y,
+            marker="o" if mode == "prior" else MARKERS[mode],
+            color=MODES[mode],
+            markersize=7,
+            transform=axes.transAxes,
+        )
         axes.text(0.13, y, f"{mode}: {words}", transform=axes.transAxes, va="center", fontsize=8.5, color=INK)
     notes = ["dash: predicted" + ("; thin: single starts" if several else ""), "dashed line: best return in the data"]
     for place, note in enumerate(notes):

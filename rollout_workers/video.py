@@ -15,7 +15,6 @@ from numpy.random import SeedSequence
 
 from rollout_workers.acting import Actor
 from rollout_workers.envs import make_env
-from rollout_workers.planning import PlanActor
 from rollout_workers.evaluator import plan_streams
 from rollout_workers.planning import PlanActor
 from rollout_workers.spaces import ActionBox, flatten_observation
@@ -150,9 +149,7 @@ def _deterministic(
     return lambda obs_EO, reward_E: actor.act(obs_EO, noise)
 
 
-def _episode(
-    actor: Actor | PlanActor, obs_1O: np.ndarray, seed: int
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _episode(actor: Actor | PlanActor, obs_1O: np.ndarray, seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Begins an episode; what gives its actions (1, A) for an observation (1, O) and what the last action brought (1,)."""
     if isinstance(actor, PlanActor):
         actor.reset(1)
