@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
     )
+    _add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
     plan = _command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
     plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     plan.add_argument("--start", type=_point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
@@ -137,13 +138,15 @@ def _add_train(commands: Any) -> None:
     _add_settings(train)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(
+    parser: argparse.ArgumentParser, help: str = "any field of `drawbridge config PRESET`; may be repeated"
+) -> None:
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any field of `drawbridge config PRESET`; may be repeated",
+        help=help,
     )
 
 
@@ -369,6 +372,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         target_return=arguments.target_return,
         plot=arguments.plot,
+        settings=settings_of(arguments.set),
     )
     if arguments.json:
         print(json.dumps(result))

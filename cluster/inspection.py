@@ -7,16 +7,19 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from algorithms.weights import Weights
 from cluster.checks import plan_of
+from cluster.config import override
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
 
+INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
+
 if TYPE_CHECKING:
-    from algorithms.interface import Aim, Policy
+    from algorithms.interface import Aim
     from rollout_workers.evaluator import Evaluation
 
 
@@ -29,12 +32,14 @@ def evaluate(
     mode: str | None = None,
     target_return: float | None = None,
     plot: Path | None = None,
+    settings: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first.
 
     Args:
-        plot: PNG of predicted against achieved returns.
         mode, target_return: what a policy that plans is asked for; None: what the run's configuration says.
+        plot: PNG of predicted against achieved returns.
+        settings: dotted keys of how plans are inferred, over the run's own; those of the model stay as it was trained.
 
     Raises UsageError for what cannot be asked of this run's policy. What is odd about it is told in ``warnings``.
     """
@@ -44,7 +49,8 @@ def evaluate(
     if plot is not None:
         _check_plot(plan, plot)
     set_threads(plan.config)
-    weights = newest_weights(plan)
+    acting = _acting(plan, settings or {})
+    weights, plan = newest_weights(plan), acting  # a checkpoint is of the settings it was trained with
     result, told = _evaluation(plan, weights, episodes, seed, aim)
     if video is not None:
         _film(plan, weights, video, seed, aim)
@@ -69,6 +75,22 @@ def evaluate(
 
         draw_calibration(found, plot)
     return found
+
+
+def _acting(plan: Plan, settings: dict[str, str]) -> Plan:
+    """``plan`` with other settings of inference; UsageError for a setting that is more than that, or cannot work."""
+    surplus = [key for key in settings if not key.startswith(INFERENCE)]
+    if surplus:
+        raise UsageError(
+            f"--set {', '.join(surplus)}: expected fields that begin with {' or '.join(INFERENCE)}: the others say what was trained; "
+            "nothing was evaluated; leave them out"
+        )
+    config = override(plan.config, settings)
+    if problems := config.agent.problems():
+        raise UsageError(
+            "these settings cannot work; nothing was evaluated:\n" + "\n".join(f"  - agent.{text}" for text in problems)
+        )
+    return dataclasses.replace(plan, config=config)
 
 
 def _check_plot(plan: Plan, path: Path) -> None:
