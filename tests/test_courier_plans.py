@@ -1,0 +1,213 @@
+"""Plans are of the stage that is gathered: what ran while a stage was learned from is ended, counted, and begun anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from linear_policy import LinearPolicy
+from remembering_policy import RememberingPolicy
+from tagged_env import LAYOUT, TaggedEnv
+from tiny_episodes import finetune_words, make_dataset, train_words
+from tiny_runs import read
+
+from cluster.checks import plan_of
+from cluster.cli import main
+from cluster.courier import Courier, Lost
+from cluster.graph import make_shard
+from cluster.run_dir import RunDirectory
+from replay import episode_snapshot
+from replay.chunk import Ack, Chunk
+from replay.config import DataConfig, ReplayConfig
+from replay.episode_assembly import LATE
+from replay.episode_shard import EpisodeShard
+from replay.episode_table import ONLINE
+from replay.stages import StagedLimiter
+from rollout_workers.config import WorkerConfig
+from rollout_workers.worker import RolloutWorker
+
+ENVS = 3
+
+
+def make_worker(policy: Any, seed: int = 0, steps: int = 4, env: str = "tagged") -> RolloutWorker:
+    worker = RolloutWorker(
+        config=WorkerConfig(envs_per_worker=ENVS, chunk_steps=steps, backend="torch"),
+        env_id=env or "Pendulum-v1",
+        policy=policy,
+        worker=0,
+        incarnation=0,
+        seed=seed,
+        random_steps=0,
+        **({"make_env": lambda env_id, num_envs, env_seed, fast: TaggedEnv(num_envs, seed)} if env else {}),  # type: ignore[arg-type]
+    )
+    worker.load_weights(policy.weights(1))
+    return worker
+
+
+def linear_policy() -> LinearPolicy:
+    policy = LinearPolicy(3, 1)
+    policy.weights = RememberingPolicy(3, 1).weights  # type: ignore[attr-defined]
+    return policy
+
+
+def make_episode_shard() -> EpisodeShard:
+    limiter = StagedLimiter(items_before=0, stages=1, episodes_per_stage=10**6)
+    return EpisodeShard(LAYOUT, ReplayConfig(capacity_rows=5_000), DataConfig(), shard=0, shards=1, seed=0, batch_size=1,
+                        limiter=limiter, posterior_floats=0)  # fmt: skip
+
+
+@given(st.integers(0, 10_000), st.lists(st.booleans(), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=25)
+def test_episodes_that_are_begun_anew_leave_no_row_uncounted_and_share_none_with_the_next(
+    seed: int, anew: list[bool]
+) -> None:
+    policy = RememberingPolicy(3, 1)
+    worker, shard = make_worker(policy, seed), make_episode_shard()
+    seen: set[int] = set()  # episodes
+    running_E, unfinished, told, recorded = np.zeros(ENVS, np.int64), 0, 0.0, 0.0  # rows, by hand
+    for again in [*anew, *[False] * (LATE + 1)]:
+        if again:
+            assert worker.begin_anew() == (running_E > 0).sum()
+            unfinished += int(running_E.sum())
+            running_E[:] = 0
+            policy.begun.clear()
+        chunk = worker.collect()
+        assert shard.append(chunk).status == "ok"
+        if again:
+            assert policy.begun[0][0] == list(range(ENVS)), "every environment has a new plan, in one batch"
+            assert (chunk.step_N.reshape(ENVS, -1)[:, 0] == 0).all()
+            assert not seen & set(chunk.episode_N.tolist())
+        seen |= set(chunk.episode_N.tolist())
+        told += chunk.stats.get("unfinished_rows", 0.0)
+        recorded += chunk.stats["recorded_rows"]
+        for flag_E in chunk.flag_N.reshape(ENVS, -1).T:
+            running_E = np.where(flag_E > 0, 0, running_E + 1)
+    stats = shard.stats()
+    assert told == unfinished
+    assert stats.lost_rows == ({"end_lost": unfinished} if unfinished else {})
+    assert stats.stored_rows == stats.episode_rows + stats.open_rows + unfinished
+    assert stats.stored_rows == recorded
+    for slot in shard.table.held(ONLINE):
+        first, length = int(shard.table.start[slot]), int(shard.table.length[slot])
+        rows = shard.table.rows[first : first + length]
+        assert len(set(rows[:, 0].tolist())) == 1, "a row of another episode"  # the tag of an episode
+
+
+def test_plans_that_are_made_anew_are_of_the_newest_weights_and_the_others_keep_theirs() -> None:
+    policy = RememberingPolicy(3, 1)
+    worker = make_worker(policy, steps=1)
+    worker.collect()
+    worker.load_weights(policy.weights(9, version=1))
+    before = len(policy.begun)
+    worker.begin_anew()
+    chunk = worker.collect()
+    assert [bias for _, _, bias in policy.begun[before:]] == [9.0]
+    assert chunk.version == 1 and len(chunk.stamps) == ENVS
+    assert chunk.stats["unfinished_episodes"] == ENVS and chunk.stats["unfinished_rows"] == ENVS
+
+
+def test_a_policy_without_plans_goes_on_bit_for_bit_when_told_to_begin_anew() -> None:
+    one, other = make_worker(linear_policy()), make_worker(linear_policy())
+    for _ in range(6):
+        assert one.begin_anew() == 0
+        here, there = one.collect(), other.collect()
+        for name in ("rows_ND", "episode_N", "step_N", "flag_N"):
+            np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
+        assert "unfinished_rows" not in here.stats
+
+
+def test_a_worker_that_began_anew_is_resumed_bit_for_bit() -> None:
+    worker, other = make_worker(RememberingPolicy(3, 1), env=""), make_worker(RememberingPolicy(3, 1), env="")
+    worker.collect()
+    worker.begin_anew()
+    other.load_state(worker.state())
+    for _ in range(5):
+        one, two = worker.collect(), other.collect()
+        for name in ("rows_ND", "episode_N", "step_N"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def drive(answers: list[Ack | None], newest: Callable[[], Any], policy: RememberingPolicy) -> list[int]:
+    """The answers, None for a lost one, are given in turn; at which chunk plans were begun in the middle of an episode."""
+    worker = make_worker(policy, steps=1)
+    renewed: list[int] = []
+    real = worker.begin_anew
+    left = list(answers)
+    sent: list[Chunk] = []
+
+    def begin_anew() -> int:
+        renewed.append(len(sent))
+        return real()
+
+    def answer(handle: int, timeout_s: float) -> Ack:
+        ack = left.pop(0)
+        if not left:
+            courier.stop()
+        if ack is None:
+            raise Lost("no answer")
+        return ack
+
+    worker.begin_anew = begin_anew  # type: ignore[method-assign]
+    courier = Courier(worker, send=lambda chunk: sent.append(chunk) or len(sent), answer=answer, fetch=newest, max_unacked=1,
+                      timeout_s=5.0, clock=lambda: 0.0, sleep=lambda s: None)  # fmt: skip
+    assert courier.run() == "stopped"
+    return renewed
+
+
+def ok(version: int, held: bool = False) -> Ack:
+    return Ack(status="ok", epoch=0, version=version, held=held)
+
+
+WAIT = Ack(status="wait", epoch=0, version=0)
+SCRIPTS: dict[str, tuple[list[Ack | None], list[int]]] = {
+    "newer weights while the shard takes rows: plans are kept": ([ok(0), ok(1), ok(2), ok(2)], []),
+    "told to wait, and newer weights with the answer": ([ok(0), WAIT, ok(1), ok(1)], [3]),
+    "held by the shard's own process, and newer weights with the answer": ([ok(0), ok(1, held=True), ok(1)], [2]),
+    "told to wait, and the weights come later": ([WAIT, ok(0), ok(0), ok(1), ok(1)], [4]),
+    "told to wait once, and weights come twice: the second time plans are kept": ([WAIT, ok(1), ok(2), ok(2)], [2]),
+    "a lost answer is no stage": ([None, ok(1), ok(1)], []),
+    "two stages": ([WAIT, ok(1), ok(1), WAIT, ok(2), ok(2)], [2, 5]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_plans_are_made_anew_once_after_a_stage_of_learning(script: str) -> None:
+    answers, expected = SCRIPTS[script]
+    policy = RememberingPolicy(3, 1)
+    asked: list[int] = []
+
+    def newest() -> Any:
+        asked.append(0)
+        return policy.weights(len(asked), version=len(asked))
+
+    renewed = drive(list(answers), newest, policy)
+    assert renewed == expected
+
+
+def test_in_one_process_each_stage_begins_with_plans_of_what_the_last_one_taught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "data", monkeypatch)
+    base, run = tmp_path / "base", tmp_path / "run"
+    assert main(train_words("gac", base, "--steps", "10", "--backend", "inline")) == 0
+    flags = ("--set", "worker.workers=3", "--set", "replay.shards=2")
+    assert main(finetune_words(base, run, *flags, episodes=10, stages=3)) == 0
+    plan = plan_of(RunDirectory.open(run).config(), RunDirectory.open(run))
+    for index in range(2):
+        shard = make_shard(plan, index)
+        assert isinstance(shard, EpisodeShard)
+        assert episode_snapshot.load(shard, plan.shard_dir(index)) is not None
+        online = shard.table.held(ONLINE)
+        stage, version = shard.table.stage[online], shard.table.version[online]
+        newest = {k: int(version[stage == k].max()) for k in (1, 2, 3)}
+        assert sorted(newest.values()) == list(newest.values()) and len(set(newest.values())) == 3
+        assert sum(version[stage == 3] == newest[3]) >= 3, "of the quota of 5 at most the chunk in hand is older"
+        stats = shard.stats()
+        assert stats.stored_rows == stats.episode_rows + stats.open_rows + sum(stats.lost_rows.values())
+    rows = read(run / "summary.json")["rows"]
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
