@@ -223,9 +223,8 @@ class InlineFleet:
         counters = found.part(_COUNTERS)
         if counters:
             self.turn, self.asked, *inserted = counters["counters"].tolist()
-            drawn = sum(
-                shard.limiter.sampled for shard in self.shards
-            )  # before the first row it alone tells moments apart
+            # before the first row the count of rows drawn alone tells moments apart
+            drawn = sum(shard.limiter.sampled for shard in self.shards)
             if (
                 inserted == [shard.table.inserted for shard in self.shards]
                 and drawn == self.learner.updates * self.plan.config.learner.batch_size
