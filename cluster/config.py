@@ -284,7 +284,8 @@ def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:
     if key in ("agent", "algorithm", "preset"):
         raise UsageError(f"--set {key}: this is chosen by the command itself, not by --set; nothing was started")
     old, field = leaves[key]
-    value = _parse(key, text, float if old is None else type(old))  # what may be absent is a number
+    absent = "None" in str(field.type)  # what may be absent is a number
+    value = None if absent and text.lower() == "none" else _parse(key, text, float if absent else type(old))
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise UsageError(

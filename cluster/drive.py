@@ -57,10 +57,11 @@ def drive(run: RunDirectory, plan: Plan) -> int:
             while session.advance():
                 if caught:
                     session.finish("interrupted")
+                    done = f"{session.tally.progress:,} {config.unit.replace('_', ' ')}"
                     raise Interrupted(
                         caught[0],
-                        f"ended by {signal.Signals(caught[0]).name} at {session.env_steps:,} env steps; checkpoint and replay are "
-                        f"saved: go on with `drawbridge resume {run.path}`",
+                        f"ended by {signal.Signals(caught[0]).name} at {done}; checkpoint and replay are saved: go on with "
+                        f"`drawbridge resume {run.path}`",
                     )
             summary = session.finish()
         draw_curve(run.path, run.path / "curve.png")
