@@ -14,7 +14,15 @@ from cluster.history import agent_metrics
 
 Line = Mapping[str, Any]
 Readings = Iterable[tuple[tuple[str, ...], float]]  # (values of the series' own labels, value)
-WINDOW_SUMS = ("episodes", "env_s", "act_s", "record_s", "push_wait_s")  # of one window: counters add them up
+WINDOW_SUMS = (
+    "episodes",
+    "planned_episodes",
+    "env_s",
+    "act_s",
+    "plan_s",
+    "record_s",
+    "push_wait_s",
+)  # of one window: counters add them up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,14 @@ def _rows(line: Line) -> Readings:
     for key, value in line.items():
         if key.startswith("rows_dropped_"):
             yield ("dropped", key.removeprefix("rows_dropped_")), value
+
+
+def _episode_rows(line: Line) -> Readings:
+    if "episode_rows" in line:
+        yield ("whole", ""), line["episode_rows"]
+    for key, value in line.items():
+        if key.startswith("lost_rows_"):
+            yield ("lost", key.removeprefix("lost_rows_")), value
 
 
 def _restarts(line: Line) -> Readings:
@@ -108,8 +124,9 @@ _ROLLOUT = (
     ),
     _labelled(
         "counter", "rollout_seconds", "s", "part", 
-        {"env_s": "env", "act_s": "act", "record_s": "record", "push_wait_s": "push_wait"},
-        "time of all workers by part: env (stepping), act (the policy), record, push_wait (waiting for a shard)",
+        {"env_s": "env", "act_s": "act", "plan_s": "plan", "record_s": "record", "push_wait_s": "push_wait"},
+        "time of all workers by part: env (stepping), act (the policy), plan (beginning episodes), record, push_wait "
+        "(waiting for a shard)",
     ),
     _labelled(
         "gauge", "episode_return", "sum of rewards", "stat",
@@ -119,6 +136,30 @@ _ROLLOUT = (
     _labelled(
         "gauge", "episode_length_steps", "env steps", "stat", {"length_mean": "mean"},
         "length of the exploring episodes of the last window: mean",
+    ),
+)  # fmt: skip
+_EPISODES = (
+    _plain(
+        "gauge", "stage", "stages", "stage",
+        "online stage whose episodes are gathered or were gathered last, of the slowest shard; 0 before the first",
+    ),
+    _plain("counter", "online_episodes", "episodes", "online_episodes", "whole episodes that shards stored of workers"),
+    _labelled(
+        "gauge", "held_episodes", "episodes", "origin",
+        {"held_dataset_episodes": "dataset", "held_online_episodes": "online"},
+        "episodes held by all shards, by where they come from",
+    ),
+    Series(
+        name="episode_rows", kind="counter", unit="rows", labels=("outcome", "reason"), read=_episode_rows,
+        meaning="stored transitions by what became of their episodes: whole, or lost (by reason); those still open are "
+        "in neither",
+    ),
+    _plain("counter", "planned_episodes", "episodes", "planned_episodes", "episodes that were begun with a plan"),
+    _labelled(
+        "gauge", "plan_return", "sum of rewards", "stat",
+        {"plan_target_mean": "target", "plan_predicted_mean": "predicted", "plan_predicted_std": "predicted_std"},
+        "return of the plans of the last window, before they are acted out: mean target, mean prediction, standard "
+        "deviation that the model gives it; episode_return is what they brought",
     ),
 )  # fmt: skip
 _LEARNER = (
@@ -136,7 +177,8 @@ _LEARNER = (
     ),
     Series(
         name="learning", kind="gauge", unit="the metric's own", labels=("metric",), read=_learning,
-        meaning="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, ...",
+        meaning="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, ...; "
+        "of GAC elbo, action_nll, return_nll, return_error, kl_total, kl_token, active_dims, collapse, ...",
     ),
     _plain(
         "gauge", "evaluation_return", "sum of rewards", "eval_return_mean",
@@ -144,4 +186,4 @@ _LEARNER = (
     ),
     _plain("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
 )  # fmt: skip
-METRICS = _PROGRESS + _REPLAY + _ROLLOUT + _LEARNER
+METRICS = _PROGRESS + _REPLAY + _ROLLOUT + _EPISODES + _LEARNER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from replay.counters import ShardStats
 from rollout_workers.recorder import merge_stats
 
+_SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")
 _SHARES = ("data_wait", "update", "publish", "other")
 
 
@@ -139,8 +141,6 @@ class Tally:
             "updates": self.updates,
             "env_steps_per_s": (self.env_steps - steps) / seconds,
             "updates_per_s": (self.updates - updates) / seconds,
-            "replay_ratio": self.measured_ratio(),
-            "target_replay_ratio": self.replay_ratio,
             "rows_recorded": self.recorded,
             "rows_stored": self.env_steps,
             **{f"rows_dropped_{reason}": count for reason, count in self.dropped_rows().items()},
@@ -156,10 +156,14 @@ class Tally:
             "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
             "memory_bytes": self.memory_bytes,
         }
+        if self.unit == "updates":
+            line |= _whole_episodes(shards) | _plans(window)
+        else:
+            line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
         ages = self.policy_age()
         line |= {"policy_age_p50": ages["p50"], "policy_age_p95": ages["p95"]}
         line |= _episodes(window)
-        line |= {name: window[name] for name in ("env_s", "act_s", "record_s", "push_wait_s") if name in window}
+        line |= {name: window[name] for name in _SECONDS if name in window}
         line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
         line |= {f"loss_{name}": value for name, value in self._losses.items()}
         if self.evaluation:
@@ -197,8 +201,8 @@ class Tally:
             "wall_s": wall_s,
             "env_steps_per_s": self.env_steps / wall_s,
             "updates_per_s": self.updates / wall_s,
-            "replay_ratio": self.measured_ratio(),
-            "target_replay_ratio": self.replay_ratio,
+            "replay_ratio": self.measured_ratio() if self.unit == "env_steps" else None,
+            "target_replay_ratio": self.replay_ratio if self.unit == "env_steps" else None,
             "eval_return_mean": float(np.mean(returns)) if returns else None,
             "eval_return_std": float(np.std(returns)) if returns else None,
             "eval_episodes": len(returns),
@@ -222,3 +226,34 @@ def _episodes(window: dict[str, float]) -> dict[str, float]:
         "return_max": window["return_max"],
         "length_mean": window["length_sum"] / count,
     }
+
+
+def _whole_episodes(shards: list[ShardStats]) -> dict[str, float]:
+    """What shards of whole episodes hold, and what became of the online rows that they stored.
+
+    rows_stored = episode_rows + open_rows + the sum of lost_rows_*, always. ``stage`` is that of the slowest shard.
+    """
+    lost: Counter[str] = Counter()
+    for shard in shards:
+        lost.update(shard.lost_rows)
+    return {
+        "stage": min((shard.stage for shard in shards), default=0),
+        "online_episodes": sum(shard.stored_episodes for shard in shards),
+        "held_dataset_episodes": sum(shard.offline_episodes for shard in shards),
+        "held_online_episodes": sum(shard.episodes - shard.offline_episodes for shard in shards),
+        "episode_rows": sum(shard.episode_rows for shard in shards),
+        "open_rows": sum(shard.open_rows for shard in shards),
+        **{f"lost_rows_{reason}": rows for reason, rows in lost.items()},
+    }
+
+
+def _plans(window: dict[str, float]) -> dict[str, float]:
+    """What the plans that were made in a window asked for and predicted, means in the environment's own units."""
+    told = {"planned_episodes": window["planned_episodes"]} if "planned_episodes" in window else {}
+    if window.get("target_episodes"):
+        told["plan_target_mean"] = window["target_sum"] / window["target_episodes"]
+    if window.get("predicted_episodes"):
+        count = window["predicted_episodes"]
+        told["plan_predicted_mean"] = window["predicted_sum"] / count
+        told["plan_predicted_std"] = math.sqrt(max(0.0, window["predicted_variance_sum"] / count))
+    return told

@@ -255,7 +255,20 @@ def line_at(seconds: float) -> dict[str, float]:
         "nonfinite",
         "sigma_mean",
     )
-    agent = {f"loss_{name}": 0.5 for name in names}
+    bound = (
+        "elbo",
+        "action_nll",
+        "return_nll",
+        "action_mse",
+        "next_state_error",
+        "return_error",
+        "kl_token",
+        "kl_total",
+    )
+    agent = {f"loss_{name}": 0.5 for name in (*names, *bound, "active_dims", "collapse")}
+    agent |= {"stage": 1, "online_episodes": seconds, "held_dataset_episodes": 100, "held_online_episodes": 20}
+    agent |= {"episode_rows": steps, "lost_rows_end_lost": seconds, "planned_episodes": 1, "plan_s": 0.1}
+    agent |= {"plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0}
     return growing | windows | replay | blocked | policy | learner | returns | agent | {"eval_env_steps": 4000}
 
 

@@ -31,6 +31,10 @@ LINE = {
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
     "return_mean": -10.0, "return_min": -50.0, "return_max": 30.0, "length_mean": 1000.0, "memory_bytes": 5e8,
     "eval_return_mean": 120.0, "eval_env_steps": 4000, "loss_critic_loss": 3.2, "loss_alpha": 0.08,
+    "stage": 2, "online_episodes": 40, "held_dataset_episodes": 100, "held_online_episodes": 32, "episode_rows": 3600,
+    "open_rows": 300, "lost_rows_end_lost": 90, "lost_rows_cut": 10, "planned_episodes": 6, "plan_s": 0.5,
+    "plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0, "loss_elbo": -90.0,
+    "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
 }  # fmt: skip
 
 
@@ -80,6 +84,27 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
     }
     assert {name: found[name] for name in expected} == expected
     assert found[key("last_line_timestamp_seconds")] == pytest.approx(time.time(), abs=30)
+
+
+def test_stages_plans_and_the_bound_of_a_run_on_episodes_become_series(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    exporter.update({"planned_episodes": 4, "plan_s": 0.25, "loss_collapse": 0.4, "stage": 3})
+    found = samples(exporter)
+    expected = {
+        key("stage"): 3,
+        key("online_episodes_total"): 40,
+        key("held_episodes", origin="dataset"): 100,
+        key("episode_rows_total", outcome="whole", reason=""): 3600,
+        key("episode_rows_total", outcome="lost", reason="end_lost"): 90,
+        key("planned_episodes_total"): 10,
+        key("plan_return", stat="target"): 60.0,
+        key("plan_return", stat="predicted_std"): 7.0,
+        key("rollout_seconds_total", part="plan"): 0.75,
+        key("learning", metric="kl_token"): 1.5,
+        key("learning", metric="active_dims"): 0.9,
+        key("learning", metric="collapse"): 0.4,
+    }
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_every_series_has_a_sample_after_a_full_line_and_none_before_the_first(exporter: Exporter) -> None:
