@@ -17,7 +17,7 @@ from cluster.picture import GOAL, INK, MODES, SOFT, dress, new_figure, save_pict
 from cluster.wording import algorithm_name, count, number
 
 
-def rank_correlation(one_N: Sequence[float], other_N: Sequence[float]) -> float | None:
+def rank_correlation(one_N: Sequence[float] | np.ndarray, other_N: Sequence[float] | np.ndarray) -> float | None:
     """Spearman's rank correlation in [-1, 1]: Pearson's of the ranks, equal values sharing the mean of theirs.
 
     None where it is not defined: fewer than two pairs, or all values of one side equal.
@@ -53,11 +53,19 @@ def draw_calibration(found: Mapping[str, Any], path: Path) -> Path:
             f"the evaluation of {found['algorithm']} on {found['env']} has no predicted returns, expected one an episode: there is "
             "no calibration to draw; leave --plot out"
         )
-    inside_N = np.array(found.get("starts_in_goal") or [False] * len(predicted_N), bool)
     figure = new_figure(6.4, 6.6)
     axes = figure.add_subplot()
     dress(axes)
-    low, high = _range(predicted_N, achieved_N)
+    _diagonal(axes, *_range(predicted_N, achieved_N))
+    _episodes(axes, found, predicted_N, achieved_N)
+    axes.set_xlabel("predicted return", color=INK)
+    axes.set_ylabel("achieved return", color=INK)
+    axes.legend(frameon=False, loc="upper left", fontsize=8.5, labelcolor=INK)
+    _titles(axes, found, rank_correlation(predicted_N, achieved_N))
+    return save_picture(figure, path)
+
+
+def _diagonal(axes: Any, low: float, high: float) -> None:
     axes.plot([low, high], [low, high], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         "kept what it promised",
@@ -68,35 +76,28 @@ def draw_calibration(found: Mapping[str, Any], path: Path) -> Path:
         color=SOFT,
         fontsize=8,
     )
-    colour = MODES.get(str(found.get("mode")), MODES["kl"])
-    std_N = np.sqrt(np.array(found["variance"], np.float64))
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def _episodes(axes: Any, found: Mapping[str, Any], predicted_N: np.ndarray, achieved_N: np.ndarray) -> None:
+    """Every episode, and the mean of all."""
+    colour, std_N = MODES.get(str(found.get("mode")), MODES["kl"]), np.sqrt(np.array(found["variance"], np.float64))
     axes.errorbar(predicted_N, achieved_N, xerr=std_N, fmt="none", ecolor=colour, alpha=0.25, elinewidth=1, zorder=2)
-    for chosen_N, face, label in (
-        (~inside_N, colour, "episode, ± 1 std of its prediction"),
-        (inside_N, "white", "started in the goal"),
+    inside_N = np.array(found.get("starts_in_goal") or [False] * len(predicted_N), bool)
+    for chosen_N, face, edge, label in (
+        (~inside_N, colour, "white", "episode, ± 1 std of its prediction"),
+        (inside_N, "white", colour, "started in the goal"),
     ):
         if chosen_N.any():
             axes.scatter(
-                predicted_N[chosen_N], achieved_N[chosen_N], s=26, color=face, edgecolor=colour if face == "white" else "white",
-                linewidth=1.1 if face == "white" else 0.5, alpha=0.9, label=label, zorder=3,
+                predicted_N[chosen_N], achieved_N[chosen_N], s=26, color=face, edgecolor=edge, alpha=0.9, label=label,
+                linewidth=0.5 if edge == "white" else 1.1, zorder=3,
             )  # fmt: skip
-    mean = predicted_N.mean(), achieved_N.mean()
+    mean = float(predicted_N.mean()), float(achieved_N.mean())
+    label = f"mean: {number(mean[0])} predicted, {number(mean[1])} achieved"
     axes.plot(
-        *mean,
-        marker="P",
-        markersize=12,
-        color=GOAL,
-        markeredgecolor="white",
-        linestyle="",
-        label=f"mean: {number(float(mean[0]))} predicted, {number(float(mean[1]))} achieved",
-        zorder=4,
+        *mean, marker="P", markersize=12, color=GOAL, markeredgecolor="white", linestyle="", label=label, zorder=4
     )
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    axes.set_xlabel("predicted return", color=INK)
-    axes.set_ylabel("achieved return", color=INK)
-    axes.legend(frameon=False, loc="upper left", fontsize=8.5, labelcolor=INK)
-    _titles(axes, found, rank_correlation(predicted_N, achieved_N))
-    return save_picture(figure, path)
 
 
 def _titles(axes: Any, found: Mapping[str, Any], correlation: float | None) -> None:

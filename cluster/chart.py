@@ -26,8 +26,10 @@ class Line:
     dashed: bool = False
 
 
-def draw_chart(title: str, unit: str, lines: Sequence[Line], *, wide: bool = False) -> str:
-    """An HTML figure of ``lines`` against environment steps; a wide one has a second drawing for narrow screens."""
+def draw_chart(
+    title: str, unit: str, lines: Sequence[Line], *, wide: bool = False, axis: str = "environment steps"
+) -> str:
+    """An HTML figure of ``lines`` against ``axis``; a wide one has a second drawing for narrow screens."""
     drawn = [_thinned(line) for line in lines if len(line.x)]
     if not drawn:
         return ""
@@ -37,9 +39,10 @@ def draw_chart(title: str, unit: str, lines: Sequence[Line], *, wide: bool = Fal
         if not l.faint
     ]
     sizes = [(860, 320, "wide"), (360, 240, "narrow")] if wide else [(360, 200, "")]
-    pictures = "".join(_picture(title, drawn, width, height, kind) for width, height, kind in sizes)
+    pictures = "".join(_picture(title, axis, drawn, width, height, kind) for width, height, kind in sizes)
     return (
-        f'<figure class="chart{" hero" if wide else ""}" data-lines="{html.escape(json.dumps(data))}">'
+        f'<figure class="chart{" hero" if wide else ""}" data-axis="{html.escape(axis)}" '
+        f'data-lines="{html.escape(json.dumps(data))}">'
         f'<figcaption>{html.escape(title)} <span class="unit">{html.escape(unit)}</span></figcaption>'
         f"{pictures}</figure>"
     )
@@ -75,14 +78,14 @@ def _thinned(line: Line) -> Line:
     return dataclasses.replace(line, x=x, y=y, band=(band[0], band[1]) if band else None)
 
 
-def _picture(title: str, lines: Sequence[Line], width: int, height: int, kind: str) -> str:
+def _picture(title: str, axis: str, lines: Sequence[Line], width: int, height: int, kind: str) -> str:
     wide = width > 500
     x0, x1 = _domain(min(0.0, *(min(l.x) for l in lines)), max(max(l.x) for l in lines), pad=0.0)
     y0, y1 = _domain(min(_lowest(lines)), max(_highest(lines)), pad=0.04)
     x_ticks, y_ticks = ticks(x0, x1, about=7 if wide else 5), ticks(y0, y1, about=8 if wide else 6)
     place = _Placement(x0, x1, y0, y1, width, height)
     parts = [
-        *_grid(place, x_ticks, y_ticks),
+        *_grid(place, axis, x_ticks, y_ticks),
         *(_band(place, l) for l in lines if l.band),
         *(_path(place, l) for l in lines),
     ]
@@ -114,7 +117,7 @@ class _Placement:
         return " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in zip(x, y))
 
 
-def _grid(place: _Placement, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Iterable[str]:
+def _grid(place: _Placement, axis: str, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Iterable[str]:
     right, bottom = place.width - RIGHT, place.height - BOTTOM
     for value in y_ticks:
         y = place.y(value)
@@ -123,7 +126,7 @@ def _grid(place: _Placement, x_ticks: Sequence[float], y_ticks: Sequence[float])
     for value in x_ticks:
         yield f'<text class="x" x="{place.x(value):.1f}" y="{bottom + 15}">{tick_text(value)}</text>'
     yield f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
-    yield f'<text class="x name" x="{(LEFT + right) / 2:.0f}" y="{place.height - 4}">environment steps</text>'
+    yield f'<text class="x name" x="{(LEFT + right) / 2:.0f}" y="{place.height - 4}">{html.escape(axis)}</text>'
 
 
 def _band(place: _Placement, line: Line) -> str:

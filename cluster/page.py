@@ -61,7 +61,7 @@ for (const figure of document.querySelectorAll('.chart')) {
       const x = x0 + (px - left) / (right - left) * (x1 - x0);
       mark(px);
       tip.replaceChildren();
-      tip.appendChild(document.createElement('div')).textContent = short(Math.round(x)) + ' env steps';
+      tip.appendChild(document.createElement('div')).textContent = short(Math.round(x)) + ' ' + figure.dataset.axis;
       for (const line of lines) {
         let best = 0;
         line.x.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(line.x[best] - x)) best = i; });

@@ -14,7 +14,7 @@ from cluster.errors import UsageError
 INK, SOFT, RULE = "#2B3038", "#7A838E", "#E4E7EB"
 GOAL = "#009E73"
 MODES = {"prior": "#8A929C", "st": "#E69F00", "kl": "#0072B2", "max": "#CC79A7"}  # Okabe-Ito's but for the grey
-MARKERS = {"prior": ".", "st": "s", "kl": "o", "max": "^"}
+MARKERS = {"prior": "o", "st": "s", "kl": "D", "max": "^"}
 
 
 def check_png(path: Path) -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.ticker import MaxNLocator
 
-from algorithms.weights import Weights
 from cluster.checks import plan_of
 from cluster.graph import Plan, set_threads
 from cluster.inspection import newest_weights
 from cluster.maze_drawing import draw_maze, draw_start, draw_way
 from cluster.picture import INK, MARKERS, MODES, SOFT, check_png, dress, new_figure, save_picture
-from cluster.plan_trial import Trial, chosen_starts, maze_of_plans, planning_policy, try_modes
+from cluster.plan_trial import Trial, best_return, chosen_starts, maze_of_plans, planning_policy, try_modes
 from cluster.run_dir import RunDirectory
 from cluster.wording import algorithm_name, count, number
 from rollout_workers.maze import Maze
@@ -49,7 +48,7 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
     weights = newest_weights(plan)
     trials = try_modes(plan, weights, maze, starts_P2, seed)
     picture = _Picture(plan, maze, starts_P2, trials)
-    picture.draw(_title(plan, weights.updates, seed), _best_return(weights), path)
+    picture.draw(_title(plan, weights.updates, seed), best_return(weights), path)
     rows = [HEAD, *(_row(trial) for trial in trials.values())]
     lines = ["  ".join(f"{cell:<17}" for cell in row).rstrip() for row in rows]
     return "\n".join(
@@ -70,9 +69,10 @@ class _Picture:
     def draw(self, title: tuple[str, str], best: float, path: Path) -> None:
         figure = new_figure(8.2 if self.maze is None else 14.2, 7.2)
         figure.suptitle(title[0], x=0.012, ha="left", fontsize=15, fontweight="bold", color=INK)
-        panels = figure
+        panels: Any = figure
         if self.maze is not None:
-            left, panels = figure.subfigures(1, 2, width_ratios=(1, 1.08), wspace=0.02)
+            halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.08), wspace=0.02)
+            left, panels = halves
             self._ways(left.add_subplot(), self.maze)
         grid = panels.add_gridspec(3, 2, height_ratios=(3.3, 1.3, 1.15), width_ratios=(3.2, 1))
         ascent = panels.add_subplot(grid[0, 0])
@@ -127,21 +127,14 @@ class _Picture:
         """Every episode: predicted as a dash, achieved as a marker, a line between."""
         dress(axes)
         for place, (mode, trial) in enumerate(self.trials.items()):
-            colour, count = MODES[mode], len(trial.achieved_E)
-            spread = place + (np.linspace(-0.25, 0.25, count) if count > 1 else np.zeros(1))
-            axes.vlines(spread, trial.predicted_E, trial.achieved_E, color=colour, linewidth=1, alpha=0.55)
-            axes.scatter(spread, trial.predicted_E, marker="_", s=45, color=colour)
-            marker = "o" if mode == "prior" else MARKERS[mode]
+            colour, episodes, drawn = MODES[mode], len(trial.achieved_E), mode == "prior"
+            at_E = place + (np.linspace(-0.25, 0.25, episodes) if episodes > 1 else np.zeros(1))
+            axes.vlines(at_E, trial.predicted_E, trial.achieved_E, color=colour, linewidth=1, alpha=0.55)
+            axes.scatter(at_E, trial.predicted_E, marker="_", s=45, color=colour)
             axes.scatter(
-                spread,
-                trial.achieved_E,
-                marker=marker,
-                s=18 if mode == "prior" else 36,
-                color=colour,
-                edgecolor="white",
-                linewidth=0.6,
-                zorder=4,
-            )
+                at_E, trial.achieved_E, marker=MARKERS[mode], s=18 if drawn else 36, color=colour,
+                edgecolor="white", linewidth=0.6, zorder=4,
+            )  # fmt: skip
         if np.isfinite(best):
             axes.axhline(best, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xticks(range(len(self.trials)), list(self.trials))
@@ -157,6 +150,7 @@ class _Picture:
             axes.plot(steps, trial.kl_SE.mean(axis=1), color=colour, linewidth=2)
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("ascent step", color=INK)
         axes.set_ylabel("KL [nats]", color=INK)
 
@@ -174,7 +168,7 @@ def _legend(axes: Any, trials: dict[str, Trial], several: bool) -> None:
         axes.plot(
             0.04,
             y,
-            marker="o" if mode == "prior" else MARKERS[mode],
+            marker=MARKERS[mode],
             color=MODES[mode],
             markersize=7,
             transform=axes.transAxes,
@@ -221,10 +215,3 @@ def _title(plan: Plan, updates: int, seed: int) -> tuple[str, str]:
         f"Plans of {algorithm_name(config.algorithm)} on {config.env}",
         f"{plan.run_dir.name}, {count(updates, 'update')}{data}, starts and samples of seed {seed}. Numbers are means over episodes.",
     )
-
-
-def _best_return(weights: Weights) -> float:
-    """The highest return among those that the predictor was trained on; NaN where it is not known."""
-    from algorithms.gac.unknown import understood
-
-    return float(understood(torch.as_tensor(weights.unpack()["return_high"])))

@@ -96,6 +96,15 @@ def try_modes(
     return {mode: _try(plan, weights, maze, starts_P2, mode, seed) for mode in ("prior", "st", "kl", "max")}
 
 
+def best_return(weights: Weights) -> float:
+    """The highest return among those that the predictor was trained on; NaN where it is not known."""
+    import torch
+
+    from algorithms.gac.unknown import understood
+
+    return float(understood(torch.as_tensor(weights.unpack()["return_high"])))
+
+
 def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int) -> Trial:
     from algorithms.interface import Aim
     from rollout_workers.envs import make_batch_env
@@ -111,7 +120,9 @@ def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray 
         timeout_s=plan.config.evaluation.timeout_s,
         make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
-    found = evaluator.evaluate(weights, len(start_E), seed, Aim(mode=mode), record_paths=maze is not None)
+    required = mode == "st" and policy.config.infer_target == "required"  # no default: the best that was seen
+    aim = Aim(mode=mode, target_return=best_return(weights) if required else None)
+    found = evaluator.evaluate(weights, len(start_E), seed, aim, record_paths=maze is not None)
     if found.errors:
         raise RunError(f"{plan.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
     assert policy.inferred is not None

@@ -15,36 +15,15 @@ import numpy as np
 
 from cluster.chart import COLOURS, Line, draw_chart
 from cluster.errors import UsageError
-from cluster.history import NotARun, Run, agent_metrics, read_run
+from cluster.history import NotARun, Run, read_run
 from cluster.page import page, table
+from cluster.panels import AXES, Shown, small_charts
 from cluster.wording import algorithm_name, clock, number, percent
 
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
 
 RESAMPLES = 2_000
 SEPARATE = {"seed", "steps", "versions", "git", "command"}  # differences that do not make another experiment
-CHARTS = (  # key of a metrics line, title, unit
-    ("return_mean", "Training return", "sum of rewards, exploring"),
-    ("length_mean", "Episode length", "env steps"),
-    ("env_steps_per_s", "Environment steps", "per s"),
-    ("updates_per_s", "Updates", "per s"),
-    ("replay_ratio", "Replay ratio", "updates / env step"),
-    ("policy_age_p95", "Policy age, 95th percentile", "versions"),
-    ("learner_data_wait", "Learner waits for data", "share of its time"),
-    ("fill", "Replay fill", "0 to 1"),
-    ("memory_bytes", "Memory", "bytes"),
-)
-AGENT_TITLES = {
-    "critic_loss": ("Critic loss", ""),
-    "actor_loss": ("Actor loss", ""),
-    "alpha": ("Temperature alpha", ""),
-    "control_energy": ("Control energy", "nats"),
-    "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
-    "q_mean": ("Q, mean", "discounted return"),
-    "critic_grad_norm": ("Critic gradient norm", ""),
-    "sigma_mean": ("Bridge noise sigma, mean", ""),
-    "nonfinite": ("Non-finite updates skipped", "of one call"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +56,8 @@ def write_report(run_dirs: Sequence[str | Path], path_html: str | Path) -> Path:
         "<h2>Summary</h2>",
         _summary(runs),
     ]
-    for env in dict.fromkeys(run.env for run in runs):
-        parts += _section(env, [run for run in runs if run.env == env])
+    for env, unit in dict.fromkeys((run.env, run.unit) for run in runs):
+        parts += _section(env, unit, [run for run in runs if (run.env, run.unit) == (env, unit)])
     parts += [*_differences(runs), *_configurations(runs)]
     path = Path(path_html)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,9 +94,11 @@ def _label(run: Run, firsts: Sequence[Run]) -> str:
     return algorithm_name(run.algorithm) + (f" ({told})" if told else "")
 
 
-def _section(env: str, runs: Sequence[Run]) -> Iterable[str]:
+def _section(env: str, unit: str, runs: Sequence[Run]) -> Iterable[str]:
+    """The charts of one environment's runs whose length is counted in one unit: others share no axis with them."""
     groups = grouped(runs)
-    yield f"<h2>{_text(env)}</h2>"
+    counted = ' <span class="soft">from data, counted in updates</span>' if unit == "updates" else ""
+    yield f"<h2>{_text(env)}{counted}</h2>"
     keys = [
         f'<span><i class="swatch c{g.colour % COLOURS}"></i>{_text(g.label)} '
         f'<span class="soft">{_text(_members(g))}</span></span>'
@@ -125,12 +106,12 @@ def _section(env: str, runs: Sequence[Run]) -> Iterable[str]:
     ]
     yield f'<div class="key">{"".join(keys)}</div>'
     lines = [line for group in groups for line in _evaluation_lines(group)]
-    yield draw_chart("Evaluation return", "sum of rewards, deterministic policy", lines, wide=True) or (
-        '<p class="soft">No evaluation has been made yet.</p>'
-    )
+    yield draw_chart(
+        "Evaluation return", "sum of rewards, deterministic policy", lines, wide=True, axis=AXES.get(unit, unit)
+    ) or ('<p class="soft">No evaluation has been made yet.</p>')
     notes = {_band_note(group) for group in groups if any(run.evaluations for run in group.runs)}
     yield "".join(f'<p class="soft">{_text(note)}</p>' for note in sorted(notes))
-    yield f'<div class="grid-of">{"".join(_small_charts(groups))}</div>'
+    yield f'<div class="grid-of">{"".join(small_charts(_shown(groups), unit))}</div>'
 
 
 def _members(group: Group) -> str:
@@ -152,7 +133,7 @@ def _evaluated(group: Group) -> list[Run]:
 
 def _evaluation_lines(group: Group) -> Iterable[Line]:
     runs = _evaluated(group)
-    curves = [([float(e.env_steps) for e in run.evaluations], [e.mean for e in run.evaluations]) for run in runs]
+    curves = [([float(e.at) for e in run.evaluations], [e.mean for e in run.evaluations]) for run in runs]
     first, last = max((x[0] for x, _ in curves), default=0), min((x[-1] for x, _ in curves), default=0)
     grid = sorted({at for x, _ in curves for at in x if first <= at <= last})
     if len(runs) > 1 and grid:
@@ -169,27 +150,12 @@ def _evaluation_lines(group: Group) -> Iterable[Line]:
         yield Line(label=group.label, colour=group.colour, x=x, y=y, band=(worst, best))
 
 
-def _small_charts(groups: Sequence[Group]) -> Iterable[str]:
-    agents = {name: key for group in groups for run in group.runs for name, key in agent_metrics(run.last).items()}
-    order = [name for name in AGENT_TITLES if name in agents] + sorted(set(agents) - set(AGENT_TITLES))
-    learning = [(agents[name], *AGENT_TITLES.get(name, (name.replace("_", " "), ""))) for name in order]
-    for key, title, unit in (*CHARTS[:2], *learning, *CHARTS[2:]):
-        lines = []
-        for group in groups:
-            for run in group.runs:
-                x, y = run.series(key)
-                label = group.label if len(group.runs) == 1 else run.name
-                lines.append(Line(label=label, colour=group.colour, x=x, y=y))
-        if key == "replay_ratio":
-            lines += _targets(groups)
-        yield draw_chart(title, unit, lines)
-
-
-def _targets(groups: Sequence[Group]) -> Iterable[Line]:
-    runs = [run for group in groups for run in group.runs]
-    for target in sorted({run.last["target_replay_ratio"] for run in runs if "target_replay_ratio" in run.last}):
-        reach = max(run.env_steps for run in runs)
-        yield Line(label="target", colour=7, x=[0.0, float(reach)], y=[target, target], dashed=True)
+def _shown(groups: Sequence[Group]) -> list[Shown]:
+    return [
+        Shown(group.label if len(group.runs) == 1 else run.name, group.colour, run)
+        for group in groups
+        for run in group.runs
+    ]
 
 
 def _alarms(runs: Sequence[Run]) -> Iterable[str]:
@@ -203,6 +169,12 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
             yield (
                 f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
                 f"resume it with <code>drawbridge resume {_text(run.path)}</code></div>"
+            )
+        if run.last.get("loss_collapse"):
+            yield (
+                f'<div class="callout bad"><b>{_text(run.name)}: the posterior has collapsed.</b> Plans say next to nothing of their '
+                "trajectories, so searching them steers nothing; raise agent.free_bits, lower agent.kl_weight, shorten "
+                "agent.window or raise agent.history_dropout</div>"
             )
         if run.notes:
             notes = "; ".join(run.notes)
@@ -236,7 +208,7 @@ def _evaluation_cell(run: Run) -> str:
         return f"{_figure(run.summary['eval_return_mean'])} ± {_figure(run.summary.get('eval_return_std'))}"
     if not run.evaluations:
         return "-"
-    return f"{_figure(run.evaluations[-1].mean)} at {number(run.evaluations[-1].env_steps)}"
+    return f"{_figure(run.evaluations[-1].mean)} at {number(run.evaluations[-1].at)}"
 
 
 def _split(parts: dict[str, Any]) -> str:

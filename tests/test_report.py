@@ -236,6 +236,54 @@ def test_charts_of_one_point_and_of_equal_values_have_finite_coordinates() -> No
     assert draw_chart("title", "unit", [Line(label="a", colour=0, x=[], y=[])]) == ""
 
 
+def make_gac_run(path: Path, *, collapse: float = 0.0, steps: int = 0) -> Path:
+    """A run on whole episodes as it is left: its length is counted in updates, and it made ``steps`` env steps in all."""
+    path.mkdir(parents=True)
+    facts = {"algorithm": "gac", "env": "Hopper-v5", "seed": 1, "backend": "inline"}
+    write(path / "config.json", {**facts, "steps": 300, "unit": "updates", "agent": {"lr": 1e-3}})
+    losses = {"elbo": -900.0, "return_error": 5.0, "kl_token": 1.2, "active_dims": 0.8, "collapse": collapse}
+    lines = []
+    for at in (100, 200, 300):
+        line = {"time_s": at / 10, "env_steps": steps * at // 300, "updates": at, "env_steps_per_s": float(steps)}
+        line |= {"replay_ratio": 0.0, "target_replay_ratio": 2.0, "policy_age_p95": 0, "updates_per_s": 10.0}
+        lines.append(line | {f"loss_{name}": value for name, value in losses.items()})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluations = [{**evaluation_line(at, 1), "env_steps": 0} for at in (150, 300)]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
+    return path
+
+
+def section(text: str, title: str) -> str:
+    return text.split(title, 1)[1].split("<h2>", 1)[0]
+
+
+def test_a_run_that_is_counted_in_updates_is_drawn_against_them(tmp_path: Path) -> None:
+    text = write_report([make_gac_run(tmp_path / "gac")], tmp_path / "report.html").read_text()
+    for title in ("ELBO", "Return error", "KL of a plan token", "Active latent dimensions", "Posterior collapse"):
+        assert f"<figcaption>{title} " in text, title
+    assert "environment steps" not in text and text.count('data-axis="updates"') == text.count("<figure")
+    assert "&quot;x&quot;: [150.0, 300.0]" in text, "evaluations lie where they were made"
+    for nothing in ("Replay ratio <", "Environment steps <", "Policy age"):
+        assert nothing not in text, f"{nothing} means nothing where nothing is gathered"
+    assert "collapsed" not in text
+    online = write_report([make_gac_run(tmp_path / "online", steps=900)], tmp_path / "report.html").read_text()
+    assert "<figcaption>Environment steps " in online and "Replay ratio <" not in online
+
+
+def test_a_collapsed_posterior_is_told_above_everything(tmp_path: Path) -> None:
+    text = write_report([make_gac_run(tmp_path / "gac", collapse=0.5)], tmp_path / "report.html").read_text()
+    assert text.index("the posterior has collapsed") < text.index("<h2>Summary")
+
+
+def test_runs_counted_in_different_units_share_no_axis(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "old"), make_gac_run(tmp_path / "gac")]
+    text = write_report(paths, tmp_path / "report.html").read_text()
+    old, new = section(text, "<h2>Hopper-v5</h2>"), section(text, "<h2>Hopper-v5 <span")
+    assert 'data-axis="environment steps"' in old and 'data-axis="updates"' not in old
+    assert 'data-axis="updates"' in new and 'data-axis="environment steps"' not in new
+    assert "<figcaption>Replay ratio " in old and "ELBO" in new
+
+
 def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:

@@ -9,9 +9,12 @@ import imageio.v3
 import numpy as np
 import pytest
 from linear_policy import LinearPolicy
+from remembering_policy import RememberingPolicy
 
 from rollout_workers import video
 from rollout_workers.acting import Actor
+from rollout_workers.evaluator import Evaluator
+from rollout_workers.planning import PlanActor
 from rollout_workers.video import NoRenderer, find_gl, record_video
 
 
@@ -67,3 +70,18 @@ def _no_picture(*_: object) -> np.ndarray:
 def test_a_name_that_is_no_mp4_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'\.gif', expected '\.mp4'"):
         record_video("Swimmer-v5", swimmer_actor(), tmp_path / "swim.gif", seed=0)
+
+
+def test_the_film_of_a_policy_that_plans_is_the_evaluations_episode(
+    gl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", gl)
+    policy = RememberingPolicy(4, 1)
+    weights = policy.weights(2)
+    actor = PlanActor(policy)
+    actor.load(weights)
+    film = record_video("InvertedPendulum-v5", actor, tmp_path / "pole.mp4", seed=11)
+    assert [envs for envs, _, _ in policy.begun] == [[0]]
+    measured = Evaluator("InvertedPendulum-v5", RememberingPolicy(4, 1)).evaluate(weights, episodes=1, seed=11)
+    assert film.ended and film.episode_return == measured.returns[0]
+    assert film.frames == measured.lengths[0] + 1
