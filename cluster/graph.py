@@ -297,8 +297,9 @@ def base_state(base: Path, plan: Plan) -> dict[str, Any]:
 
 def checkpoint_exists(plan: Plan) -> bool:
     """Whether the run has a checkpoint that its learner is going to load."""
-    folder = plan.run_dir / "checkpoints"
-    return folder.is_dir() and any(folder.iterdir())
+    from learners import checkpoint
+
+    return checkpoint.exists(plan.run_dir / "checkpoints")
 
 
 def newest_checkpoint(plan: Plan) -> Checkpoint | None:

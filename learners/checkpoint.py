@@ -97,6 +97,11 @@ def save(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any], *
     return final
 
 
+def exists(directory: Path) -> bool:
+    """Whether there is a checkpoint, usable or not; a save that never finished is none."""
+    return bool(_checkpoints(Path(directory)))
+
+
 def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None:
     """The newest checkpoint that is complete, intact and whose ``meta`` agrees with ``expect`` in every field of it.
 
