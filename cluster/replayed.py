@@ -5,6 +5,7 @@ Letters: T steps of an episode.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -59,8 +60,8 @@ def _stored(
 
 
 def _table(plan: Plan, index: int) -> Table | None:
-    """The rows of one shard's newest snapshot; None where it has none."""
-    shard = make_shard(plan, index)
+    """The rows of one shard's newest snapshot; None where it has none. A dataset that was mixed in is not asked for."""
+    shard = make_shard(dataclasses.replace(plan, config=dataclasses.replace(plan.config, dataset="")), index)
     assert isinstance(shard, ReplayShard)
     try:
         return None if load(shard, plan.shard_dir(index)) is None else shard.table

@@ -246,3 +246,6 @@ def test_a_dataset_that_was_made_again_is_not_gone_on_with(
     write(again, ENV, seed=1, force=True)
     assert main(["resume", str(run), "--steps", "128"]) != 0
     assert "it was made again" in capsys.readouterr().err
+    take = ["dataset", "export", str(run), "drawbridge/taken-v0"]
+    assert main(take) == 0, "what the run itself gathered is there all the same"
+    assert 0 < open_dataset("drawbridge/taken-v0").total_steps <= 80
