@@ -12,9 +12,10 @@ import cluster
 import learners
 import replay
 import rollout_workers
+from cluster import episode_checks
 from cluster.config import RunConfig
 from cluster.errors import UsageError
-from cluster.graph import Plan, offline_rows
+from cluster.graph import Plan, offline_rows, workers_of
 from cluster.run_dir import ROOT, RunDirectory
 from replay.memory import bytes_needed
 from rollout_workers.envs import EnvError, env_spec
@@ -49,13 +50,19 @@ def memory_bytes(plan: Plan) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
     config = plan.config
     processes = (
-        1 if config.backend == "inline" else 2 + config.worker.workers + config.learner.learners + config.replay.shards
+        1 if config.backend == "inline" else 2 + workers_of(config) + config.learner.learners + config.replay.shards
     )
     return {
-        "replay": bytes_needed(plan.layout, config.replay, offline_rows(plan)),
+        "replay": _replay_bytes(plan),
         "processes": processes * PROCESS_BYTES,
         "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
     }
+
+
+def _replay_bytes(plan: Plan) -> int:
+    if plan.config.learns_from_episodes:
+        return episode_checks.episode_bytes(plan)
+    return bytes_needed(plan.layout, plan.config.replay, offline_rows(plan))
 
 
 def check_tree() -> None:
@@ -71,15 +78,19 @@ def check_tree() -> None:
 
 def _problems(config: RunConfig) -> list[str]:
     worker, learner = config.worker, config.learner
-    found = config.replay.problems(
-        batch_size=learner.batch_size,
-        updates_per_call=learner.updates_per_call,
-        envs_per_worker=worker.envs_per_worker,
-        chunk_steps=worker.chunk_steps,
-    )
+    if config.learns_from_episodes:
+        found = episode_checks.replay_problems(config)
+    else:
+        found = config.replay.problems(
+            batch_size=learner.batch_size,
+            updates_per_call=learner.updates_per_call,
+            envs_per_worker=worker.envs_per_worker,
+            chunk_steps=worker.chunk_steps,
+        )
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).problems()]
-    if worker.workers < config.replay.shards:
+    found += episode_checks.stage_problems(config)
+    if 0 < workers_of(config) < config.replay.shards:
         found.append(
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {worker.workers}: a worker writes to one shard, so "
             "one would stay empty; start more workers or fewer shards"
@@ -111,7 +122,9 @@ def _dataset_problems(plan: Plan) -> list[str]:
     try:
         dataset = plan.dataset
         if dataset is not None:
-            check_against(dataset, plan.config.env, plan.obs_dim, plan.action_dim)
+            check_against(dataset, config.env, plan.obs_dim, plan.action_dim)
+        if config.learns_from_episodes:
+            return episode_checks.data_problems(plan, env_spec(config.env).max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]
     return []

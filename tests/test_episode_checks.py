@@ -1,0 +1,95 @@
+"""What is refused before a run on whole episodes starts, and what it is reckoned to take of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
+
+from cluster.checks import make_plan, memory_bytes, plan_of
+from cluster.config import RunConfig, make_preset, override
+from cluster.errors import UsageError
+from cluster.graph import make_shard
+from cluster.run_dir import RunDirectory
+from replay.episode_shard import EpisodeShard
+
+EPISODES = 8
+
+
+@pytest.fixture(autouse=True)
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(tmp_path / "data", monkeypatch, EPISODES)
+
+
+def config_of(algorithm: str = "gac", **settings: object) -> RunConfig:
+    given = {"env": "Pendulum-v1"} | ({"dataset": DATASET} if algorithm not in ("softgac", "sac") else {})
+    given |= TINY | TINY_GAC if algorithm == "gac" else {}
+    merged = given | {key.replace("__", "."): value for key, value in settings.items()}
+    return override(make_preset(algorithm, "cpu"), {key: str(value) for key, value in merged.items()})
+
+
+def refused(path: Path, config: RunConfig) -> str:
+    with pytest.raises(UsageError) as caught:
+        make_plan(config, RunDirectory(path / "run"), 0)
+    assert "nothing was started" in str(caught.value)
+    return str(caught.value)
+
+
+REFUSED = {
+    "fewer episodes than shards": (
+        {"online__stages": 1, "online__updates_per_stage": 5, "steps": 10, "online__episodes_per_stage": 1, "replay__shards": 2},
+        ("online.episodes_per_stage is 1", "at least replay.shards 2", "fewer shards"),
+    ),
+    "a run that is shorter than its stages": (
+        {"online__stages": 3, "online__updates_per_stage": 100, "steps": 40},
+        ("steps is 40", "expected at least 300", "over before its stages"),
+    ),
+    "random steps": (
+        {"online__stages": 1, "online__updates_per_stage": 5, "steps": 10, "worker__random_steps": 100},
+        ("worker.random_steps is 100", "half of nobody's plan"),
+    ),
+    "a ring that cannot hold what runs": (
+        {"online__stages": 1, "online__updates_per_stage": 5, "steps": 10, "replay__capacity_rows": 700},
+        ("replay.capacity_rows is 700", f"expected at least {2 * 2 * STEPS}", "in the middle of"),
+    ),
+    "more shards than episodes": ({"replay__shards": EPISODES + 1}, (f"has {EPISODES} episodes", "use fewer shards")),
+    "no room for the longest episode": (
+        {"data__offline_capacity_rows": 300, "replay__shards": 2},
+        (f"has an episode of {STEPS} steps", f"raise it to at least {2 * STEPS}"),
+    ),
+    "no shard": ({"replay__shards": 0}, ("replay.shards is 0", "nowhere to store")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_could_never_be_gathered_or_learned_is_refused(tmp_path: Path, name: str) -> None:
+    settings, words = REFUSED[name]
+    told = refused(tmp_path, config_of(**settings))
+    assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize("algorithm", ["softgac", "bc"])
+def test_stages_of_an_algorithm_that_makes_none_are_refused(tmp_path: Path, algorithm: str) -> None:
+    told = refused(tmp_path, config_of(algorithm, online__stages=3, online__episodes_per_stage=20))
+    assert "online.stages is 3" in told and "online.episodes_per_stage is 20" in told and "leave it out" in told
+
+
+def test_settings_of_transitions_do_not_matter_to_a_run_on_episodes(tmp_path: Path) -> None:
+    config = config_of(replay__min_size_rows=10**9, replay__replay_ratio=-1, replay__shards=3, worker__workers=2)
+    make_plan(config, RunDirectory(tmp_path / "run"), 0)  # without workers there may be more shards than of them
+
+
+@pytest.mark.parametrize(("stages", "shards"), [(0, 1), (2, 2)])
+def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, stages: int, shards: int) -> None:
+    sizes = {"online__stages": stages, "online__updates_per_stage": 5, "steps": 20, "replay__shards": shards}
+    config = config_of(agent__posterior="stored", replay__capacity_rows=4_000, **sizes)
+    plan = plan_of(config, RunDirectory(tmp_path / "run"))
+    told = memory_bytes(plan)["replay"]
+    held = 0
+    for index in range(shards):
+        shard = make_shard(plan, index)
+        assert isinstance(shard, EpisodeShard)
+        used = shard.table.size + shard.table.online.capacity  # the rest of the dataset's ring is never touched
+        held += used * shard.table.width * 4 + sum(getattr(shard.table, name).nbytes for name in shard.table.columns)
+    assert held <= told <= 40 * 2**20, (held, told)
