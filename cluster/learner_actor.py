@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
     from algorithms.weights import Weights
     from learners.checkpoint import Checkpoint
+    from learners.collective import TorchCollective
     from learners.feed import Fed, Feed
     from learners.learner import LearnerReport
     from replay.trajectories import EpisodeBlock
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
+POLL_S = 0.5  # between two meetings of ranks of which one has no block
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
 
@@ -51,6 +53,7 @@ class LearnerActor:
         self.plan, self.rank, self.epoch = plan, rank, epoch
         self.config = plan.config
         self.shards, self.store = shards, store
+        self.collective: TorchCollective | None = None
         self.stopping = threading.Event()
         # Whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint.
         self.turn = threading.Lock()
@@ -73,7 +76,6 @@ class LearnerActor:
         from learners.learner import PART
 
         config = self.config
-        self.collective = None
         if config.learner.learners > 1:
             device = learner_device(config)
             self.collective = TorchCollective(
@@ -113,8 +115,8 @@ class LearnerActor:
         saved = reported = time.monotonic()
         try:
             while True:
-                fed = None if self.stopping.is_set() else self._next(feed, deadline_s)
-                if not self._all(fed is not None) or fed is None:
+                fed = self._next(feed, deadline_s)
+                if fed is None:
                     break
                 while self.asked.is_set():
                     time.sleep(0.001)
@@ -191,24 +193,37 @@ class LearnerActor:
         self.told = self.learner.updates
 
     def _next(self, feed: Feed, deadline_s: float) -> Fed | None:
-        """The next block, None at the end. Neither a run that the driver holds nor a long warm-up is late: workers that
-        hang meanwhile are the driver's to find."""
+        """The next block, once every rank has one; None at the end of any rank's. Neither a run that the driver holds nor a
+        long warm-up or gathering is late: workers that hang meanwhile are the driver's to find.
+
+        A rank that waits for its block meets the others all the same, every POLL_S: blocks are not dealt evenly, and one
+        that has the last of a stage would wait for the others in a reduction, whose deadline is shorter than a gathering.
+        """
         from learners.feed import FeedTimeout
 
+        began, waited_s, fed, ended = time.monotonic(), feed.waited_s, None, False
         while True:
             try:
-                return feed.get()
+                if fed is None:
+                    fed = feed.get(deadline_s if self.collective is None else POLL_S)
+                    ended = fed is None
             except FeedTimeout:
-                if time.monotonic() - self.excused > deadline_s:
+                if time.monotonic() - max(self.excused, began) > deadline_s:
                     raise
+            everybody, anybody_ended = self._meet(fed is not None, ended or self.stopping.is_set())
+            if anybody_ended:
+                return None
+            if everybody and fed is not None:
+                return dataclasses.replace(fed, waited_s=feed.waited_s - waited_s)
 
-    def _all(self, mine: bool) -> bool:
-        """Whether every rank has a block: all of them make an update, or none does."""
+    def _meet(self, ready: bool, ended: bool) -> tuple[bool, bool]:
+        """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
         if self.collective is None:
-            return mine
-        flag = torch.tensor([1.0 if mine else 0.0], device=self.learner.device)
-        self.collective.mean_(flag)
-        return bool(flag.item() == 1.0)
+            return ready, ended
+        told = torch.tensor([float(ready), float(ended)], device=self.learner.device)
+        self.collective.mean_(told)
+        share_ready, share_ended = told.tolist()
+        return share_ready == 1.0, share_ended > 0.0
 
     def _agree_on(self, found: Checkpoint | None) -> None:
         """Waits until every rank has looked for checkpoints, before rank 0 writes the first; RunError unless all found the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from cluster.errors import RunError
 from cluster.graph import Plan
 from cluster.learner_actor import LearnerActor
 from learners.checkpoint import Checkpoint
-from learners.feed import FeedTimeout
+from learners.feed import Fed, FeedTimeout
 from replay.chunk import Wait
 
 
@@ -33,8 +35,44 @@ class Shard:
 class Silent:
     """A feed that has no block."""
 
-    def get(self) -> None:
+    waited_s = 0.0
+
+    def get(self, deadline_s: float) -> None:
         raise FeedTimeout("no block came")
+
+
+class Slow:
+    """A feed whose answers come when they are put into it."""
+
+    waited_s = 0.0
+
+    def __init__(self) -> None:
+        self.answers: queue.Queue[Fed | None] = queue.Queue()
+        self.asked = 0
+
+    def get(self, deadline_s: float) -> Fed | None:
+        self.asked += 1
+        try:
+            return self.answers.get(timeout=deadline_s)
+        except queue.Empty:
+            self.waited_s += deadline_s
+            raise FeedTimeout("no block came") from None
+
+
+class Meeting:
+    """What two ranks share that run as threads; nobody may wait in it for longer than ``limit_s``."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.barrier, self.sum, self.lock = threading.Barrier(2, timeout=limit_s), torch.zeros(2), threading.Lock()
+
+    def mean_(self, tensor: torch.Tensor) -> None:
+        with self.lock:
+            self.sum += tensor
+        self.barrier.wait()
+        tensor.copy_(self.sum / 2)
+        if self.barrier.wait() == 0:
+            self.sum.zero_()
+        self.barrier.wait()
 
 
 class Others:
@@ -68,7 +106,7 @@ def test_a_warm_up_or_a_held_run_is_not_late_however_long_it_takes(
     assert (learner.excused == -math.inf) == late
     if late:
         with pytest.raises(FeedTimeout):
-            learner._next(Silent(), 60.0)  # type: ignore[arg-type]
+            learner._next(Silent(), 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("mine", "others"), [(None, (-1.0, -1.0)), (640, (640.0, 640.0))])
@@ -86,3 +124,33 @@ def test_a_rank_that_sees_other_files_than_the_others_is_told_so(
     learner.collective = Others(*others)  # type: ignore[assignment]
     with pytest.raises(RunError, match="storage that every node sees"):
         learner._agree_on(None if mine is None else checkpoint(tmp_path, mine))
+
+
+def test_a_rank_with_a_block_meets_one_that_waits_for_long_in_time_and_both_update_and_end_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.learner_actor.POLL_S", 0.02)
+    meeting, feeds, got = Meeting(limit_s=5.0), (Slow(), Slow()), ([], [])  # type: ignore[var-annotated]
+    learners = [actor(tmp_path), actor(tmp_path)]
+
+    def work(rank: int) -> None:
+        learners[rank].collective = meeting  # type: ignore[assignment]
+        while (fed := learners[rank]._next(feeds[rank], 60.0)) is not None:  # type: ignore[arg-type]
+            got[rank].append(fed)
+        got[rank].append(None)
+
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    block = Fed(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
+    feeds[0].answers.put(block)
+    while feeds[1].asked < 10:  # rank 1 was asked for its block again and again, and rank 0 waited in no reduction
+        threads[1].join(0.01)
+    assert got == ([], [])
+    feeds[1].answers.put(block)
+    feeds[0].answers.put(block)  # it has one more than the other
+    feeds[1].answers.put(None)
+    for thread in threads:
+        thread.join(20)
+    assert [len(each) for each in got] == [2, 2] and got[0][1] is got[1][1] is None
+    assert got[1][0].waited_s > 0.1 and got[0][0].waited_s < 0.1
