@@ -61,9 +61,9 @@ class InlineFleet:
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
         found = newest_checkpoint(plan)
         exact = found is not None and self._restore(found)
-        incarnation = 0 if exact else plan.start * INCARNATIONS_A_START
+        self.incarnation = self._kept_incarnation(found) if exact else plan.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
-        self.workers = [make_worker(plan, i, incarnation, random_steps) for i in range(workers_of(config))]
+        self.workers = [make_worker(plan, i, self.incarnation, random_steps) for i in range(workers_of(config))]
         self.evaluator = make_evaluator(plan)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
@@ -113,7 +113,9 @@ class InlineFleet:
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
         counters = np.array([self.turn, self.asked, *(shard.table.inserted for shard in self.shards)], np.int64)
-        parts |= checkpoint.prefixed(_COUNTERS, {"counters": counters})
+        parts |= checkpoint.prefixed(
+            _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
+        )
         save_checkpoint(self.plan, self.learner, self._env_steps(), parts)
         return []
 
@@ -210,6 +212,11 @@ class InlineFleet:
         for shard in self.shards:
             self.tally.add_shard(shard.stats(), shard.drain_stats())
         self.tally.add_learner(self.learner.report())
+
+    def _kept_incarnation(self, found: checkpoint.Checkpoint | None) -> int:
+        """Who the workers of a checkpoint were, whose running episodes go on: later ones only where a start was not exact."""
+        kept = found.part(_COUNTERS) if found is not None else {}
+        return int(kept.get("incarnation", 0))
 
     def _restore(self, found: checkpoint.Checkpoint) -> bool:
         """Learner and shards; whether the checkpoint and the snapshots are of one moment, so that all is as it was."""
