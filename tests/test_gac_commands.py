@@ -1,0 +1,315 @@
+"""The commands of what learns from episodes as a contract: files and fields of runs, exact resumption, modes, words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, finetune_words, pairs
+from tiny_runs import lines, read
+
+from cluster.checks import make_plan
+from cluster.cli import main
+from cluster.config import flatten, make_preset
+from cluster.finetune import finetuned
+from cluster.run_dir import RunDirectory
+from cluster.session import Session
+from replay.dataset import open_dataset, write_dataset
+from replay.stored_episode import StoredEpisode
+
+ENV, ID = "FixedGoal/PointMaze_UMaze-v3", "tiny/umaze-v0"
+FILES = {"config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "replay", "live.json", "summary.json", "events",
+         "curve.png"}  # fmt: skip
+SUMMARY = {
+    "algorithm", "env", "seed", "backend", "preset", "exit", "env_steps", "updates", "wall_s", "env_steps_per_s", "updates_per_s",
+    "replay_ratio", "eval_return_mean", "eval_return_std", "eval_episodes", "rows", "workers", "learner_time", "policy_age_versions",
+}  # fmt: skip
+PARTS = {
+    "loss_elbo", "loss_action_nll", "loss_next_state_error", "loss_return_nll", "loss_return_error", "loss_kl_token", "loss_kl_total",
+    "loss_active_dims", "loss_collapse", "loss_grad_norm", "loss_learning_rate", "loss_nonfinite",
+}  # fmt: skip
+PLANNED = ("predicted", "variance", "path_length", "shortest_path", "reached", "starts_in_goal")
+MODES = ("prior", "st", "kl", "max")
+CLOCKS = ("wall_s", "time_s")
+QUICK = {"evaluation.final_episodes": 1, "evaluation.episodes": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A dataset of random walks in the maze, for the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("datasets")))
+        box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
+        references = {"random_return": 2.0, "expert_return": 202.0, "reference_episodes": 1, "expert": "planner"}
+        write_dataset(ID, map(walk, range(8)), env_id=ENV, algorithm_name="random", description={}, **box, **references)
+        yield open_dataset(ID)
+
+
+def walk(index: int, steps: int = 20) -> StoredEpisode:
+    rng = np.random.default_rng(index)
+    obs_NO = rng.uniform(-1, 1, (steps + 1, 4)).astype(np.float32)
+    action_TA = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
+    return StoredEpisode(index, obs_NO[:-1], action_TA, np.full(steps, 2.0 * index / steps), False, True, obs_NO[-1])
+
+
+def train(run: Path, steps: int, *flags: str, algorithm: str = "gac", **more: Any) -> int:
+    agent = TINY_GAC if algorithm == "gac" else TINY_CLONE
+    words = ["train", algorithm, "--dataset", ID, "--backend", "inline", "--steps", str(steps), "--run-dir", str(run)]
+    return main([*words, *flags, *pairs(TINY, QUICK, agent, **more)])
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An offline GAC run that ended."""
+    path = tmp_path_factory.mktemp("commands") / "run"
+    told: dict[str, Any] = {"metrics__tensorboard": "true", "metrics__line_s": 0, "evaluation__every_steps": 10}
+    assert train(path, 20, "--seed", "7", **told) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def online(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, fine-tuned in two stages."""
+    path = tmp_path_factory.mktemp("online") / "run"
+    words = finetune_words(run_dir, path, episodes=3, updates=5, metrics__line_s=0, evaluation__every_steps=0)
+    assert main(words) == 0
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command that succeeds prints."""
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_an_offline_run_leaves_what_every_run_leaves(run_dir: Path) -> None:
+    assert {path.name for path in run_dir.iterdir()} >= FILES
+    assert any(path.name.startswith("events.out.tfevents") for path in (run_dir / "events").iterdir())
+    config = read(run_dir / "config.json")
+    assert (config["algorithm"], config["env"], config["dataset"], config["unit"]) == ("gac", ENV, ID, "updates")
+    assert config["steps"] == config["agent"]["updates"] == 20 and config["seed"] == 7
+
+
+def test_the_summary_of_an_offline_run_has_every_field_and_its_numbers_agree(run_dir: Path) -> None:
+    told = read(run_dir / "summary.json")
+    assert told.keys() >= SUMMARY
+    assert (told["algorithm"], told["env"], told["seed"], told["backend"], told["exit"]) == ("gac", ENV, 7, "inline", "completed")  # fmt: skip
+    assert (told["env_steps"], told["updates"], told["workers"]["started"]) == (0, 20, 0)
+    assert told["rows"] == {"recorded": 0, "stored": 0, "dropped": {}} and told["eval_episodes"] == 1
+    assert sum(told["learner_time"].values()) == pytest.approx(1.0)
+
+
+def test_metrics_have_the_parts_of_the_bound_and_evaluations_those_of_plans(run_dir: Path) -> None:
+    told = lines(run_dir / "metrics.jsonl")
+    learned = [line for line in told if "loss_elbo" in line]
+    assert learned and all(line.keys() >= PARTS | {"time_s", "env_steps", "updates"} for line in learned)
+    assert [line["updates"] for line in told] == sorted(line["updates"] for line in told) and told[-1]["updates"] == 20
+    last = learned[-1]
+    assert last["loss_kl_total"] == pytest.approx(last["loss_kl_token"] * TINY_GAC["agent.tokens"], rel=1e-5)
+    assert np.isfinite([last[name] for name in PARTS]).all() and last["loss_nonfinite"] == 0
+    evaluated = lines(run_dir / "evaluations.jsonl")
+    assert [line["updates"] for line in evaluated] == [10, 20]
+    assert all(line["mode"] == "kl" and all(len(line[name]) == 1 for name in PLANNED) for line in evaluated)
+
+
+def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Path, run_dir: Path) -> None:
+    assert {path.name for path in online.iterdir()} >= FILES - {"events"}
+    told, config = read(online / "summary.json"), read(online / "config.json")
+    assert told.keys() >= SUMMARY and (told["updates"], told["exit"]) == (10, "completed")
+    assert told["env_steps"] == told["rows"]["stored"] >= 2 * 3 * 300  # episodes of the maze's time limit
+    assert told["workers"] == {"started": 2, "restarted": 0}
+    assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
+    assert (config["steps"], config["agent"]["updates"]) == (10, 30)  # the schedule goes on over both runs
+    assert lines(online / "metrics.jsonl")[-1].keys() >= PARTS
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "dt"])
+def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, 10, algorithm=algorithm) == 0
+    told = read(run / "summary.json")
+    assert told.keys() >= SUMMARY and (told["algorithm"], told["updates"]) == (algorithm, 10)
+    assert lines(run / "metrics.jsonl")[-1]["loss_action_mse"] > 0
+    found = json.loads(said(capsys, "evaluate", str(run), "--episodes", "2", "--json"))
+    assert len(found["returns"]) == len(found["normalised"]) == len(found["path_length"]) == 2
+    assert found["mode"] == "" and found["predicted"] == []
+    assert (found["target"] is None) == (algorithm != "dt")
+    assert main(["resume", str(run), "--steps", "20"]) == 0 and read(run / "summary.json")["updates"] == 20
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_episode(
+    mode: str, run_dir: Path, dataset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", str(run_dir), "--mode", mode, "--episodes", "3", "--json")
+    told = said(capsys, *words)
+    found = json.loads(told, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (found["algorithm"], found["env"], found["updates"], found["episodes"]) == ("gac", ENV, 20, 3)
+    assert found["mode"] == mode and found["warnings"] == found["errors"] == []
+    assert all(len(found[name]) == 3 for name in ("returns", "lengths", "normalised", *PLANNED))
+    assert found["normalised"] == pytest.approx([(value - 2.0) / 2.0 for value in found["returns"]])
+    assert found["normalised_mean"] == pytest.approx(np.mean(found["normalised"]))
+    assert found["return_mean"] == pytest.approx(np.mean(found["returns"])) and found["dataset"] == dataset.id
+    assert (found["target"] is not None) == (mode == "st")
+    assert all(length >= 0 for length in found["path_length"]) and min(found["variance"]) > 0
+    walked = [p for p, at in zip(found["path_length"], found["reached"]) if at >= 0]
+    shortest = [p for p, at in zip(found["shortest_path"], found["reached"]) if at >= 0]
+    assert all(way >= least - 1e-3 for way, least in zip(walked, shortest))
+    again = json.loads(said(capsys, *words))
+    assert {name: again[name] for name in again if name not in CLOCKS} == {name: found[name] for name in found if name not in CLOCKS}  # fmt: skip
+
+
+def test_an_evaluation_in_words_has_both_scales_and_the_prediction(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(capsys, "evaluate", str(run_dir), "--mode", "st", "--target-return", "9", "--episodes", "2")
+    for part in (
+        ENV,
+        "2 deterministic episodes",
+        "20 updates, mode st",
+        "normalised",
+        "0: random, 2.0",
+        "predicted",
+        "goal",
+    ):
+        assert part in told
+
+
+def test_status_counts_updates_in_words_and_as_json(
+    run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(capsys, "status", str(run_dir))
+    for part in ("gac on", "ended", "20 of 20", "updates", "evaluated", "at 20 updates"):
+        assert part in told
+    assert "replay ratio" not in told  # stages, not a ratio, say how much is learned
+    found = json.loads(said(capsys, "status", str(run_dir), "--json"))
+    assert (found["state"], found["unit"], found["steps"], found["live"]["updates"]) == ("ended", "updates", 20, 20)
+    assert "10 of 10" in said(capsys, "status", str(online))
+
+
+def test_a_report_takes_runs_of_both_kinds(run_dir: Path, online: Path, tmp_path: Path) -> None:
+    assert main(["report", str(run_dir), str(online), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("algorithm", ["gac", "bc", "percent-bc", "dt"])
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_config_shows_every_field_with_unit_value_and_meaning(
+    algorithm: str, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {line.split()[0]: line for line in said(capsys, "config", preset, "--algorithm", algorithm).splitlines()}
+    fields = flatten(make_preset(algorithm, preset))
+    assert told.keys() == fields.keys()
+    for key, (value, field) in fields.items():
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        assert shown in told[key] and field.metadata["unit"] in told[key] and field.metadata["help"] in told[key]
+
+
+def test_steps_are_updates_and_set_the_schedule_unless_that_is_named(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", 10, agent__updates=40) == 0
+    config = read(tmp_path / "run" / "config.json")
+    assert (config["steps"], config["agent"]["updates"]) == (10, 40)
+    assert read(tmp_path / "run" / "summary.json")["updates"] == 10
+
+
+def learner(run: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint's tensors of the learner, without the counter of its starts."""
+    newest = max((run / "checkpoints").iterdir())
+    tensors = load_file(newest / "tensors.safetensors")
+    return {
+        name: value for name, value in tensors.items() if name.startswith("learner/") and not name.endswith("epoch")
+    }
+
+
+def episodes(run: Path) -> dict[str, np.ndarray]:
+    """What the shard's newest snapshot holds."""
+    found = sorted((run / "replay" / "shard-0").rglob("*.safetensors"))
+    assert found
+    return dict(load_file(found[-1]))
+
+
+def last_evaluation(run: Path) -> dict[str, Any]:
+    return {k: v for k, v in lines(run / "evaluations.jsonl")[-1].items() if k not in (*CLOCKS, "epoch", "version")}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for read_in in (learner, episodes):
+        here, there = read_in(one), read_in(other)
+        assert here and here.keys() == there.keys()
+        differing = [name for name in here if not np.array_equal(here[name], there[name], equal_nan=here[name].dtype.kind == "f")]  # fmt: skip
+        assert not differing, f"{len(differing)} of {len(here)} differ, such as {differing[:5]}"
+    assert last_evaluation(one) == last_evaluation(other)
+
+
+@pytest.mark.parametrize("posterior", ["amortised", "stored"])
+def test_offline_one_seed_gives_one_run_and_two_halves_equal_the_whole(posterior: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"agent__updates": 20, "agent__posterior": posterior, "agent__inner_steps": 2}
+    one, two, parts, other = (tmp_path / name for name in ("one", "two", "parts", "other"))
+    assert train(one, 20, **settings) == 0
+    assert train(two, 20, **settings, learner__checkpoint_s=0.05) == 0  # saves change nothing
+    assert_same(one, two)
+    assert train(parts, 10, **settings) == 0
+    assert main(["resume", str(parts), "--steps", "20"]) == 0
+    assert_same(one, parts)
+    assert train(other, 20, "--seed", "2", **settings) == 0
+    assert last_evaluation(other) != last_evaluation(one)
+
+
+def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
+    run_dir: Path, online: Path, tmp_path: Path
+) -> None:
+    again, parts = tmp_path / "again", tmp_path / "parts"
+    assert (
+        main(finetune_words(run_dir, again, episodes=3, updates=5, metrics__line_s=0, evaluation__every_steps=0)) == 0
+    )
+    assert_same(online, again)
+    stages = {"online.stages": "2", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}
+    config = finetuned(RunDirectory.open(run_dir), stages | {"metrics.line_s": "0", "evaluation.every_steps": "0"})
+    assert config == RunDirectory.open(online).config()
+    run = RunDirectory.create(parts, config)
+    for start, seconds in enumerate(
+        (0.02, 60.0)
+    ):  # somewhere in the first gathering, and at the end of the first stage
+        with Session(run, make_plan(config, run, start)) as session:
+            session.fleet.advance(seconds, 5)
+            assert session.tally.progress < 10
+            session.finish("interrupted")
+    run.release()
+    run.count_start()
+    assert not (parts / "evaluations.jsonl").exists() and read(parts / "summary.json")["exit"] == "interrupted"
+    assert main(["resume", str(parts)]) == 0
+    assert_same(online, parts)
+
+
+def test_workers_that_began_anew_are_the_same_when_the_run_is_resumed_once_more(run_dir: Path, tmp_path: Path) -> None:
+    """Their running episodes carry the ids of a later incarnation: taken for another's they would all be dropped."""
+    settings = {"online.stages": "1", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}
+    config = finetuned(RunDirectory.open(run_dir), settings | {"evaluation.every_steps": "0"})
+    run = RunDirectory.create(tmp_path / "run", config)
+    with Session(run, make_plan(config, run, run.count_start())) as session:
+        session.fleet.advance(0.02, 5)
+        session.finish("interrupted")
+    run.release()
+    assert main(["resume", str(run.path)]) == 0
+    rows = read(run.path / "summary.json")["rows"]
+    assert rows["dropped"] == {} and rows["recorded"] == rows["stored"] > 0
+
+
+def test_the_commands_of_datasets_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Make, list, show, train on it, export what an actor-critic's replay holds, train on that."""
+    told = said(
+        capsys, "dataset", "make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "2", "--id", "tiny/made-v0"
+    )
+    assert "tiny/made-v0: 2 episodes, 600 steps" in told
+    assert {"tiny/made-v0", ID} <= {line.split()[0] for line in said(capsys, "dataset", "list").splitlines()}
+    assert "planner" in said(capsys, "dataset", "show", "tiny/made-v0")
+    assert train(tmp_path / "made", 5, "--dataset", "tiny/made-v0", algorithm="bc") == 0
+    assert main(["dataset", "export", str(tmp_path / "made"), "tiny/none-v0"]) == 2
+    assert "expected softgac or sac" in capsys.readouterr().err
