@@ -88,7 +88,7 @@ def measure_references(env_id: str, seed: int, episodes: int = 100) -> Reference
 def collect_agent_episodes(
     run_dir: Path, kind: str, episodes: int | None, seed: int, progress: Progress | None = None
 ) -> Iterator[StoredEpisode]:
-    """Episodes of a SoftGAC or SAC run.
+    """Episodes of a SoftGAC or SAC run; of kind replay those of a run on whole episodes too, see ``replayed``.
 
     Args:
         run_dir: of the run.
@@ -102,9 +102,9 @@ def collect_agent_episodes(
     if kind not in KINDS:
         raise UsageError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}; nothing was collected")
     _check_count(1 if episodes is None and kind == "replay" else episodes, seed)
-    plan = _plan(run_dir)
     if kind == "replay":
-        return replayed_episodes(plan, episodes, progress)
+        return replayed_episodes(_plan(run_dir, acts=False), episodes, progress)
+    plan = _plan(run_dir)
     assert episodes is not None
     runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
     exploring = {"medium": lambda i: True, "expert": lambda i: False, "mixed": lambda i: i % 2 == 0}[kind]
@@ -182,13 +182,14 @@ def _collect(
         runs.close()
 
 
-def _plan(run_dir: Path) -> Plan:
+def _plan(run_dir: Path, acts: bool = True) -> Plan:
+    """``acts``: refuses policies that cannot act without a plan."""
     run = RunDirectory.open(run_dir)
     config = run.config()
-    if config.learns_from_episodes:
+    if acts and config.learns_from_episodes:
         raise UsageError(
             f"{run_dir} is a run of {config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
-            "collected; nothing was done; give a run of one of these"
+            "collected; nothing was done; give a run of one of these, or take what its stages gathered with `drawbridge dataset export`"
         )
     return plan_of(config, run)
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from cluster.run_dir import RunDirectory
 from cluster.wording import clock
-from replay.dataset import Dataset, StoredEpisode, write_dataset
+from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
@@ -51,18 +51,20 @@ def make_maze(
 
 def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: int, seed: int, force: bool) -> Dataset:
     """A dataset of a trained agent's episodes; see ``collecting.collect_agent_episodes`` for the kinds."""
-    from cluster.collecting import collect_agent_episodes, measure_agent_references
+    from cluster.collecting import collect_agent_episodes
 
     env_id, algorithm = _run_of(run_dir)
     dataset_id = dataset_id or f"drawbridge/{env_name(env_id)}-{kind}-v0"
     check_can_write(dataset_id, force)
     recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
+    collected = collect_agent_episodes(run_dir, kind, episodes, seed)
+    references, expert = _references_of(run_dir)
     return _write(
         dataset_id,
-        shown(collect_agent_episodes(run_dir, kind, episodes, seed), episodes),
+        shown(collected, episodes),
         env_id,
-        _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES)),
-        expert=f"{algorithm} run {run_dir.name}",
+        references,
+        expert=expert,
         algorithm_name=algorithm,
         description={"command": _command("make agent", id=dataset_id, **recipe), **recipe},
         force=force,
@@ -70,17 +72,19 @@ def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: in
 
 
 def export_replay(dataset_id: str, run_dir: Path, *, force: bool) -> Dataset:
-    """Every whole episode that a run's replay snapshots hold, as a dataset."""
-    from cluster.collecting import collect_agent_episodes, measure_agent_references
+    """Every whole episode that a run's replay snapshots hold, as a dataset; of a run in stages what it gathered in them."""
+    from cluster.collecting import collect_agent_episodes
 
     check_can_write(dataset_id, force)
     env_id, algorithm = _run_of(run_dir)
+    collected = collect_agent_episodes(run_dir, "replay", None, 0)
+    references, expert = _references_of(run_dir)
     return _write(
         dataset_id,
-        shown(collect_agent_episodes(run_dir, "replay", None, 0), None),
+        shown(collected, None),
         env_id,
-        _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES)),
-        expert=f"{algorithm} run {run_dir.name}",
+        references,
+        expert=expert,
         algorithm_name=algorithm,
         description={"command": f"drawbridge dataset export {run_dir} {dataset_id}", "run": str(run_dir)},
         force=force,
@@ -122,6 +126,19 @@ def env_name(env_id: str) -> str:
     return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
 
 
+def _references_of(run_dir: Path) -> tuple[tuple[float | None, float | None], str]:
+    """Random and expert return beside data of a run, and who the expert is: the run's best policy, measured now. A run on
+    whole episodes has those of its dataset, so that scores before and after its stages compare."""
+    from cluster.collecting import measure_agent_references
+
+    config = RunDirectory.open(run_dir).config()
+    if config.learns_from_episodes:
+        dataset = open_dataset(config.dataset)
+        return (dataset.random_return, dataset.expert_return), dataset.expert
+    measured = _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES))
+    return measured, f"{config.algorithm} run {run_dir.name}"
+
+
 def _run_of(run_dir: Path) -> tuple[str, str]:
     """(environment, algorithm) of a run."""
     config = RunDirectory.open(run_dir).config()
@@ -132,7 +149,7 @@ def _write(
     dataset_id: str,
     episodes: Iterable[StoredEpisode],
     env_id: str,
-    references: tuple[float, float],
+    references: tuple[float | None, float | None],
     **about: Any,
 ) -> Dataset:
     from rollout_workers.env_registry import find_env

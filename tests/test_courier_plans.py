@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from linear_policy import LinearPolicy
 from remembering_policy import RememberingPolicy
 from tagged_env import LAYOUT, TaggedEnv
-from tiny_episodes import finetune_words, make_dataset, train_words
+from tiny_episodes import DATASET, finetune_words, make_dataset, train_words
 from tiny_runs import read
 
 from cluster.checks import plan_of
 from cluster.cli import main
 from cluster.courier import Courier, Lost
-from cluster.graph import make_shard
+from cluster.graph import Plan, make_shard
 from cluster.run_dir import RunDirectory
 from replay import episode_snapshot
 from replay.chunk import Ack, Chunk
 from replay.config import DataConfig, ReplayConfig
+from replay.dataset import open_dataset
 from replay.episode_assembly import LATE
 from replay.episode_shard import EpisodeShard
 from replay.episode_table import ONLINE
@@ -209,5 +210,39 @@ def test_in_one_process_each_stage_begins_with_plans_of_what_the_last_one_taught
         assert sum(version[stage == 3] == newest[3]) >= 3, "of the quota of 5 at most the chunk in hand is older"
         stats = shard.stats()
         assert stats.stored_rows == stats.episode_rows + stats.open_rows + sum(stats.lost_rows.values())
+    _exported_is_what_the_shards_hold(run, plan)
     rows = read(run / "summary.json")["rows"]
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
+
+
+def _exported_is_what_the_shards_hold(run: Path, plan: Plan) -> None:
+    """What ``dataset export`` wrote of a run in stages, against the shards' own extents."""
+    assert main(["dataset", "export", str(run), "tiny/gathered-v0"]) == 0
+    made, base = open_dataset("tiny/gathered-v0"), open_dataset(DATASET)
+    assert (made.env_id, made.random_return, made.expert_return) == (
+        base.env_id,
+        base.random_return,
+        base.expert_return,
+    )
+    held = []
+    for index in range(plan.config.replay.shards):
+        shard = make_shard(plan, index)
+        assert isinstance(shard, EpisodeShard) and episode_snapshot.load(shard, plan.shard_dir(index)) is not None
+        table = shard.table
+        for slot in table.online.order:
+            rows_TF = table.rows[table.start[slot] : table.start[slot] + table.length[slot]]
+            held.append(((int(table.stage[slot]), int(table.version[slot])), rows_TF.copy(), float(table.ret[slot])))
+    found = list(made.episodes())
+    assert len(found) == len(held) >= 30
+    by_first = {rows_TF[0].tobytes(): (age, rows_TF, ret) for age, rows_TF, ret in held}
+    ages = []
+    for episode in found:
+        first_F = np.concatenate([episode.obs_TO[0], episode.action_TA[0], np.float32([episode.reward_T[0]])])
+        age, rows_TF, ret = by_first[first_F.tobytes()]
+        ages.append(age)
+        np.testing.assert_array_equal(episode.obs_TO, rows_TF[:, :3])
+        np.testing.assert_array_equal(episode.action_TA, rows_TF[:, 3:4])
+        np.testing.assert_array_equal(episode.next_obs_O, rows_TF[-1, :3])
+        assert episode.truncated and not episode.terminated
+        assert episode.reward_T.sum() == pytest.approx(ret, abs=1e-6)
+    assert ages == sorted(ages)
