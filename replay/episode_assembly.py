@@ -8,7 +8,7 @@ dropped with all its rows, and counted by reason:
     cut           the worker refused a row and ended the episode there (CUT)
     start_lost    its first rows did not come within LATE chunks of its writer: an earlier chunk was lost or rejected
     gap           the same of rows in its middle
-    end_lost      nothing of it came with the last LATE chunks of its writer
+    end_lost      nothing of it came with the last LATE chunks of its writer, which lost it or began its plans anew
     replaced      its worker began anew, with a higher incarnation
     too_long      it has more rows than the ring
     crowded       the unfinished episodes together have more rows than the ring; the longest goes

@@ -1,0 +1,163 @@
+"""Runs on whole episodes on a real Ray: from a dataset alone, in stages, with two learners, and with parts killed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_runs import RayRun, driven
+from tiny_episodes import STEPS, finetune_words, make_dataset, train_words
+from tiny_runs import command, lines, read, wait_for
+
+from cluster.checks import plan_of
+from cluster.graph import make_shard
+from cluster.run_dir import RunDirectory
+from replay import episode_snapshot
+from replay.episode_shard import EpisodeShard
+from replay.episode_table import ONLINE
+
+pytestmark = pytest.mark.cluster
+
+RAY = ("--backend", "ray")
+OFTEN: dict[str, Any] = {"metrics__line_s": 0.25}
+BOUND = ("elbo", "action_nll", "return_nll", "return_error", "kl_total", "kl_token", "active_dims", "collapse")
+
+
+def conserved(line: dict[str, Any]) -> bool:
+    """Rows recorded are stored or dropped by a reason, and those stored are of whole, open or lost episodes."""
+    dropped = sum(rows for name, rows in line.items() if name.startswith("rows_dropped_"))
+    lost = sum(rows for name, rows in line.items() if name.startswith("lost_rows_"))
+    stored = line["episode_rows"] + line["open_rows"] + lost
+    return bool(line["rows_recorded"] == line["rows_stored"] + dropped and line["rows_stored"] == stored)
+
+
+def shards_of(run_dir: Path) -> list[EpisodeShard]:
+    """The run's shards as their newest snapshots have them."""
+    run = RunDirectory.open(run_dir)
+    plan, found = plan_of(run.config(), run), []
+    for index in range(run.config().replay.shards):
+        shard = make_shard(plan, index)
+        assert isinstance(shard, EpisodeShard) and episode_snapshot.load(shard, plan.shard_dir(index)) is not None
+        found.append(shard)
+    return found
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+    """A GAC that learned from its dataset alone, two shards and no worker."""
+    folder = tmp_path_factory.mktemp("gac-fleet")
+    with pytest.MonkeyPatch.context() as patch:
+        make_dataset(folder / "data", patch)
+        words = train_words("gac", folder / "run", "--steps", "40", "--shards", "2", *RAY, **OFTEN)
+        with driven(folder / "run", *words) as run:
+            assert run.end() == 0, run.told()[-3_000:]
+            yield run
+
+
+def test_a_run_on_a_dataset_alone_has_no_worker_and_tells_the_parts_of_its_bound(offline: RayRun) -> None:
+    summary = read(offline.run_dir / "summary.json")
+    assert summary["exit"] == "completed" and summary["updates"] == 40 and summary["env_steps"] == 0
+    assert summary["workers"] == {"started": 0, "restarted": 0} and summary["eval_episodes"] == 2
+    assert summary["replay_ratio"] is summary["target_replay_ratio"] is None
+    last = {key: value for line in lines(offline.run_dir / "metrics.jsonl") for key, value in line.items()}
+    assert all(math.isfinite(last[f"loss_{name}"]) for name in BOUND)
+    assert 0 <= last["loss_active_dims"] <= 1 and 0 <= last["loss_collapse"] <= 1 and last["loss_kl_token"] > 0
+    assert (last["stage"], last["held_dataset_episodes"], last["online_episodes"]) == (0, 8, 0)
+    for name in ("curve.png", "checkpoints", "evaluations.jsonl"):
+        assert (offline.run_dir / name).exists()
+
+
+def test_a_baseline_learns_on_ray_too(offline: RayRun, tmp_path: Path) -> None:
+    words = train_words("bc", tmp_path / "run", "--steps", "20", *RAY)
+    with driven(tmp_path / "run", *words) as run:
+        assert run.end() == 0, run.told()[-3_000:]
+    summary = read(tmp_path / "run" / "summary.json")
+    assert (summary["exit"], summary["updates"], summary["eval_episodes"]) == ("completed", 20, 2)
+
+
+def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline: RayRun, tmp_path: Path) -> None:
+    words = finetune_words(offline.run_dir, tmp_path / "run", stages=2, episodes=8, updates=20, learner__learners=2, **OFTEN)  # fmt: skip
+    with driven(tmp_path / "run", *words) as run:
+        assert run.end() == 0, run.told()[-3_000:]
+    summary = read(run.run_dir / "summary.json")
+    rows = summary["rows"]
+    assert summary["exit"] == "completed" and summary["updates"] == 40
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) and rows["stored"] >= 16 * STEPS
+    told = lines(run.run_dir / "metrics.jsonl")
+    last = {key: value for line in told for key, value in line.items()}
+    assert last["online_episodes"] >= 16 and last["stage"] == 2 and conserved(told[-1]), told[-1]
+    assert last["plan_s"] > 0 and math.isfinite(last["plan_predicted_mean"]) and math.isfinite(last["plan_target_mean"])
+    assert all(math.isfinite(last[f"loss_{name}"]) for name in BOUND)
+    versions = [line["version"] for line in told]
+    assert versions == sorted(versions)
+    for shard in shards_of(run.run_dir):
+        online = shard.table.held(ONLINE)
+        stage, version = shard.table.stage[online], shard.table.version[online]
+        assert all((stage == k).sum() >= 4 for k in (1, 2))
+        assert version[stage == 2].max() > version[stage == 1].max(), "stage 2 was gathered with what stage 1 taught"
+        assert (shard.table.mode[online] == "explore").all()
+
+
+STAGES, EPISODES, UPDATES = 3, 48, 300
+SAVE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def going(offline: RayRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+    """A run in stages of which the tests from here on kill parts in turn."""
+    run_dir = tmp_path_factory.mktemp("gac-faults") / "run"
+    often: dict[str, Any] = {"replay__snapshot_s": SAVE_S, "learner__checkpoint_s": SAVE_S, **OFTEN}
+    words = finetune_words(offline.run_dir, run_dir, stages=STAGES, episodes=EPISODES, updates=UPDATES, **often)
+    with driven(run_dir, *words) as run:
+        run.wait_for_steps(200)
+        yield run
+
+
+def test_a_worker_killed_in_a_stage_is_replaced_and_its_episodes_are_counted_as_lost(going: RayRun) -> None:
+    assert going.live()["stage"] == 1
+    going.kill_one("ray::WorkerActor")
+    going.wait(lambda: going.live()["workers_restarted"] == 1, "the restart to be counted")
+    going.wait(lambda: going.live().get("lost_rows_replaced", 0) > 0, "the rows of its open episodes to be given up")
+    assert conserved(going.live()), going.live()
+
+
+def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_again(going: RayRun) -> None:
+    going.wait(lambda: going.live()["updates"] > 60, "the first stage to be learned from")
+    before = going.live()
+    going.kill_one("ray::LearnerActor")
+    going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch")
+    assert "learner restarted from the newest checkpoint" in going.told()
+    going.wait(lambda: going.live()["stage"] >= 2, "the next stage")
+    line = going.live()
+    assert line["updates"] >= UPDATES - 20 and conserved(line), line  # the last blocks of a stage may be on their way
+
+
+def test_a_shard_killed_in_a_stage_comes_back_and_the_stage_is_completed(going: RayRun) -> None:
+    going.wait(lambda: going.live()["online_episodes"] > EPISODES, "the second stage to be gathered")
+    going.kill_one("ray::ShardActor")
+    going.wait(lambda: "was restarted by Ray" in going.told(), "the shard's restart")
+    going.wait(lambda: going.live()["online_episodes"] > EPISODES, "episodes of the second stage again")
+    assert conserved(going.live()), going.live()
+
+
+def test_sigterm_in_a_stage_saves_everything_and_a_resumed_run_gathers_and_learns_to_its_end(going: RayRun) -> None:
+    going.wait(lambda: going.live()["updates"] > UPDATES + 40, "the second stage to be learned from")
+    going.process.terminate()
+    assert going.end() == 143, going.told()[-3_000:]
+    interrupted = read(going.run_dir / "summary.json")
+    assert interrupted["exit"] == "interrupted"
+    wait_for(lambda: not going.alive(), "the run's processes to end", 30)
+    with driven(going.run_dir, "resume", str(going.run_dir)) as run:
+        assert run.end() == 0, run.told()[-3_000:]
+    summary, last = read(going.run_dir / "summary.json"), lines(going.run_dir / "metrics.jsonl")[-1]
+    assert summary["exit"] == "completed" and last["stage"] == STAGES
+    assert STAGES * UPDATES <= summary["updates"] <= STAGES * UPDATES + 20, "whole blocks, none of them twice"
+    assert last["online_episodes"] >= STAGES * EPISODES and conserved(last), last
+    assert summary["env_steps"] >= interrupted["env_steps"]
+    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    assert versions == sorted(versions)
+    told = command("evaluate", str(going.run_dir), "--episodes", "2", "--json")
+    assert told.returncode == 0, told.stderr
