@@ -5,6 +5,7 @@ Letters: T steps of an episode.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -69,6 +70,8 @@ def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEp
 
 def _found(plan: Plan, index: int) -> Iterator[Found]:
     """The whole episodes of one shard's newest snapshot; nothing where it has none."""
+    if not plan.config.learns_from_episodes:  # a dataset that was mixed in is not asked for: it may be gone
+        plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, dataset=""))
     shard = make_shard(plan, index)
     try:
         if snapshots_of(plan.config).load(shard, plan.shard_dir(index)) is None:
