@@ -40,6 +40,8 @@ class ShardActor:
         self.snapshots = snapshots_of(plan.config)
         self.found = self.snapshots.load(self.shard, self.directory)
         self.changed = asyncio.Condition()
+        self.policy_s = plan.config.ray.call_timeout_s
+        self.stage = self._stage()
 
     async def restored(self) -> tuple[str, ...]:
         """What was wrong with snapshots that were passed over when this process started."""
@@ -72,6 +74,9 @@ class ShardActor:
                 if not isinstance(answer, Wait) or answer.reason == "exhausted" or not await self._wait(deadline):
                     break
             if not isinstance(answer, Wait):
+                if self._stage() > self.stage:
+                    self.shard.await_policy(self.policy_s)  # that has learned from this block
+                self.stage = self._stage()
                 self.changed.notify_all()
             elif self.shard.limiter.held and answer.reason != "exhausted":
                 answer = dataclasses.replace(answer, reason=HELD)
@@ -80,6 +85,15 @@ class ShardActor:
     async def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> None:
         """Leaves what the learner inferred beside the episodes of a batch that are still held."""
         self.shard.write_back(slots, generations, values)
+
+    async def hear(self, epoch: int, version: int) -> None:
+        """Takes note of a policy that was just published: a stage may wait for it."""
+        async with self.changed:
+            self.shard.hear(epoch, version)
+            self.changed.notify_all()
+
+    def _stage(self) -> int:
+        return 0 if self.quota_rows is not None else int(self.shard.limiter.stage)
 
     def _full(self) -> bool:
         if self.quota_rows is None:

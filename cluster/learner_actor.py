@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
-POLL_S = 0.5  # between two meetings of ranks of which one has no block
+POLL_S = 0.2  # between two meetings of ranks of which one has no block
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
 
@@ -198,6 +198,7 @@ class LearnerActor:
 
         A rank that waits for its block meets the others all the same, every POLL_S: blocks are not dealt evenly, and one
         that has the last of a stage would wait for the others in a reduction, whose deadline is shorter than a gathering.
+        What the stage taught and was not published yet is published then: workers gather the next one with it.
         """
         from learners.feed import FeedTimeout
 
@@ -205,16 +206,20 @@ class LearnerActor:
         while True:
             try:
                 if fed is None:
-                    fed = feed.get(deadline_s if self.collective is None else POLL_S)
+                    fed = feed.get(POLL_S)
                     ended = fed is None
-            except FeedTimeout:
-                if time.monotonic() - max(self.excused, began) > deadline_s:
-                    raise
+            except FeedTimeout as late:
+                waited = time.monotonic() - max(self.excused, began)
+                if waited > deadline_s:
+                    raise FeedTimeout(f"no block came for {waited:.0f} s; of the last wait: {late}") from None
             everybody, anybody_ended = self._meet(fed is not None, ended or self.stopping.is_set())
             if anybody_ended:
                 return None
             if everybody and fed is not None:
                 return dataclasses.replace(fed, waited_s=feed.waited_s - waited_s)
+            if self.config.learns_from_episodes and self.learner.updates > self.learner.published_updates:
+                with self.turn:
+                    self.learner.publish()
 
     def _meet(self, ready: bool, ended: bool) -> tuple[bool, bool]:
         """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
@@ -285,3 +290,6 @@ class LearnerActor:
 
     def _publish(self, weights: Weights) -> None:
         self.sent = self.store.publish.remote(weights)
+        if self.config.learns_from_episodes:
+            for shard in self.shards:
+                shard.hear.remote(*weights.order)

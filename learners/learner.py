@@ -105,6 +105,11 @@ class Learner:
         """Rows the shards had accepted when they gave the newest blocks that were learned from."""
         return sum(self._inserted.values())
 
+    @property
+    def published_updates(self) -> int:
+        """Updates that the newest published policy has seen."""
+        return self._published_updates
+
     def step(self, fed: Fed) -> None:
         """Makes the U updates of one block.
 

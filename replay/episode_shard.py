@@ -102,6 +102,7 @@ class EpisodeShard:
         self.writers = Writers()
         self.tally = Tally()
         self.newest = (0, 0)  # (epoch, version) of the newest policy heard of
+        self._untaught = (-1, -1), 0.0  # a policy that is too old for the open stage, and until when that matters
         self._clock = clock
         self._insert_blocked, self._sample_blocked = Blocked(), Blocked()
         self._last_seen: OrderedDict[int, float] = OrderedDict()
@@ -114,6 +115,13 @@ class EpisodeShard:
     def hear(self, epoch: int, version: int) -> None:
         """Takes note of a policy; acks carry the newest one heard of."""
         self.newest = max(self.newest, (epoch, version))
+
+    def await_policy(self, limit_s: float) -> None:
+        """Takes no rows until a policy is heard of that is newer than the newest now, or for ``limit_s``.
+
+        For who runs a shard beside its learner: what the last block of a stage teaches comes after the stage is over here.
+        """
+        self._untaught = self.newest, self._clock() + limit_s
 
     def append(self, chunk: Chunk) -> Ack:
         """Takes a chunk's rows, once, and stores the episodes that are whole with them.
@@ -137,7 +145,7 @@ class EpisodeShard:
             )
         if self.limiter.closed or self.limiter.gathered:
             return self._reject(chunk, "closed", "the run takes no more rows")
-        if not self.limiter.can_insert(rows):
+        if not self.limiter.can_insert(rows) or self._waits_for_policy(now):
             self._insert_blocked.refuse(now)
             return self._ack("wait", retry_after_s=INSERT_RETRY_S)
         if self._insert_blocked.waiting:
@@ -283,6 +291,10 @@ class EpisodeShard:
         self.rng.bit_generator.state = state["rng"]
         self.newest = (int(state["newest"][0]), int(state["newest"][1]))
         self._sampled_rows = int(state["sampled_rows"])
+
+    def _waits_for_policy(self, now: float) -> bool:
+        too_old, until = self._untaught
+        return self.newest <= too_old and now < until
 
     def _store(self, chunk: Chunk) -> None:
         self.hear(chunk.epoch, chunk.version)

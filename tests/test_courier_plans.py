@@ -133,6 +133,25 @@ def test_a_worker_that_began_anew_is_resumed_bit_for_bit() -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
+def test_a_shard_that_awaits_a_policy_takes_rows_once_it_has_heard_of_one_or_when_its_time_is_over() -> None:
+    now = [0.0]
+    shard, worker = make_episode_shard(), make_worker(RememberingPolicy(3, 1))
+    shard._clock = lambda: now[0]
+    shard.hear(0, 3)
+    shard.await_policy(10.0)
+    chunk = worker.collect()
+    assert [shard.append(chunk).status for _ in range(2)] == ["wait", "wait"]
+    shard.hear(0, 3)
+    assert shard.append(chunk).status == "wait"
+    shard.hear(0, 4)
+    assert shard.append(chunk).status == "ok" and shard.append(chunk).status == "duplicate"
+    shard.await_policy(10.0)
+    chunk, now[0] = worker.collect(), 9.9
+    assert shard.append(chunk).status == "wait" and shard.stats().last_seen_s == {0: 9.9}
+    now[0] = 10.0
+    assert shard.append(chunk).status == "ok"
+
+
 def drive(answers: list[Ack | None], newest: Callable[[], Any], policy: RememberingPolicy) -> list[int]:
     """The answers, None for a lost one, are given in turn; at which chunk plans were begun in the middle of an episode."""
     worker = make_worker(policy, steps=1)

@@ -85,8 +85,8 @@ class Others:
         tensor.copy_((tensor + sum(self.found)) / (1 + len(self.found)))
 
 
-def actor(path: Path, *shards: Shard) -> LearnerActor:
-    plan = Plan(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=path)
+def actor(path: Path, *shards: Shard, algorithm: str = "softgac") -> LearnerActor:
+    plan = Plan(config=make_preset(algorithm, "cpu"), obs_dim=3, action_dim=1, run_dir=path)
     made = LearnerActor(plan, 1, 0, list(shards), None)
     made.learner = types.SimpleNamespace(epoch=0, version=0, device=torch.device("cpu"))  # type: ignore[assignment]
     return made
@@ -154,3 +154,37 @@ def test_a_rank_with_a_block_meets_one_that_waits_for_long_in_time_and_both_upda
         thread.join(20)
     assert [len(each) for each in got] == [2, 2] and got[0][1] is got[1][1] is None
     assert got[1][0].waited_s > 0.1 and got[0][0].waited_s < 0.1
+
+
+class Twice:
+    """A feed that has no block at first, then one."""
+
+    waited_s = 0.0
+
+    def __init__(self, misses: int) -> None:
+        self.misses = misses
+
+    def get(self, deadline_s: float) -> Fed:
+        self.misses -= 1
+        if self.misses >= 0:
+            raise FeedTimeout("no block came")
+        return Fed(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("algorithm", "published"), [("gac", [130]), ("softgac", [])])
+def test_what_a_stage_taught_is_published_once_while_the_next_one_is_gathered(
+    tmp_path: Path, algorithm: str, published: list[int]
+) -> None:
+    learner = actor(tmp_path, algorithm=algorithm)
+    told: list[int] = []
+
+    def publish() -> None:
+        told.append(learner.learner.updates)
+        learner.learner.published_updates = learner.learner.updates
+
+    parts = {"updates": 130, "published_updates": 100, "publish": publish, "device": torch.device("cpu")}
+    learner.learner = types.SimpleNamespace(**parts)  # type: ignore[assignment]
+    assert learner._next(Twice(misses=3), 60.0) is not None  # type: ignore[arg-type]
+    assert told == published
+    assert learner._next(Twice(misses=0), 60.0) is not None  # type: ignore[arg-type]
+    assert told == published, "a block that is there is not waited for"
