@@ -136,8 +136,8 @@ class RolloutWorker:
         """T steps of all E environments with the weights at hand; at least one row.
 
         The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``,
-        and ``corrupt_weights``, ``unfinished_rows`` and ``unfinished_episodes`` when there were any. With an EpisodePolicy also ``plan_s``, which ``act_s`` does not
-        contain, and what stamp_stats says of the chunk's stamps.
+        and ``corrupt_weights``, ``unfinished_rows`` and ``unfinished_episodes`` when there were any. With an EpisodePolicy
+        also ``plan_s``, which ``act_s`` does not contain, and what stamp_stats says of the chunk's stamps.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
         the environments give nothing but NaN and infinity.
         """
