@@ -25,7 +25,7 @@ class Algorithm:
 
     name: str
     config_class: type[Any]
-    presets: dict[str, Callable[[], Any]]  # "cpu", "paper": functions returning a config
+    presets: dict[str, Callable[[], Any]]  # by name, "cpu" and "paper" at least: functions returning a config
     make_agent: Callable[..., Agent | EpisodeAgent]  # (config, obs_dim, action_dim, *, device, seed, collective)
     make_policy: Callable[[Any, int, int], Policy | EpisodePolicy]  # (config, obs_dim, action_dim)
     items: Literal["transitions", "episodes"] = "transitions"  # what a batch is made of
@@ -49,7 +49,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gac": Algorithm(
         name="gac",
         config_class=gac_config.GACConfig,
-        presets={"cpu": gac_config.cpu, "paper": gac_config.paper},
+        presets={"cpu": gac_config.cpu, "timed": gac_config.timed, "paper": gac_config.paper},
         make_agent=GAC,
         make_policy=GACPolicy,
         items="episodes",

@@ -30,6 +30,12 @@ sys.path.insert(0, str(ROOT))
 MAZES = {"umaze": "PointMaze_UMaze-v3", "medium": "PointMaze_Medium-v3", "large": "PointMaze_Large-v3"}
 DWELL = {"d0": 0, "d50": 50}
 ALGORITHMS = ("gac", "bc", "percent-bc", "dt")
+TRAINING = {  # settings that are not the preset's own
+    ("gac", "medium"): ("--preset", "timed"),
+    ("gac", "large"): ("--preset", "timed"),
+    **{("dt", maze): ("--steps", "2000", "--set", "agent.context=5") for maze in MAZES},
+    **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in MAZES},
+}
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
@@ -53,14 +59,14 @@ class Choice:
 def choices(algorithm: str) -> dict[str, list[Choice]]:
     """What is chosen from, by the name it is reported under."""
     if algorithm == "dt":
-        return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0, 3.0)]}
+        return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
     if algorithm != "gac":
         return {algorithm: [Choice("")]}
     return {
         "prior": [Choice("prior")],
-        "st": [Choice("st", target=share) for share in (0.5, 1.0, 1.5, 2.0)],
-        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("0.1", "0.03", "0.01", "0.003")],
-        "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("30", "100", "200")],
+        "st": [Choice("st", target=share) for share in (1.0, 1.5, 2.0)],
+        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("0.1", "0.03", "0.01")],
+        "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("30", "100")],
     }
 
 
@@ -124,7 +130,13 @@ def offline(out: Path, maze: str, data: str, algorithm: str, seed: int, settings
     run_dir = out / f"{stem}-{int(time.time())}"
     began = time.monotonic()
     words = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), "--backend", "inline"]
-    words += ["--run-dir", str(run_dir.resolve()), "--set", "evaluation.final_episodes=1"]
+    words += [
+        "--run-dir",
+        str(run_dir.resolve()),
+        "--set",
+        "evaluation.final_episodes=1",
+        *TRAINING.get((algorithm, maze), ()),
+    ]
     for setting in settings if algorithm == "gac" else ():
         words += ["--set", setting]
     drawbridge(*words)

@@ -113,7 +113,9 @@ def _add_train(commands: Any) -> None:
         "--dataset", metavar="ID", help="Minari dataset to learn from: id or path (see `drawbridge dataset`)"
     )
     train.add_argument(
-        "--preset", default="cpu", help="cpu (two cores) or paper (published settings; needs a GPU) (default: cpu)"
+        "--preset",
+        default="cpu",
+        help="cpu (two cores), timed (gac on long episodes) or paper (published settings; needs a GPU) (default: cpu)",
     )
     train.add_argument(
         "--steps",

@@ -98,7 +98,7 @@ class RunConfig:
     """Every setting of a run."""
 
     algorithm: str = option("softgac", "name", ", ".join(ALGORITHMS), tuple(ALGORITHMS))
-    preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "paper"))
+    preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "timed", "paper"))
     env: str = option("HalfCheetah-v5", "id", "Gymnasium environment id")
     dataset: str = option("", "id", "Minari dataset that is learned from; empty: none")
     steps: int = option(
@@ -171,7 +171,7 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
-        steps=getattr(agent, "updates", IMITATION_UPDATES[preset]),
+        steps=agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset],
         agent=agent,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
         learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),
@@ -179,13 +179,18 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     )
 
 
-PRESETS = {"cpu": cpu, "paper": paper}
+def timed(algorithm: str) -> RunConfig:
+    """Ours, of gac alone: a plan laid out in time, for long episodes with many intentions; minutes on a laptop core."""
+    return _on_episodes(algorithm, "timed")
+
+
+PRESETS = {"cpu": cpu, "timed": timed, "paper": paper}
 
 
 def make_preset(algorithm: str, name: str) -> RunConfig:
     """The named preset for an algorithm; UsageError names the nearest when there is none."""
     _known(algorithm, ALGORITHMS, "algorithm")
-    _known(name, PRESETS, "preset")
+    _known(name, ALGORITHMS[algorithm].presets, "preset")
     return PRESETS[name](algorithm)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.config import GACConfig, cpu
+from algorithms.gac.config import GACConfig, timed
 from replay.trajectories import DataSummary, Trajectories
 
 OBS, ACTION = 3, 2
@@ -81,7 +81,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def small(**fields: Any) -> GACConfig:
     """A configuration that computes in a millisecond."""
-    return dataclasses.replace(cpu(), **(SMALL | fields))
+    return dataclasses.replace(timed(), **(SMALL | fields))
 
 
 def episodes(seed: int, lengths: tuple[int, ...] = LENGTHS, posterior_floats: int = 0) -> Trajectories:

@@ -12,7 +12,7 @@ from gac_batches import ACTION, OBS, SHAPES, episodes, small, summary
 from torch.distributions import Normal, kl_divergence
 
 from algorithms.gac.attention import attend
-from algorithms.gac.config import GACConfig, cpu, paper
+from algorithms.gac.config import GACConfig, cpu, paper, timed
 from algorithms.gac.model import GACModel
 from algorithms.gac.prior import AutoregressivePrior
 from algorithms.gac.segments import whole
@@ -180,7 +180,7 @@ def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None
     model, obs = model_of("autoregressive"), torch.randn(2, OBS)
     seen, scored = model.see(obs), model.normalise_obs(obs)
     assert seen.shape == (2, OBS + 2 * 2 * 2) and torch.equal(seen[:, :OBS], scored)
-    wanted = [f(scored[1, i] * math.pi / 4 * 2**k) for f in (torch.sin, torch.cos) for i in (0, 1) for k in (0, 1)]
+    wanted = [f(obs[1, i] * math.pi / 4 * 2**k) for f in (torch.sin, torch.cos) for i in (0, 1) for k in (0, 1)]
     torch.testing.assert_close(seen[1, OBS:], torch.stack(wanted))
 
 
@@ -206,7 +206,7 @@ def test_unknown_quantities_are_nan_until_they_are_known_and_travel_with_the_wei
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 
-@pytest.mark.parametrize("preset", [cpu, paper])
+@pytest.mark.parametrize("preset", [cpu, timed, paper])
 def test_presets_have_no_problems(preset: Any) -> None:
     assert preset().problems() == []
 

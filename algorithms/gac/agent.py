@@ -40,6 +40,8 @@ class Noise(NamedTuple):
     place_BK: torch.Tensor  # uniform, where the K segments of each trajectory begin; (B, 0) with whole trajectories
     return_eps_Bnd: torch.Tensor | None  # on z before the return head; None without return noise
     history_BT: torch.Tensor  # uniform, by time; (B, 0) without history dropout
+    hidden_B: torch.Tensor | None  # bool, see GACModel.memory; None without plan dropout
+    shift: torch.Tensor  # 0-d, uniform: where in its share of the episode the encoder looks at each step
 
 
 class GAC:
@@ -184,7 +186,7 @@ class GAC:
 
     def _infer(self, batch: Trajectories, segments: Segments, noise: Noise) -> Posterior:
         if self.encoder is not None:
-            return self.encoder(batch, self.model)
+            return self.encoder(batch, self.model, noise.shift)
         keeps = self.config.posterior == "stored"
         start = stored(self.config, batch) if keeps else fresh(self.config, len(batch), batch.return_B)
         found = refine(self.config, start, lambda q: self._bound(batch, segments, q, noise).elbo_B)
@@ -202,6 +204,7 @@ class GAC:
             noise.eps_Bnd,
             kl_weight=weight,
             return_eps_Bnd=noise.return_eps_Bnd,
+            hidden_B=noise.hidden_B,
         )
 
     def _draw(self, count: int) -> Noise:
@@ -212,7 +215,11 @@ class GAC:
         place = torch.rand((world, count, c.points // c.segment), generator=self.generator, device=self.device)
         history = torch.rand((world, count, steps), generator=self.generator, device=self.device)
         shake = torch.randn(eps.shape, generator=self.generator, device=self.device)[rank] if c.return_noise else None
-        return Noise(eps[rank], place[rank], shake, history[rank])
+        hidden = None
+        if c.plan_reading == "linear" and c.plan_dropout:
+            hidden = torch.rand((world, count), generator=self.generator, device=self.device)[rank] < c.plan_dropout
+        shift = torch.rand((), generator=self.generator, device=self.device)
+        return Noise(eps[rank], place[rank], shake, history[rank], hidden, shift)
 
     @torch.no_grad()
     def _calibrate(self, segments: Segments, bound: Bound) -> None:

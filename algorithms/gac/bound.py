@@ -52,16 +52,18 @@ def lower_bound(
     *,
     kl_weight: float = 1.0,
     return_eps_Bnd: torch.Tensor | None = None,
+    hidden_B: torch.Tensor | None = None,
 ) -> Bound:
     """At the draw mu + sigma eps; differentiable in the networks and in the posterior.
 
     ``return_eps_Bnd`` is standard noise that ``return_noise`` scales and z carries into the return head alone; None: none.
+    ``hidden_B``: see GACModel.memory.
     """
     config, rows, count = model.config, segments.rows, len(batch)
     obs0_BO = batch.rows_NF[batch.offset[:-1], : model.obs_dim]
     z_Bnd, kl_Bnd = model.explain(*posterior, posterior.draw(eps_Bnd), obs0_BO)
     made = model.generate_rows(
-        model.memory(z_Bnd), segments.obs_RSO, segments.action_RSA, segments.time_RS, segments.rows
+        model.memory(z_Bnd, hidden_B), segments.obs_RSO, segments.action_RSA, segments.time_RS, segments.rows
     )
     moved_RSO = model.displacement(segments.obs_RSO, segments.later_RSO)
     action_R = step_log_prob(segments.action_RSA, made.action_BSA, model.action_log_variance(), segments.weight_RS)

@@ -15,10 +15,11 @@ from replay.option import option, too_low
 CHOICES = {
     "generator_tokens": ("all", "split"),
     "prior": ("autoregressive", "implicit", "explicit", "standard"),
-    "plan_reading": ("attention", "local"),
+    "plan_reading": ("attention", "local", "linear"),
     "time_bias": ("learned", "none"),
     "return_head": ("additive", "mlp"),
     "free_bits_per": ("token", "dimension"),
+    "posterior_sees": ("stretches", "set"),
     "posterior": ("amortised", "stored", "fresh"),
     "matmul": ("auto", "mkl", "onednn"),
 }
@@ -28,7 +29,7 @@ CHOICES = {
 class GACConfig(PlanningConfig):
     """The latent plan, its prior, the two heads that read it, local posteriors and the outer step.
 
-    Defaults are the ``cpu`` preset's [C]; ``paper`` has the sizes of [LPT] and the schedule of [L].
+    Defaults are the ``timed`` preset's [C]; ``paper`` has the sizes of [LPT] and the schedule of [L].
     """
 
     tokens: int = option(16, "tokens", "n, latent tokens of a plan [C]")
@@ -49,7 +50,9 @@ class GACConfig(PlanningConfig):
     prior_layers: int = option(2, "layers", "of the implicit prior's Transformer, or hidden ones of the explicit [C]")
     prior_width: int = option(128, "units", "of the prior [C]")
     prior_heads: int = option(4, "heads", "of the implicit prior's attention [C]")
-    obs_waves: int = option(4, "octaves", "sines and cosines that observations are seen with; 0: as they are [C]")
+    obs_waves: int = option(
+        4, "octaves", "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]"
+    )
     obs_wave_dims: int = option(2, "1", "leading coordinates that have them (a maze's place); 0: all [C]")
     layers: int = option(0, "layers", "of the trajectory generator; 0: with local reading, an MLP (3 [LPT])")
     heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
@@ -59,8 +62,12 @@ class GACConfig(PlanningConfig):
     plan_reading: str = option(
         "local",
         "name",
-        "attention: cross-attention in every layer [LPT]; local: tokens around now join the state [C]",
+        "attention: cross-attention in every layer [LPT]; local: tokens around now join the state; linear: outputs move "
+        "along the plan and the return it promises, in directions that the state decides [C]",
         CHOICES["plan_reading"],
+    )
+    plan_dropout: float = option(
+        0.5, "1", "linear reading: share of trajectories in training of which only the promised return is read [C]"
     )
     plan_ahead: int = option(2, "tokens", "local reading: tokens ahead of now's that are read [C]")
     plan_behind: int = option(1, "tokens", "local reading: tokens behind now's that are read [C]")
@@ -101,6 +108,12 @@ class GACConfig(PlanningConfig):
         "name",
         "local posteriors: fresh [P, LPT], stored with the episode, amortised [C]",
         CHOICES["posterior"],
+    )
+    posterior_sees: str = option(
+        "stretches",
+        "name",
+        "amortised: each token its own stretch, then attention; or all one unordered set of steps [C]",
+        CHOICES["posterior_sees"],
     )
     posterior_points: int = option(3, "steps", "amortised: observed steps of each token's stretch [C]")
     posterior_return: bool = option(False, "bool", "amortised: the encoder also sees the return [C]")
@@ -184,6 +197,7 @@ class GACConfig(PlanningConfig):
             f"{name} is {getattr(self, name)}, expected a share in [0, {bound}: {why}"
             for name, bound, inside, why in (
                 ("history_dropout", "1]", 0 <= self.history_dropout <= 1, "it is a probability"),
+                ("plan_dropout", "1]", 0 <= self.plan_dropout <= 1, "it is a probability"),
                 ("warmup", "1)", 0 <= self.warmup < 1, "the full step size would never be reached"),
                 ("kl_start", "1]", 0 <= self.kl_start <= 1, "it is where the weight's rise begins"),
                 ("kl_warmup", "1]", 0 <= self.kl_warmup <= 1, "it is a share of the schedule"),
@@ -212,7 +226,7 @@ class GACConfig(PlanningConfig):
                 f"generator_tokens is split with return_tokens {self.return_tokens} of {self.tokens}, expected 1 to "
                 f"{self.tokens - 1}: one of the heads would read nothing; set return_tokens={max(1, self.tokens // 2)}"
             )
-        if not self.layers and (self.plan_reading != "local" or self.window > 1):
+        if not self.layers and (self.plan_reading == "attention" or self.window > 1):
             found.append(
                 f"layers is 0 with plan_reading {self.plan_reading} and window {self.window}, expected at least 1: attention "
                 "is in the layers; set layers=2"
@@ -242,9 +256,34 @@ class GACConfig(PlanningConfig):
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 
-def cpu() -> GACConfig:
-    """What works on one core in minutes [C]."""
+def timed() -> GACConfig:
+    """A plan laid out in time, for long episodes that go through many intentions in turn; minutes on one core [C]."""
     return GACConfig()
+
+
+def cpu() -> GACConfig:
+    """One plan for the whole episode, read along with the return that it promises; a minute on one core [C]."""
+    return GACConfig(
+        tokens=1,
+        token_width=8,
+        prior="standard",
+        plan_reading="linear",
+        plan_time=False,
+        return_head="mlp",
+        return_layers=1,
+        return_heads=1,
+        return_noise=0.0,
+        return_variance=0.05,
+        next_state_weight=0.0,
+        kl_warmup=0.0,
+        posterior_sees="set",
+        posterior_points=64,
+        posterior_width=128,
+        posterior_return=True,
+        infer_kl_weight=0.03,
+        infer_max_steps=100,
+        infer_radius=0.0,
+    )
 
 
 def paper() -> GACConfig:

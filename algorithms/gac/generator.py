@@ -65,22 +65,26 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         width, heads, self.local = config.width, config.heads, config.plan_reading == "local"
+        self.linear, self.attends = config.plan_reading == "linear", config.plan_reading == "attention"
         self.stretches = config.tokens - config.generator_first  # G
-        self.waves_beside = 0 if self.local else WAVES  # local reading knows the time within a stretch alone
+        self.waves_beside = WAVES if self.attends else 0  # local reading knows the time within a stretch alone
         beside = 2 * (self.waves_beside + FRACTION_WAVES) if config.plan_time else 0
         span = (1 + config.plan_ahead + config.plan_behind) * config.token_width if self.local else 0
-        self.embed_obs = perceptron(features + beside + span, width, width, 3 if self.local else 2)
+        self.embed_obs = perceptron(features + beside + span, width, width, 2 if self.attends else 3)
         self.embed_action = nn.Linear(action_dim + beside, width) if config.window > 1 else None
         memory_width = config.token_width + (2 * WAVES if config.plan_time else 0)
         self.selfs = nn.ModuleList(
             SelfAttention(width, heads) for _ in range(config.layers if config.window > 1 else 0)
         )
         self.crosses = nn.ModuleList(
-            CrossAttention(width, heads, memory_width) for _ in range(0 if self.local else config.layers)
+            CrossAttention(width, heads, memory_width) for _ in range(config.layers if self.attends else 0)
         )
         self.feeds = nn.ModuleList(FeedForward(width) for _ in range(config.layers))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, action_dim + obs_dim)
-        if config.time_bias == "learned" and not self.local:
+        self.norm = nn.LayerNorm(width) if config.layers else nn.Identity()
+        self.out = nn.Linear(width, action_dim + obs_dim)
+        if self.linear:
+            self.slope = nn.Linear(width, (action_dim + obs_dim) * (self.stretches * config.token_width + 1))
+        if config.time_bias == "learned" and self.attends:
             slopes = torch.logspace(0.5, -1.0, heads).expand(config.layers, heads).clone()
             self.slope_LH = nn.Parameter(torch.log(torch.expm1(slopes)))
             self.shift_LH = nn.Parameter(torch.zeros(config.layers, heads))
@@ -88,10 +92,14 @@ class Generator(nn.Module):
         self.register_buffer("centre_G", centre_G, persistent=False)
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
 
-    def memory(self, token_BGd: torch.Tensor) -> Memory:
-        """Keys and values of every layer, from the tokens that the generator reads."""
-        if self.local:
-            none = token_BGd.new_empty(0, len(token_BGd), self.config.heads, self.stretches, 0)
+    def memory(self, token_BGd: torch.Tensor, promised_B: torch.Tensor) -> Memory:
+        """Keys and values of every layer, from the tokens that the generator reads; with linear reading the plan as one
+        token, the z-scored return that it promises last."""
+        if self.linear:
+            flat_BP = token_BGd.flatten(1)
+            token_BGd = torch.cat([flat_BP / math.sqrt(flat_BP.shape[1]), promised_B.unsqueeze(1)], 1).unsqueeze(1)
+        if not self.attends:
+            none = token_BGd.new_empty(0, len(token_BGd), self.config.heads, token_BGd.shape[1], 0)
             return Memory(none, none, token_BGd)
         given = token_BGd
         if self.config.plan_time:
@@ -114,13 +122,13 @@ class Generator(nn.Module):
         """
         if self.config.window == 1:
             x = self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R)
-            return self._read_out(self._layers(memory, x, time_RS, rows.plan_R, None))
+            return self._read_out(self._layers(memory, x, time_RS, rows.plan_R, None), memory, rows.plan_R)
         x = torch.stack(
             [self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
         ).flatten(1, 2)
         mask = window_mask(time_RS.shape[1], self.config.window, rows, time_RS.device)
         x = self._layers(memory, x, time_RS.repeat_interleave(2, 1), rows.plan_R, mask, rows.previous_R)
-        return self._read_out(x[:, 0::2])
+        return self._read_out(x[:, 0::2], memory, rows.plan_R)
 
     def fold(
         self, memory: Memory, obs_BSX: torch.Tensor, action_BSA: torch.Tensor, time_BS: torch.Tensor, rows: Rows
@@ -154,7 +162,7 @@ class Generator(nn.Module):
         share_E1 = (time_E * scale).unsqueeze(1)
         x = self._embed_obs(memory, obs_EX.unsqueeze(1), share_E1, None)
         if self.config.window == 1:
-            return self._read_out(self._layers(memory, x, share_E1, None, None))
+            return self._read_out(self._layers(memory, x, share_E1, None, None), memory, None)
         ring = self.config.window + 1
         before_E1 = share_E1 - scale
         x = torch.cat([self._embed_action(cache.action_EA.unsqueeze(1), before_E1), x], 1)
@@ -169,7 +177,7 @@ class Generator(nn.Module):
             read = attend(query, keys.transpose(1, 2), values.transpose(1, 2), allowed)
             x = self._rest(layer, memory, x + attention.outward(join_heads(read)), share_E2, None)
             x = feed(x)
-        return self._read_out(x[:, 1:])
+        return self._read_out(x[:, 1:], memory, None)
 
     def _self(self, layer: int) -> SelfAttention:
         return cast(SelfAttention, self.selfs[layer])
@@ -202,7 +210,7 @@ class Generator(nn.Module):
         self, layer: int, memory: Memory, x_RNC: torch.Tensor, time_RN: torch.Tensor, plan_R: torch.Tensor | None
     ) -> torch.Tensor:
         """The layer's cross-attention to the plan; rows of one plan are one query."""
-        if self.local:
+        if not self.attends:
             return x_RNC
         key, value = memory.key_LBHGc[layer], memory.value_LBHGc[layer]
         if plan_R is not None:
@@ -242,16 +250,27 @@ class Generator(nn.Module):
         now_RS = (time_RS * stretches).long()
         near = torch.arange(-self.config.plan_behind, self.config.plan_ahead + 1, device=time_RS.device)
         index = (now_RS.unsqueeze(-1) + near).clamp(0, stretches - 1)
-        if plan_R is None:
-            plan_R = torch.arange(plans, device=time_RS.device).repeat_interleave(
-                len(time_RS) // plans, output_size=len(time_RS)
-            )
+        plan_R = _plan_of_rows(plans, time_RS, plan_R)
         return F.embedding(index + (plan_R * stretches)[:, None, None], token_BGd.reshape(-1, width)).flatten(2)
 
     def _waves(self, share: torch.Tensor, octaves: int) -> torch.Tensor:
         angle = share.unsqueeze(-1) * self.waves[:octaves]
         return torch.cat([angle.sin(), angle.cos()], -1)
 
-    def _read_out(self, x_RSC: torch.Tensor) -> Generated:
-        action, ahead = self.out(self.norm(x_RSC)).split([self.action_dim, self.obs_dim], -1)
+    def _read_out(self, x_RSC: torch.Tensor, memory: Memory, plan_R: torch.Tensor | None) -> Generated:
+        x_RSC = self.norm(x_RSC)
+        out = self.out(x_RSC)
+        if self.linear:
+            plan_RP = memory.token_BGd[_plan_of_rows(len(memory.token_BGd), x_RSC, plan_R), 0]
+            slope = self.slope(x_RSC).unflatten(-1, (out.shape[-1], plan_RP.shape[-1]))
+            out = out + (slope @ plan_RP[:, None, :, None]).squeeze(-1)
+        action, ahead = out.split([self.action_dim, self.obs_dim], -1)
         return Generated(torch.tanh(action), ahead)
+
+
+def _plan_of_rows(plans: int, like_R: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
+    """(R,) int64, the plan of each row: as told, or as many rows a plan, one plan after the other."""
+    if plan_R is not None:
+        return plan_R
+    rows = len(like_R)
+    return torch.arange(plans, device=like_R.device).repeat_interleave(rows // plans, output_size=rows)

@@ -98,11 +98,11 @@ class GACModel(nn.Module):
         return mean * self.return_std + self.return_mean, variance * self.return_std.square()
 
     def see(self, obs: torch.Tensor) -> torch.Tensor:
-        """Features (..., X) of observations in environment units: z-scores, and waves of the leading ones [C]."""
+        """Features (..., X) of observations in environment units: z-scores, and waves of the leading coordinates [C]."""
         scored = self.normalise_obs(obs)
         if not self.waved:
             return scored
-        angle = (scored[..., : self.waved, None] * self.obs_waves).flatten(-2)
+        angle = (obs[..., : self.waved, None] * self.obs_waves).flatten(-2)
         return torch.cat([scored, angle.sin(), angle.cos()], -1)
 
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
@@ -146,10 +146,16 @@ class GACModel(nn.Module):
         mean_KB, log_variance_KB = self.return_terms(z_Bnd)
         return gaussian_log_prob(self.normalise_return(y_B), mean_KB, log_variance_KB).mean(0)
 
-    def memory(self, z_Bnd: torch.Tensor) -> Memory:
-        """What the generator reads of the plans, computed once a plan."""
+    def memory(self, z_Bnd: torch.Tensor, hidden_B: torch.Tensor | None = None) -> Memory:
+        """What the generator reads of the plans, computed once a plan.
+
+        ``hidden_B`` (bool) with linear reading: of these plans it reads the return that they promise and nothing else.
+        """
         with self.region():
-            return self.generator.memory(z_Bnd[:, self.config.generator_first :])
+            promised_B = self.predict_return(z_Bnd)[0].detach() if self.generator.linear else z_Bnd[:, 0, 0]
+            if hidden_B is not None:
+                z_Bnd = torch.where(hidden_B[:, None, None], 0.0, z_Bnd)
+            return self.generator.memory(z_Bnd[:, self.config.generator_first :], promised_B)
 
     def generate(
         self,

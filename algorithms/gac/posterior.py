@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from algorithms.gac.adamw import FlatAdamW
-from algorithms.gac.attention import Encoder
+from algorithms.gac.attention import Encoder, perceptron
 from algorithms.gac.config import GACConfig
 from algorithms.gac.model import GACModel
 from replay.trajectories import Trajectories
@@ -84,39 +85,68 @@ def cosine(share: float, end: float) -> float:
 class PosteriorEncoder(nn.Module):
     """The amortised form: one pass of a small Transformer, trained with the networks on the same bound.
 
-    Token k looks at ``posterior_points`` steps of its own stretch of the episode and, with ``posterior_return``, at the
-    return; attention joins the stretches. Steps after the episode's end count as absent.
+    Stretches: token k looks at ``posterior_points`` steps of its own stretch of the episode and attention joins the
+    stretches. Set: one MLP looks at each of all those steps, and their mean gives every token. With ``posterior_return``
+    the return is seen too. Steps after the episode's end count as absent.
     """
 
     def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.posterior_width
-        self.embed = nn.Linear(config.posterior_points * (features + action_dim + 1), width)
+        self.pooled = config.posterior_sees == "set"
+        seen = features + action_dim + 1
+        if self.pooled:
+            self.step = perceptron(seen, width, width, 3)
+            self.read = nn.Linear(width + config.posterior_return, width)
+            self.law = _law(width, config.tokens * config.token_width)
+            return
+        self.embed = nn.Linear(config.posterior_points * seen, width)
         self.embed_return = nn.Linear(1, width, bias=False) if config.posterior_return else None
         self.place_nC = nn.Parameter(0.02 * torch.randn(config.tokens, width))
         self.encoder = Encoder(width, config.posterior_heads, config.posterior_layers)
-        self.law = nn.Linear(width, 2 * config.token_width)
-        with torch.no_grad():
-            self.law.weight.mul_(0.3)
-            self.law.bias[config.token_width :] = LOG_VARIANCE_START
+        self.law = _law(width, config.token_width)
 
-    def forward(self, batch: Trajectories, model: GACModel) -> Posterior:
-        """q of each trajectory, in float32; differentiable in the encoder's parameters."""
+    def forward(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> Posterior:
+        """q of each trajectory, in float32; differentiable in the encoder's parameters.
+
+        ``shift`` in [0, 1): where in its share of the longest episode each step that is looked at lies.
+        """
         with model.region():
-            x = self.embed(self.observed(batch, model)) + self.place_nC
+            if self.pooled:
+                return self._of_set(batch, model, shift)
+            x = self.embed(self.observed(batch, model, shift).flatten(2)) + self.place_nC
             if self.embed_return is not None:
                 x = x + self.embed_return(model.normalise_return(batch.return_B)[:, None, None])
             mean, log_variance = self.law(self.encoder(x)).float().chunk(2, -1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
-    def observed(self, batch: Trajectories, model: GACModel) -> torch.Tensor:
-        """(B, n, K (X + A + 1)): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
+    def _of_set(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float) -> Posterior:
+        seen_BnKX = self.observed(batch, model, shift)
+        there_BnK1 = seen_BnKX[..., -1:]
+        mean_BC = (self.step(seen_BnKX) * there_BnK1).sum((1, 2)) / there_BnK1.sum((1, 2)).clamp(min=1.0)
+        if self.config.posterior_return:
+            mean_BC = torch.cat([mean_BC, model.normalise_return(batch.return_B).unsqueeze(1)], 1)
+        law = self.law(F.silu(self.read(F.silu(mean_BC)))).float()
+        mean, log_variance = law.unflatten(1, (2, self.config.tokens, self.config.token_width)).unbind(1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def observed(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> torch.Tensor:
+        """(B, n, K, X + A + 1): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
         count = self.config.tokens * self.config.posterior_points
-        share = (torch.arange(count, device=batch.offset.device) + 0.5) / count
+        share = (torch.arange(count, device=batch.offset.device) + shift) / count
         time_K = (share * model.horizon).long()
         length_B1 = batch.offset.diff().unsqueeze(1)
         there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
         rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
         obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
         seen = torch.cat([model.see(obs) * there_BK1, action * there_BK1, there_BK1], -1)
-        return seen.view(len(batch), self.config.tokens, -1)
+        return seen.unflatten(1, (self.config.tokens, self.config.posterior_points))
+
+
+def _law(width: int, floats: int) -> nn.Linear:
+    """Means and log-variances of ``floats`` coordinates, near the prior's mean at first."""
+    law = nn.Linear(width, 2 * floats)
+    with torch.no_grad():
+        law.weight.mul_(0.3)
+        law.bias[floats:] = LOG_VARIANCE_START
+    return law
