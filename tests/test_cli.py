@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import command, lines, read, train_inline
 
 from cluster.cli import main
-from cluster.config import PRESETS, flatten, make_preset
+from cluster.config import flatten, make_preset
 
 COMMANDS = ("train", "resume", "evaluate", "scale", "status", "report", "presets", "config")
 SUMMARY = {
