@@ -244,6 +244,11 @@ class GACConfig(PlanningConfig):
             found.append(
                 f"segment is {self.segment} with window 1, expected 1: a step that sees only itself gains nothing from neighbours"
             )
+        if self.replan == "surprise" and not self.next_state_weight:
+            found.append(
+                "replan is surprise with next_state_weight 0: nothing would have learned to predict what comes, and every error of it "
+                "would be chance; train with next_state_weight=1, or set replan=scheduled or none"
+            )
         if self.plan_reading == "local" and not self.plan_time:
             found.append(
                 "plan_reading is local with plan_time false: which tokens are near now is a matter of time; set plan_time=true"
@@ -281,7 +286,8 @@ def cpu() -> GACConfig:
         posterior_width=128,
         posterior_return=True,
         infer_kl_weight=0.03,
-        infer_max_steps=100,
+        infer_steps=300,
+        infer_max_steps=200,
         infer_radius=0.0,
     )
 

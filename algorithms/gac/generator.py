@@ -92,10 +92,11 @@ class Generator(nn.Module):
         self.register_buffer("centre_G", centre_G, persistent=False)
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
 
-    def memory(self, token_BGd: torch.Tensor, promised_B: torch.Tensor) -> Memory:
+    def memory(self, token_BGd: torch.Tensor, promised_B: torch.Tensor | None) -> Memory:
         """Keys and values of every layer, from the tokens that the generator reads; with linear reading the plan as one
-        token, the z-scored return that it promises last."""
+        token, the z-scored return ``promised_B`` last. It is read nowhere else, and None there."""
         if self.linear:
+            assert promised_B is not None
             flat_BP = token_BGd.flatten(1)
             token_BGd = torch.cat([flat_BP / math.sqrt(flat_BP.shape[1]), promised_B.unsqueeze(1)], 1).unsqueeze(1)
         if not self.attends:

@@ -149,10 +149,12 @@ class GACModel(nn.Module):
     def memory(self, z_Bnd: torch.Tensor, hidden_B: torch.Tensor | None = None) -> Memory:
         """What the generator reads of the plans, computed once a plan.
 
-        ``hidden_B`` (bool) with linear reading: of these plans it reads the return that they promise and nothing else.
+        With linear reading that is also the return that a plan promises, without gradient: actions are explained by what
+        the return head says of a plan, and never bend what it says. ``hidden_B`` (bool) with linear reading: of these
+        plans the promise is read and nothing else.
         """
         with self.region():
-            promised_B = self.predict_return(z_Bnd)[0].detach() if self.generator.linear else z_Bnd[:, 0, 0]
+            promised_B = self.predict_return(z_Bnd)[0].detach() if self.generator.linear else None
             if hidden_B is not None:
                 z_Bnd = torch.where(hidden_B[:, None, None], 0.0, z_Bnd)
             return self.generator.memory(z_Bnd[:, self.config.generator_first :], promised_B)
