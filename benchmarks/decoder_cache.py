@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from algorithms.gac.config import GACConfig, cpu, paper
+from algorithms.gac.config import GACConfig, cpu, paper, timed
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import Aim
@@ -114,12 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    windowed = dataclasses.replace(cpu(), window=WINDOW, segment=WINDOW, points=0, layers=2, plan_reading="attention")
+    windowed = dataclasses.replace(timed(), window=WINDOW, segment=WINDOW, points=0, layers=2, plan_reading="attention")
     lpt = dataclasses.replace(paper(), autocast=False)
     for name, config in ((f"causal Transformer, window {WINDOW}", windowed), ("paper preset", lpt)):
         for envs in (1, 8):
             compare(name, config, envs, repeats)
-    for name, config in (("cpu preset", cpu()), (f"causal Transformer, window {WINDOW}", windowed)):
+    for name, config in (
+        ("cpu preset", cpu()),
+        ("timed preset", timed()),
+        (f"causal Transformer, window {WINDOW}", windowed),
+    ):
         for envs in (1, 8, 32):
             latency(name, config, envs, repeats)
 

@@ -44,6 +44,7 @@ from replay.shard import ReplayShard
 LAYOUT = RowLayout(obs_dim=17, action_dim=6)
 BATCH, ROWS, CHUNK = 256, 100_000, 500
 CONFIG = LearnerConfig()
+ACTOR_CRITICS = [name for name, algorithm in ALGORITHMS.items() if algorithm.items == "transitions"]
 
 
 def filled_shard() -> ReplayShard:
@@ -196,7 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        learners = {name: FedLearner(name, filled_shard(), pathlib.Path(directory)) for name in ALGORITHMS}
+        learners = {name: FedLearner(name, filled_shard(), pathlib.Path(directory)) for name in ACTOR_CRITICS}
         runs: dict[str, Callable[[float], int]] = {}
         for name, learner in learners.items():
             runs |= {f"{name} bare": bare_loop(name, filled_shard()), f"{name} learner": learner.run}

@@ -1,11 +1,14 @@
-"""Gradient steps (critic updates) per CPU-second of one core: ``python benchmarks/update.py [--preset cpu|paper]``.
+"""Gradient steps per CPU-second of one core: ``python benchmarks/update.py [--preset cpu|paper]``.
 
-Every update trains both critics on 256 rows; actor and temperature follow every second one. Run with OMP_NUM_THREADS=1.
+Actor-critics: every update trains both critics on 256 rows; actor and temperature follow every second one. What learns from
+whole episodes: every update is of 64 episodes of 300 steps; with ``--posterior fresh`` or ``stored`` GAC's counts its inner steps
+beside it. Run with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import statistics
 import sys
@@ -14,20 +17,59 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, matmul
+from replay.trajectories import DataSummary, Trajectories
+
+EPISODES, STEPS, MAZE = (
+    64,
+    300,
+    (4, 2),
+)  # of a batch of whole episodes; observation and action dims of a point in a maze
 
 
-def rate(agent: Any, rows_UBD: torch.Tensor, repeats: int) -> list[float]:
+def rate(agent: Any, batches: Any, repeats: int) -> list[float]:
     """Updates per CPU-second of each repeat, after one call to warm up."""
-    agent.update(rows_UBD)
+    agent.update(batches)
     rates = []
     for _ in range(repeats):
         start = time.process_time()
-        agent.update(rows_UBD)
-        rates.append(rows_UBD.shape[0] / (time.process_time() - start))
+        agent.update(batches)
+        rates.append(len(batches) / (time.process_time() - start))
     return rates
+
+
+def made_up_episodes(posterior_floats: int) -> Trajectories:
+    """Noise; its values do not change the work."""
+    rows = 0.3 * torch.randn(EPISODES * STEPS, sum(MAZE) + 1)
+    return Trajectories(
+        rows_NF=rows,
+        offset=torch.arange(EPISODES + 1) * STEPS,
+        return_B=rows[:, -1].view(EPISODES, STEPS).sum(1),
+        posterior_BP=torch.zeros(EPISODES, posterior_floats),
+        visits_B=torch.zeros(EPISODES, dtype=torch.int32),
+    )
+
+
+def standard_summary() -> DataSummary:
+    """Of data that is normalised already."""
+    (obs, action), zeros = MAZE, [0.0] * 101
+    return DataSummary(
+        obs_mean_O=np.zeros(obs),
+        obs_std_O=np.ones(obs),
+        action_mean_A=np.zeros(action),
+        action_std_A=np.ones(action),
+        return_mean=0.0,
+        return_std=5.0,
+        return_min=-15.0,
+        return_max=15.0,
+        return_quantiles=tuple(zeros),
+        max_length=STEPS,
+        episodes=EPISODES,
+        steps=EPISODES * STEPS,
+    )
 
 
 def critic_update_flop(config: Any, obs_dim: int, action_dim: int, batch: int) -> float:
@@ -41,32 +83,56 @@ def critic_update_flop(config: Any, obs_dim: int, action_dim: int, batch: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=("cpu", "paper"), default="cpu")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("cpu", "timed", "paper"), default="cpu", help="timed: of gac alone")
     parser.add_argument("--algorithm", choices=(*ALGORITHMS, "all"), default="all")
-    parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
-    parser.add_argument("--obs", type=int, default=17, help="observation dim (HalfCheetah: 17)")
-    parser.add_argument("--action", type=int, default=6, help="action dim (HalfCheetah: 6)")
+    parser.add_argument("--batch", type=int, default=256, help="rows of a batch, of an actor-critic")
+    parser.add_argument("--obs", type=int, default=17, help="observation dim of an actor-critic (HalfCheetah: 17)")
+    parser.add_argument("--action", type=int, default=6, help="action dim of an actor-critic (HalfCheetah: 6)")
+    parser.add_argument("--posterior", choices=("amortised", "stored", "fresh"), help="of gac (default: the preset's)")
     parser.add_argument("--repeats", type=int, default=9, help="calls measured; the median is printed")
-    parser.add_argument("--updates", type=int, default=0, help="updates a call (default 64; 2 for paper)")
+    parser.add_argument(
+        "--updates", type=int, default=0, help="updates a call (default 64 or, of episodes, 10; paper: 2)"
+    )
     parser.add_argument("--matmul", choices=("auto", "mkl", "onednn"), default="auto")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    updates = args.updates or (64 if args.preset == "cpu" else 2)
     names = list(ALGORITHMS) if args.algorithm == "all" else [args.algorithm]
     for name in names:
-        config = ALGORITHMS[name].presets[args.preset]()
-        config = type(config)(**{**vars(config), "matmul": args.matmul})
-        agent: Any = ALGORITHMS[name].make_agent(config, args.obs, args.action, seed=0)
-        rows = torch.randn(updates, args.batch, 2 * args.obs + args.action + 2)
-        rows[..., args.obs + args.action + 1] = 1.0
-        rates = rate(agent, rows, args.repeats)
-        gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
+        if args.preset not in ALGORITHMS[name].presets:
+            continue
+        measure = on_episodes if ALGORITHMS[name].items == "episodes" else on_transitions
+        rates, told = measure(name, args)
         print(
-            f"{name:8s} {args.preset:6s} {statistics.median(rates):8.2f} updates/CPU-s "
-            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {gflop:.2f} GFLOP a critic update; {agent.matmul})",
+            f"{name:10s} {args.preset:6s} {statistics.median(rates):8.2f} updates/CPU-s "
+            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {told})",
             flush=True,
         )
+
+
+def on_transitions(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
+    """Rates of an actor-critic, and what else is known of them."""
+    config = dataclasses.replace(ALGORITHMS[name].presets[args.preset](), matmul=args.matmul)
+    agent: Any = ALGORITHMS[name].make_agent(config, args.obs, args.action, seed=0)
+    rows = torch.randn(args.updates or (64 if args.preset == "cpu" else 2), args.batch, 2 * args.obs + args.action + 2)
+    rows[..., args.obs + args.action + 1] = 1.0
+    gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
+    return rate(agent, rows, args.repeats), f"{gflop:.2f} GFLOP a critic update; {agent.matmul}"
+
+
+def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
+    """Rates of an algorithm that learns from whole episodes, and what else is known of them."""
+    given: dict[str, Any] = {"matmul": args.matmul}
+    if name == "gac" and args.posterior:
+        given["posterior"] = args.posterior
+    config = dataclasses.replace(ALGORITHMS[name].presets[args.preset](), **given)
+    agent: Any = ALGORITHMS[name].make_agent(config, *MAZE, seed=0)
+    agent.fit(standard_summary())
+    count = args.updates or (2 if args.preset == "paper" else 10)
+    rates = rate(agent, [made_up_episodes(config.posterior_floats) for _ in range(count)], args.repeats)
+    if name != "gac" or config.posterior == "amortised":
+        return rates, matmul.choose(config.matmul)
+    return rates, f"{config.inner_steps * statistics.median(rates):.1f} inner steps/CPU-s; {agent.matmul}"
 
 
 if __name__ == "__main__":

@@ -188,9 +188,15 @@ PRESETS = {"cpu": cpu, "timed": timed, "paper": paper}
 
 
 def make_preset(algorithm: str, name: str) -> RunConfig:
-    """The named preset for an algorithm; UsageError names the nearest when there is none."""
+    """The named preset for an algorithm; UsageError names the nearest when there is none, or whose it is."""
     _known(algorithm, ALGORITHMS, "algorithm")
-    _known(name, ALGORITHMS[algorithm].presets, "preset")
+    owners = [other for other, found in ALGORITHMS.items() if name in found.presets]
+    if owners and algorithm not in owners:
+        raise UsageError(
+            f"{algorithm} has no preset {name!r}, expected one of {', '.join(ALGORITHMS[algorithm].presets)}; nothing was started. "
+            f"It is of {', '.join(owners)} alone: name that algorithm, or another preset"
+        )
+    _known(name, PRESETS, "preset")
     return PRESETS[name](algorithm)
 
 

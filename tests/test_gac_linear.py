@@ -309,5 +309,6 @@ def test_the_timed_preset_is_of_gac_alone(algorithm: str, tmp_path: Path, capsys
     run = tmp_path / "run"
     assert main(["train", algorithm, "--preset", "timed", "--env", "Pendulum-v1", "--run-dir", str(run)]) == 2
     told = capsys.readouterr().err
-    assert "unknown preset 'timed'" in told and "cpu, paper" in told and "nothing was started" in told
+    assert f"{algorithm} has no preset 'timed'" in told and "cpu, paper" in told and "nothing was started" in told
+    assert "of gac alone" in told
     assert not run.exists()

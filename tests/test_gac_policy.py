@@ -34,7 +34,7 @@ LPT = GACConfig(
     **SMALL, window=5, segment=8, plan_time=False, time_bias="none", generator_tokens="split", return_tokens=2
 )
 LOCAL = GACConfig(**(SMALL | {"window": 3, "segment": 8, "plan_reading": "local"}))
-SMALLEST = GACConfig(**(SMALL | {"layers": 0, "plan_reading": "local"}))  # as the cpu preset, an MLP
+SMALLEST = GACConfig(**(SMALL | {"layers": 0, "plan_reading": "local"}))  # as the timed preset, an MLP
 
 
 def weights_of(config: GACConfig, *, target: float = 30.0, surprise: float = 1.0) -> dict[str, torch.Tensor]:

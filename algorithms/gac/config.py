@@ -54,7 +54,7 @@ class GACConfig(PlanningConfig):
         4, "octaves", "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]"
     )
     obs_wave_dims: int = option(2, "1", "leading coordinates that have them (a maze's place); 0: all [C]")
-    layers: int = option(0, "layers", "of the trajectory generator; 0: with local reading, an MLP (3 [LPT])")
+    layers: int = option(0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])")
     heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
     width: int = option(128, "units", "of the generator (128 or 192 [LPT])")
     window: int = option(1, "steps", "W, steps the generator's self-attention sees, this one included (32 [LPT])")

@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 
     key_LBHGc: torch.Tensor  # L is 0 with local reading
     value_LBHGc: torch.Tensor
-    token_BGd: torch.Tensor
+    token_BGd: torch.Tensor  # with linear reading one token (G = 1): the plan's coordinates, then the promised return
 
     def put(self, index_K: torch.Tensor, other: Memory) -> None:
         """Overwrites the plans ``index_K`` (int64) by the K plans of ``other``, in place."""
