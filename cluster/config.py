@@ -196,7 +196,7 @@ def make_preset(algorithm: str, name: str) -> RunConfig:
             f"{algorithm} has no preset {name!r}, expected one of {', '.join(ALGORITHMS[algorithm].presets)}; nothing was started. "
             f"It is of {', '.join(owners)} alone: name that algorithm, or another preset"
         )
-    _known(name, PRESETS, "preset")
+    _known(name, ALGORITHMS[algorithm].presets, "preset")
     return PRESETS[name](algorithm)
 
 

@@ -128,6 +128,18 @@ def test_the_share_of_hidden_plans_is_drawn_where_plans_are_read_linearly_and_no
         assert made(small(**(SHAPES["linear"] | fields)), episodes(0))._draw(4).hidden_B is None
 
 
+def test_a_posterior_is_of_the_whole_plan_although_the_networks_do_not_see_it() -> None:
+    batch = episodes(0)
+    agent = made(small(**(SHAPES["linear"] | {"posterior": "fresh"})), batch)
+    noise = agent._draw(len(batch))
+    segments = agent.look(batch, noise)
+    hidden, plain = (
+        agent._infer(batch, segments, noise._replace(hidden_B=torch.full((len(batch),), share)))
+        for share in (True, False)
+    )
+    assert torch.equal(hidden.mean_Bnd, plain.mean_Bnd) and torch.equal(hidden.log_variance_Bnd, plain.log_variance_Bnd)
+
+
 def set_by_hand(encoder: PosteriorEncoder, model: GACModel, batch: Trajectories, shift: float) -> Posterior:
     """One episode at a time, one step at a time: the mean of an MLP over the steps that are there."""
     config, laws = encoder.config, []

@@ -189,7 +189,10 @@ class GAC:
             return self.encoder(batch, self.model, noise.shift)
         keeps = self.config.posterior == "stored"
         start = stored(self.config, batch) if keeps else fresh(self.config, len(batch), batch.return_B)
-        found = refine(self.config, start, lambda q: self._bound(batch, segments, q, noise).elbo_B)
+        seen = noise._replace(
+            hidden_B=None
+        )  # hiding a plan is a lesson for the networks: its posterior is of the whole
+        found = refine(self.config, start, lambda q: self._bound(batch, segments, q, seen).elbo_B)
         if keeps:
             self._posteriors.append(found.packed())
         return found
