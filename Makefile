@@ -1,9 +1,10 @@
-# `make train` learns HalfCheetah-v5 on this machine; `make test` proves the parts. Both set up .venv first.
+# `make train` learns HalfCheetah-v5 on this machine, `make train-gac` a maze from recorded episodes and then online; `make test`
+# proves the parts. All set up .venv first.
 PYTHON ?= python3.11
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: setup train test quick check
+.PHONY: setup train train-gac test quick check
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -13,6 +14,9 @@ setup: .venv/.installed
 
 train: setup
 	.venv/bin/drawbridge train softgac --env HalfCheetah-v5 $(ARGS)
+
+train-gac: setup
+	.venv/bin/python benchmarks/demo_gac.py $(ARGS)
 
 test: setup
 	.venv/bin/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from algorithms import ALGORITHMS
 from algorithms.actor_critic import ActorCritic
+from benchmarks import demo_gac
 from cluster.cli import _parser, resolve
 from cluster.config import flatten, make_preset
 
@@ -18,7 +21,9 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG = make_preset("softgac", "cpu")
 # docs/softgac.md names methods of an agent, too.
-SETTINGS = {*flatten(CONFIG), *(f"agent.{name}" for name in dir(ActorCritic))}
+SETTINGS = {key for name in ALGORITHMS for key in flatten(make_preset(name, "cpu"))} | {
+    f"agent.{name}" for name in dir(ActorCritic)
+}
 COMPONENTS = [
     field.name for field in dataclasses.fields(CONFIG) if dataclasses.is_dataclass(getattr(CONFIG, field.name))
 ]
@@ -38,8 +43,12 @@ def code_lines(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The arguments of every command line of ours in a page's code blocks, and of `make train` with its ARGS."""
-    found = re.findall(r"(?m)^.*?(?:\bdrawbridge|-m cluster) ([a-z]+ .*|[a-z]+$)", "\n".join(code_lines(page)))
+    """The arguments of every command line of ours in a page's code blocks, and of `make train` with its ARGS.
+
+    A line that begins with a quotation mark is of a file and quotes a command at most.
+    """
+    lines = "\n".join(line for line in code_lines(page) if not line.lstrip().startswith('"'))
+    found = re.findall(r"(?m)^.*?(?:\bdrawbridge|-m cluster) ([a-z]+ .*|[a-z]+$)", lines)
     found += [
         "train softgac --env HalfCheetah-v5 " + flags
         for flags in re.findall(r"make train ARGS='(.*?)'", page.read_text())
@@ -57,12 +66,42 @@ def test_every_command_shown_is_understood_with_its_flags_and_settings(page: Pat
     for words in commands(page):
         arguments = _parser().parse_args(words)
         if words[0] == "train":
+            arguments.env = (
+                arguments.env or "FixedGoal/PointMaze_UMaze-v3"
+            )  # else that of a dataset, which may be absent
             resolve(arguments)  # every --set too
+        assert {pair.partition("=")[0] for pair in getattr(arguments, "set", [])} <= SETTINGS
 
 
 def test_the_readme_shows_every_command() -> None:
-    commands_there_are = {"train", "resume", "evaluate", "scale", "status", "report", "presets", "config"}
-    assert {words[0] for words in commands(README)} == commands_there_are
+    assert {words[0] for words in commands(README)} == set(choices_of(_parser()))
+
+
+def choices_of(parser: argparse.ArgumentParser) -> list[str]:
+    (subcommands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return list(subcommands.choices)
+
+
+def test_the_demonstration_of_gac_is_made_of_commands_there_are() -> None:
+    options = demo_gac.parse(["--out", "runs/x", "--stages", "2"])
+    fresh, again = demo_gac.plan(options, data_is_there=False), demo_gac.plan(options, data_is_there=True)
+    assert fresh[1:] == again and fresh[0].words[:3] == ["dataset", "make", "maze"]
+    for step in fresh:
+        _parser().parse_args(step.words)
+    for page in PAGES:
+        for flags in re.findall(r"make train-gac ARGS='(.*?)'", page.read_text()):
+            demo_gac.parse(shlex.split(flags))
+
+
+def test_the_constants_of_gac_are_those_of_its_presets() -> None:
+    rows = re.findall(
+        r"(?m)^\| `(agent\.\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs" / "gac.md").read_text()
+    )
+    presets = [flatten(make_preset("gac", name)) for name in ("cpu", "timed", "paper")]
+    for key, *stated in rows:
+        assert stated == [str(preset[key][0]) for preset in presets], key
+    differing = {key for key in presets[0] if key.startswith("agent.") and len({str(p[key][0]) for p in presets}) > 1}
+    assert differing <= {key for key, *_ in rows}
 
 
 @every_page
