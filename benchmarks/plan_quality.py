@@ -1,0 +1,142 @@
+"""What searching the latent plan is worth: ways against shortest ways, and no, one or every plan searched.
+
+Letters: E episodes, T steps, n plan tokens of width d, K environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms.gac.config import GACConfig
+from algorithms.gac.inference import Inferred
+from algorithms.gac.planner import Planner
+from algorithms.gac.policy import GACPolicy
+from benchmarks.gac import TEST, TUNE
+from benchmarks.markdown import over_seeds, table
+from benchmarks.trained import Trained, by_data
+from rollout_workers.episode_runs import EpisodeRuns
+from rollout_workers.evaluator import Evaluation
+from rollout_workers.maze import REACHED, Maze
+from rollout_workers.waypoints import WaypointPlanner
+
+MODES = ("prior", "st", "kl", "max")
+LEAST = 0.5  # m: ways shorter than this have no ratio worth the name
+
+
+class FixedPlan(GACPolicy):
+    """Acts by one plan from every start; what it predicts is its own model's opinion of that plan."""
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
+        super().__init__(config, obs_dim, action_dim)
+        self.planner = _Shared(config, self.model)
+
+    def fix(self, z_nd: torch.Tensor) -> None:
+        """The plan, as the generator reads it."""
+        assert isinstance(self.planner, _Shared)
+        self.planner.z_nd = z_nd
+
+
+class _Shared(Planner):
+    z_nd: torch.Tensor
+
+    def plan(self, *asked: Any) -> tuple[Inferred, torch.Tensor]:
+        made, target_K = super().plan(*asked)
+        z_Knd = self.z_nd.expand_as(made.z_Knd).contiguous()
+        predicted_K, log_variance_K = self.model.predict_return(z_Knd)
+        predicted_K, variance_K = self.model.denormalise_return(predicted_K, log_variance_K.exp())
+        return made._replace(z_Knd=z_Knd, predicted_K=predicted_K, variance_K=variance_K), target_K
+
+
+def latents(runs: Sequence[Trained]) -> str:
+    """No search, one plan for all starts (the mean of those searched on the tuning starts), a plan searched for each."""
+    rows = []
+    for data, group in by_data(runs).items():
+        found = [_latents(run) for run in group]
+        rows.append([data, *(over_seeds([scores[i] for scores in found]) for i in range(3))])
+    return table(["", "no search", "one plan", "searched"], rows)
+
+
+def _latents(run: Trained) -> tuple[float, float, float]:
+    mode = run.best_mode
+    searching, fixed = run.policy(mode), run.policy(mode, kind=FixedPlan)
+    run.run(searching, mode, TUNE)
+    assert searching.inferred is not None and isinstance(fixed, FixedPlan)
+    fixed.fix(searching.inferred.z_Knd.mean(0))
+    ways = (("prior", run.policy("prior")), (mode, fixed), (mode, searching))
+    prior, one, searched = (float(run.scores(run.run(policy, label, TEST).returns).mean()) for label, policy in ways)
+    return prior, one, searched
+
+
+def paths(runs: Sequence[Trained]) -> str:
+    """Path length over the shortest way to the goal's edge, of starts more than 0.5 m away; by distance, and references."""
+    rows = []
+    for data, group in by_data(runs).items():
+        for mode in MODES:
+            made = [run.run(run.policy(mode), mode, TEST) for run in group]
+            rows.append([data, mode, *_path_cells([_ratios(one) for one in made])])
+        for name, noise in (("planner", 0.0), ("planner, noise 0.5", 0.5)):
+            rows.append([data, name, *_path_cells([planner_ratios(group[0].plan.config.env, group[0].maze, noise)])])
+        rows.append([data, "data, first arrival", *_path_cells([data_ratios(group[0])])])
+    return table(["", "", "arrived", "median", "mean", "near half", "far half"], rows)
+
+
+def _path_cells(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """``found``: (ratio (E,), NaN where the goal was not reached; shortest (E,)) of each seed."""
+    cells = [over_seeds([100 * float(np.isfinite(ratio_E).mean()) for ratio_E, _ in found], 0) + " %"]
+    statistics: tuple[Any, ...] = (np.nanmedian, np.nanmean)
+    cells += [over_seeds([_of(statistic, ratio_E) for ratio_E, _ in found], 2) for statistic in statistics]
+    for near in (True, False):
+        halves = [ratio_E[(shortest_E <= np.median(shortest_E)) == near] for ratio_E, shortest_E in found]
+        cells.append(over_seeds([_of(np.nanmedian, half_E) for half_E in halves], 2))
+    return cells
+
+
+def _of(statistic: Any, ratio_E: np.ndarray) -> float:
+    return float(statistic(ratio_E)) if np.isfinite(ratio_E).any() else float("nan")
+
+
+def _ratios(made: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    return path_ratios(np.array(made.path_length), np.array(made.shortest_path), np.array(made.reached))
+
+
+def path_ratios(length_E: np.ndarray, shortest_E: np.ndarray, reached_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio (NaN: never arrived) and shortest way of the episodes whose way is long enough to have one."""
+    far_E = shortest_E > LEAST
+    ratio_E = np.where(reached_E[far_E] >= 0, length_E[far_E] / shortest_E[far_E], np.nan)
+    return ratio_E, shortest_E[far_E]
+
+
+def planner_ratios(env_id: str, maze: Maze, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """The waypoint planner's ways to the goal, from the test starts."""
+    seeds = [TEST[0] + i for i in range(TEST[1])]
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    planner = WaypointPlanner(maze, rngs, noise=noise, target=maze.goal_cell)
+    runs = EpisodeRuns(env_id)
+    try:
+        episodes = [episode for episode in runs.run(seeds, planner.act) if episode is not None]
+    finally:
+        runs.close()
+    return _walked(maze, [(episode.obs_TO, episode.next_obs_O, episode.reward_T) for episode in episodes])
+
+
+def data_ratios(run: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """The data's own ways to their first arrival at the goal, which was seldom what they went for."""
+    episodes = run.dataset.episodes()
+    return _walked(run.maze, [(episode.obs_TO, episode.next_obs_O, episode.reward_T) for episode in episodes])
+
+
+def _walked(maze: Maze, episodes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    length_E, reached_E = np.zeros(len(episodes)), np.full(len(episodes), -1)
+    starts_E2 = np.stack([obs_TO[0, :2] for obs_TO, _, _ in episodes]).astype(np.float64)
+    for e, (obs_TO, last_O, reward_T) in enumerate(episodes):
+        paid_T = np.flatnonzero(reward_T > 0)
+        steps = int(paid_T[0]) + 1 if len(paid_T) else len(reward_T)
+        xy_T2 = np.concatenate([obs_TO, last_O[None]])[: steps + 1, :2].astype(np.float64)
+        length_E[e] = np.linalg.norm(np.diff(xy_T2, axis=0), axis=1).sum()
+        reached_E[e] = steps if len(paid_T) else -1
+    shortest_E = np.maximum(maze.shortest_path(starts_E2) - REACHED, 0.0)
+    return path_ratios(length_E, shortest_E, reached_E)

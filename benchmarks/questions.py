@@ -1,0 +1,99 @@
+"""The questions that the paper leaves open, asked of trained runs: one table an answer.
+
+    python benchmarks/gac.py offline --out runs/gac --algorithms gac          trains what is asked, online too
+    python benchmarks/questions.py paths latents --runs runs/gac              tables of some questions
+    python benchmarks/questions.py all --runs runs/gac                        of all that train nothing
+    python benchmarks/questions.py posteriors ablations --out runs/questions  these train runs of their own
+    python benchmarks/questions.py page                                       puts the tables into docs/gac-questions.md
+
+Each table is written to OUT/NAME.md. Scores: 0 is the random policy, 100 the planner; means over training seeds, each
+seed's value behind them. One torch thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import ascents, by_heart, plan_quality, promises, replanning, training_choices  # noqa: E402
+from benchmarks.gac import dataset_id  # noqa: E402
+from benchmarks.markdown import filled  # noqa: E402
+from benchmarks.trained import Trained, told, trained  # noqa: E402
+from replay.dataset import Dataset, open_dataset  # noqa: E402
+
+DOCS = ROOT / "docs"
+PAGE = DOCS / "gac-questions.md"
+ONLINE = ("moving", "fixed", "exploit")
+ABILITIES = ((40.0, 60.0, 80.0, 90.0, 95.0, 95.0, 95.0), 8.0)  # of a made-up course, and the predictor's error
+
+Ask = Callable[[argparse.Namespace], str]
+
+
+def offline(arguments: argparse.Namespace) -> list[Trained]:
+    return [run for run in trained(arguments.runs) if run.data in arguments.data or not arguments.data]
+
+
+def online(arguments: argparse.Namespace) -> list[Trained]:
+    return [run for name in ONLINE for run in trained(arguments.runs, "online", name)]
+
+
+ASKED: dict[str, Ask] = {
+    "runs": lambda a: told([*offline(a), *online(a)]),
+    "target": lambda a: promises.online_stages(online(a)),
+    "target-walk": lambda a: promises.target_walk(*ABILITIES),
+    "replanning": lambda a: replanning.replanning(offline(a)),
+    "paths": lambda a: plan_quality.paths(offline(a)),
+    "latents": lambda a: plan_quality.latents(offline(a)),
+    "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
+    "monotone": lambda a: by_heart.monotone(offline(a)),
+    "dynamics": lambda a: ascents.dynamics(offline(a), DOCS / "gac-inference.png"),
+    "calibration": lambda a: promises.calibration(offline(a)),
+    "calibration-online": lambda a: promises.calibration(online(a)),
+    "sweep": lambda a: promises.sweep(offline(a)),
+    "sweep-online": lambda a: promises.sweep(online(a)),
+}
+TRAINING: dict[str, Ask] = {
+    "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
+    "replanning-watchful": lambda a: training_choices.watchful(a.out, a.seeds[0]),
+    "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
+    "ablations": lambda a: training_choices.ablations(a.out, a.updates, a.seeds[0]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=[*ASKED, *TRAINING, "all", "page"])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gac", help="of benchmarks/gac.py")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "questions", help="for tables and runs of its own")
+    parser.add_argument("--data", nargs="+", default=[], help='such as "umaze d0"; default: all there are')
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs of its own")
+    parser.add_argument("--updates", type=int, default=1_500, help="of by-heart and ablations")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in list(ASKED) if "all" in arguments.what else arguments.what:
+        if name != "page":
+            began = time.process_time()
+            text = (ASKED | TRAINING)[name](arguments)
+            (arguments.out / f"{name}.md").write_text(text + "\n")
+            print(f"{name}, {time.process_time() - began:.0f} s of CPU\n\n{text}\n", flush=True)
+    if "page" in arguments.what:
+        tables = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
+        PAGE.write_text(filled(PAGE.read_text(), tables))
+
+
+def _dataset() -> Dataset:
+    return open_dataset(dataset_id("umaze", "d0"))
+
+
+if __name__ == "__main__":
+    main()

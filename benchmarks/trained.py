@@ -1,0 +1,144 @@
+"""Trained runs of benchmarks/gac.py, to be asked further questions; nothing in them is changed.
+
+Letters: E episodes, K environments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from algorithms.gac.policy import GACPolicy
+from algorithms.interface import Aim
+from algorithms.weights import Weights
+from benchmarks.markdown import table
+from cluster.checks import plan_of
+from cluster.config import override
+from cluster.graph import Plan, set_threads
+from cluster.inspection import newest_weights
+from cluster.run_dir import RunDirectory
+from replay.dataset import Dataset
+from rollout_workers.batch_env import BatchEnv
+from rollout_workers.envs import make_batch_env
+from rollout_workers.evaluator import Evaluation, Evaluator
+from rollout_workers.maze import Maze, maze_of
+
+SEARCHES = ("st", "kl", "max")
+MakeEnv = Callable[[str, int, int, bool], BatchEnv]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """One run, with what was chosen for each mode on its tuning starts. Scores: 0 is the random policy, 100 the planner."""
+
+    record: Mapping[str, Any]
+    run_dir: Path
+
+    @property
+    def data(self) -> str:
+        return f"{self.record['maze']} {self.record['data']}"
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        run = RunDirectory(self.run_dir)
+        plan = plan_of(run.config(), run)
+        set_threads(plan.config)
+        return plan
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        return newest_weights(self.plan)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        assert self.plan.dataset is not None
+        return self.plan.dataset
+
+    @property
+    def maze(self) -> Maze:
+        maze = maze_of(self.plan.config.env)
+        assert maze is not None
+        return maze
+
+    @property
+    def best_mode(self) -> str:
+        """The search that did best on the tuning starts."""
+        return max(SEARCHES, key=lambda mode: max(self.record["scores"][mode]["tuned"]))
+
+    def target(self, mode: str) -> float | None:
+        """The return that ``mode`` asks for in environment units, as chosen."""
+        share = self.record["scores"][mode]["chosen"]["target"]
+        return None if share is None else share * self.dataset.summary().return_max
+
+    def policy(
+        self, mode: str, settings: Mapping[str, str] | None = None, kind: type[GACPolicy] = GACPolicy
+    ) -> GACPolicy:
+        """An acting policy with what was chosen for ``mode``, ``settings`` over it; its weights are not loaded."""
+        chosen = self.record["scores"][mode]["chosen"]["settings"]
+        config: Any = override(self.plan.config, {**chosen, **(settings or {})}).agent
+        return kind(config, self.plan.obs_dim, self.plan.action_dim)
+
+    def run(
+        self,
+        policy: GACPolicy,
+        mode: str,
+        starts: tuple[int, int],
+        *,
+        target: float | None = None,
+        record_paths: bool = False,
+        make_env: MakeEnv = make_batch_env,
+    ) -> Evaluation:
+        """Episodes of ``policy``; ``starts``: (first seed, episodes). ``target`` None: as chosen."""
+        evaluator = Evaluator(self.plan.config.env, policy, timeout_s=3_600.0, make_env=make_env)
+        wanted = self.target(mode) if target is None else target
+        return evaluator.evaluate(
+            self.weights, starts[1], starts[0], Aim(mode=mode, target_return=wanted), record_paths=record_paths
+        )
+
+    def scores(self, returns: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Normalised returns (E,)."""
+        return np.array([self.dataset.normalised(float(value)) for value in returns], np.float64)
+
+
+def trained(out: Path, kind: str = "offline", name: str = "") -> list[Trained]:
+    """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of an ablation, or an online plan."""
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    return [
+        Trained(record, out / record["run_dir"])
+        for record in records
+        if record["kind"] == kind
+        and record.get("algorithm", "gac") == "gac"
+        and name in (record["name"], record.get("plan"))
+        and (out / record["run_dir"]).is_dir()
+    ]
+
+
+def told(runs: Sequence[Trained]) -> str:
+    """Who was asked: seed, updates, how plans are read, what was chosen for each mode, and the best mode."""
+    rows = []
+    for run in runs:
+        agent: Any = run.plan.config.agent
+        chosen = (run.record["scores"][mode]["chosen"] for mode in SEARCHES)
+        cells = (", ".join([*choice["settings"].values(), *_share(choice["target"])]) for choice in chosen)
+        about = (run.data, run.record.get("plan", ""), str(run.record["seed"]), str(run.weights.updates))
+        rows.append([*about, f"{agent.plan_reading}, {agent.tokens} tokens", *cells, run.best_mode])
+    head = ["", "online", "seed", "updates", "reading", "st: target", "kl: weight", "max: steps", "best mode"]
+    return table(head, rows)
+
+
+def _share(target: float | None) -> list[str]:
+    return [] if target is None else [f"{target:g} of the best"]
+
+
+def by_data(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """The runs of each maze and kind of data."""
+    groups: dict[str, list[Trained]] = {}
+    for run in runs:
+        groups.setdefault(run.data, []).append(run)
+    return groups

@@ -1,0 +1,182 @@
+"""What the open questions are measured with: pushes, alarms, ways and their ratios, tables, episodes by heart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithms.gac.config import cpu, timed
+from algorithms.gac.policy import GACPolicy
+from algorithms.interface import Aim
+from benchmarks.by_heart import packed
+from benchmarks.gac import TEST
+from benchmarks.markdown import filled, over_seeds, table
+from benchmarks.plan_quality import FixedPlan, path_ratios, planner_ratios
+from benchmarks.promises import target_walk
+from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
+from benchmarks.training_choices import ABLATIONS, timed_settings
+from cluster.config import make_preset, override
+from replay.stored_episode import StoredEpisode
+from rollout_workers.envs import make_batch_env
+from rollout_workers.evaluator import plan_streams
+from rollout_workers.maze import maze_of
+from rollout_workers.planning import seeded_streams
+
+UMAZE = "FixedGoal/PointMaze_UMaze-v3"
+SEED = 30_000
+
+
+def walked(env: object, seeds: list[int], steps: int) -> np.ndarray:
+    """Observations (steps + 1, E, O) under one fixed action."""
+    obs = [env.reset(seeds)]  # type: ignore[attr-defined]
+    action_EA = np.full((len(seeds), 2), 0.3, np.float32)
+    obs += [env.step(action_EA).obs_EO for _ in range(steps)]  # type: ignore[attr-defined]
+    return np.stack(obs)
+
+
+def test_a_push_moves_one_ball_once_far_and_to_rest_and_nothing_before_it() -> None:
+    seeds = [SEED + i for i in range(4)]
+    pushed, calm = PushedMaze(UMAZE, 4, SEED), make_batch_env(UMAZE, 4, SEED)
+    try:
+        shaken_TEO, quiet_TEO = walked(pushed, seeds, 151), walked(calm, seeds, 151)
+    finally:
+        pushed.close()
+        calm.close()
+    centres_K2 = maze_of(UMAZE).centre_K2  # type: ignore[union-attr]
+    for e, step in enumerate(pushed.push_E):
+        assert 75 <= step < 150
+        np.testing.assert_array_equal(shaken_TEO[:step, e], quiet_TEO[:step, e])
+        place_O = shaken_TEO[step, e]
+        assert np.linalg.norm(place_O[:2] - quiet_TEO[step, e, :2]) > FAR and not place_O[2:].any()
+        assert np.linalg.norm(centres_K2 - place_O[:2], axis=1).min() < 1e-6
+        moved_T = np.linalg.norm(np.diff(shaken_TEO[:, e, :2], axis=0), axis=1)
+        assert (np.delete(moved_T, step - 1) < 0.2).all()  # the physics goes on from there
+
+
+def test_an_episode_is_pushed_the_same_whatever_runs_beside_it() -> None:
+    many, one = PushedMaze(UMAZE, 3, SEED), PushedMaze(UMAZE, 1, SEED + 2)
+    try:
+        np.testing.assert_array_equal(many.push_E[2:], one.push_E)
+        np.testing.assert_array_equal(
+            walked(many, [SEED, SEED + 1, SEED + 2], 151)[:, 2], walked(one, [SEED + 2], 151)[:, 0]
+        )
+    finally:
+        many.close()
+        one.close()
+    np.testing.assert_array_equal(push_steps(SEED, 3, 300), push_steps(SEED, 5, 300)[:3])
+
+
+P = TypeVar("P", bound=GACPolicy)
+
+
+def begun(kind: type[P], ready: Callable[[P], None] = lambda policy: None, **planning: Any) -> P:
+    """An untrained policy whose three episodes have begun; ``ready`` is called before they do."""
+    config = dataclasses.replace(cpu(), infer_steps=2, infer_beam=1, infer_branches=1, **planning)
+    policy = kind(config, 4, 2)
+    policy.aim = Aim(mode="kl")
+    policy.reset(3)
+    ready(policy)
+    policy.begin(np.arange(3), np.eye(3, 4, dtype=np.float32), seeded_streams(plan_streams([1, 2, 3])))
+    return policy
+
+
+def test_a_watched_policy_tells_when_it_planned_again_and_an_oracle_does_so_at_the_push() -> None:
+    scheduled = begun(WatchedPolicy, replan="scheduled", replan_every=4)
+    oracle = begun(WatchedPolicy, replan="scheduled", replan_every=10**6)
+    oracle.oracle_E = np.array([3, -1, 5])
+    for _ in range(9):
+        for made in (scheduled, oracle):
+            made.act(np.zeros((3, 4), np.float32), np.zeros(3, np.float32))
+    assert scheduled.replans == [(step, env) for step in (4, 8) for env in range(3)]
+    assert oracle.replans == [(3, 0), (5, 2)]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 99), st.integers(0, 4)), max_size=30),
+    st.lists(st.integers(-1, 99), min_size=5, max_size=5),
+)
+def test_alarms_are_counted_as_a_loop_over_them_does(replans: list[tuple[int, int]], pushes: list[int]) -> None:
+    found = alarms(sorted(replans), np.array(pushes), 100, 10)
+    answers = {
+        e: min(s - pushes[e] for s in _answers(replans, e, pushes[e]))
+        for e in range(5)
+        if _answers(replans, e, pushes[e])
+    }
+    pushed = sum(push >= 0 for push in pushes)
+    assert found.false == pytest.approx(
+        1e3 * sum(step not in _answers(replans, env, pushes[env]) for step, env in replans) / 500
+    )
+    assert np.isnan(found.found) if not pushed else found.found == pytest.approx(len(answers) / pushed)
+    assert np.isnan(found.delay) if not answers else found.delay == np.median(list(answers.values()))
+
+
+def _answers(replans: list[tuple[int, int]], env: int, push: int) -> list[int]:
+    return [step for step, other in replans if other == env and push >= 0 and 0 <= step - push <= 10]
+
+
+def test_one_plan_for_all_is_acted_by_from_every_start_and_predicts_one_return() -> None:
+    made = begun(FixedPlan, lambda policy: policy.fix(torch.ones(policy.config.tokens, policy.config.token_width)))
+    assert made.inferred is not None and bool((made.inferred.z_Knd == 1).all())
+    assert len(set(made.inferred.predicted_K.tolist())) == 1
+
+
+def test_the_noise_free_planner_walks_little_more_than_the_shortest_way_and_always_arrives() -> None:
+    ratio_E, shortest_E = planner_ratios(UMAZE, maze_of(UMAZE), 0.0)  # type: ignore[arg-type]
+    assert 60 < len(ratio_E) <= TEST[1] and np.isfinite(ratio_E).all()
+    assert (ratio_E > 0.98).all() and 1.0 < np.median(ratio_E) < 1.5 and (shortest_E > 0.5).all()
+
+
+def test_ratios_leave_out_starts_beside_the_goal_and_are_not_defined_for_who_never_arrived() -> None:
+    ratio_E, shortest_E = path_ratios(np.array([3.0, 9.0, 1.0]), np.array([2.0, 3.0, 0.1]), np.array([40, -1, 5]))
+    np.testing.assert_array_equal(ratio_E, [1.5, np.nan])
+    np.testing.assert_array_equal(shortest_E, [2.0, 3.0])
+
+
+def test_a_moving_target_is_asked_again_above_what_was_achieved_and_its_step_shrinks_once_missed() -> None:
+    rows = [line.strip("| ").split(" | ") for line in target_walk([40.0, *[60.0] * 6], 8.0).splitlines()[2:]]
+    asked, achieved, gain = ([float(row[at]) for row in rows] for at in (2, 3, 4))
+    assert all(later > earlier for later, earlier in zip(asked[1:], achieved))
+    assert max(gain) > 1.0 and gain[-1] < max(gain)
+
+
+def test_packed_episodes_are_those_of_the_dataset_one_after_the_other() -> None:
+    rng = np.random.default_rng(0)
+    made = [
+        StoredEpisode(0, *(rng.normal(size=(t, d)).astype(np.float32) for d in (4, 2)), rng.random(t), False, True, np.zeros(4))
+        for t in (3, 5)
+    ]  # fmt: skip
+    batch = packed(made)
+    assert batch.offset.tolist() == [0, 3, 8] and batch.rows_NF.shape == (8, 7)
+    np.testing.assert_allclose(batch.return_B, [episode.reward_T.sum() for episode in made], rtol=1e-6)
+    np.testing.assert_array_equal(batch.rows_NF[3:, :4], made[1].obs_TO)
+
+
+def test_settings_of_the_timed_preset_and_of_every_ablation_make_a_configuration_that_works() -> None:
+    whole = override(make_preset("gac", "cpu"), dict(text.split("=", 1) for text in timed_settings()))
+    assert whole.agent == timed()
+    for change in filter(None, ABLATIONS.values()):
+        override(whole, dict(text.split("=", 1) for text in change)).agent.check()
+
+
+def test_a_page_takes_its_tables_between_their_marks_and_keeps_the_rest() -> None:
+    page = "# A\n\n<!-- table b -->\nold\n<!-- end -->\n\nwords\n"
+    once = filled(page, {"b": "new"})
+    assert "old" not in once and "words" in once and filled(once, {"b": "new"}) == once
+    with pytest.raises(KeyError, match="the table has no place"):
+        filled(page, {"c": "new"})
+    with pytest.raises(KeyError, match="would be lost"):
+        filled("<!-- table b -->", {"b": "new"})
+    assert table(["x"], [["1"]]).splitlines() == ["| x |", "| --- |", "| 1 |"]
+    assert (
+        over_seeds([1.0, None, 3.0]) == "2.0 (1.0 / - / 3.0)"
+        and over_seeds([None]) == "-"
+        and over_seeds([2.0], 2) == "2.00"
+    )
