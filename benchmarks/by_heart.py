@@ -47,7 +47,7 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
     batch, summary = packed(episodes), dataset.summary()
     config = dataclasses.replace(
         timed(), updates=updates, points=128, width=256, kl_weight=0.01, next_state_weight=0.0, lr=3e-3, lr_end=0.0,
-        return_noise=0.0, clip=10.0, warmup=0.02, obs_waves=6, posterior_return=True, matmul="mkl",
+        return_noise=0.0, clip=10.0, warmup=0.02, obs_waves=9, obs_wave_dims=0, posterior_return=True, matmul="mkl",
     )  # fmt: skip
     agent = GAC(config, dataset.obs_dim, dataset.action_dim, seed=seed)
     agent.fit(summary)

@@ -51,6 +51,7 @@ ASKED: dict[str, Ask] = {
     "target": lambda a: promises.online_stages(online(a)),
     "target-walk": lambda a: promises.target_walk(*ABILITIES),
     "replanning": lambda a: replanning.replanning(offline(a)),
+    "replanning-timed": lambda a: replanning.replanning(trained(a.runs, name="timed")),
     "paths": lambda a: plan_quality.paths(offline(a)),
     "latents": lambda a: plan_quality.latents(offline(a)),
     "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),

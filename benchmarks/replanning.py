@@ -11,7 +11,7 @@ from benchmarks.pushes import Alarms, PushedMaze, WatchedPolicy, alarms, push_st
 from benchmarks.trained import MakeEnv, Trained, by_data
 from rollout_workers.envs import make_batch_env
 
-STARTS = (30_000, 50)  # no rule was chosen on these
+STARTS = (30_000, 30)  # no rule was chosen on these
 PATIENCE = 25  # steps
 NEVER_AGAIN = "1000000"
 RULES = {

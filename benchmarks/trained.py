@@ -23,13 +23,14 @@ from cluster.config import override
 from cluster.graph import Plan, set_threads
 from cluster.inspection import newest_weights
 from cluster.run_dir import RunDirectory
-from replay.dataset import Dataset
+from replay.dataset import Dataset, open_dataset
 from rollout_workers.batch_env import BatchEnv
 from rollout_workers.envs import make_batch_env
 from rollout_workers.evaluator import Evaluation, Evaluator
 from rollout_workers.maze import Maze, maze_of
 
 SEARCHES = ("st", "kl", "max")
+MAZES = ("umaze", "medium", "large")
 MakeEnv = Callable[[str, int, int, bool], BatchEnv]
 
 
@@ -55,10 +56,9 @@ class Trained:
     def weights(self) -> Weights:
         return newest_weights(self.plan)
 
-    @functools.cached_property
+    @property
     def dataset(self) -> Dataset:
-        assert self.plan.dataset is not None
-        return self.plan.dataset
+        return _dataset(self.plan.config.dataset)
 
     @property
     def maze(self) -> Maze:
@@ -108,15 +108,29 @@ class Trained:
 
 def trained(out: Path, kind: str = "offline", name: str = "") -> list[Trained]:
     """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of an ablation, or an online plan."""
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    runs = [_opened(path, path.stat().st_mtime_ns) for path in sorted(out.glob("*.json"))]
     return [
-        Trained(record, out / record["run_dir"])
-        for record in records
-        if record["kind"] == kind
-        and record.get("algorithm", "gac") == "gac"
-        and name in (record["name"], record.get("plan"))
-        and (out / record["run_dir"]).is_dir()
+        run
+        for run in runs
+        if run.record["kind"] == kind
+        and run.record.get("algorithm", "gac") == "gac"
+        and name in (run.record["name"], run.record.get("plan"))
+        and run.record["maze"] in MAZES
+        and run.run_dir.is_dir()
     ]
+
+
+@functools.cache
+def _opened(path: Path, changed: int) -> Trained:
+    """One run a process, so that its weights are read once."""
+    record = json.loads(path.read_text())
+    return Trained(record, path.parent / record["run_dir"])
+
+
+@functools.cache
+def _dataset(name: str) -> Dataset:
+    """One a process, so that its statistics are computed once."""
+    return open_dataset(name)
 
 
 def told(runs: Sequence[Trained]) -> str:
