@@ -107,14 +107,14 @@ class Trained:
 
 
 def trained(out: Path, kind: str = "offline", name: str = "") -> list[Trained]:
-    """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of an ablation, or an online plan."""
+    """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of an ablation, or of online runs the plan."""
     runs = [_opened(path, path.stat().st_mtime_ns) for path in sorted(out.glob("*.json"))]
     return [
         run
         for run in runs
         if run.record["kind"] == kind
         and run.record.get("algorithm", "gac") == "gac"
-        and name in (run.record["name"], run.record.get("plan"))
+        and (run.record.get("plan", ""), run.record["name"]) == ((name, "") if kind == "online" else ("", name))
         and run.record["maze"] in MAZES
         and run.run_dir.is_dir()
     ]
