@@ -23,6 +23,7 @@ from algorithms.critic import TwinCritic, evaluate
 from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.interface import Collective
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
+from algorithms.state import check_state
 from replay.rows import RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
@@ -268,21 +269,7 @@ class ActorCritic:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        own = self.state()
-        problems = [f"{name} is missing" for name in own if name not in state]
-        problems += [f"{name} is not known" for name in state if name not in own]
-        problems += [
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {mine.dtype} {tuple(mine.shape)}"
-            for name, mine in own.items()
-            if name in state and (state[name].shape, state[name].dtype) != (mine.shape, mine.dtype)
-        ]
-        if problems:
-            raise ValueError(
-                "this state does not fit the agent, which is unchanged: "
-                + "; ".join(problems)
-                + ". Build the agent with the "
-                "configuration, dimensions and device kind that the state was made with"
-            )
+        check_state(self.state(), state)
         for name, tensor in self._tensors().items():
             tensor.detach().copy_(state[name])
         self.generator.set_state(state["generator"].cpu())

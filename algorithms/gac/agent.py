@@ -27,6 +27,7 @@ from algorithms.gac.segments import Segments, sampled, whole
 from algorithms.gac.target import Target, first_target, next_target
 from algorithms.gac.unknown import told, understood
 from algorithms.interface import Collective, Solo
+from algorithms.state import check_state
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")
@@ -261,20 +262,7 @@ class GAC:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        own = self.state()
-        problems = [f"{name} is missing" for name in own if name not in state]
-        problems += [f"{name} is not known" for name in state if name not in own]
-        problems += [
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {mine.dtype} {tuple(mine.shape)}"
-            for name, mine in own.items()
-            if name in state and (state[name].shape, state[name].dtype) != (mine.shape, mine.dtype)
-        ]
-        if problems:
-            raise ValueError(
-                "this state does not fit the agent, which is unchanged: "
-                + "; ".join(problems)
-                + ". Build the agent with the configuration, dimensions and device kind that the state was made with"
-            )
+        check_state(self.state(), state)
         for name, tensor in self._tensors().items():
             tensor.detach().copy_(state[name])
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):

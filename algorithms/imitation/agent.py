@@ -17,6 +17,7 @@ from algorithms.allocation import keep_freed_memory
 from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.imitation.config import ImitationConfig
 from algorithms.interface import Collective, Solo
+from algorithms.state import check_state
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")
@@ -162,19 +163,7 @@ class ImitationAgent(abc.ABC):
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        own = self.state()
-        problems = [f"{name} is missing" for name in own if name not in state]
-        problems += [f"{name} is not known" for name in state if name not in own]
-        problems += [
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, expected {mine.dtype} {tuple(mine.shape)}"
-            for name, mine in own.items()
-            if name in state and (state[name].shape, state[name].dtype) != (mine.shape, mine.dtype)
-        ]
-        if problems:
-            raise ValueError(
-                f"this state does not fit the agent, which is unchanged: {'; '.join(problems)}. Build the agent with the "
-                "configuration, dimensions and device kind that the state was made with"
-            )
+        check_state(self.state(), state)
         for name, tensor in self._tensors().items():
             tensor.detach().copy_(state[name])
         self.generator.set_state(state["generator"].cpu())
