@@ -9,7 +9,8 @@
 Offline: every algorithm is trained on the same dataset. What there is to choose (the weight of the KL, the number of ascent steps,
 the return asked for) is chosen for each mode on 50 starts (seeds 20000 and up) and reported on 100 others (seeds 10000 and up).
 Online: three stages from the offline run of the same seed, by exploring plans with a moving or a fixed target or by exploiting
-plans, at equal episodes, with the weight of the KL that was chosen offline; each mode is chosen and reported again. Scores: 0 is the random policy, 100 the planner. One torch thread.
+plans, at equal episodes, with the weight of the KL that was chosen offline; each mode is chosen and reported again.
+Scores: 0 is the random policy, 100 the planner. One torch thread.
 """
 
 from __future__ import annotations

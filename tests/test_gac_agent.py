@@ -209,3 +209,12 @@ def test_the_registry_has_the_algorithms_of_episodes_with_agents_and_policies_th
     agent: Any = ALGORITHMS["gac"].make_agent(config, 4, 2, device="cpu", seed=0)
     policy = ALGORITHMS["gac"].make_policy(config, 4, 2)
     policy.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
+
+
+def test_what_was_gathered_raises_the_highest_return_known_and_nothing_lowers_it() -> None:
+    agent = made(small(), episodes(0))
+    high = float(agent.model.return_high)
+    for best, expected in ((math.nan, high), (high - 1.0, high), (high + 5.0, high + 5.0), (high + 1.0, high + 5.0)):
+        agent.hear(dataclasses.replace(RETURNS, best=best))
+        assert float(agent.model.return_high) == pytest.approx(expected)
+    assert float(agent.policy_weights()["return_high"]) == pytest.approx(high + 5.0)

@@ -101,13 +101,16 @@ class GAC:
         self._horizon = summary.max_length
 
     def hear(self, returns: ReturnSummary) -> None:
-        """Moves the exploration target; the predictor's error is read from the device only when the returns changed."""
+        """Moves the exploration target and the highest return known; the predictor's error is read from the device only when
+        the returns changed."""
         digest = zlib.crc32(repr(returns).encode())
         if digest == self._heard:
             return
         self._heard = digest
         self.target = next_target(self.config, returns, self.target, uncertainty=float(self.return_error))
         self.model.explore_target.fill_(self.target.value)
+        if math.isfinite(returns.best):
+            self.model.return_high.clamp_(min=returns.best)
 
     def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
         """One update a batch, this learner's share of it; metrics of METRICS and ``nonfinite``."""
