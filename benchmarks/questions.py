@@ -39,7 +39,7 @@ Ask = Callable[[argparse.Namespace], str]
 
 
 def offline(arguments: argparse.Namespace) -> list[Trained]:
-    return [run for run in trained(arguments.runs) if run.data in arguments.data or not arguments.data]
+    return _of(arguments, trained(arguments.runs))
 
 
 def online(arguments: argparse.Namespace) -> list[Trained]:
@@ -51,7 +51,7 @@ ASKED: dict[str, Ask] = {
     "target": lambda a: promises.online_stages(online(a)),
     "target-walk": lambda a: promises.target_walk(*ABILITIES),
     "replanning": lambda a: replanning.replanning(offline(a)),
-    "replanning-timed": lambda a: replanning.replanning(trained(a.runs, name="timed")),
+    "replanning-timed": lambda a: replanning.replanning(_of(a, trained(a.runs, name="timed"))),
     "paths": lambda a: plan_quality.paths(offline(a)),
     "latents": lambda a: plan_quality.latents(offline(a)),
     "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
@@ -90,6 +90,10 @@ def main() -> None:
     if "page" in arguments.what:
         tables = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
         PAGE.write_text(filled(PAGE.read_text(), tables))
+
+
+def _of(arguments: argparse.Namespace, runs: list[Trained]) -> list[Trained]:
+    return [run for run in runs if run.data in arguments.data or not arguments.data]
 
 
 def _dataset() -> Dataset:
