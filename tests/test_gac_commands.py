@@ -312,4 +312,4 @@ def test_the_commands_of_datasets_go_together(tmp_path: Path, capsys: pytest.Cap
     assert "planner" in said(capsys, "dataset", "show", "tiny/made-v0")
     assert train(tmp_path / "made", 5, "--dataset", "tiny/made-v0", algorithm="bc") == 0
     assert main(["dataset", "export", str(tmp_path / "made"), "tiny/none-v0"]) == 2
-    assert "expected softgac or sac" in capsys.readouterr().err
+    assert "give a run of `drawbridge finetune`" in capsys.readouterr().err

@@ -184,8 +184,9 @@ class _Ascent:
             term_K = term_K + self.config.replan_weight * self.likelihood(z)
         kl_K = kl_to_prior(mean, log_variance)
         with torch.no_grad():
-            spread_K = log_variance_HK.exp().mean(0) + predicted_HK.var(0, correction=0)
-            seen = (predicted_HK.mean(0), spread_K.log(), kl_K.detach())
+            mean_K = predicted_HK.mean(0)
+            spread_K = log_variance_HK.exp().mean(0) + (predicted_HK - mean_K).square().mean(0)
+            seen = (mean_K, spread_K.log(), kl_K.detach())
         return objective(term_K, kl_K, self.weights.kl), seen
 
     def _term(self, predicted_HK: torch.Tensor) -> torch.Tensor:

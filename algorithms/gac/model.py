@@ -136,7 +136,8 @@ class GACModel(nn.Module):
         mean_KB, log_variance_KB = self.return_terms(z_Bnd)
         if len(mean_KB) == 1:
             return mean_KB[0], log_variance_KB[0]
-        return mean_KB.mean(0), (log_variance_KB.exp().mean(0) + mean_KB.var(0, correction=0)).log()
+        mean_B = mean_KB.mean(0)
+        return mean_B, (log_variance_KB.exp().mean(0) + (mean_KB - mean_B).square().mean(0)).log()
 
     def log_prob_return(self, y_B: torch.Tensor, z_Bnd: torch.Tensor) -> torch.Tensor:
         """log p_gamma(y | z) (B,) of returns in environment units, as a density of the z-scored return.
