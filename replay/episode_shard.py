@@ -1,15 +1,14 @@
 """One shard of whole episodes: takes chunks from workers, reads its part of a dataset, hands blocks of trajectories to learners.
 
-Letters: N rows of a chunk or a batch, F = O + A + 1 row width, U updates of a block, B batch, K episodes written back, P floats of a
+Letters: N rows of a batch, F = O + A + 1 row width, U updates of a block, B batch, K episodes written back, P floats of a
 posterior.
 
-Face and answers are those of ``replay.shard.ReplayShard``, and so is the rest: a plain class, not thread-safe, that never blocks.
+What it shares with shards of single transitions is in base_shard.py: how chunks are answered, counters, state.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from replay.admission import fault_of
-from replay.chunk import Ack, Chunk, Wait
+from replay.base_shard import BaseShard
+from replay.chunk import Chunk, Wait
 from replay.config import DataConfig, ReplayConfig
-from replay.counters import Blocked, ShardStats, Tally
 from replay.episode_assembly import Assembly, Whole
 from replay.episode_sampling import draw, draw_weights, offline_share, pack
 from replay.episode_stream import EpisodeStream, Source
@@ -33,15 +32,14 @@ from replay.episode_table import (
     EpisodeTable,
 )
 from replay.rows import RowLayout
-from replay.shard import INSERT_RETRY_S, REPORTS, SAMPLE_RETRY_S, WARM_UP_RETRY_S, WorkerReport
 from replay.stages import StagedLimiter
 from replay.trajectories import EpisodeBlock, Trajectories
-from replay.writers import WINDOW, WRITERS, Writers
+from replay.writers import WINDOW, WRITERS
 
 MODE_LENGTH = 16  # characters of a stamp's mode
 
 
-class EpisodeShard:
+class EpisodeShard(BaseShard):
     """One of ``shards`` equal parts of the episodes of a run.
 
     Args:
@@ -60,6 +58,10 @@ class EpisodeShard:
     Raises:
         ValueError: a shard index outside 0..shards-1, no room for a row, or nothing to draw before the first stage.
     """
+
+    table: EpisodeTable
+    limiter: StagedLimiter
+    items, held_back = "episodes", "min_size"  # a stage is gathered: as in a warm-up, nothing against the workers
 
     def __init__(
         self,
@@ -88,33 +90,29 @@ class EpisodeShard:
                 "dataset, or no updates before the first stage: it would wait for ever; set dataset, or steps to the updates of "
                 "the stages alone"
             )
-        self.layout, self.config, self.data, self.limiter = layout, config, data, limiter
-        self.shard, self.shards, self.batch_size = shard, shards, batch_size
-        self.table = EpisodeTable(
+        table = EpisodeTable(
             layout,
             offline_rows=data.offline_capacity_rows // shards if offline is not None else 0,
             online_rows=online_rows,
             posterior_floats=posterior_floats,
         )
-        self.assembly = Assembly(self.table.width, online_rows)
-        self.stream = None if offline is None else EpisodeStream(self.table, offline)
-        self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, shard])))
-        self.writers = Writers()
-        self.tally = Tally()
-        self.newest = (0, 0)  # (epoch, version) of the newest policy heard of
+        super().__init__(
+            layout,
+            config,
+            table,
+            limiter,
+            shard=shard,
+            shards=shards,
+            seed=seed,
+            batch_size=batch_size,
+            clock=clock,
+        )
+        self.data = data
+        self.assembly = Assembly(table.width, online_rows)
+        self.stream = None if offline is None else EpisodeStream(table, offline)
         self._untaught = (-1, -1), 0.0  # a policy that is too old for the open stage, and until when that matters
-        self._clock = clock
-        self._insert_blocked, self._sample_blocked = Blocked(), Blocked()
-        self._last_seen: OrderedDict[int, float] = OrderedDict()
-        self._reports: deque[WorkerReport] = deque(maxlen=REPORTS)
-        self._reports_dropped = 0
         self._sampled_rows = 0
-        self._last_version_K = np.empty(0, np.int64)
         self._pools: tuple[tuple[int, int], list[tuple[int, np.ndarray, np.ndarray]]] = ((-1, 0), [])
-
-    def hear(self, epoch: int, version: int) -> None:
-        """Takes note of a policy; acks carry the newest one heard of."""
-        self.newest = max(self.newest, (epoch, version))
 
     def await_policy(self, limit_s: float) -> None:
         """Takes no rows until a policy is heard of that is newer than the newest now, or for ``limit_s``.
@@ -122,36 +120,6 @@ class EpisodeShard:
         For who runs a shard beside its learner: what the last block of a stage teaches comes after the stage is over here.
         """
         self._untaught = self.newest, self._clock() + limit_s
-
-    def append(self, chunk: Chunk) -> Ack:
-        """Takes a chunk's rows, once, and stores the episodes that are whole with them.
-
-        The order of the answers is that of ReplayShard: rejected if it is malformed, duplicate, rejected as closed when the
-        run takes no more rows, wait while the stage is learned from, else ok. A chunk is taken whole although more episodes
-        end in it than the stage asks for.
-        """
-        fault = fault_of(chunk, self.layout, max(self.table.capacity, 1)) or _stamp_fault(chunk)
-        if fault is not None:
-            return self._reject(chunk, *fault)
-        now, rows = self._clock(), len(chunk.rows_ND)
-        self._see(chunk.worker, now)
-        status = self.writers.status(chunk.worker, chunk.incarnation, chunk.sequence)
-        if status == "duplicate":
-            self.tally.repeat(rows)
-            return self._ack("duplicate")
-        if status == "stale":
-            return self._reject(
-                chunk, "stale", f"sequence {chunk.sequence} is {self.writers.window} or more below the newest"
-            )
-        if self.limiter.closed or self.limiter.gathered:
-            return self._reject(chunk, "closed", "the run takes no more rows")
-        if not self.limiter.can_insert(rows) or self._waits_for_policy(now):
-            self._insert_blocked.refuse(now)
-            return self._ack("wait", retry_after_s=INSERT_RETRY_S)
-        if self._insert_blocked.waiting:
-            self._insert_blocked.allow(now)
-        self._store(chunk)
-        return self._ack("ok")
 
     def sample(
         self, updates: int, batch: int | None = None, newest: tuple[int, int] | None = None
@@ -171,19 +139,15 @@ class EpisodeShard:
         if newest is not None:
             self.hear(*newest)
         batch = self.batch_size if batch is None else batch
-        if updates < 1 or batch < 1:
-            raise ValueError(f"sample got {updates} updates of {batch} episodes; expected at least 1 of each")
-        if not self.limiter.can_sample(updates * batch):
-            return self._hold_back()
-        if self._sample_blocked.waiting:
-            self._sample_blocked.allow(self._clock())
+        if (refusal := self._refusal(updates, batch)) is not None:
+            return refusal
         if self.stream is not None:
             self.stream.refresh(updates * self.data.refresh_episodes)
         slot_UB = self._draw(updates, batch)
         self.limiter.sample(updates * batch)
         table = self.table
         version_UB = table.version[slot_UB]
-        self._last_version_K = version_UB[version_UB >= 0]
+        self._last_versions = version_UB[version_UB >= 0]
         self._sampled_rows += int(table.length[slot_UB].sum())
         return EpisodeBlock(
             batches=tuple(self._gather(slot_B) for slot_B in slot_UB),
@@ -216,98 +180,52 @@ class EpisodeShard:
             )
         return self.table.write_back(slots, generations, values)
 
-    def align(self, rows: int) -> None:
-        """Adds ``rows`` to the count of episodes drawn here, as ReplayShard.align does. See ``limiter.dealt``."""
-        self.limiter.align(self.limiter.sampled + rows)
-
-    def close(self) -> None:
-        """No more rows are coming: samples use up what complete stages allow, then are told ``exhausted``."""
-        self.limiter.close()
-
-    def drain_stats(self) -> list[WorkerReport]:
-        """The workers' reports since the last call, oldest first; of more than REPORTS the oldest are dropped and counted."""
-        reports = list(self._reports)
-        self._reports.clear()
-        return reports
-
-    def stats(self) -> ShardStats:
-        """The shard's counters now; rows as in ReplayShard, with rows of a dataset in size, capacity, fill and bytes."""
-        now, table, tally = self._clock(), self.table, self.tally
-        capacity = table.offline.capacity + table.online.capacity
-        return ShardStats(
-            shard=self.shard,
-            size=table.size,
-            capacity=capacity,
-            fill=table.size / capacity if capacity else 0.0,
-            bytes=table.nbytes,
-            received_rows=tally.received,
-            stored_rows=table.inserted,
-            duplicate_rows=tally.duplicate,
-            rejected_rows=dict(tally.rejected_rows),
-            rejected_chunks=dict(tally.rejected_chunks),
-            sampled_rows=self._sampled_rows,
-            credit_rows=self.limiter.credit,
-            insert_blocked_s=self._insert_blocked.until(now),
-            sample_blocked_s=self._sample_blocked.until(now),
-            epoch=self.newest[0],
-            version=self.newest[1],
-            age_rows=tally.age_rows.copy(),
-            age_p50=tally.age_quantile(0.5),
-            age_p95=tally.age_quantile(0.95),
-            sampled_age_mean=self.newest[1] - float(self._last_version_K.mean()) if self._last_version_K.size else 0.0,
-            writers=len(self.writers),
-            last_seen_s=dict(self._last_seen),
-            stats_dropped=self._reports_dropped,
-            episodes=table.episodes,
-            offline_episodes=len(table.offline.order),
-            stored_episodes=table.online.stored_episodes,
-            episode_rows=table.online.stored_rows,
-            open_rows=self.assembly.rows,
-            open_episodes=self.assembly.episodes,
-            lost_rows=dict(self.assembly.dropped),
-            sampled_episodes=self.limiter.sampled,
-            stage=self.limiter.stage,
-        )
-
     def state(self) -> dict[str, Any]:
         """Everything but arrays that the next samples and answers depend on; JSON-able."""
-        return {
-            "table": self.table.state(),
+        return super().state() | {
             "assembly": self.assembly.state(),
             "stream": None if self.stream is None else self.stream.state(),
-            "limiter": self.limiter.state(),
-            "writers": self.writers.state(),
-            "tally": self.tally.state(),
-            "rng": self.rng.bit_generator.state,
-            "newest": list(self.newest),
             "sampled_rows": self._sampled_rows,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes what ``state`` gave but for the parts that have arrays; ``replay.episode_snapshot`` loads those."""
-        self.limiter.load_state(state["limiter"])
-        self.writers.load_state(state["writers"])
-        self.tally.load_state(state["tally"])
-        self.rng.bit_generator.state = state["rng"]
-        self.newest = (int(state["newest"][0]), int(state["newest"][1]))
+        super().load_state(state)
         self._sampled_rows = int(state["sampled_rows"])
 
-    def _waits_for_policy(self, now: float) -> bool:
+    def _fault(self, chunk: Chunk) -> tuple[str, str] | None:
+        return fault_of(chunk, self.layout, max(self.table.capacity, 1)) or _stamp_fault(chunk)
+
+    def _may_store(self, rows: int, now: float) -> bool:
         too_old, until = self._untaught
-        return self.newest <= too_old and now < until
+        return self.limiter.can_insert(rows) and not (self.newest <= too_old and now < until)
 
     def _store(self, chunk: Chunk) -> None:
-        self.hear(chunk.epoch, chunk.version)
+        """Stores the episodes that are whole with this chunk, although they may be more than the stage asks for."""
         rows, stage = len(chunk.rows_ND), self.limiter.stage
         whole = self.assembly.add(chunk)
         for episode in whole:
             self.table.put(ONLINE, episode.rows_TF, _mark(episode, stage))
         self.table.inserted += rows
-        self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence)
         self.limiter.insert(rows, len(whole))
-        self.tally.store(rows, self.newest[1] - chunk.version if chunk.epoch == self.newest[0] else None)
-        self._reports_dropped += len(self._reports) == REPORTS
-        self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
+
+    def _held(self) -> dict[str, Any]:
+        table = self.table
+        return {
+            "size": table.size,
+            "capacity": table.offline.capacity + table.online.capacity,
+            "bytes": table.nbytes,
+            "sampled_rows": self._sampled_rows,
+            "episodes": table.episodes,
+            "offline_episodes": len(table.offline.order),
+            "stored_episodes": table.online.stored_episodes,
+            "episode_rows": table.online.stored_rows,
+            "open_rows": self.assembly.rows,
+            "open_episodes": self.assembly.episodes,
+            "lost_rows": dict(self.assembly.dropped),
+            "sampled_episodes": self.limiter.sampled,
+            "stage": self.limiter.stage,
+        }
 
     def _draw(self, updates: int, batch: int) -> np.ndarray:
         """Slots (U, B) int64."""
@@ -344,28 +262,6 @@ class EpisodeShard:
             posterior_BP=table.posterior[slot_B],
             visits_B=table.visits[slot_B],
         )
-
-    def _hold_back(self) -> Wait:
-        if self.limiter.exhausted:
-            return Wait(reason="exhausted", retry_after_s=0.0)
-        self._sample_blocked.refuse(self._clock())
-        first = self.limiter.inserted < self.limiter.min_size
-        return Wait(reason="min_size", retry_after_s=WARM_UP_RETRY_S if first else SAMPLE_RETRY_S)
-
-    def _reject(self, chunk: Chunk, reason: str, message: str) -> Ack:
-        shape: tuple[int, ...] = getattr(chunk.rows_ND, "shape", ())
-        self.tally.reject(reason, shape[0] if len(shape) == 2 else 0)
-        return self._ack("rejected", reason=f"{reason}: {message}")
-
-    def _ack(self, status: Any, *, retry_after_s: float = 0.0, reason: str = "") -> Ack:
-        epoch, version = self.newest
-        return Ack(status=status, epoch=epoch, version=version, retry_after_s=retry_after_s, reason=reason)
-
-    def _see(self, worker: int, now: float) -> None:
-        self._last_seen[worker] = now
-        self._last_seen.move_to_end(worker)
-        if len(self._last_seen) > WRITERS:
-            self._last_seen.popitem(last=False)
 
 
 def bytes_needed(layout: RowLayout, config: ReplayConfig, data: DataConfig, posterior_floats: int) -> int:

@@ -121,6 +121,11 @@ class Limiter:
         return self.sampled < self.pretrain
 
     @property
+    def ended(self) -> bool:
+        """No row will be taken any more."""
+        return self.closed
+
+    @property
     def exhausted(self) -> bool:
         """No more inserts are coming and everything they allow has been sampled, to less than a row."""
         return self.closed and not self.pretraining and (self.inserted < self.min_size or self.credit < 1)

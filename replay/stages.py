@@ -89,9 +89,14 @@ class StagedLimiter:
         return float(self.items_before + self.stored * self.items_per_stage - self.sampled)
 
     @property
+    def ended(self) -> bool:
+        """No row will be taken any more."""
+        return self.closed or self.gathered
+
+    @property
     def exhausted(self) -> bool:
         """No more inserts are coming and everything they allow has been drawn."""
-        return (self.closed or self.gathered) and self.credit <= 0
+        return self.ended and self.credit <= 0
 
     @property
     def held(self) -> bool:
