@@ -89,7 +89,8 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
     told = lines(run.run_dir / "metrics.jsonl")
     last = {key: value for line in told for key, value in line.items()}
     assert last["online_episodes"] >= 16 and last["stage"] == 2 and conserved(told[-1]), told[-1]
-    assert last["plan_s"] > 0 and math.isfinite(last["plan_predicted_mean"]) and math.isfinite(last["plan_target_mean"])
+    assert any(line.get("plan_s", 0) > 0 for line in told)  # a line in whose time no episode began tells of 0 s
+    assert math.isfinite(last["plan_predicted_mean"]) and math.isfinite(last["plan_target_mean"])
     assert all(math.isfinite(last[f"loss_{name}"]) for name in BOUND)
     versions = [line["version"] for line in told]
     assert versions == sorted(versions)
@@ -101,7 +102,10 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
         assert (shard.table.mode[online] == "explore").all()
 
 
-STAGES, EPISODES, UPDATES = 3, 150, 1500
+STAGES, EPISODES, UPDATES = 3, 120, 1000
+ONE_SHARD = EPISODES // 2  # episodes of a stage that one of two shards takes
+SLOW: dict[str, Any] = {"worker__envs_per_worker": 1}  # so that a stage is met while it is gathered
+UNEVEN: dict[str, Any] = {"worker__chunk_steps": 61}  # within a stage no episode ends where a chunk does
 SAVE_S = 1.0
 
 
@@ -110,16 +114,19 @@ def going(offline: RayRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A run in stages of which the tests from here on kill parts in turn."""
     run_dir = tmp_path_factory.mktemp("gac-faults") / "run"
     often: dict[str, Any] = {"replay__snapshot_s": SAVE_S, "learner__checkpoint_s": SAVE_S, **OFTEN}
-    words = finetune_words(offline.run_dir, run_dir, stages=STAGES, episodes=EPISODES, updates=UPDATES, **often)
+    sizes = {"stages": STAGES, "episodes": EPISODES, "updates": UPDATES}
+    words = finetune_words(offline.run_dir, run_dir, **sizes, **SLOW, **UNEVEN, **often)
     with driven(run_dir, *words) as run:
         run.wait_for_steps(200)
         yield run
 
 
-def test_a_worker_killed_in_a_stage_is_replaced_and_every_row_is_accounted_for(going: RayRun) -> None:
+def test_a_worker_killed_in_a_stage_is_replaced_and_its_episodes_are_counted_as_lost(going: RayRun) -> None:
     assert going.live()["stage"] == 1
+    going.wait(lambda: going.live()["online_episodes"] > ONE_SHARD, "both shards to hold an unfinished episode")
     going.kill_one("ray::WorkerActor")
     going.wait(lambda: going.live()["workers_restarted"] == 1, "the restart to be counted")
+    going.wait(lambda: going.live().get("lost_rows_replaced", 0) > 0, "the rows of its open episodes to be given up")
     assert conserved(going.live()), going.live()
 
 
