@@ -180,6 +180,18 @@ def test_a_damaged_newest_snapshot_is_passed_over_with_a_warning(tmp_path: Path,
     assert_alike(last, again)
 
 
+def test_an_older_snapshot_without_its_files_is_not_one_of_those_that_are_kept(tmp_path: Path) -> None:
+    shard, again = new_shard(snapshots_kept=3), new_shard(snapshots_kept=3)
+    for first in range(3):
+        feed(shard, first, 1)  # one segment, written anew each time
+        save(shard, tmp_path)
+    lose_segment(tmp_path)
+    info = load(again, tmp_path)
+    assert info is not None and info.number == 3 and info.warnings == ()
+    save(again, tmp_path)
+    assert {int(path.stem[-9:]) for path in tmp_path.iterdir()} == {1, 3, 4}
+
+
 def test_when_every_snapshot_is_damaged_loading_is_refused_and_each_is_named(tmp_path: Path) -> None:
     two_snapshots(tmp_path)
     for path in tmp_path.glob("manifest-*"):
