@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from replay.base_limiter import BaseLimiter
 from replay.chunk import Ack, Chunk, Status, Wait
 from replay.config import ReplayConfig
 from replay.counters import Blocked, ShardStats, Tally
 from replay.episode_table import EpisodeTable
-from replay.limiter import Limiter
 from replay.rows import RowLayout
-from replay.stages import StagedLimiter
 from replay.table import Table
 from replay.writers import WRITERS, Writers
 
@@ -51,7 +50,7 @@ class BaseShard(ABC):
     """
 
     table: Table | EpisodeTable
-    limiter: Limiter | StagedLimiter
+    limiter: BaseLimiter
     items: str  # what is drawn, in words
     held_back: str  # why there is no sample after the warm-up, as ``Wait`` says it
 
@@ -60,7 +59,7 @@ class BaseShard(ABC):
         layout: RowLayout,
         config: ReplayConfig,
         table: Table | EpisodeTable,
-        limiter: Limiter | StagedLimiter,
+        limiter: BaseLimiter,
         *,
         shard: int,
         shards: int,

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+from replay.base_limiter import BaseLimiter
+
 if TYPE_CHECKING:
     from replay.config import ReplayConfig
 
@@ -65,8 +67,8 @@ def dealt(total: int, sampled: Sequence[int], inserted: Sequence[int]) -> list[i
     return [after - before for before, after in pairwise(bounds)]
 
 
-class Limiter:
-    """Counts inserts and samples of one shard and says which side may go on.
+class Limiter(BaseLimiter):
+    """Counts rows, and says which side may go on by the replay ratio.
 
     Args:
         min_size: rows stored before the first sample, at least 1.
@@ -85,13 +87,9 @@ class Limiter:
                 f"{pretrain}; expected min_size >= 1, pretrain >= 0 and the others positive and finite: nothing could ever be "
                 "sampled; set replay.min_size_rows, replay.replay_ratio, replay.tolerance_rows and data.pretrain_updates accordingly"
             )
-        self.min_size = min_size
+        super().__init__(min_size)
         self.samples_per_insert = float(samples_per_insert)
         self.tolerance = float(tolerance)
-        self.inserted = 0
-        self.sampled = 0
-        self.closed = False
-        self.ceiling = math.inf  # rows stored from which on inserts are held back, whatever the ratio allows
         self.pretrain = pretrain
         self._from_inserted = min_size
         self._from_sampled = pretrain
@@ -119,11 +117,6 @@ class Limiter:
     def pretraining(self) -> bool:
         """Rows of the dataset are still to be sampled before anything may be inserted."""
         return self.sampled < self.pretrain
-
-    @property
-    def ended(self) -> bool:
-        """No row will be taken any more."""
-        return self.closed
 
     @property
     def exhausted(self) -> bool:
@@ -156,22 +149,6 @@ class Limiter:
     def insert(self, n: int) -> None:
         """Counts ``n`` rows that were stored."""
         self.inserted += n
-
-    def sample(self, n: int) -> None:
-        """Counts ``n`` rows that were sampled."""
-        self.sampled += n
-
-    def align(self, sampled: int) -> None:
-        """Puts the count of rows sampled at ``sampled``: updates were lost or kept apart from this count."""
-        self.sampled = sampled
-
-    def close(self) -> None:
-        """No more inserts are coming. Samples may use up the credit that is left and then are exhausted."""
-        self.closed = True
-
-    def reopen(self) -> None:
-        """Takes ``close`` back: a resumed run inserts again."""
-        self.closed = False
 
     def state(self) -> dict[str, Any]:
         """Counts and settings, JSON-able. Not whether it is closed: a run that is resumed inserts again."""

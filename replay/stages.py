@@ -24,12 +24,13 @@ them by counts in each shard is ours [C].
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from replay.base_limiter import BaseLimiter
 
-class StagedLimiter:
-    """Counts inserts and samples of one shard and says which side may go on. The face is that of ``limiter.Limiter``.
+
+class StagedLimiter(BaseLimiter):
+    """Counts online episodes, and says which side may go on by the stages.
 
     Args:
         items_before: episodes drawn before the first stage is gathered; >= 0, 0: gathering begins at once.
@@ -52,14 +53,10 @@ class StagedLimiter:
                 f"items_per_stage {items_per_stage}; expected counts of which the last two are at least 1, and updates before "
                 "the stages where there are none: nothing would ever be learned; set steps and online.* accordingly"
             )
+        super().__init__(min_size=0 if items_before else episodes_per_stage)
         self.items_before, self.stages = items_before, stages
         self.episodes_per_stage, self.items_per_stage = episodes_per_stage, items_per_stage
-        self.min_size = 0 if items_before else episodes_per_stage  # online episodes stored before the first sample
-        self.inserted = 0  # online episodes stored
         self.rows = 0  # online rows accepted, of episodes that are not over too
-        self.sampled = 0  # episodes drawn
-        self.closed = False
-        self.ceiling = math.inf  # ROWS accepted from which on inserts are held back, as in Limiter
 
     @property
     def opened(self) -> int:
@@ -115,22 +112,6 @@ class StagedLimiter:
         """Counts ``rows`` that were accepted and the ``episodes`` that became complete with them."""
         self.rows += rows
         self.inserted += episodes
-
-    def sample(self, n: int) -> None:
-        """Counts ``n`` episodes that were drawn."""
-        self.sampled += n
-
-    def align(self, sampled: int) -> None:
-        """Puts the count of episodes drawn at ``sampled``: updates were lost or kept apart from this count."""
-        self.sampled = sampled
-
-    def close(self) -> None:
-        """No more inserts are coming. Samples may use up what the complete stages allow and then are exhausted."""
-        self.closed = True
-
-    def reopen(self) -> None:
-        """Takes ``close`` back: a resumed run inserts again."""
-        self.closed = False
 
     def state(self) -> dict[str, Any]:
         """The counts, JSON-able. Not the settings: a run resumed with more stages goes on with more."""

@@ -85,7 +85,7 @@ def test_a_closed_limiter_draws_what_complete_stages_allow_and_no_more() -> None
     assert not limiter.can_insert() and limiter.can_sample()
     limiter.sample(4)
     assert limiter.exhausted
-    limiter.reopen()
+    limiter.load_state(limiter.state())  # as a run that is resumed
     assert limiter.can_insert() and not limiter.exhausted
 
 
