@@ -33,16 +33,25 @@ class FlatParameters:
 
 
 class FlatAdam:
-    """Adam (Kingma & Ba, 2015; bias-corrected, eps outside the root) on one flat buffer.
+    """Adam (Kingma & Ba, 2015; bias-corrected, eps outside the root) on one flat buffer, with decoupled weight decay.
 
-    The same numbers as torch.optim.Adam and optax.adam. ``step`` counts on the device; a step with ``skip`` = 1
-    changes nothing, and needs no look at the device to know.
+    The same numbers as torch.optim.Adam and optax.adam; where ``weight_decay`` is not 0 those of torch.optim.AdamW (Loshchilov
+    & Hutter, 2019). ``lr`` may be set before each step: a schedule is the caller's. ``step`` counts on the device; a step with
+    ``skip`` = 1 changes nothing, and needs no look at the device to know.
     """
 
     def __init__(
-        self, value: torch.Tensor, grad: torch.Tensor, *, lr: float, beta1: float = 0.9, beta2: float = 0.999
+        self,
+        value: torch.Tensor,
+        grad: torch.Tensor,
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        weight_decay: float = 0.0,
     ) -> None:
         self.value, self.grad, self.lr, self.beta1, self.beta2 = value, grad, lr, beta1, beta2
+        self.weight_decay = weight_decay
         self.m = torch.zeros_like(value)
         self.v = torch.zeros_like(value)
         self.count = torch.zeros((), device=value.device)
@@ -50,7 +59,7 @@ class FlatAdam:
     def step(self, skip: torch.Tensor) -> None:
         """One step, or none where ``skip`` (0-d float32, 0 or 1) is 1."""
         self.count.add_(1.0 - skip)
-        torch._fused_adam_(
+        torch._fused_adamw_(
             [self.value],
             [self.grad],
             [self.m],
@@ -60,7 +69,7 @@ class FlatAdam:
             lr=self.lr,
             beta1=self.beta1,
             beta2=self.beta2,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,

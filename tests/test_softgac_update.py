@@ -109,7 +109,7 @@ def test_an_update_looks_at_no_device_value_and_makes_no_tensor_from_host_data(n
     with Watch():
         agent.update(rows)
     forbidden = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "lift_fresh", "_to_cpu", "equal", "unique"}
-    assert len(seen) > 200 and "_fused_adam_" in seen
+    assert len(seen) > 200 and "_fused_adamw_" in seen
     assert forbidden.isdisjoint(seen)
 
 
