@@ -13,9 +13,10 @@ import numpy as np
 from algorithms.gac.config import GACConfig
 from algorithms.gac.planning import MODES
 from algorithms.gac.policy import GACPolicy
-from rollout_workers.batch_env import BatchEnv, EnvError, StepResult
+from rollout_workers.batch_env import EnvError, StepResult
 from rollout_workers.envs import make_batch_env
 from rollout_workers.maze import Maze, maze_of
+from rollout_workers.wrapped_env import WrappedEnv
 
 PUSHES = 3  # spawn key of an episode's push
 FAR = 0.5  # m, a push leads farther than this
@@ -28,7 +29,7 @@ def push_steps(first_seed: int, episodes: int, limit: int) -> np.ndarray:
     return np.array([_stream(first_seed + e).integers(limit // 4, limit // 2) for e in range(episodes)], np.int64)
 
 
-class PushedMaze:
+class PushedMaze(WrappedEnv):
     """E point mazes with one fixed goal as a BatchEnv; each ball is put down elsewhere, once, at rest.
 
     After the episode's ``push_E``-th step the ball lies at the centre of a free cell more than 0.5 m away, all equally
@@ -41,17 +42,15 @@ class PushedMaze:
 
     def __init__(self, env_id: str, num_envs: int, first_seed: int, fast: bool = True) -> None:
         maze = maze_of(env_id)
-        inner: BatchEnv = make_batch_env(env_id, num_envs, first_seed, fast)
+        inner = make_batch_env(env_id, num_envs, first_seed, fast)
         if maze is None or maze.goal_xy is None or inner.max_episode_steps is None:
             raise EnvError(
                 f"{env_id} was to be pushed, expected a maze with one goal: its state holds no known position"
             )
+        super().__init__(inner)
         self._maze: Maze = maze
-        self._inner, self._step, self._first_seed = inner, 0, first_seed
+        self._step, self._first_seed = 0, first_seed
         self.push_E = push_steps(first_seed, num_envs, inner.max_episode_steps)
-        self.num_envs, self.obs_dim, self.action_dim = inner.num_envs, inner.obs_dim, inner.action_dim
-        self.action_low_A, self.action_high_A = inner.action_low_A, inner.action_high_A
-        self.max_episode_steps: int | None = inner.max_episode_steps
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """See BatchEnv."""
@@ -78,22 +77,6 @@ class PushedMaze:
         rng = _stream(self._first_seed + env)
         rng.integers(2)  # the step's draw
         return self._maze.centre_K2[rng.choice(away_K)]
-
-    def cut(self, env_indices: list[int]) -> np.ndarray:
-        """See BatchEnv."""
-        return self._inner.cut(env_indices)
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """See BatchEnv."""
-        return self._inner.get_state()
-
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
-        """See BatchEnv."""
-        return self._inner.set_state(state)
-
-    def close(self) -> None:
-        """See BatchEnv."""
-        self._inner.close()
 
 
 class WatchedPolicy(GACPolicy):

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from rollout_workers.batch_env import BatchEnv, EnvError, StepResult
+from rollout_workers.batch_env import EnvError
 from rollout_workers.envs import make_batch_env
 from rollout_workers.maze import maze_of
+from rollout_workers.wrapped_env import WrappedEnv
 
 _TIME = 1  # columns before the positions in MuJoCo's state
 
 
-class GivenStarts:
+class GivenStarts(WrappedEnv):
     """E point mazes with one fixed goal as a BatchEnv; the first episode of environment e begins at rest at ``start_E2[e]``.
 
     Later episodes begin where the environment draws them.
@@ -34,11 +35,7 @@ class GivenStarts:
                 "was made; leave the starts out"
             )
         self._start_E2 = np.array(start_E2, dtype=np.float64)
-        inner: BatchEnv = make_batch_env(env_id, len(self._start_E2), 0)
-        self._inner = inner
-        self.num_envs, self.obs_dim, self.action_dim = inner.num_envs, inner.obs_dim, inner.action_dim
-        self.action_low_A, self.action_high_A = inner.action_low_A, inner.action_high_A
-        self.max_episode_steps = inner.max_episode_steps
+        super().__init__(make_batch_env(env_id, len(self._start_E2), 0))
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """See BatchEnv; at the given starts."""
@@ -47,23 +44,3 @@ class GivenStarts:
         state["physics"][:, _TIME : _TIME + 2] = self._start_E2
         state["obs"][:, :2] = self._start_E2
         return self._inner.set_state(state)
-
-    def step(self, actions_EA: np.ndarray) -> StepResult:
-        """See BatchEnv."""
-        return self._inner.step(actions_EA)
-
-    def cut(self, env_indices: list[int]) -> np.ndarray:
-        """See BatchEnv."""
-        return self._inner.cut(env_indices)
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """See BatchEnv."""
-        return self._inner.get_state()
-
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
-        """See BatchEnv."""
-        return self._inner.set_state(state)
-
-    def close(self) -> None:
-        """See BatchEnv."""
-        self._inner.close()
