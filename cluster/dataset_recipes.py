@@ -51,44 +51,16 @@ def make_maze(
 
 def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: int, seed: int, force: bool) -> Dataset:
     """A dataset of a trained agent's episodes; see ``collecting.collect_agent_episodes`` for the kinds."""
-    from cluster.collecting import collect_agent_episodes
-
-    env_id, algorithm = _run_of(run_dir)
-    dataset_id = dataset_id or f"drawbridge/{env_name(env_id)}-{kind}-v0"
-    check_can_write(dataset_id, force)
+    dataset_id = dataset_id or f"drawbridge/{env_name(RunDirectory.open(run_dir).config().env)}-{kind}-v0"
     recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
-    collected = collect_agent_episodes(run_dir, kind, episodes, seed)
-    references, expert = _references_of(run_dir)
-    return _write(
-        dataset_id,
-        shown(collected, episodes),
-        env_id,
-        references,
-        expert=expert,
-        algorithm_name=algorithm,
-        description={"command": _command("make agent", id=dataset_id, **recipe), **recipe},
-        force=force,
-    )
+    description = {"command": _command("make agent", id=dataset_id, **recipe), **recipe}
+    return _of_run(dataset_id, run_dir, kind, episodes, seed, description=description, force=force)
 
 
 def export_replay(dataset_id: str, run_dir: Path, *, force: bool) -> Dataset:
     """Every whole episode that a run's replay snapshots hold, as a dataset; of a run in stages what it gathered in them."""
-    from cluster.collecting import collect_agent_episodes
-
-    check_can_write(dataset_id, force)
-    env_id, algorithm = _run_of(run_dir)
-    collected = collect_agent_episodes(run_dir, "replay", None, 0)
-    references, expert = _references_of(run_dir)
-    return _write(
-        dataset_id,
-        shown(collected, None),
-        env_id,
-        references,
-        expert=expert,
-        algorithm_name=algorithm,
-        description={"command": f"drawbridge dataset export {run_dir} {dataset_id}", "run": str(run_dir)},
-        force=force,
-    )
+    description = {"command": f"drawbridge dataset export {run_dir} {dataset_id}", "run": str(run_dir)}
+    return _of_run(dataset_id, run_dir, "replay", None, 0, description=description, force=force)
 
 
 def shown(
@@ -126,6 +98,35 @@ def env_name(env_id: str) -> str:
     return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
 
 
+def _of_run(
+    dataset_id: str,
+    run_dir: Path,
+    kind: str,
+    episodes: int | None,
+    seed: int,
+    *,
+    description: dict[str, Any],
+    force: bool,
+) -> Dataset:
+    """A dataset of a run's episodes, with the references that belong beside them."""
+    from cluster.collecting import collect_agent_episodes
+
+    check_can_write(dataset_id, force)
+    config = RunDirectory.open(run_dir).config()
+    collected = collect_agent_episodes(run_dir, kind, episodes, seed)
+    references, expert = _references_of(run_dir)
+    return _write(
+        dataset_id,
+        shown(collected, episodes),
+        config.env,
+        references,
+        expert=expert,
+        algorithm_name=config.algorithm,
+        description=description,
+        force=force,
+    )
+
+
 def _references_of(run_dir: Path) -> tuple[tuple[float | None, float | None], str]:
     """Random and expert return beside data of a run, and who the expert is: the run's best policy, measured now. A run on
     whole episodes has those of its dataset, so that scores before and after its stages compare."""
@@ -137,12 +138,6 @@ def _references_of(run_dir: Path) -> tuple[tuple[float | None, float | None], st
         return (dataset.random_return, dataset.expert_return), dataset.expert
     measured = _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES))
     return measured, f"{config.algorithm} run {run_dir.name}"
-
-
-def _run_of(run_dir: Path) -> tuple[str, str]:
-    """(environment, algorithm) of a run."""
-    config = RunDirectory.open(run_dir).config()
-    return config.env, config.algorithm
 
 
 def _write(
