@@ -8,8 +8,9 @@
 
 Offline: every algorithm is trained on the same dataset. What there is to choose (the weight of the KL, the number of ascent steps,
 the return asked for) is chosen for each mode on 50 starts (seeds 20000 and up) and reported on 100 others (seeds 10000 and up).
-Online: three stages from the offline run of the same seed, by exploring plans with a moving or a fixed target or by exploiting
-plans, at equal episodes, with the weight of the KL that was chosen offline; each mode is chosen and reported again.
+Online: three stages from the offline run of the same seed, by exploring plans with a moving target, with one fixed at what
+exploitation promised before the stages, or by exploiting plans, at equal episodes, with the weight of the KL that was chosen
+offline; each mode is chosen and reported again.
 Scores: 0 is the random policy, 100 the planner. One torch thread.
 """
 
@@ -46,7 +47,7 @@ TRAINING = {  # settings that are not the preset's own
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
-    "fixed": ["--target", "fixed"],
+    "fixed": ["--target", "fixed", "--set", "agent.explore_floor=false"],  # what exploitation promised before the stages
     "exploit": ["--set", "online.plan=kl"],
 }
 
@@ -71,9 +72,9 @@ def choices(algorithm: str) -> dict[str, list[Choice]]:
         return {algorithm: [Choice("")]}
     return {
         "prior": [Choice("prior")],
-        "st": [Choice("st", target=share) for share in (1.0, 2.0, 3.0)],
-        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("0.1", "0.03", "0.01")],
-        "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("30", "100", "200", "400")],
+        "st": [Choice("st", target=share) for share in (0.6, 0.8, 1.0, 2.0, 3.0)],
+        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("1.0", "0.3", "0.1", "0.03", "0.01")],
+        "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("10", "30", "100", "200", "400")],
     }
 
 
@@ -165,7 +166,10 @@ def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list
     run_dir = out / f"{stem}-{int(time.time())}"
     words = ["finetune", str(out / base["run_dir"]), "--backend", "inline", "--out", str(run_dir.resolve())]
     words += [*ONLINE[plan], "--set", "evaluation.final_episodes=1"]
-    chosen = base["scores"]["kl"]["chosen"]["settings"]
+    exploiting = base["scores"]["kl"]
+    if plan == "fixed":
+        words += ["--set", f"agent.explore_return={returned(maze, data, exploiting['predicted'])}"]
+    chosen = exploiting["chosen"]["settings"]
     for setting in [*(f"{key}={value}" for key, value in chosen.items()), *settings]:
         words += ["--set", setting]
     began = time.monotonic()
@@ -174,6 +178,15 @@ def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list
     record |= {"run_dir": run_dir.name, "settings": settings, "train_s": time.monotonic() - began}
     record["scores"] = {label: best_of(run_dir, options) for label, options in choices("gac").items()}
     write(out / f"{stem}.json", record)
+
+
+def returned(maze: str, data: str, score: float) -> float:
+    """The return of a score."""
+    from replay.dataset import open_dataset
+
+    dataset = open_dataset(dataset_id(maze, data))
+    assert dataset.random_return is not None and dataset.expert_return is not None
+    return dataset.random_return + score / 100 * (dataset.expert_return - dataset.random_return)
 
 
 def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def _add_finetune(commands: Any) -> None:
     finetune.add_argument(
         "--stages", type=_count, help="times that episodes are gathered and then learned from (default: 3)"
     )
-    finetune.add_argument("--episodes-per-stage", type=_count, help="episodes gathered in a stage (default: 150)")
-    finetune.add_argument("--updates-per-stage", type=_count, help="updates that follow (default: 1000)")
+    finetune.add_argument("--episodes-per-stage", type=_count, help="episodes gathered in a stage (default: 500)")
+    finetune.add_argument("--updates-per-stage", type=_count, help="updates that follow (default: 2500)")
     finetune.add_argument(
         "--target", choices=["moving", "fixed"], help="return that exploring plans ask for (default: moving)"
     )

@@ -71,8 +71,12 @@ class OnlineConfig:
     """Stages of a run that learns from whole episodes: gather, then learn, in turn. 0 stages: it learns from its dataset alone."""
 
     stages: int = option(0, "stages", "times that episodes are gathered and then learned from; the paper's log has 3")
-    episodes_per_stage: int = option(150, "episodes", "episodes gathered in a stage, over all shards")
-    updates_per_stage: int = option(1_000, "updates", "updates that follow each gathering")
+    episodes_per_stage: int = option(
+        500,
+        "episodes",
+        "episodes gathered in a stage, over all shards; the paper's log: 500 in mazes, about 100 elsewhere",
+    )
+    updates_per_stage: int = option(2_500, "updates", "updates that follow each gathering; the log: about 1,000")
     plan: str = option(
         "explore",
         "name",

@@ -13,6 +13,7 @@ from cluster.graph import Plan, base_state
 from cluster.run_dir import RunDirectory
 
 STAGED = ("gac",)  # algorithms that gather episodes by plans
+STAGES_ARE_LEARNED_BY = {"data.offline_fraction": "0.125", "agent.return_memory": "0.98"}  # unless told otherwise
 
 
 def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None = None) -> RunConfig:
@@ -47,18 +48,16 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
             "was started; give --stages and --updates-per-stage instead"
         )
     online = dataclasses.replace(online, stages=3)
-    if target is not None:
-        settings = {"agent.explore_target": target, **settings}
-    config = override(dataclasses.replace(config, online=online), settings)
+    asked = {} if target is None else {"agent.explore_target": target}
+    config = override(dataclasses.replace(config, online=online), {**STAGES_ARE_LEARNED_BY, **asked, **settings})
+    if "agent.cycle" not in settings:
+        agent = dataclasses.replace(config.agent, cycle=config.online.updates_per_stage)
+        config = dataclasses.replace(config, agent=agent)
     if not config.online.stages:
         raise UsageError(
             "online.stages is 0, so nothing would be gathered and nothing was started; give --stages 1 or more"
         )
-    steps = config.online.stages * config.online.updates_per_stage
-    if "agent.updates" not in settings:  # the schedule of step sizes goes on over both runs
-        agent = dataclasses.replace(config.agent, updates=config.agent.updates + steps)
-        config = dataclasses.replace(config, agent=agent)
-    return dataclasses.replace(config, steps=steps)
+    return dataclasses.replace(config, steps=config.online.stages * config.online.updates_per_stage)
 
 
 def check_base(plan: Plan) -> None:

@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {
     "point": {},
     "local": {"plan_reading": "local"},
+    "following": {"return_memory": 0.9, "return_variance": 0.05},
     "autoregressive": {
         "prior": "autoregressive",
         "plan_reading": "local",

@@ -176,6 +176,31 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
     assert rates[100] == pytest.approx(1e-3) == rates[149]
 
 
+def test_after_the_schedule_each_cycle_of_the_step_size_has_its_own_warm_up() -> None:
+    agent = made(small(updates=100, warmup=0.1, lr=1e-2, lr_end=0.1, cycle=50), episodes(0))
+    alone = made(small(updates=50, warmup=0.1, lr=1e-2, lr_end=0.1), episodes(0))
+    cycle = [alone.learning_rate(u) for u in range(50)]
+    assert [agent.learning_rate(u) for u in range(100, 200)] == pytest.approx(cycle + cycle)
+    assert agent.learning_rate(99) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_spread_follows_the_returns_of_the_batches_and_widens_the_return_heads_variance() -> None:
+    still, moving = (made(small(return_variance=0.05, return_memory=m), episodes(0)) for m in (0.0, 0.5))
+    wide = episodes(0)
+    scored = (
+        6.0 * (wide.return_B - wide.return_B.mean()) / wide.return_B.std(correction=0) + 8.0
+    )  # as far out as a better policy's
+    wide = dataclasses.replace(wide, return_B=scored * moving.model.return_std + moving.model.return_mean)
+    for _ in range(20):
+        still.update([wide])
+        moving.update([wide])
+    assert float(still.model.return_spread) == 1.0
+    assert float(moving.policy_weights()["return_spread"]) == pytest.approx(6.0, rel=1e-3)
+    z_Bnd = torch.zeros(1, moving.config.tokens, moving.config.token_width)
+    assert float(moving.model.return_terms(z_Bnd)[1].exp()) == pytest.approx(0.05 * 36.0, rel=1e-2)
+    assert float(still.model.return_terms(z_Bnd)[1].exp()) == pytest.approx(0.05, rel=1e-4)
+
+
 def test_the_kls_weight_rises_to_its_whole_and_stays() -> None:
     agent = made(small(updates=100, kl_weight=4.0, kl_start=0.25, kl_warmup=0.5), episodes(0))
     assert [agent.kl_weight(u) for u in (0, 25, 50, 99)] == [1.0, 2.5, 4.0, 4.0]

@@ -124,7 +124,8 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert told["env_steps"] == told["rows"]["stored"] >= 2 * 3 * 300  # episodes of the maze's time limit
     assert told["workers"] == {"started": 2, "restarted": 0}
     assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
-    assert (config["steps"], config["agent"]["updates"]) == (10, 30)  # the schedule goes on over both runs
+    assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
+    assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)
     assert lines(online / "metrics.jsonl")[-1].keys() >= PARTS
 
 

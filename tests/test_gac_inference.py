@@ -33,7 +33,8 @@ def bare(**given: Any) -> PlanningConfig:
 class LinearWorld:
     """z = z_0, r(z) = <w, z>: every optimum is known. Head variance .25; returns are 20 +- 10."""
 
-    def __init__(self, scale: float = 0.2, bend: float = 0.0) -> None:
+    def __init__(self, scale: float = 0.2, bend: float = 0.0, spread: float = 1.0) -> None:
+        self.return_spread = torch.tensor(spread)
         self.w_nd = scale * torch.randn(N, D, generator=torch.Generator().manual_seed(0))
         self.bend = bend
 
@@ -69,6 +70,17 @@ def inferred(
     obs_KO = torch.linspace(-1, 1, environments)[:, None].expand(-1, OBS)
     target_K = None if target is None else torch.full((environments,), target)
     return infer_plan(model, obs_KO, mode, target_K, config, noise)
+
+
+@pytest.mark.parametrize(("mode", "target"), [("kl", None), ("st", 50.0), ("explore", 50.0)])
+def test_plans_count_in_deviations_of_the_returns_that_are_learned_from(mode: str, target: float | None) -> None:
+    """Twin: the same world where a return is divided by the spread before anybody sees it."""
+    wide, narrow = LinearWorld(scale=0.6, spread=3.0), LinearWorld(scale=0.2)
+    config = bare(infer_kl_weight=0.1, infer_steps=50)
+    asked = None if target is None else MEAN + (target - MEAN) / 3.0
+    found, twin = inferred(wide, mode, config, target=target), inferred(narrow, mode, config, target=asked)
+    assert torch.allclose(found.mean_Knd, twin.mean_Knd, atol=1e-5)
+    assert torch.allclose(found.predicted_K - MEAN, 3.0 * (twin.predicted_K - MEAN), atol=1e-3)
 
 
 def test_kl_plans_reach_the_gradient_over_the_weight() -> None:

@@ -41,7 +41,13 @@ def weights_of(config: GACConfig, *, target: float = 30.0, surprise: float = 1.0
     """An untrained model's, of returns 20 +- 10 and episodes of 40 steps."""
     torch.manual_seed(0)
     model = GACModel(config, O, A)
-    for name, value in (("return_mean", 20.0), ("return_std", 10.0), ("return_low", 0.0), ("return_high", 40.0)):
+    for name, value in (
+        ("return_mean", 20.0),
+        ("return_std", 10.0),
+        ("return_low", 0.0),
+        ("return_high", 40.0),
+        ("data_high", 40.0),
+    ):
         getattr(model, name).fill_(value)
     model.horizon.fill_(40.0)
     model.obs_mean_O.fill_(0.1)
@@ -171,6 +177,29 @@ def test_stamps_say_the_mode_the_target_and_what_was_predicted() -> None:
             assert math.isfinite(stamp.predicted) and stamp.variance > 0
     policy.aim = Aim()
     assert policy.begin(np.array([1]), obs_EO[:1], rng())[0].mode == ONE_STEP.infer_mode
+
+
+def test_without_a_target_st_asks_for_the_best_return_gathered_once_it_is_above_what_the_data_suggest() -> None:
+    for gathered, expected in ((40.0, 60.0), (55.0, 60.0), (75.0, 75.0)):  # the dataset: 20 on average, 40 at best
+        policy = policy_of(ONE_STEP, 1)
+        policy.load_weights(weights_of(ONE_STEP) | {"return_high": torch.tensor(gathered)})
+        policy.aim = Aim(mode="st")
+        assert policy.begin(np.arange(1), walk(1, 1)[0], rng())[0].target == expected
+
+
+def test_exploring_actions_are_the_generators_with_noise_of_each_episodes_own_deviation() -> None:
+    calm, noisy = (dataclasses.replace(ONE_STEP, explore_action_std=std) for std in (0.0, 0.05))
+    obs_EO, acted = np.zeros((8, O), np.float32), {}
+    for config in (calm, noisy):
+        for mode in ("explore", "kl"):
+            policy = policy_of(config, 8)
+            policy.aim = Aim(mode=mode)
+            policy.begin(np.arange(8), obs_EO, rng())
+            acted[config is noisy, mode] = run(policy, np.stack([obs_EO] * 200))
+    assert np.array_equal(acted[True, "kl"], acted[False, "kl"])
+    deviation_E = (acted[True, "explore"] - acted[False, "explore"]).std((0, 2))
+    assert deviation_E.max() < 0.06 and len(set(deviation_E.round(4))) == 8 and deviation_E.min() > 0
+    assert np.abs((acted[True, "explore"] - acted[False, "explore"]).mean(0)).max() < 0.02  # white: it averages out
 
 
 def test_an_exploring_plan_asks_for_no_less_than_exploitation_predicts() -> None:

@@ -9,7 +9,7 @@ import torch
 from gac_batches import ACTION, LENGTHS, OBS, episodes, made, small
 from torch.distributions import Normal
 
-from algorithms.gac.adamw import FlatAdamW
+from algorithms.flat import FlatAdam
 from algorithms.gac.losses import kl_standard
 from algorithms.gac.posterior import Posterior, cosine, fresh, refine, stored
 
@@ -106,7 +106,7 @@ def test_adamw_is_torchs_and_a_skipped_step_is_none() -> None:
     theirs = torch.nn.Parameter(value.clone())
     reference = torch.optim.AdamW([theirs], lr=0.02, weight_decay=0.1)
     grad = torch.zeros(20)
-    ours = FlatAdamW(value, grad, lr=0.02, weight_decay=0.1)
+    ours = FlatAdam(value, grad, lr=0.02, weight_decay=0.1)
     for _ in range(5):
         grad.normal_()
         theirs.grad = grad.clone()

@@ -6,12 +6,11 @@ import dataclasses
 import math
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.target import Target, first_target, floored_target, next_target, settle_target
+from algorithms.gac.target import Target, first_target, next_target, settle_target
 from replay.trajectories import ReturnSummary
 
 NOTHING = ReturnSummary(
@@ -57,11 +56,6 @@ def test_a_stage_is_judged_once_however_often_it_is_heard_of() -> None:
 def test_no_less_is_asked_for_than_exploitation_has_already() -> None:
     assert next_target(CONFIG, OFFLINE, first_target(CONFIG), uncertainty=4.0, exploited=84.0).value == 88.0
     assert next_target(CONFIG, after_stage(1, 84.0, 30.0), Target(30.0, 1.0, 0), uncertainty=4.0).value >= 84.0
-    assert floored_target(torch.tensor([30.0, 90.0]), torch.tensor([84.0, 84.0]), 100.0).tolist() == [84.0, 90.0]
-
-
-def test_a_prediction_from_off_the_data_lifts_the_floor_no_further_than_the_data() -> None:
-    assert floored_target(torch.tensor([30.0, 130.0]), torch.tensor([700.0, 700.0]), 110.0).tolist() == [110.0, 130.0]
 
 
 def test_a_fixed_target_stays_what_the_offline_data_made_it() -> None:

@@ -16,8 +16,7 @@ from torch import nn
 
 from algorithms import matmul
 from algorithms.allocation import keep_freed_memory
-from algorithms.flat import FlatParameters
-from algorithms.gac.adamw import FlatAdamW
+from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.gac.bound import MEASURES, Bound, lower_bound, measures
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import LEAST_ROW
@@ -31,6 +30,7 @@ from algorithms.state import check_state
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")
+LEAST_SPREAD = 0.1  # of returns, in deviations of the dataset's
 SURPRISE_MEMORY = 0.95  # of the running percentiles, a block
 
 
@@ -77,10 +77,10 @@ class GAC:
             for part, module in parts.items()
             for name, parameter in module.named_parameters()
         }
-        self.parameters = FlatParameters({k: p.detach() for k, p in modules.items()}, self.device, extra=1)
+        self.parameters = FlatParameters({k: p.detach() for k, p in modules.items()}, self.device, extra=3)
         for name, parameter in modules.items():
             parameter.data, parameter.grad = self.parameters.named[name].data, self.parameters.named[name].grad
-        self.adam = FlatAdamW(
+        self.adam = FlatAdam(
             self.parameters.value,
             self.parameters.grad[: self.parameters.size],
             lr=config.lr,
@@ -89,6 +89,7 @@ class GAC:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.updates = 0
         self.target = first_target(config)
+        self.return_moments = torch.tensor([0.0, 1.0], device=self.device)  # running means of y and y^2, z-scored
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
         self.sums = torch.zeros(len(METRICS) + 1, device=self.device)  # the last entry counts
         self.nonfinite = torch.zeros((), device=self.device)
@@ -135,7 +136,8 @@ class GAC:
         self.parameters.grad.zero_()
         loss.backward()
         with torch.no_grad():
-            self.parameters.extra.copy_(loss.detach())
+            y_B = self.model.normalise_return(batch.return_B)
+            self.parameters.extra.copy_(torch.stack([loss.detach(), y_B.mean(), y_B.square().mean()]))
             self.collective.mean_(self.parameters.grad)
             gradient = self.parameters.grad[: self.parameters.size]
             norm = gradient.square().sum().sqrt()
@@ -143,6 +145,7 @@ class GAC:
             gradient.mul_((self.config.clip / norm).clamp(max=1.0))
             self.adam.lr = self.learning_rate(self.updates)
             self.adam.step(skip)
+            self._follow_returns(self.parameters.extra[1:])
             seen = measures(self.model, batch, segments, bound)
             own = torch.stack([norm, torch.full_like(norm, self.adam.lr), torch.ones_like(norm)])
             self.sums.add_(torch.where(skip > 0, 0.0, torch.cat([seen, own])))
@@ -151,10 +154,14 @@ class GAC:
         return segments, bound
 
     def learning_rate(self, update: int) -> float:
-        """Linear from 0 over the warm-up, times a cosine from 1 to ``lr_end`` over the schedule's ``updates``."""
-        rising = self.config.warmup * self.config.updates
+        """Linear from 0 over the warm-up, times a cosine from 1 to ``lr_end`` over the schedule's ``updates``; then in cycles
+        of ``cycle`` updates, each of the same form."""
+        length = self.config.updates
+        if update >= length and self.config.cycle:
+            update, length = (update - length) % self.config.cycle, self.config.cycle
+        rising = self.config.warmup * length
         warm = min(1.0, (update + 1) / rising) if rising else 1.0
-        return self.config.lr * warm * cosine(update / self.config.updates, self.config.lr_end)
+        return self.config.lr * warm * cosine(update / length, self.config.lr_end)
 
     def kl_weight(self, update: int) -> float:
         """Linear from its share ``kl_start`` to the whole over the first ``kl_warmup`` of the schedule [C]."""
@@ -228,6 +235,14 @@ class GAC:
         shift = torch.rand((), generator=self.generator, device=self.device)
         return Noise(eps[rank], place[rank], shake, history[rank], hidden, shift)
 
+    def _follow_returns(self, found: torch.Tensor) -> None:
+        """Moves the spread of returns towards that of the batches: episodes gathered online lie far outside the dataset's."""
+        if not self.config.return_memory:
+            return
+        self.return_moments.lerp_(found, 1.0 - self.config.return_memory)
+        mean, square = self.return_moments.unbind()
+        self.model.return_spread.copy_((square - mean.square()).clamp(min=LEAST_SPREAD**2).sqrt())
+
     @torch.no_grad()
     def _calibrate(self, segments: Segments, bound: Bound) -> None:
         """Follows, once a block, the percentiles of the surprise and the return predictor's error."""
@@ -280,7 +295,7 @@ class GAC:
         named = dict(self.parameters.named)
         named |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         named |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        named["return_error"] = self.return_error
+        named["return_error"], named["return_moments"] = self.return_error, self.return_moments
         return named
 
 

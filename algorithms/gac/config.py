@@ -130,7 +130,19 @@ class GACConfig(PlanningConfig):
     weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]")
     clip: float = option(0.5, "nats/step", "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])")
     warmup: float = option(0.05, "1", "share of the schedule in which the step size rises from 0 (.1 [LPT])")
-    updates: int = option(2_000, "updates", "length of the step-size schedule; it stays at its end after (1,000 [L])")
+    updates: int = option(
+        2_000, "updates", "length of the step-size schedule; it stays at its end after, unless in cycles (1,000 [L])"
+    )
+    cycle: int = option(
+        0,
+        "updates",
+        "length of each cycle of the step size that follows the schedule, with a warm-up of its own; 0: none; fine-tuning has one a stage [C]",
+    )
+    return_memory: float = option(
+        0.0,
+        "1",
+        "share of its running moments that the spread of returns keeps an update; 0: it stays the dataset's; fine-tuning .98 [C]",
+    )
     alarm_nats: float = option(0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]")
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
     autocast: bool = option(False, "bool", "bf16 in the model's region on a GPU; the CPU always computes float32 [C]")
@@ -168,7 +180,10 @@ class GACConfig(PlanningConfig):
             ("return_heads", 1, "nothing would predict the return"),
             ("return_span", 1, "a term of the return reads at least its own token"),
             ("updates", 1, "the schedule would have no length"),
-            *((name, 0, "a count cannot be negative") for name in ("return_tokens", "points", "inner_steps", "layers")),
+            *(
+                (name, 0, "a count cannot be negative")
+                for name in ("return_tokens", "points", "inner_steps", "layers", "cycle")
+            ),
             *(
                 (name, 0, "a count cannot be negative")
                 for name in ("plan_ahead", "plan_behind", "obs_waves", "obs_wave_dims")

@@ -35,6 +35,8 @@ Likelihood = Callable[[torch.Tensor], torch.Tensor]  # z (K, n, d) -> log p(tau_
 class PlanModel(Protocol):
     """What an ascent needs of a model: the prior's transformer and the return head, never the generator."""
 
+    return_spread: torch.Tensor  # 0-d, deviation of the returns learned from, as ``normalise_return`` counts
+
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor: ...
 
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -190,11 +192,12 @@ class _Ascent:
         return objective(term_K, kl_K, self.weights.kl), seen
 
     def _term(self, predicted_HK: torch.Tensor) -> torch.Tensor:
-        """What E_q is taken of (K,): the cautious return, or how likely y+ is by it."""
-        believed_K = cautious(predicted_HK, self.config.infer_caution)
+        """What E_q is taken of (K,): the cautious return, or how likely y+ is by it; in deviations of the returns learned from."""
+        spread = self.model.return_spread
+        believed_K = cautious(predicted_HK, self.config.infer_caution) / spread
         if self.wanted_K is None:
             return believed_K
-        return target_log_likelihood(believed_K, self.wanted_K, self.config.infer_target_variance)
+        return target_log_likelihood(believed_K, self.wanted_K / spread, self.config.infer_target_variance)
 
     @torch.no_grad()
     def _start(self, noise_CKnd: torch.Tensor, shape: torch.Size) -> torch.Tensor:

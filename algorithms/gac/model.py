@@ -31,9 +31,10 @@ LEARNED_LATE = ("explore_target", "surprise")  # buffers that are NaN before the
 class GACModel(nn.Module):
     """The three conditionals as differentiable functions of z, on observations and returns in environment units.
 
-    Float32 in and out. Buffers: obs_mean_O, obs_std_O; return_mean, return_std, return_low, return_high (0-d); horizon
-    (0-d, steps of the longest episode in the data); explore_target (0-d, environment units) and surprise (101,
-    percentiles of ``surprise_of``), NaN before they are known.
+    Float32 in and out. Buffers, 0-d where no letter says more: obs_mean_O, obs_std_O; return_mean, return_std, return_low,
+    data_high of the dataset's returns; return_high, the highest of all episodes; return_spread, deviation of the returns that are
+    learned from now, in return_std; horizon, steps of the longest episode in the data; explore_target (environment units) and
+    surprise (101, percentiles of ``surprise_of``), NaN before they are known.
     """
 
     obs_mean_O: torch.Tensor
@@ -42,6 +43,8 @@ class GACModel(nn.Module):
     return_std: torch.Tensor
     return_low: torch.Tensor
     return_high: torch.Tensor
+    data_high: torch.Tensor
+    return_spread: torch.Tensor
     horizon: torch.Tensor
     explore_target: torch.Tensor
     surprise: torch.Tensor
@@ -53,8 +56,15 @@ class GACModel(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         for name, value in (("obs_mean_O", torch.zeros(obs_dim)), ("obs_std_O", torch.ones(obs_dim))):
             self.register_buffer(name, value)
-        for name, number in (("return_mean", 0.0), ("return_std", 1.0), ("return_low", -1.0), ("return_high", 1.0)):
+        for name, number in (
+            ("return_mean", 0.0),
+            ("return_std", 1.0),
+            ("return_low", -1.0),
+            ("return_high", 1.0),
+            ("data_high", 1.0),
+        ):
             self.register_buffer(name, torch.tensor(number))
+        self.register_buffer("return_spread", torch.tensor(1.0))
         self.register_buffer("horizon", torch.tensor(1.0))
         self.register_buffer("explore_target", torch.tensor(math.nan))
         self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
@@ -75,8 +85,10 @@ class GACModel(nn.Module):
         self.obs_std_O.copy_(torch.as_tensor(summary.obs_std_O))
         self.return_mean.fill_(summary.return_mean)
         self.return_std.fill_(summary.return_std)
+        self.return_spread.fill_(1.0)
         self.return_low.fill_(summary.return_min)
         self.return_high.fill_(summary.return_max)
+        self.data_high.fill_(summary.return_max)
         self.horizon.fill_(float(summary.max_length))
 
     def region(self) -> contextlib.AbstractContextManager[object]:
@@ -127,9 +139,15 @@ class GACModel(nn.Module):
         return draw_Bnd, kl_gaussian(mean_Bnd, log_variance_Bnd, prior_mean, 2 * prior_log_std)
 
     def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (K, B) of the z-scored return by each of the K return heads."""
+        """Mean and log-variance (K, B) of the z-scored return by each of the K return heads.
+
+        A fixed variance is one of the returns that are learned from now: it grows with their spread.
+        """
         with self.region():
-            return self.return_head(z_Bnd[:, : self.config.return_count])
+            mean_KB, log_variance_KB = self.return_head(z_Bnd[:, : self.config.return_count])
+        if self.config.return_variance:
+            log_variance_KB = log_variance_KB + 2 * self.return_spread.log()
+        return mean_KB, log_variance_KB
 
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance (B,) of the z-scored return p_gamma(y | z); of a mixture where there are several heads."""

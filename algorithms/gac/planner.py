@@ -16,7 +16,7 @@ from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, Likelihood, draw_noise, infer_plan, noise_draws
 from algorithms.gac.model import GACModel
 from algorithms.gac.objective import mode_weights
-from algorithms.gac.target import floored_target, return_range, settle_target
+from algorithms.gac.target import settle_target
 from algorithms.interface import Aim, AimError
 
 EXPLOITATION = "kl"  # the mode whose prediction is the floor of an exploring target
@@ -73,8 +73,7 @@ class Planner:
         if mode != "explore" or not self.config.explore_floor:
             return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
         exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
-        _, most = return_range(self.config, *self._seen())
-        target_K = floored_target(target_K, exploiting.predicted_K, most)
+        target_K = torch.maximum(target_K, exploiting.predicted_K)
         return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
 
     def _infer(
@@ -96,8 +95,9 @@ class Planner:
             return float(self.model.explore_target)
         if self.config.infer_target == "required":
             return math.nan
-        mean = float(self.model.return_mean)
-        return mean + self.config.infer_target_reach * (float(self.model.return_high) - mean)
+        model, mean = self.model, float(self.model.return_mean)
+        beyond = mean + self.config.infer_target_reach * (float(model.data_high) - mean)
+        return max(beyond, float(model.return_high))
 
     def _seen(self) -> tuple[float, float]:
         return float(self.model.return_low), float(self.model.return_high)

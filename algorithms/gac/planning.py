@@ -49,7 +49,7 @@ class PlanningConfig:
     infer_target_reach: float = option(
         2.0,
         "1",
-        "best: as far above the data's mean as the best return seen, times this; caution and KL take some back",
+        "best: as far above the dataset's mean as its best return, times this, or the best return gathered if that is more",
     )
     infer_target_policy: str = option(
         "warn", "name", "a target outside the returns seen: warned of, clipped, or taken", ("warn", "clip", "go_on")
@@ -70,6 +70,9 @@ class PlanningConfig:
     )
     explore_log_variance: float = option(-3.0, "log", "log variance of an exploring q when its ascent begins")
     explore_sample: bool = option(True, "bool", "exploring plans are drawn from q (paper), not its mean")
+    explore_action_std: float = option(
+        0.4, "action", "an exploring episode's actions have noise of a deviation drawn from 0 to this; 0: none"
+    )
     replan: str = option(
         "none",
         "name",
@@ -106,6 +109,7 @@ class PlanningConfig:
                 ("infer_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_margin", 0, "returns that were seen would count as unseen"),
+                ("explore_action_std", 0, "a deviation cannot be negative"),
                 ("explore_gain_low", 0, "the target would fall below the data's own"),
                 ("explore_grow", 1, "reaching a target would make the next one easier"),
                 ("explore_shrink", 0, "the target would fall below the data's own"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algorithms.gac.action_noise import ActionNoise
 from algorithms.gac.config import GACConfig
 from algorithms.gac.history import History
 from algorithms.gac.inference import Inferred, Likelihood
@@ -24,6 +25,8 @@ from algorithms.gac.unknown import understood
 from algorithms.interface import Aim
 from algorithms.policy import load_by_name
 from replay.trajectories import Stamp
+
+EXPLORE = MODES.index("explore")
 
 
 class GACPolicy:
@@ -65,6 +68,7 @@ class GACPolicy:
         self._trigger = Trigger(config, num_envs, self.obs_dim, config.next_state_steps)
         explains = config.replan != "none" and config.replan_from == "start"
         self._history = History(num_envs, config.replan_history if explains else 0, self.obs_dim, self.action_dim)
+        self._noise = ActionNoise(num_envs, self.action_dim, config.explore_action_std)
         self._obs0_EO = np.zeros((num_envs, self.obs_dim), np.float32)
         self._target_E = np.full(num_envs, math.nan, np.float32)
         self._mode_E = np.zeros(num_envs, np.int64)  # index into MODES
@@ -84,12 +88,16 @@ class GACPolicy:
         target_K = torch.full((len(env_K),), target)
         self.inferred, target_K = self.planner.plan(mode, target_K, _tensor(obs_KO), streams)
         self._mode_E[env_K], self._target_E[env_K], self._plans_E[env_K] = MODES.index(mode), target_K.numpy(), 1
+        self._noise.begin(env_K, self._seed_E[env_K], self._mode_E[env_K] == EXPLORE)
         self._enter(env_K, obs_KO, self.inferred)
         told = zip(target_K.tolist(), self.inferred.predicted_K.tolist(), self.inferred.variance_K.tolist())
         return [Stamp(-1, mode, *numbers) for numbers in told]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
-        """The generator's mean actions; one token's work each. Contract: EpisodePolicy.act; the reward is not looked at."""
+        """The generator's mean actions, disturbed where a plan explores; one token's work each.
+
+        Contract: EpisodePolicy.act; the reward is not looked at.
+        """
         if len(obs_EO) != len(self._mode_E):
             raise ValueError(
                 f"act got observations of {len(obs_EO)} environments, expected {len(self._mode_E)}: plans and observations "
@@ -99,8 +107,8 @@ class GACPolicy:
             self._plan_again(obs_EO)
         with torch.inference_mode():
             action_EA, ahead_EO = self.model.step(self._memory, self._cache, _tensor(obs_EO), self._time_E)
-            self.model.observe_action(self._cache, action_EA)
-            action = action_EA.numpy()
+            action = self._noise.disturbed(action_EA.numpy(), self._time_E.numpy())
+            self.model.observe_action(self._cache, torch.from_numpy(action))
             if self.config.replan != "none":
                 self._note(obs_EO, action, ahead_EO.numpy())
             self._time_E.add_(1)
@@ -133,6 +141,7 @@ class GACPolicy:
             )
         for name, view in own.items():
             np.copyto(view, state[name])
+        self._noise.restore(self._seed_E, self._mode_E == EXPLORE, self._time_E.numpy())
         self._calibrate()
 
     def _enter(self, env_K: np.ndarray, obs_KO: np.ndarray, made: Inferred) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.gac.adamw import FlatAdamW
+from algorithms.flat import FlatAdam
 from algorithms.gac.attention import Encoder, perceptron
 from algorithms.gac.config import GACConfig
 from algorithms.gac.model import GACModel
@@ -65,7 +65,7 @@ def refine(config: GACConfig, start: Posterior, bound: Callable[[Posterior], tor
     """
     value = torch.stack(list(start)).detach().clone()
     grad, never = torch.zeros_like(value), torch.zeros((), device=value.device)
-    adam = FlatAdamW(value.view(-1), grad.view(-1), lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    adam = FlatAdam(value.view(-1), grad.view(-1), lr=config.inner_lr, weight_decay=config.inner_weight_decay)
     for step in range(config.inner_steps):
         adam.lr = config.inner_lr * cosine(step / config.inner_steps, config.inner_lr_end)
         leaf = value.detach().requires_grad_()

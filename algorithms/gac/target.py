@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-
 from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import AimError
 from replay.trajectories import ReturnSummary
@@ -97,15 +95,6 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
     if config.infer_target_policy == "clip":
         return inside, f"{seen}: {inside:g} is asked for instead; infer_target_policy=go_on takes it as it is"
     return target, f"{seen}: what it predicts there is a guess; infer_target_policy=clip would ask for {inside:g}"
-
-
-def floored_target(target_K: torch.Tensor, exploited_K: torch.Tensor, ceiling: float) -> torch.Tensor:
-    """y+ (K,) of each environment, never below what exploitation predicts from the same state (ours).
-
-    A prediction counts up to ``ceiling`` alone, the highest return that is still inside the data: past it an ascent tells
-    how far it went off the data, not what it can reach.
-    """
-    return torch.maximum(target_K, exploited_K.clamp(max=ceiling))
 
 
 def return_range(config: PlanningConfig, low: float, high: float) -> tuple[float, float]:
