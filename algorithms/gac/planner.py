@@ -69,11 +69,16 @@ class Planner:
         streams: list[np.random.Generator],
         likelihood: Likelihood | None = None,
     ) -> tuple[Inferred, torch.Tensor]:
-        """Plans of K environments, each from its own stream, and the targets (K,) they were made for."""
+        """Plans of K environments, each from its own stream, and the targets (K,) they were made for.
+
+        Exploring, each asks for a return of its own, uniform between y+ and what exploitation predicts from its start where that
+        is more: which promise brings most is not known before.
+        """
         if mode != "explore" or not self.config.explore_floor:
             return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
         exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
-        target_K = torch.maximum(target_K, exploiting.predicted_K)
+        share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
+        target_K = target_K + share_K * (exploiting.predicted_K - target_K).clamp(min=0.0)
         return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
 
     def _infer(

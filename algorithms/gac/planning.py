@@ -64,7 +64,9 @@ class PlanningConfig:
     explore_gain_high: float = option(4.0, "1", "largest delta_y, in the same")
     explore_grow: float = option(1.5, "1", "factor on delta_y after a stage that reached its target")
     explore_shrink: float = option(0.5, "1", "factor on delta_y after one that missed it by a standard error")
-    explore_floor: bool = option(True, "bool", "y+ is at least what exploitation predicts from the same state")
+    explore_floor: bool = option(
+        True, "bool", "each plan asks for more than y+, up to what exploitation predicts from the same state, by chance"
+    )
     explore_noise: str = option(
         "fresh", "name", "where an exploring ascent takes E_q (see infer_noise)", ("mean", "reused", "fresh")
     )
