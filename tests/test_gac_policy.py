@@ -210,6 +210,12 @@ def test_an_exploring_plan_asks_for_anything_between_its_target_and_what_exploit
     asked = [[stamp.target for stamp in low.begin(np.arange(3), obs_EO, rng(seed))] for seed in range(40)]
     share_SE = (np.array(asked) + 1000.0) / (np.array(exploited) + 1000.0)
     assert 0 <= share_SE.min() < 0.1 and 0.9 < share_SE.max() < 1 and abs(share_SE.mean() - 0.5) < 0.1
+    low.load_weights(
+        weights_of(ONE_STEP, target=-1000.0)
+        | {name: torch.tensor(v) for name, v in (("return_high", 5.0), ("data_high", 4.0))}
+    )
+    bounded = [stamp.target for seed in range(40) for stamp in low.begin(np.arange(3), obs_EO, rng(seed))]
+    assert min(exploited) > 5.0 > max(bounded) > -100.0  # no more than the best that was gathered
     high = policy_of(ONE_STEP, 3, target=500.0)
     high.aim = Aim(mode="explore")
     assert [stamp.target for stamp in high.begin(np.arange(3), obs_EO, rng())] == [500.0] * 3

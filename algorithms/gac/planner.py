@@ -72,14 +72,19 @@ class Planner:
         """Plans of K environments, each from its own stream, and the targets (K,) they were made for.
 
         Exploring, each asks for a return of its own, uniform between y+ and what exploitation predicts from its start where that
-        is more: which promise brings most is not known before.
+        is more: which promise brings most is not known before. Once episodes were gathered that are better than the dataset's, the
+        best of them bounds that prediction.
         """
         if mode != "explore" or not self.config.explore_floor:
             return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
         exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
         share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
-        target_K = target_K + share_K * (exploiting.predicted_K - target_K).clamp(min=0.0)
+        target_K = target_K + share_K * (self._believed(exploiting.predicted_K) - target_K).clamp(min=0.0)
         return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
+
+    def _believed(self, predicted_K: torch.Tensor) -> torch.Tensor:
+        gathered = self.model.return_high > self.model.data_high
+        return predicted_K.clamp(max=float(self.model.return_high)) if gathered else predicted_K
 
     def _infer(
         self,
