@@ -236,6 +236,15 @@ def test_the_registry_has_the_algorithms_of_episodes_with_agents_and_policies_th
     policy.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
 
 
+def test_a_return_that_the_user_asks_for_counts_at_once_in_a_run_that_goes_on_from_another() -> None:
+    base, after = made(small(), episodes(0)), made(small(explore_return=120.0), episodes(0))
+    base.hear(RETURNS)
+    after.load_state(base.state())
+    assert float(base.policy_weights()["explore_target"]) != 120.0 == float(after.policy_weights()["explore_target"])
+    after.hear(RETURNS)
+    assert float(after.policy_weights()["explore_target"]) == 120.0
+
+
 def test_what_was_gathered_raises_the_highest_return_known_and_nothing_lowers_it() -> None:
     agent = made(small(), episodes(0))
     high = float(agent.model.return_high)

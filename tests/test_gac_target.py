@@ -68,6 +68,9 @@ def test_a_fixed_target_stays_what_the_offline_data_made_it() -> None:
 def test_a_target_given_by_the_user_is_the_target() -> None:
     config = PlanningConfig(explore_return=120.0)
     assert next_target(config, OFFLINE, first_target(config), uncertainty=4.0).value == 120.0
+    assert (
+        next_target(config, OFFLINE, Target(54.0, 1.0, 0), uncertainty=4.0).value == 120.0
+    )  # a run without it went before
 
 
 @settings(deadline=None)

@@ -289,6 +289,9 @@ class GAC:
         self.updates, self._heard = int(state["updates"]), int(state["heard"])
         value, gain, stage = understood(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
+        if self.config.explore_return is not None:  # the first stage is gathered before anything is heard
+            self.target = self.target._replace(value=self.config.explore_return)
+            self.model.explore_target.fill_(self.target.value)
         self._horizon = int(self.model.horizon)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

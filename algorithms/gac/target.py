@@ -50,8 +50,10 @@ def next_target(
     """
     gain = _judged(config, returns, previous, uncertainty)
     stage = max(previous.stage, returns.stage)
+    if config.explore_return is not None:  # whatever was asked for before: a run may go on from one without it
+        return Target(config.explore_return, gain, stage)
     settled = not math.isnan(previous.value) and config.explore_target == "fixed"
-    if config.explore_return is not None or settled or math.isnan(returns.quantile):
+    if settled or math.isnan(returns.quantile):
         return Target(previous.value, gain, stage)
     delta = 0.0 if math.isnan(uncertainty) else gain * uncertainty
     known = [level for level in (returns.quantile, returns.stage_mean, exploited) if not math.isnan(level)]
