@@ -22,7 +22,6 @@ from cluster.wording import clock
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("prior", "st", "kl", "max")
-FOR_STAGES = ("agent.prior=explicit", "agent.infer_kl_weight=0.1", "agent.infer_max_steps=100")  # docs/gac.md, "Offline to online"
 LAST_LINES = 15  # of the log, shown when a step fails
 
 
@@ -89,8 +88,6 @@ def plan(options: argparse.Namespace, data_is_there: bool) -> list[Step]:
     stages = ["--stages", str(o.stages), "--episodes-per-stage", str(o.episodes_per_stage)]
     stages += ["--updates-per-stage", str(o.updates_per_stage)]
     train = ["train", "gac", "--dataset", o.dataset, "--steps", str(o.updates), "--seed", str(o.seed)]
-    for setting in FOR_STAGES:
-        train += ["--set", setting]
     return [
         *([] if data_is_there else [Step("a planner walks to random targets", made)]),
         Step("what is in the data", ["dataset", "show", o.dataset, "--plot", str(out / "dataset.png")]),

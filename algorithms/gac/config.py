@@ -286,7 +286,7 @@ def cpu() -> GACConfig:
     return GACConfig(
         tokens=1,
         token_width=8,
-        prior="standard",
+        prior="explicit",
         plan_reading="linear",
         plan_time=False,
         return_head="mlp",
@@ -300,9 +300,9 @@ def cpu() -> GACConfig:
         posterior_points=64,
         posterior_width=128,
         posterior_return=True,
-        infer_kl_weight=0.03,
+        infer_kl_weight=0.1,
         infer_steps=300,
-        infer_max_steps=200,
+        infer_max_steps=100,
         infer_radius=0.0,
     )
 
