@@ -47,7 +47,12 @@ TRAINING = {  # settings that are not the preset's own
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
-    "fixed": ["--target", "fixed", "--set", "agent.explore_floor=false"],  # what exploitation promised before the stages
+    "fixed": [
+        "--target",
+        "fixed",
+        "--set",
+        "agent.explore_floor=false",
+    ],  # what exploitation promised before the stages
     "exploit": ["--set", "online.plan=kl"],
 }
 
