@@ -44,6 +44,11 @@ TRAINING = {  # settings that are not the preset's own
     **{("dt", maze): ("--steps", "2000", "--set", "agent.context=5") for maze in TASKS},
     **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
 }
+STANDARD = ("--set", "agent.prior=standard")  # plans that do not know where they start
+PRIOR = {
+    "d50": STANDARD,
+    "medium": STANDARD,
+}  # d50: better on the tuning starts; a SoftGAC agent's data: not tried otherwise
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
@@ -151,6 +156,7 @@ def offline(out: Path, maze: str, data: str, algorithm: str, seed: int, settings
         "--set",
         "evaluation.final_episodes=1",
         *TRAINING.get((algorithm, maze), ()),
+        *(PRIOR.get(data, ()) if algorithm == "gac" else ()),
     ]
     for setting in settings if algorithm == "gac" else ():
         words += ["--set", setting]
