@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,12 @@ TRAINING = {  # settings that are not the preset's own
     **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
 }
 STANDARD = ("--set", "agent.prior=standard")  # plans that do not know where they start
-PRIOR = {
-    "d50": STANDARD,
-    "medium": STANDARD,
-}  # d50: better on the tuning starts; a SoftGAC agent's data: not tried otherwise
+# Of data that dwell it did better on the tuning starts; on a SoftGAC agent's data nothing else was tried.
+PRIOR = {"d50": STANDARD, "medium": STANDARD}
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
-    "fixed": [
-        "--target",
-        "fixed",
-        "--set",
-        "agent.explore_floor=false",
-    ],  # what exploitation promised before the stages
+    "fixed": ["--target", "fixed", "--set", "agent.explore_floor=false"],  # and the return asked for, see online
     "exploit": ["--set", "online.plan=kl"],
 }
 
@@ -144,50 +138,54 @@ def drawbridge(*words: str) -> None:
 
 def offline(out: Path, maze: str, data: str, algorithm: str, seed: int, settings: list[str], name: str) -> None:
     """One trained policy, each mode chosen on some starts and reported on others."""
+    words = [*TRAINING.get((algorithm, maze), ()), *(PRIOR.get(data, ()) if algorithm == "gac" else ())]
+    learn(out, maze, data, algorithm, seed, settings if algorithm == "gac" else [], name, words)
+
+
+def learn(
+    out: Path,
+    maze: str,
+    data: str,
+    algorithm: str,
+    seed: int,
+    settings: Sequence[str],
+    name: str,
+    words: Sequence[str] = (),
+) -> None:
+    """A run of ``algorithm`` over its preset, by ``words`` of the command line and then ``settings``."""
     stem = "-".join(part for part in (algorithm, name, maze, data, str(seed)) if part)
-    if (out / f"{stem}.json").exists():
-        return
-    run_dir = out / f"{stem}-{int(time.time())}"
-    began = time.monotonic()
-    words = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), "--backend", "inline"]
-    words += [
-        "--run-dir",
-        str(run_dir.resolve()),
-        "--set",
-        "evaluation.final_episodes=1",
-        *TRAINING.get((algorithm, maze), ()),
-        *(PRIOR.get(data, ()) if algorithm == "gac" else ()),
-    ]
-    for setting in settings if algorithm == "gac" else ():
-        words += ["--set", setting]
-    drawbridge(*words)
-    train_s = time.monotonic() - began
-    scores = {label: best_of(run_dir, options) for label, options in choices(algorithm).items()}
-    record = {"kind": "offline", "algorithm": algorithm, "name": name, "maze": maze, "data": data, "seed": seed}
-    record |= {"run_dir": run_dir.name, "settings": settings, "train_s": train_s, "scores": scores}
-    write(out / f"{stem}.json", record)
+    about = {"kind": "offline", "algorithm": algorithm, "name": name, "maze": maze, "data": data, "seed": seed}
+    command = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), *words, "--run-dir"]
+    scored(out, stem, about, algorithm, command, settings)
 
 
 def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list[str], name: str) -> None:
     """Three stages from the offline run of the same seed."""
     base = json.loads((out / f"gac-{maze}-{data}-{seed}.json").read_text())
     stem = "-".join(part for part in ("online", plan, name, maze, data, str(seed)) if part)
+    about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
+    exploiting, command = base["scores"]["kl"], ["finetune", str(out / base["run_dir"]), *ONLINE[plan]]
+    if plan == "fixed":  # at what exploitation promised before the stages
+        command += ["--set", f"agent.explore_return={returned(maze, data, exploiting['predicted'])}"]
+    for key, value in exploiting["chosen"]["settings"].items():
+        command += ["--set", f"{key}={value}"]
+    scored(out, stem, about, "gac", [*command, "--out"], settings)
+
+
+def scored(
+    out: Path, stem: str, about: dict[str, Any], algorithm: str, command: Sequence[str], settings: Sequence[str]
+) -> None:
+    """Runs ``command``, whose last word takes the run's directory, and writes down what each mode scores; nothing where
+    ``stem`` is there already."""
     if (out / f"{stem}.json").exists():
         return
-    run_dir = out / f"{stem}-{int(time.time())}"
-    words = ["finetune", str(out / base["run_dir"]), "--backend", "inline", "--out", str(run_dir.resolve())]
-    words += [*ONLINE[plan], "--set", "evaluation.final_episodes=1"]
-    exploiting = base["scores"]["kl"]
-    if plan == "fixed":
-        words += ["--set", f"agent.explore_return={returned(maze, data, exploiting['predicted'])}"]
-    chosen = exploiting["chosen"]["settings"]
-    for setting in [*(f"{key}={value}" for key, value in chosen.items()), *settings]:
+    run_dir, began = out / f"{stem}-{int(time.time())}", time.monotonic()
+    words = [*command, str(run_dir.resolve()), "--backend", "inline"]
+    for setting in ("evaluation.final_episodes=1", *settings):
         words += ["--set", setting]
-    began = time.monotonic()
     drawbridge(*words)
-    record = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
-    record |= {"run_dir": run_dir.name, "settings": settings, "train_s": time.monotonic() - began}
-    record["scores"] = {label: best_of(run_dir, options) for label, options in choices("gac").items()}
+    record = about | {"run_dir": run_dir.name, "settings": list(settings), "train_s": time.monotonic() - began}
+    record["scores"] = {label: best_of(run_dir, options) for label, options in choices(algorithm).items()}
     write(out / f"{stem}.json", record)
 
 

@@ -6,15 +6,14 @@ import dataclasses
 import json
 import os
 import resource
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from algorithms.gac.config import GACConfig, cpu, timed
-from benchmarks.gac import best_of, choices, dataset_id, drawbridge, write
+from benchmarks.gac import dataset_id, drawbridge, learn
 from benchmarks.markdown import over_seeds, table
 from benchmarks.replanning import replanning
 from benchmarks.trained import trained
@@ -37,29 +36,12 @@ ABLATIONS = {  # of the preset timed, but for the last one
 }
 
 
-def train(out: Path, name: str, maze: str, data: str, seed: int, settings: Sequence[str]) -> None:
-    """A run of GAC over the preset cpu, each mode chosen and scored as by benchmarks/gac.py; none where there is one of that name."""
-    stem = f"gac-{name}-{maze}-{data}-{seed}"
-    if (out / f"{stem}.json").exists():
-        return
-    run_dir, began = out / f"{stem}-{int(time.time())}", time.monotonic()
-    words = ["train", "gac", "--dataset", dataset_id(maze, data), "--seed", str(seed), "--backend", "inline"]
-    words += ["--run-dir", str(run_dir.resolve())]
-    for setting in ("evaluation.final_episodes=1", *settings):
-        words += ["--set", setting]
-    drawbridge(*words)
-    record = {"kind": "offline", "algorithm": "gac", "name": name, "maze": maze, "data": data, "seed": seed}
-    record |= {"run_dir": run_dir.name, "settings": list(settings), "train_s": time.monotonic() - began}
-    record["scores"] = {label: best_of(run_dir, options) for label, options in choices("gac").items()}
-    write(out / f"{stem}.json", record)
-
-
 def posteriors(out: Path, seeds: list[int], cpu_s: float = CPU_S) -> str:
     """Fresh, stored and amortised posteriors, each trained on UMaze d0 for as many updates as fit into ``cpu_s``."""
     for name, settings in POSTERIORS.items():
         updates = max(32, int(cpu_s / seconds_per_update(out, settings)))
         for seed in seeds:
-            train(out, name, "umaze", "d0", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"])
+            learn(out, "umaze", "d0", "gac", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"], name)
     rows = []
     for name in POSTERIORS:
         runs = trained(out, name=name)
@@ -99,7 +81,7 @@ def timed_settings() -> list[str]:
 
 def watchful(out: Path, seed: int) -> str:
     """A run on UMaze d0 whose displacement head is trained (preset timed), for triggers by surprise."""
-    train(out, WATCHFUL, "umaze", "d0", seed, timed_settings())
+    learn(out, "umaze", "d0", "gac", seed, timed_settings(), WATCHFUL)
     return replanning(trained(out, name=WATCHFUL))
 
 
@@ -110,7 +92,7 @@ def ablations(
     rows = []
     for name, change in chosen.items():
         stem, settings = name.replace(" ", "-"), [] if change is None else [*timed_settings(), *change]
-        train(out, stem, "medium", "d50", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"])
+        learn(out, "medium", "d50", "gac", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"], stem)
         for run in trained(out, name=stem):
             scores = [run.record["scores"][mode]["score"] for mode in ("prior", "st", "kl", "max")]
             rows.append([name, *(f"{score:.1f}" for score in scores), f"{np.max(scores):.1f}"])

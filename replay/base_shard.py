@@ -193,18 +193,22 @@ class BaseShard(ABC):
     def _may_store(self, rows: int, now: float) -> bool:
         return self.limiter.can_insert(rows)
 
-    def _refusal(self, updates: int, batch: int) -> Wait | None:
-        """Why ``updates`` batches of ``batch`` items are not given now; None: they are, and count as let through.
+    def _admitted(self, updates: int, batch: int | None, newest: tuple[int, int] | None) -> int | Wait:
+        """How every ``sample`` begins: items of each of its ``updates`` batches, which count as let through; or why there are
+        none now. Arguments are those of ``sample``.
 
         Raises:
-            ValueError: less than one of either.
+            ValueError: less than one update or item.
         """
+        if newest is not None:
+            self.hear(*newest)
+        batch = self.batch_size if batch is None else batch
         if updates < 1 or batch < 1:
             raise ValueError(f"sample got {updates} updates of {batch} {self.items}; expected at least 1 of each")
         if self.limiter.can_sample(updates * batch):
             if self._sample_blocked.waiting:
                 self._sample_blocked.allow(self._clock())
-            return None
+            return batch
         if self.limiter.ended:
             return Wait(reason="exhausted", retry_after_s=0.0)
         self._sample_blocked.refuse(self._clock())

@@ -136,15 +136,13 @@ class EpisodeShard(BaseShard):
             batch: B >= 1; the shard's batch_size if None.
             newest: (epoch, version) of the policy the learner published last.
         """
-        if newest is not None:
-            self.hear(*newest)
-        batch = self.batch_size if batch is None else batch
-        if (refusal := self._refusal(updates, batch)) is not None:
-            return refusal
+        size = self._admitted(updates, batch, newest)
+        if isinstance(size, Wait):
+            return size
         if self.stream is not None:
             self.stream.refresh(updates * self.data.refresh_episodes)
-        slot_UB = self._draw(updates, batch)
-        self.limiter.sample(updates * batch)
+        slot_UB = self._draw(updates, size)
+        self.limiter.sample(updates * size)
         table = self.table
         version_UB = table.version[slot_UB]
         self._last_versions = version_UB[version_UB >= 0]

@@ -111,13 +111,11 @@ class ReplayShard(BaseShard):
             batch: B >= 1; the shard's batch_size if None.
             newest: (epoch, version) of the policy the learner published last.
         """
-        if newest is not None:
-            self.hear(*newest)
-        batch = self.batch_size if batch is None else batch
-        if (refusal := self._refusal(updates, batch)) is not None:
-            return refusal
-        slot_UB = self._draw(updates, batch)
-        self.limiter.sample(updates * batch)
+        size = self._admitted(updates, batch, newest)
+        if isinstance(size, Wait):
+            return size
+        slot_UB = self._draw(updates, size)
+        self.limiter.sample(updates * size)
         share = self._share
         online_UB = slot_UB[:, share:]
         self._last_versions = self.table.version.take(online_UB)

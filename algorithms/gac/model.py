@@ -62,10 +62,10 @@ class GACModel(nn.Module):
             ("return_low", -1.0),
             ("return_high", 1.0),
             ("data_high", 1.0),
+            ("return_spread", 1.0),
+            ("horizon", 1.0),
         ):
             self.register_buffer(name, torch.tensor(number))
-        self.register_buffer("return_spread", torch.tensor(1.0))
-        self.register_buffer("horizon", torch.tensor(1.0))
         self.register_buffer("explore_target", torch.tensor(math.nan))
         self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
         waved = min(config.obs_wave_dims or obs_dim, obs_dim) if config.obs_waves else 0

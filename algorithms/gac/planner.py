@@ -19,7 +19,7 @@ from algorithms.gac.objective import mode_weights
 from algorithms.gac.target import settle_target
 from algorithms.interface import Aim, AimError
 
-EXPLOITATION = "kl"  # the mode whose prediction is the floor of an exploring target
+EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
 
 
 class Planner:
