@@ -222,6 +222,7 @@ def test_presets_have_no_problems(preset: Any) -> None:
         ({"window": 8, "segment": 16, "points": 8}, "points is 8 with segment 16.*points=16"),
         ({"segment": 2}, "segment is 2 with window 1"),
         ({"window": 4, "points": 8}, "layers is 0 with plan_reading local and window 4.*layers=2"),
+        ({"return_memory": 1.0}, r"return_memory is 1.0.*\[0, 1\)"),
         ({"kl_start": 2.0}, r"kl_start is 2.0.*\[0, 1\]"),
         ({"posterior": "magic"}, "posterior is 'magic'.*amortised, stored, fresh"),
         ({"lr": math.nan}, "lr is nan.*finite"),

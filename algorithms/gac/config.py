@@ -214,6 +214,7 @@ class GACConfig(PlanningConfig):
                 ("history_dropout", "1]", 0 <= self.history_dropout <= 1, "it is a probability"),
                 ("plan_dropout", "1]", 0 <= self.plan_dropout <= 1, "it is a probability"),
                 ("warmup", "1)", 0 <= self.warmup < 1, "the full step size would never be reached"),
+                ("return_memory", "1)", 0 <= self.return_memory < 1, "the spread would follow nothing, or run away"),
                 ("kl_start", "1]", 0 <= self.kl_start <= 1, "it is where the weight's rise begins"),
                 ("kl_warmup", "1]", 0 <= self.kl_warmup <= 1, "it is a share of the schedule"),
             )
