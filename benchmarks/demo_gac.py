@@ -22,7 +22,6 @@ from cluster.wording import clock
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("prior", "st", "kl", "max")
-KL_WEIGHT = {"offline": 0.1, "online": 1.0}  # docs/gac.md, "Offline to online": choose it again after the stages
 LAST_LINES = 15  # of the log, shown when a step fails
 
 
@@ -115,7 +114,6 @@ def judged(options: argparse.Namespace, name: str) -> list[Step]:
         words = ["evaluate", str(run), "--mode", mode, "--episodes", episodes, "--json"]
         if mode == "kl":
             words += ["--plot", str(options.out / f"calibration-{name}.png")]
-            words += ["--set", f"agent.infer_kl_weight={KL_WEIGHT[name]}"]
         steps.append(Step(f"{name} policy, mode {mode}", words, into=options.out / f"{name}-{mode}.json"))
     return [*steps, Step(f"{name} plans", ["plan", str(run), "--plot", str(options.out / f"plans-{name}.png")])]
 

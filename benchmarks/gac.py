@@ -51,7 +51,7 @@ PRIOR = {"d50": STANDARD, "medium": STANDARD}
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
-    "fixed": ["--target", "fixed", "--set", "agent.explore_floor=false"],  # and the return asked for, see online
+    "fixed": ["--target", "fixed", "--set", "agent.explore_reach=0"],  # and the return asked for, see online
     "exploit": ["--set", "online.plan=kl"],
 }
 
@@ -167,8 +167,9 @@ def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list
     exploiting, command = base["scores"]["kl"], ["finetune", str(out / base["run_dir"]), *ONLINE[plan]]
     if plan == "fixed":  # at what exploitation promised before the stages
         command += ["--set", f"agent.explore_return={returned(maze, data, exploiting['predicted'])}"]
-    for key, value in exploiting["chosen"]["settings"].items():
-        command += ["--set", f"{key}={value}"]
+    if plan == "exploit":
+        for key, value in exploiting["chosen"]["settings"].items():
+            command += ["--set", f"{key}={value}"]
     scored(out, stem, about, "gac", [*command, "--out"], settings)
 
 

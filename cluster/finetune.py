@@ -13,7 +13,11 @@ from cluster.graph import Plan, base_state
 from cluster.run_dir import RunDirectory
 
 STAGED = ("gac",)  # algorithms that gather episodes by plans
-STAGES_ARE_LEARNED_BY = {"data.offline_fraction": "0.125", "agent.return_memory": "0.98"}  # unless told otherwise
+STAGES_ARE_LEARNED_BY = {  # unless told otherwise
+    "data.offline_fraction": "0.125",
+    "agent.return_memory": "0.98",
+    "agent.kl_weight": "1",  # the bound itself: a plan has more to say of episodes that were gathered by plans
+}
 
 
 def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None = None) -> RunConfig:

@@ -126,6 +126,7 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
     assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
     assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)
+    assert config["agent"]["kl_weight"] == 1.0
     assert lines(online / "metrics.jsonl")[-1].keys() >= PARTS
 
 

@@ -33,8 +33,8 @@ def bare(**given: Any) -> PlanningConfig:
 class LinearWorld:
     """z = z_0, r(z) = <w, z>: every optimum is known. Head variance .25; returns are 20 +- 10."""
 
-    def __init__(self, scale: float = 0.2, bend: float = 0.0, spread: float = 1.0) -> None:
-        self.return_spread = torch.tensor(spread)
+    def __init__(self, scale: float = 0.2, bend: float = 0.0, spread: float = 1.0, gathered: float = math.inf) -> None:
+        self.return_spread, self.gathered = torch.tensor(spread), torch.tensor(gathered)
         self.w_nd = scale * torch.randn(N, D, generator=torch.Generator().manual_seed(0))
         self.bend = bend
 
@@ -51,6 +51,9 @@ class LinearWorld:
 
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor:
         return (y - MEAN) / STD
+
+    def best_gathered(self) -> torch.Tensor:
+        return self.normalise_return(self.gathered)
 
     def denormalise_return(self, mean_B: torch.Tensor, variance_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return MEAN + STD * mean_B, STD**2 * variance_B
@@ -115,6 +118,19 @@ def test_max_climbs_without_end_by_its_step_size() -> None:
     model, config = LinearWorld(), bare(infer_max_steps=30, infer_lr=0.1)
     plan = inferred(model, "max", config)
     assert torch.allclose(plan.mean_Knd, (30 * 0.1 * model.w_nd.sign()).expand_as(plan.mean_Knd), rtol=1e-3)
+
+
+def test_kl_and_max_climb_no_further_than_the_best_return_that_was_gathered() -> None:
+    model = LinearWorld(gathered=35.0)
+    config = bare(infer_kl_weight=0.01, infer_steps=3000, infer_max_steps=3000, infer_lr=0.02)
+    best_K = torch.full((3,), 35.0)
+    for mode in ("kl", "max"):
+        assert torch.allclose(inferred(model, mode, config).predicted_K, best_K, atol=0.5)
+        free = inferred(model, mode, dataclasses.replace(config, infer_bounded=False))
+        unknown = inferred(LinearWorld(), mode, config)  # nothing better than the dataset's was gathered
+        assert torch.equal(free.predicted_K, unknown.predicted_K) and float(free.predicted_K.min()) > 100.0
+    asked = inferred(model, "st", config, target=60.0)
+    assert torch.allclose(asked.predicted_K, inferred(LinearWorld(), "st", config, target=60.0).predicted_K)
 
 
 def test_prior_plans_are_the_draw_itself_and_search_nothing() -> None:
@@ -204,23 +220,6 @@ def test_the_steps_so_far_pull_a_new_plan_towards_what_explains_them() -> None:
         likelihood=lambda z: -0.5 * (z - c).square().sum((-2, -1)),
     )
     assert torch.allclose(plan.mean_Knd, ((model.w_nd + c) / 2).expand_as(plan.mean_Knd), atol=1e-3)
-
-
-def test_an_ascent_can_go_on_from_where_another_ended() -> None:
-    model, config = LinearWorld(), bare(infer_kl_weight=0.5, infer_steps=300, infer_lr=0.05)
-    settled = inferred(model, "kl", config)
-    noise = torch.zeros(1, 3, N, D)
-    again = infer_plan(
-        model,
-        torch.zeros(3, OBS),
-        "kl",
-        None,
-        dataclasses.replace(config, infer_steps=5, infer_lr=1e-3),
-        noise,
-        start=settled,
-    )
-    assert torch.allclose(again.mean_Knd, settled.mean_Knd, atol=1e-2)
-    assert torch.allclose(again.trace.kl_SK[0], settled.kl_K)
 
 
 @settings(deadline=None, max_examples=50)

@@ -7,6 +7,7 @@ width d, S ascent steps, D draws, O observation dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -44,6 +45,8 @@ class PlanModel(Protocol):
     def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor: ...
+
+    def best_gathered(self) -> torch.Tensor: ...
 
     def denormalise_return(
         self, mean_B: torch.Tensor, variance_B: torch.Tensor
@@ -91,7 +94,6 @@ def infer_plan(
     noise_DKnd: torch.Tensor,
     *,
     likelihood: Likelihood | None = None,
-    start: Inferred | None = None,
 ) -> Inferred:
     """The plan of each environment: Adam ascent on the objective of ``mode`` from where ``config.infer_start`` says.
 
@@ -103,7 +105,6 @@ def infer_plan(
         target_K: y+ in environment units; only st and explore read it.
         noise_DKnd: standard normal, D = ``noise_draws(mode_weights(config, mode))``; all zeros acts by the mean.
         likelihood: log p_beta(tau_<=t | z), for replanning (Eq. 3); weighted by ``config.replan_weight``.
-        start: q to begin from, in place of what would be looked for.
 
     Raises:
         ValueError: an unknown mode, or one that needs a target and has none, or a noise of another shape.
@@ -121,7 +122,7 @@ def infer_plan(
         )
     wanted_K = model.normalise_return(target_K).detach() if weights.targeted and target_K is not None else None
     ascent = _Ascent(model, obs_KO, weights, wanted_K, config, likelihood)
-    mean, log_variance, trace = ascent.climb(noise_DKnd, start)
+    mean, log_variance, trace = ascent.climb(noise_DKnd)
     with torch.no_grad():
         z0 = posterior_draw(mean, log_variance, noise_DKnd[-1] if weights.sample else None)
         z = model.plan(z0, obs_KO)
@@ -144,14 +145,10 @@ class _Ascent:
         self.model, self.obs_KO, self.weights, self.wanted_K = model, obs_KO, weights, wanted_K
         self.config, self.likelihood = config, likelihood
 
-    def climb(self, noise_DKnd: torch.Tensor, start: Inferred | None) -> tuple[torch.Tensor, torch.Tensor, Trace]:
+    def climb(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
         noise_DKnd = noise_DKnd[self.weights.candidates :]
-        if start is None:
-            mean, log_variance = self._start(candidates, shape), torch.full(shape, self.weights.log_variance)
-        else:
-            mean, log_variance = start.mean_Knd.clone(), start.log_variance_Knd.clone()
-            log_variance.clamp_(max=self.weights.log_variance)
+        mean, log_variance = self._start(candidates, shape), torch.full(shape, self.weights.log_variance)
         own = [mean, log_variance]
         first, second = [torch.zeros(shape) for _ in own], [torch.zeros(shape) for _ in own]
         rows = []
@@ -192,12 +189,16 @@ class _Ascent:
         return objective(term_K, kl_K, self.weights.kl), seen
 
     def _term(self, predicted_HK: torch.Tensor) -> torch.Tensor:
-        """What E_q is taken of (K,): the cautious return, or how likely y+ is by it; in deviations of the returns learned from."""
+        """What E_q is taken of (..., K), in deviations of the returns learned from: how likely y+ is by the cautious return; or that
+        return itself, of which whatever lies beyond the best that was gathered counts against it: it was never kept."""
         spread = self.model.return_spread
-        believed_K = cautious(predicted_HK, self.config.infer_caution) / spread
-        if self.wanted_K is None:
-            return believed_K
-        return target_log_likelihood(believed_K, self.wanted_K / spread, self.config.infer_target_variance)
+        believed_K = cautious(predicted_HK, self.config.infer_caution)
+        if self.wanted_K is not None:
+            return target_log_likelihood(believed_K / spread, self.wanted_K / spread, self.config.infer_target_variance)
+        best = float(self.model.best_gathered())
+        if self.config.infer_bounded and math.isfinite(best):
+            believed_K = best - (believed_K - best).abs()
+        return believed_K / spread
 
     @torch.no_grad()
     def _start(self, noise_CKnd: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -214,10 +215,8 @@ class _Ascent:
         else:
             z0_CKnd = torch.cat([torch.zeros(1, *shape), noise_CKnd])
             z = self.model.plan(z0_CKnd.flatten(0, 1), self.obs_KO.repeat(len(z0_CKnd), 1))
-            predicted_HB = self.model.return_terms(z)[0]
-            believed_CK = cautious(predicted_HB, config.infer_caution).view(len(z0_CKnd), -1)
-            score_CK = believed_CK if self.wanted_K is None else -(believed_CK - self.wanted_K).abs()
-            found = best_of(score_CK, z0_CKnd)
+            predicted_HCK = self.model.return_terms(z)[0].unflatten(1, z0_CKnd.shape[:2])
+            found = best_of(self._term(predicted_HCK), z0_CKnd)
         return within_ball(found, config.infer_radius) if config.infer_radius else found.clone()
 
     def _noise_of(self, noise_DKnd: torch.Tensor, step: int) -> torch.Tensor | None:

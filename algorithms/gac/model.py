@@ -109,6 +109,11 @@ class GACModel(nn.Module):
         """Mean and variance of a return from z-scores to environment units."""
         return mean * self.return_std + self.return_mean, variance * self.return_std.square()
 
+    def best_gathered(self) -> torch.Tensor:
+        """Z-score (0-d) of the best return gathered online, once it is better than the dataset's; infinite before."""
+        gathered = self.return_high > self.data_high
+        return torch.where(gathered, self.normalise_return(self.return_high), math.inf)
+
     def see(self, obs: torch.Tensor) -> torch.Tensor:
         """Features (..., X) of observations in environment units: z-scores, and waves of the leading coordinates [C]."""
         scored = self.normalise_obs(obs)

@@ -71,20 +71,16 @@ class Planner:
     ) -> tuple[Inferred, torch.Tensor]:
         """Plans of K environments, each from its own stream, and the targets (K,) they were made for.
 
-        Exploring, each asks for a return of its own, uniform between y+ and what exploitation predicts from its start where that
-        is more: which promise brings most is not known before. Once episodes were gathered that are better than the dataset's, the
-        best of them bounds that prediction.
+        Exploring, each asks for a return of its own, from y+ to ``explore_reach`` times as far above it as exploitation predicts from
+        its start, near ones more often than far ones: which promise is kept is known only when it was tried.
         """
-        if mode != "explore" or not self.config.explore_floor:
-            return self._infer(mode, target_K, obs_KO, streams, likelihood, None), target_K
-        exploiting = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood, None)
-        share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
-        target_K = target_K + share_K * (self._believed(exploiting.predicted_K) - target_K).clamp(min=0.0)
-        return self._infer(mode, target_K, obs_KO, streams, likelihood, exploiting), target_K
-
-    def _believed(self, predicted_K: torch.Tensor) -> torch.Tensor:
-        gathered = self.model.return_high > self.model.data_high
-        return predicted_K.clamp(max=float(self.model.return_high)) if gathered else predicted_K
+        if mode == "explore" and self.config.explore_reach:
+            assert target_K is not None
+            exploited_K = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood).predicted_K
+            share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
+            further_K = (1.0 + self.config.explore_reach) ** share_K - 1.0
+            target_K = target_K + further_K * (exploited_K - target_K).clamp(min=0.0)
+        return self._infer(mode, target_K, obs_KO, streams, likelihood), target_K
 
     def _infer(
         self,
@@ -93,12 +89,11 @@ class Planner:
         obs_KO: torch.Tensor,
         streams: list[np.random.Generator],
         likelihood: Likelihood | None,
-        start: Inferred | None,
     ) -> Inferred:
         config = self.config
         draws = noise_draws(mode_weights(config, mode))
         noise_DKnd = draw_noise(streams, draws, config.tokens, config.token_width)
-        return infer_plan(self.model, obs_KO, mode, target_K, config, noise_DKnd, likelihood=likelihood, start=start)
+        return infer_plan(self.model, obs_KO, mode, target_K, config, noise_DKnd, likelihood=likelihood)
 
     def _default(self, mode: str) -> float:
         if mode == "explore":

@@ -40,6 +40,11 @@ class PlanningConfig:
     infer_branches: int = option(6, "draws", "tried after each plan of the beam; best looks at beam times branches")
     infer_radius: float = option(2.0, "1", "a token of q's mean stays within this times sqrt(d); 0: anywhere")
     infer_caution: float = option(1.0, "1", "standard deviations between return heads that a search leaves aside")
+    infer_bounded: bool = option(
+        True,
+        "bool",
+        "kl, max: no plan is believed to bring more than the best gathered, once that is above the dataset's",
+    )
     infer_sample: bool = option(
         False, "bool", "st, kl, max act by a draw from q and not by its mean; prior always draws"
     )
@@ -64,8 +69,10 @@ class PlanningConfig:
     explore_gain_high: float = option(4.0, "1", "largest delta_y, in the same")
     explore_grow: float = option(1.5, "1", "factor on delta_y after a stage that reached its target")
     explore_shrink: float = option(0.5, "1", "factor on delta_y after one that missed it by a standard error")
-    explore_floor: bool = option(
-        True, "bool", "each plan asks for more than y+, up to what exploitation predicts from the same state, by chance"
+    explore_reach: float = option(
+        6.0,
+        "1",
+        "how far above y+ plans ask, times how far above it exploitation predicts from their start; small shares of it more often; 0: y+",
     )
     explore_noise: str = option(
         "fresh", "name", "where an exploring ascent takes E_q (see infer_noise)", ("mean", "reused", "fresh")
@@ -111,6 +118,7 @@ class PlanningConfig:
                 ("infer_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_kl_weight", 0, "straying from the prior would be rewarded"),
                 ("infer_target_margin", 0, "returns that were seen would count as unseen"),
+                ("explore_reach", 0, "plans would ask for less than y+"),
                 ("explore_action_std", 0, "a deviation cannot be negative"),
                 ("explore_gain_low", 0, "the target would fall below the data's own"),
                 ("explore_grow", 1, "reaching a target would make the next one easier"),
