@@ -54,6 +54,8 @@ ONLINE = {  # settings of the command line
     "fixed": ["--target", "fixed", "--set", "agent.explore_reach=0"],  # and the return asked for, see online
     "exploit": ["--set", "online.plan=kl"],
 }
+# A disturbed hopper falls, and its stages are as long as the log's for Gym.
+STAGES = {"hopper": ["--episodes-per-stage", "100", "--set", "agent.explore_action_std=0.1"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,8 @@ def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list
     base = json.loads((out / f"gac-{maze}-{data}-{seed}.json").read_text())
     stem = "-".join(part for part in ("online", plan, name, maze, data, str(seed)) if part)
     about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
-    exploiting, command = base["scores"]["kl"], ["finetune", str(out / base["run_dir"]), *ONLINE[plan]]
+    exploiting = base["scores"]["kl"]
+    command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan], *STAGES.get(maze, [])]
     if plan == "fixed":  # at what exploitation promised before the stages
         command += ["--set", f"agent.explore_return={returned(maze, data, exploiting['predicted'])}"]
     if plan == "exploit":
