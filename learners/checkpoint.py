@@ -193,11 +193,8 @@ def _prune(directory: Path, newest: Path, keep: int) -> None:
 
 def _read(path: Path, expect: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     meta, data = _verify(path)
-    differing = [
-        f"{key} is {_shown(meta, key)} there, {expect[key]!r} here"
-        for key in expect
-        if meta.get(key, _ABSENT) != json.loads(json.dumps(expect[key]))
-    ]
+    wanted = json.loads(json.dumps(expect))
+    differing = [line for key in wanted for line in _differing(key, meta.get(key, _ABSENT), wanted[key])]
     if differing:
         raise _Unusable(f"made with another configuration: {'; '.join(differing)}")
     return safetensors.torch.load(data), meta
@@ -206,8 +203,20 @@ def _read(path: Path, expect: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor
 _ABSENT = object()
 
 
-def _shown(meta: Mapping[str, Any], key: str) -> str:
-    return repr(meta[key]) if key in meta else "absent"
+def _differing(name: str, there: Any, here: Any) -> list[str]:
+    """What is not the same; of mappings, entry by entry under its dotted name."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = sorted({*there, *here})
+        return [
+            line
+            for key in keys
+            for line in _differing(f"{name}.{key}", there.get(key, _ABSENT), here.get(key, _ABSENT))
+        ]
+    return [] if there == here else [f"{name} is {_shown(there)} there, {_shown(here)} here"]
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)
 
 
 def _verify(path: Path) -> tuple[dict[str, Any], bytes]:
