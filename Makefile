@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: setup train train-gac test quick check
+.PHONY: setup train train-gac test quick quick-first quick-second check
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -21,8 +21,15 @@ train-gac: setup
 test: setup
 	.venv/bin/python -m pytest
 
+# Both halves at once, a core each.
 quick: setup
-	.venv/bin/python -m pytest -m 'not cluster'
+	@$(MAKE) --no-print-directory --jobs 2 quick-first quick-second
+
+quick-first:
+	.venv/bin/python -m pytest -m 'not cluster' -p no:cacheprovider $(wildcard tests/test_[a-g]*.py)
+
+quick-second:
+	.venv/bin/python -m pytest -m 'not cluster' -p no:cacheprovider --ignore-glob='*/test_[a-g]*.py'
 
 check: setup
 	.venv/bin/ruff check --quiet .

@@ -122,13 +122,13 @@ def test_max_climbs_without_end_by_its_step_size() -> None:
 
 def test_kl_and_max_climb_no_further_than_the_best_return_that_was_gathered() -> None:
     model = LinearWorld(gathered=35.0)
-    config = bare(infer_kl_weight=0.01, infer_steps=3000, infer_max_steps=3000, infer_lr=0.02)
+    config = bare(infer_kl_weight=0.01, infer_steps=600, infer_max_steps=600, infer_lr=0.05)
     best_K = torch.full((3,), 35.0)
     for mode in ("kl", "max"):
         assert torch.allclose(inferred(model, mode, config).predicted_K, best_K, atol=0.5)
         free = inferred(model, mode, dataclasses.replace(config, infer_bounded=False))
         unknown = inferred(LinearWorld(), mode, config)  # nothing better than the dataset's was gathered
-        assert torch.equal(free.predicted_K, unknown.predicted_K) and float(free.predicted_K.min()) > 100.0
+        assert torch.equal(free.predicted_K, unknown.predicted_K) and float(free.predicted_K.min()) > 60.0
     asked = inferred(model, "st", config, target=60.0)
     assert torch.allclose(asked.predicted_K, inferred(LinearWorld(), "st", config, target=60.0).predicted_K)
 
