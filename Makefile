@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: setup train train-gac test quick quick-first quick-second check
+.PHONY: setup train train-gac test quick check
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -21,15 +21,9 @@ train-gac: setup
 test: setup
 	.venv/bin/python -m pytest
 
-# Both halves at once, a core each.
+# The tests that start no Ray cluster, two at a time.
 quick: setup
-	@$(MAKE) --no-print-directory --jobs 2 quick-first quick-second
-
-quick-first:
-	.venv/bin/python -m pytest -m 'not cluster' -p no:cacheprovider $(wildcard tests/test_[a-g]*.py)
-
-quick-second:
-	.venv/bin/python -m pytest -m 'not cluster' -p no:cacheprovider --ignore-glob='*/test_[a-g]*.py'
+	.venv/bin/python -m pytest -m 'not cluster' --numprocesses 2 --dist loadscope
 
 check: setup
 	.venv/bin/ruff check --quiet .

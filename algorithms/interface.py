@@ -111,8 +111,11 @@ class EpisodeAgent(Protocol):
     def posteriors(self) -> list[torch.Tensor]:
         """For each batch of the last ``update`` (B, P) float32 to write back beside its episodes; empty list: nothing to."""
 
+    def go_online(self) -> None:
+        """Called once, after the state of a base run was loaded and before the first stage of gathering."""
+
     def hear(self, returns: ReturnSummary) -> None:
-        """Takes note of the returns held by a shard, before the update on its block: what the exploration target follows."""
+        """Takes note of the returns held by the shards, before the update on its block: what the exploration target follows."""
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """What an EpisodePolicy needs to act, by name, in a fixed order, float32 (normalisers and target included)."""

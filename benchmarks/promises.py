@@ -141,7 +141,13 @@ def target_walk(returns: Sequence[float], uncertainty: float) -> str:
     config = PlanningConfig()
     target: Target = first_target(config)
     summary = ReturnSummary(
-        quantile=returns[0] / 2, best=returns[0], stage=0, stage_mean=nan, stage_target=nan, stage_episodes=0
+        quantile=returns[0] / 2,
+        best=returns[0],
+        stage=0,
+        stage_mean=nan,
+        stage_target=nan,
+        stage_episodes=0,
+        episodes=0,
     )
     held = summary.quantile
     for stage, ability in enumerate(returns, 1):
@@ -150,6 +156,12 @@ def target_walk(returns: Sequence[float], uncertainty: float) -> str:
         rows.append([str(stage), f"{ability:g}", f"{target.value:.1f}", f"{achieved:.1f}", f"{target.gain:.2f}"])
         held = max(held, achieved)
         summary = ReturnSummary(
-            quantile=held, best=held, stage=stage, stage_mean=achieved, stage_target=target.value, stage_episodes=100
+            quantile=held,
+            best=held,
+            stage=stage,
+            stage_mean=achieved,
+            stage_target=target.value,
+            stage_episodes=100,
+            episodes=0,
         )
     return table(["stage", "ability", "asked", "achieved", "gain"], rows)

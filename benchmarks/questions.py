@@ -32,7 +32,8 @@ from replay.dataset import Dataset, open_dataset  # noqa: E402
 
 DOCS = ROOT / "docs"
 PAGE = DOCS / "gac-questions.md"
-ONLINE = ("moving", "fixed", "exploit")
+MOVING = ("moving",)
+ONLINE = (*MOVING, "fixed", "exploit")
 ABILITIES = ((40.0, 60.0, 80.0, 90.0, 95.0, 95.0, 95.0), 8.0)  # of a made-up course, and the predictor's error
 
 Ask = Callable[[argparse.Namespace], str]
@@ -42,8 +43,8 @@ def offline(arguments: argparse.Namespace) -> list[Trained]:
     return _of(arguments, trained(arguments.runs))
 
 
-def online(arguments: argparse.Namespace) -> list[Trained]:
-    return [run for name in ONLINE for run in trained(arguments.runs, "online", name)]
+def online(arguments: argparse.Namespace, plans: tuple[str, ...] = ONLINE) -> list[Trained]:
+    return [run for name in plans for run in trained(arguments.runs, "online", name)]
 
 
 ASKED: dict[str, Ask] = {
@@ -58,9 +59,9 @@ ASKED: dict[str, Ask] = {
     "monotone": lambda a: by_heart.monotone(offline(a)),
     "dynamics": lambda a: ascents.dynamics(offline(a), DOCS / "gac-inference.png"),
     "calibration": lambda a: promises.calibration(offline(a)),
-    "calibration-online": lambda a: promises.calibration(online(a)),
+    "calibration-online": lambda a: promises.calibration(online(a, MOVING)),
     "sweep": lambda a: promises.sweep(offline(a)),
-    "sweep-online": lambda a: promises.sweep(online(a)),
+    "sweep-online": lambda a: promises.sweep(online(a, MOVING)),
 }
 TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),

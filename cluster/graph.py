@@ -273,6 +273,8 @@ def _prepare(plan: Plan, agent: Any) -> None:
     config = plan.config
     if config.online.base:
         agent.load_state(base_state(Path(config.online.base), plan))
+        if config.online.stages:
+            cast("EpisodeAgent", agent).go_online()
     elif config.learns_from_episodes and plan.dataset is not None:
         cast("EpisodeAgent", agent).fit(plan.dataset.summary())
 

@@ -33,7 +33,7 @@ from learners.feed import Fed
 from learners.graph import CapturedCycle, CyclicAgent
 from learners.guard import Guard
 from replay.chunk import Block
-from replay.trajectories import EpisodeBlock
+from replay.trajectories import EpisodeBlock, ReturnSummary, together
 
 PART = "learner"  # the learner's part of a checkpoint
 AGENT = "agent/"  # prefix of the agent's entries in it
@@ -93,6 +93,7 @@ class Learner:
         self._pending: deque[_Pending] = deque()  # at most one more than _blocks_late
         self._graph: CapturedCycle | None = None
         self._inserted: dict[int, int] = {}  # by shard
+        self._returns: dict[int, ReturnSummary] = {}  # by shard, of those that hold whole episodes
         self._published_updates = 0
         self._nonfinite_before = 0  # by earlier processes of this run
         self._seen: dict[str, list[float]] = {}  # finite values of each metric, a block each, since the last report
@@ -193,6 +194,9 @@ class Learner:
         state = {name: torch.tensor(value) for name, value in zip(_COUNTERS, counters)}
         shards = sorted(self._inserted.items())
         state["inserted_S2"] = torch.tensor(shards, dtype=torch.int64).reshape(len(shards), 2)
+        if self._returns:
+            known = [(shard, *dataclasses.astuple(summary)) for shard, summary in sorted(self._returns.items())]
+            state["returns_SF"] = torch.tensor(known, dtype=torch.float64)
         return state | {AGENT + name: tensor for name, tensor in agent.items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -213,6 +217,8 @@ class Learner:
         self.epoch = max(self.epoch, epoch + 1)
         self._nonfinite_before = nonfinite - self._guard.nonfinite
         self._inserted = {int(shard): int(inserted) for shard, inserted in state["inserted_S2"]}
+        known = state["returns_SF"].tolist() if "returns_SF" in state else []
+        self._returns = {int(shard): ReturnSummary.of(*summary) for shard, *summary in known}
         self._pending.clear()
 
     def _update(self, fed: Fed) -> dict[str, torch.Tensor]:
@@ -228,7 +234,8 @@ class Learner:
 
     def _update_on_episodes(self, agent: EpisodeAgent, fed: Fed) -> dict[str, torch.Tensor]:
         block = cast(EpisodeBlock, fed.block)
-        agent.hear(block.returns)
+        self._returns[block.shard] = block.returns
+        agent.hear(together([known for _, known in sorted(self._returns.items())]))
         metrics = agent.update(fed.batches)
         inferred = agent.posteriors()
         if inferred:

@@ -262,4 +262,5 @@ class EpisodeTable:
             stage_mean=float(self.ret[newest].mean()) if len(newest) else nan,
             stage_target=float(asked.mean()) if len(asked) else nan,
             stage_episodes=len(newest),
+            episodes=len(held),
         )

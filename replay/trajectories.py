@@ -6,6 +6,8 @@ Letters: B episodes, N their steps together, T steps of one, O observation dim, 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +42,7 @@ class Trajectories:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReturnSummary:
-    """What a shard knows of the returns it holds: the exploration target is set by it."""
+    """What is known of the returns held, by a shard or by all: the exploration target is set by it."""
 
     quantile: float  # of the returns held, at ``DataConfig.target_quantile``; NaN when nothing is held
     best: float
@@ -48,6 +50,37 @@ class ReturnSummary:
     stage_mean: float  # over the online episodes of the newest stage that has any; NaN when there are none
     stage_target: float  # mean of what was asked for in them; NaN where nothing was
     stage_episodes: int
+    episodes: int  # held
+
+    @classmethod
+    def of(cls, *numbers: float) -> ReturnSummary:
+        """From what ``dataclasses.astuple`` gave, as floats."""
+        fields = dataclasses.fields(cls)
+        named: dict[str, Any] = {f.name: int(x) if f.type == "int" else x for f, x in zip(fields, numbers)}
+        return cls(**named)
+
+
+def together(shards: Sequence[ReturnSummary]) -> ReturnSummary:
+    """What S >= 1 shards know, as if one held all their episodes; the stage is the newest that all have gathered.
+
+    But for ``quantile``, which is the mean of theirs by the episodes they hold: episodes come to shards by chance.
+    """
+    held, gathered = [one.episodes for one in shards], [one.stage_episodes for one in shards]
+    return ReturnSummary(
+        quantile=_mean([one.quantile for one in shards], held),
+        best=max((one.best for one in shards if not math.isnan(one.best)), default=math.nan),
+        stage=min(one.stage for one in shards),
+        stage_mean=_mean([one.stage_mean for one in shards], gathered),
+        stage_target=_mean([one.stage_target for one in shards], gathered),
+        stage_episodes=sum(gathered),
+        episodes=sum(held),
+    )
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Weighted, of the values that are known; NaN where none is."""
+    known = [(value, weight) for value, weight in zip(values, weights) if weight and not math.isnan(value)]
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else math.nan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from episode_parts import WIDTH, ListRing, P
@@ -11,6 +13,7 @@ from shard_chunks import LAYOUT
 
 from replay import episode_table
 from replay.episode_table import OFFLINE, ONLINE, EpisodeMark, EpisodeTable
+from replay.trajectories import together
 
 
 def new_table(offline_rows: int = 0, online_rows: int = 40) -> EpisodeTable:
@@ -106,3 +109,29 @@ def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episo
     summary = table.returns(0.5, 3)
     assert (summary.quantile, summary.best, summary.stage) == (3.5, 9.0, 3)
     assert (summary.stage_mean, summary.stage_target, summary.stage_episodes) == (5.0, 8.0, 2)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    episodes=st.lists(st.tuples(st.integers(0, 2), st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=30),
+    asked=st.booleans(),
+)
+def test_what_shards_know_together_is_what_one_that_held_all_would(
+    episodes: list[tuple[int, int, int]], asked: bool
+) -> None:
+    shards, whole = [new_table(200, 200) for _ in range(3)], new_table(200, 200)
+    for number, (shard, ret, target) in enumerate(episodes):
+        mark = EpisodeMark(episode=number, ret=float(ret), stage=1, target=float(target) if asked else float("nan"))
+        for table in (shards[shard], whole):
+            table.put(OFFLINE if number % 3 else ONLINE, rows_of(number, 1), mark)
+    theirs, expected = [table.returns(0.5, 1) for table in shards], whole.returns(0.5, 1)
+    found, quantiles = together(theirs), [one.quantile for one in theirs if one.episodes]
+    assert min(quantiles) - 1e-9 <= found.quantile <= max(quantiles) + 1e-9
+    found = dataclasses.replace(found, quantile=expected.quantile)
+    assert dataclasses.asdict(found) == pytest.approx(dataclasses.asdict(expected), nan_ok=True)
+
+
+def test_shards_are_together_in_the_stage_that_all_have_gathered() -> None:
+    table = new_table(40, 40)
+    table.put(ONLINE, rows_of(0, 1), EpisodeMark(episode=0, ret=1.0, stage=1))
+    assert together([table.returns(0.5, 2), table.returns(0.5, 1)]).stage == 1

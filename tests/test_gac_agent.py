@@ -17,7 +17,9 @@ from algorithms.gac.agent import GAC, METRICS
 from replay.trajectories import ReturnSummary
 
 EVERY = pytest.mark.parametrize("name", sorted(SHAPES))
-RETURNS = ReturnSummary(quantile=3.0, best=5.0, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0)
+RETURNS = ReturnSummary(
+    quantile=3.0, best=5.0, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0, episodes=9
+)
 
 
 def batches(config: Any, seed: int, count: int = 2) -> list[Any]:
@@ -240,9 +242,20 @@ def test_a_return_that_the_user_asks_for_counts_at_once_in_a_run_that_goes_on_fr
     base, after = made(small(), episodes(0)), made(small(explore_return=120.0), episodes(0))
     base.hear(RETURNS)
     after.load_state(base.state())
+    after.go_online()
     assert float(base.policy_weights()["explore_target"]) != 120.0 == float(after.policy_weights()["explore_target"])
     after.hear(RETURNS)
     assert float(after.policy_weights()["explore_target"]) == 120.0
+
+
+def test_going_online_begins_the_cycles_and_counts_the_stages_anew_after_however_many_updates() -> None:
+    agent = made(small(updates=100, warmup=0.1, lr=1e-2, lr_end=0.1, cycle=50), episodes(0))
+    agent.hear(dataclasses.replace(RETURNS, stage=3, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    agent.updates, gain = 137, agent.target.gain
+    agent.go_online()
+    assert agent.learning_rate(agent.updates) == agent.learning_rate(100)
+    agent.hear(dataclasses.replace(RETURNS, stage=1, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    assert agent.target.gain < gain and agent.target.stage == 1
 
 
 def test_what_was_gathered_raises_the_highest_return_known_and_nothing_lowers_it() -> None:

@@ -130,6 +130,15 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert lines(online / "metrics.jsonl")[-1].keys() >= PARTS
 
 
+def test_a_fine_tuned_run_is_fine_tuned_once_more_and_its_stages_count_anew(online: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(finetune_words(online, again, stages=1, episodes=3, updates=10, evaluation__every_steps=0)) == 0
+    assert (read(again / "config.json")["agent"]["cycle"], read(again / "summary.json")["updates"]) == (10, 10)
+    state = learner(again)
+    assert state["learner/agent/updates"] == 20 + 10  # the first run's schedule, then one cycle
+    assert state["learner/agent/target"][2] == 1  # stage
+
+
 @pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "dt"])
 def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

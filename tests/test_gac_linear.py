@@ -208,21 +208,24 @@ def climbed(model: GACModel, mode: str, envs: int = 2) -> tuple[torch.Tensor, to
     return found.mean_Knd, torch.stack(starts)
 
 
+def unmoved(**fields: Any) -> GACModel:
+    """One whose plan is z_0 itself, so that its return is linear in what is searched."""
+    return model_of(prior="standard", infer_beam=4, infer_branches=3, **fields)
+
+
 def test_without_a_radius_max_walks_a_step_a_coordinate_uphill_as_far_as_its_steps_go() -> None:
     """Adam's step along a gradient that never changes is its step size, whatever the gradient's length."""
-    model = model_of(infer_radius=0.0, infer_max_steps=40, infer_lr=0.1, infer_beam=4, infer_branches=3)
+    model = unmoved(infer_radius=0.0, infer_max_steps=40, infer_lr=0.1)
     end, start = climbed(model, "max")
     torch.testing.assert_close(end, start + 40 * 0.1 * worth(model).sign(), atol=1e-3, rtol=0)
     assert end.norm(dim=-1).min() > 2 * 3**0.5
-    held, _ = climbed(
-        model_of(infer_radius=1.0, infer_max_steps=40, infer_lr=0.1, infer_beam=4, infer_branches=3), "max"
-    )
+    held, _ = climbed(unmoved(infer_radius=1.0, infer_max_steps=40, infer_lr=0.1), "max")
     torch.testing.assert_close(held.norm(dim=-1), torch.full((2, 4), 3**0.5), atol=1e-4, rtol=0)
 
 
 def test_without_a_radius_kl_ends_where_a_nat_costs_what_it_brings() -> None:
     """J = <w, mu> - lambda |mu|^2 / 2 has its top at w / lambda."""
-    model = model_of(infer_radius=0.0, infer_steps=400, infer_kl_weight=0.05, infer_beam=4, infer_branches=3)
+    model = unmoved(infer_radius=0.0, infer_steps=400, infer_kl_weight=0.05)
     end, _ = climbed(model, "kl")
     torch.testing.assert_close(end, (worth(model) / 0.05).expand_as(end), atol=0.02, rtol=0)
 

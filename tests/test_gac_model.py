@@ -184,6 +184,15 @@ def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None
     torch.testing.assert_close(seen[1, OBS:], torch.stack(wanted))
 
 
+def test_a_prior_without_waves_sees_first_observations_as_scores_alone() -> None:
+    model, (z0, obs, _, _) = model_of("linear"), inputs()
+    assert model.see(obs).shape[-1] == OBS + 4
+    assert torch.equal(model.see_first(obs[:, 0]), model.normalise_obs(obs[:, 0]))
+    assert torch.equal(model.plan(z0, obs[:, 0]), model.prior(z0, model.normalise_obs(obs[:, 0])))
+    other = model_of("autoregressive")
+    assert torch.equal(other.see_first(obs[:, 0]), other.see(obs[:, 0]))
+
+
 def test_returns_go_to_z_scores_and_back_and_several_heads_are_a_mixture() -> None:
     model = model_of("stored", return_heads=3)
     y = torch.tensor([1.5, -2.0])

@@ -14,7 +14,7 @@ from algorithms.gac.target import Target, first_target, next_target, settle_targ
 from replay.trajectories import ReturnSummary
 
 NOTHING = ReturnSummary(
-    quantile=math.nan, best=math.nan, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0
+    quantile=math.nan, best=math.nan, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0, episodes=0
 )
 OFFLINE = dataclasses.replace(NOTHING, quantile=50.0, best=60.0)
 CONFIG = PlanningConfig()
@@ -22,7 +22,13 @@ CONFIG = PlanningConfig()
 
 def after_stage(stage: int, mean: float, target: float, quantile: float = 50.0) -> ReturnSummary:
     return ReturnSummary(
-        quantile=quantile, best=90.0, stage=stage, stage_mean=mean, stage_target=target, stage_episodes=100
+        quantile=quantile,
+        best=90.0,
+        stage=stage,
+        stage_mean=mean,
+        stage_target=target,
+        stage_episodes=100,
+        episodes=1_000,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from learners.graph import CapturedCycle, check_cycles
 from learners.learner import PART, Learner
 from replay.chunk import Block
 from replay.rows import RowLayout
+from replay.trajectories import EpisodeBlock, ReturnSummary
 
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=8)
 
@@ -116,6 +118,47 @@ def test_state_is_a_copy_that_later_updates_leave_alone(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in state.items()}
     learner.step(fed(1))
     assert same(state, before)
+
+
+class HearingAgent(LineAgent):
+    """Learns nothing from episodes and keeps what it was told of their returns."""
+
+    heard: ReturnSummary
+
+    def hear(self, returns: ReturnSummary) -> None:
+        self.heard = returns
+
+    def update(self, batches: Any) -> dict[str, torch.Tensor]:
+        return self.read_metrics()
+
+    def posteriors(self) -> list[torch.Tensor]:
+        return []
+
+
+def episodes_of(shard: int, best: float) -> Fed:
+    returns = ReturnSummary(
+        quantile=best, best=best, stage=1, stage_mean=best, stage_target=math.nan, stage_episodes=1, episodes=1
+    )
+    ids = np.zeros((1, 1), np.int64)
+    block = EpisodeBlock(
+        batches=(), slot_UB=ids, generation_UB=ids, version_UB=ids, shard=shard, inserted=9, size=1, returns=returns
+    )
+    return Fed(block=block, batches=(), waited_s=0.0)
+
+
+def test_an_agent_hears_of_all_shards_together_and_so_it_does_after_a_resume(tmp_path: Path) -> None:
+    def hearing() -> tuple[Learner, HearingAgent]:
+        agent = HearingAgent()
+        return Learner(agent, CONFIG, directory=tmp_path / "dumps", publish=lambda weights: None), agent
+
+    learner, agent = hearing()
+    for shard, best in ((1, 8.0), (0, 2.0), (1, 4.0)):
+        learner.step(episodes_of(shard, best))
+    assert (agent.heard.best, agent.heard.stage_mean, agent.heard.episodes) == (4.0, 3.0, 2)
+    resumed, again = hearing()
+    resumed.load_state(learner.state())
+    resumed.step(episodes_of(0, 2.0))
+    assert repr(again.heard) == repr(agent.heard)
 
 
 def test_a_state_without_its_counters_is_refused_naming_them(tmp_path: Path) -> None:

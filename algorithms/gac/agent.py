@@ -23,7 +23,7 @@ from algorithms.gac.generator import LEAST_ROW
 from algorithms.gac.model import LEARNED_LATE, PERCENTILES, GACModel
 from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh, refine, stored
 from algorithms.gac.segments import Segments, sampled, whole
-from algorithms.gac.target import Target, first_target, next_target
+from algorithms.gac.target import Target, asked_for, first_target, next_target
 from algorithms.gac.unknown import told, understood
 from algorithms.interface import Collective, Solo
 from algorithms.state import check_state
@@ -100,6 +100,12 @@ class GAC:
         """Takes the data's scales and its longest episode; see EpisodeAgent.fit."""
         self.model.fit(summary)
         self._horizon = summary.max_length
+
+    def go_online(self) -> None:
+        """Before the first stage: what follows the stages begins, and a return set by hand is asked for before anything is heard."""
+        self.updates = self.config.updates
+        self.target = asked_for(self.config, self.target._replace(stage=0))
+        self.model.explore_target.fill_(self.target.value)
 
     def hear(self, returns: ReturnSummary) -> None:
         """Moves the exploration target and the highest return known; the predictor's error is read from the device only when
@@ -289,9 +295,6 @@ class GAC:
         self.updates, self._heard = int(state["updates"]), int(state["heard"])
         value, gain, stage = understood(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
-        if self.config.explore_return is not None:  # the first stage is gathered before anything is heard
-            self.target = self.target._replace(value=self.config.explore_return)
-            self.model.explore_target.fill_(self.target.value)
         self._horizon = int(self.model.horizon)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

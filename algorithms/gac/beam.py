@@ -40,7 +40,8 @@ def beam_search(
     count, envs, tokens, token_width = noise_CKnd.shape
     branches = count // width
     first_K1 = torch.arange(envs).unsqueeze(1) * count
-    state = prior.start(model.see(obs_KO)).repeat_interleave(width, 0)  # rows: environment by environment, W of each
+    # Rows of what follows: environment by environment, W of each.
+    state = prior.start(model.see_first(obs_KO)).repeat_interleave(width, 0)
     z0, z = (noise_CKnd.new_empty(envs * width, 0, token_width) for _ in range(2))
     worth = _Worth(model, envs * width)
     for k in range(tokens):

@@ -54,6 +54,9 @@ class GACConfig(PlanningConfig):
         4, "octaves", "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]"
     )
     obs_wave_dims: int = option(2, "1", "leading coordinates that have them (a maze's place); 0: all [C]")
+    prior_waves: bool = option(
+        True, "bool", "the prior sees them too; a dataset has one first observation an episode [C]"
+    )
     layers: int = option(0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])")
     heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
     width: int = option(128, "units", "of the generator (128 or 192 [LPT])")
@@ -288,6 +291,7 @@ def cpu() -> GACConfig:
         tokens=1,
         token_width=8,
         prior="explicit",
+        prior_waves=False,
         plan_reading="linear",
         plan_time=False,
         return_head="mlp",

@@ -144,6 +144,7 @@ class _Ascent:
     ) -> None:
         self.model, self.obs_KO, self.weights, self.wanted_K = model, obs_KO, weights, wanted_K
         self.config, self.likelihood = config, likelihood
+        self.best = float(model.best_gathered()) if config.infer_bounded else math.inf
 
     def climb(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
@@ -195,9 +196,8 @@ class _Ascent:
         believed_K = cautious(predicted_HK, self.config.infer_caution)
         if self.wanted_K is not None:
             return target_log_likelihood(believed_K / spread, self.wanted_K / spread, self.config.infer_target_variance)
-        best = float(self.model.best_gathered())
-        if self.config.infer_bounded and math.isfinite(best):
-            believed_K = best - (believed_K - best).abs()
+        if math.isfinite(self.best):
+            believed_K = self.best - (believed_K - self.best).abs()
         return believed_K / spread
 
     @torch.no_grad()

@@ -71,7 +71,8 @@ class GACModel(nn.Module):
         waved = min(config.obs_wave_dims or obs_dim, obs_dim) if config.obs_waves else 0
         features = obs_dim + 2 * config.obs_waves * waved
         self.register_buffer("obs_waves", math.pi / 4 * 2.0 ** torch.arange(config.obs_waves), persistent=False)
-        self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, features)
+        first = features if config.prior_waves else obs_dim
+        self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, first)
         self.return_head = ReturnHead(config)
         self.generator, self.waved, self.features = Generator(config, features, obs_dim, action_dim), waved, features
         if not config.action_std:
@@ -122,12 +123,16 @@ class GACModel(nn.Module):
         angle = (obs[..., : self.waved, None] * self.obs_waves).flatten(-2)
         return torch.cat([scored, angle.sin(), angle.cos()], -1)
 
+    def see_first(self, obs0_BO: torch.Tensor) -> torch.Tensor:
+        """What the prior sees of first observations (B, X), or (B, O) without waves [C]."""
+        return self.see(obs0_BO) if self.config.prior_waves else self.normalise_obs(obs0_BO)
+
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
         """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units."""
         if self.prior is None:
             return z0_Bnd
         with self.region():
-            return self.prior(z0_Bnd, self.see(obs0_BO))
+            return self.prior(z0_Bnd, self.see_first(obs0_BO))
 
     def explain(
         self, mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor, draw_Bnd: torch.Tensor, obs0_BO: torch.Tensor
@@ -140,7 +145,7 @@ class GACModel(nn.Module):
         if not isinstance(self.prior, AutoregressivePrior):
             return self.plan(draw_Bnd, obs0_BO), kl_standard(mean_Bnd, log_variance_Bnd)
         with self.region():
-            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.see(obs0_BO))
+            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.see_first(obs0_BO))
         return draw_Bnd, kl_gaussian(mean_Bnd, log_variance_Bnd, prior_mean, 2 * prior_log_std)
 
     def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

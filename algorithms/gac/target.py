@@ -25,8 +25,12 @@ class Target(NamedTuple):
 
 def first_target(config: PlanningConfig) -> Target:
     """The state before any return was heard of."""
-    value = math.nan if config.explore_return is None else config.explore_return
-    return Target(value=value, gain=config.explore_gain, stage=0)
+    return asked_for(config, Target(value=math.nan, gain=config.explore_gain, stage=0))
+
+
+def asked_for(config: PlanningConfig, target: Target) -> Target:
+    """``target``, or the return that was set by hand, whatever was asked for before."""
+    return target if config.explore_return is None else target._replace(value=config.explore_return)
 
 
 def next_target(
@@ -50,14 +54,13 @@ def next_target(
     """
     gain = _judged(config, returns, previous, uncertainty)
     stage = max(previous.stage, returns.stage)
-    if config.explore_return is not None:  # whatever was asked for before: a run may go on from one without it
-        return Target(config.explore_return, gain, stage)
-    settled = not math.isnan(previous.value) and config.explore_target == "fixed"
-    if settled or math.isnan(returns.quantile):
-        return Target(previous.value, gain, stage)
-    delta = 0.0 if math.isnan(uncertainty) else gain * uncertainty
-    known = [level for level in (returns.quantile, returns.stage_mean, exploited) if not math.isnan(level)]
-    return Target(max(known) + delta, gain, stage)
+    value = previous.value
+    settled = not math.isnan(value) and config.explore_target == "fixed"
+    if not (settled or math.isnan(returns.quantile)):
+        delta = 0.0 if math.isnan(uncertainty) else gain * uncertainty
+        known = [level for level in (returns.quantile, returns.stage_mean, exploited) if not math.isnan(level)]
+        value = max(known) + delta
+    return asked_for(config, Target(value, gain, stage))
 
 
 def _judged(config: PlanningConfig, returns: ReturnSummary, previous: Target, uncertainty: float) -> float:

@@ -104,6 +104,10 @@ class ImitationAgent(abc.ABC):
         """Nothing is written back."""
         return []
 
+    def go_online(self) -> None:
+        """Imitation gathers nothing."""
+        return None
+
     def hear(self, returns: ReturnSummary) -> None:
         """Imitation asks for what the dataset has; later returns change nothing."""
         return None
