@@ -185,11 +185,13 @@ class Session:
         return summary
 
     def fail(self, error: BaseException) -> None:
-        """Writes failure.json: what ended the run."""
-        line = self.run.live() if self._state == "starting" else self.tally.line()  # before, the tally knows less
-        self._state = "failed"
+        """Writes failure.json: what ended the run; then its last line, unless it was starting: the tally knows less then."""
+        starting, self._state = self._state == "starting", "failed"
+        line = self.run.live() if starting else self.tally.line()
         self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
         self.run.write_live({**line, **self.facts}, self._state)
+        if not starting:
+            self.run.append("metrics.jsonl", line)
 
     def _give_up(self, error: BaseException) -> None:
         """Writes down what ended the run and frees everything; a full disk must not hide ``error`` or keep actors alive."""
@@ -231,8 +233,7 @@ class Session:
     def _tell(self) -> None:
         self.tally.memory_bytes = _memory_bytes()
         line = self.tally.line()
-        if self._state in ("running", "ended"):
-            self.run.append("metrics.jsonl", line)
+        self.run.append("metrics.jsonl", line)
         self.run.write_live({**line, **self.facts}, self._state)
         self.outputs(line)
 

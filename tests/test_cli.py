@@ -95,7 +95,8 @@ def test_a_failure_exits_with_1_and_its_root_cause_last(tmp_path: Path) -> None:
     assert "the simulator lost its licence" in told.stderr.strip().splitlines()[-1]
     failure = read(tmp_path / "run" / "failure.json")
     assert "the simulator lost its licence" in failure["error"] and "Traceback" in failure["traceback"]
-    assert read(tmp_path / "run" / "live.json")["state"] == "failed"
+    live = read(tmp_path / "run" / "live.json")
+    assert live["state"] == "failed" and live.items() >= lines(tmp_path / "run" / "metrics.jsonl")[-1].items()
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

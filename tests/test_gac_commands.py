@@ -22,6 +22,7 @@ from replay.dataset import open_dataset, write_dataset
 from replay.stored_episode import StoredEpisode
 
 ENV, ID = "FixedGoal/PointMaze_UMaze-v3", "tiny/umaze-v0"
+SELDOM = 1_000  # s between two lines: the first, and those of the end
 FILES = {"config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "replay", "live.json", "summary.json", "events",
          "curve.png"}  # fmt: skip
 SUMMARY = {
@@ -75,7 +76,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def online(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, fine-tuned in two stages."""
     path = tmp_path_factory.mktemp("online") / "run"
-    words = finetune_words(run_dir, path, episodes=3, updates=5, metrics__line_s=0, evaluation__every_steps=0)
+    words = finetune_words(run_dir, path, episodes=3, updates=5, metrics__line_s=SELDOM, evaluation__every_steps=0)
     assert main(words) == 0
     return path
 
@@ -127,7 +128,9 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
     assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)
     assert config["agent"]["kl_weight"] == 1.0
-    assert lines(online / "metrics.jsonl")[-1].keys() >= PARTS
+    every_line = lines(online / "metrics.jsonl")
+    assert every_line[-1].keys() >= PARTS
+    assert sum(line.get("episodes", 0) for line in every_line) == every_line[-1]["online_episodes"] == 6
 
 
 def test_a_fine_tuned_run_is_fine_tuned_once_more_and_its_stages_count_anew(online: Path, tmp_path: Path) -> None:
@@ -278,11 +281,14 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
 ) -> None:
     again, parts = tmp_path / "again", tmp_path / "parts"
     assert (
-        main(finetune_words(run_dir, again, episodes=3, updates=5, metrics__line_s=0, evaluation__every_steps=0)) == 0
+        main(finetune_words(run_dir, again, episodes=3, updates=5, metrics__line_s=SELDOM, evaluation__every_steps=0))
+        == 0
     )
     assert_same(online, again)
     stages = {"online.stages": "2", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}
-    config = finetuned(RunDirectory.open(run_dir), stages | {"metrics.line_s": "0", "evaluation.every_steps": "0"})
+    config = finetuned(
+        RunDirectory.open(run_dir), stages | {"metrics.line_s": str(SELDOM), "evaluation.every_steps": "0"}
+    )
     assert config == RunDirectory.open(online).config()
     run = RunDirectory.create(parts, config)
     for start, seconds in enumerate(
