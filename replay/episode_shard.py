@@ -154,7 +154,6 @@ class EpisodeShard(BaseShard):
             version_UB=version_UB,
             shard=self.shard,
             inserted=table.inserted,
-            size=table.episodes,
             returns=table.returns(self.data.target_quantile, self.limiter.stage),
         )
 

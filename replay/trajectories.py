@@ -93,7 +93,6 @@ class EpisodeBlock:
     version_UB: np.ndarray  # int64, policy version that began each episode; -1: from a dataset
     shard: int
     inserted: int  # online rows the shard had accepted over its life when it answered
-    size: int  # episodes it held then
     returns: ReturnSummary
 
 

@@ -51,7 +51,7 @@ def turn(shard: EpisodeShard, number: int) -> list[bytes]:
         arrays += [batch.rows_NF, batch.offset, batch.return_B, batch.posterior_BP, batch.visits_B]
     return [array.tobytes() for array in arrays] + [
         repr(block.returns).encode(),
-        repr((block.size, block.inserted)).encode(),
+        repr((block.returns.episodes, block.inserted)).encode(),
     ]
 
 

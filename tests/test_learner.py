@@ -141,7 +141,7 @@ def episodes_of(shard: int, best: float) -> Fed:
     )
     ids = np.zeros((1, 1), np.int64)
     block = EpisodeBlock(
-        batches=(), slot_UB=ids, generation_UB=ids, version_UB=ids, shard=shard, inserted=9, size=1, returns=returns
+        batches=(), slot_UB=ids, generation_UB=ids, version_UB=ids, shard=shard, inserted=9, returns=returns
     )
     return Fed(block=block, batches=(), waited_s=0.0)
 
