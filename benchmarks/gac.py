@@ -47,7 +47,6 @@ TRAINING = {  # settings that are not the preset's own
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
     **{("softgac", maze): ("--steps", "10000", "--set", "data.pretrain_updates=5000") for maze in TASKS},
 }
-KL_WEIGHTS = ("1.0", "0.3", "0.15", "0.1", "0.07", "0.05", "0.03")
 TUNE, TEST = (20_000, 50), (10_000, 100)  # (first seed, episodes)
 ONLINE = {  # settings of the command line
     "moving": ["--target", "moving"],
@@ -82,7 +81,7 @@ def choices(algorithm: str) -> dict[str, list[Choice]]:
     return {
         "prior": [Choice("prior")],
         "st": [Choice("st", target=share) for share in (0.6, 0.8, 1.0, 1.5, 2.0, 3.0)],
-        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in KL_WEIGHTS],
+        "kl": [Choice("kl", (("agent.infer_kl_weight", weight),)) for weight in ("1.0", "0.3", "0.1", "0.03", "0.01")],
         "max": [Choice("max", (("agent.infer_max_steps", steps),)) for steps in ("10", "30", "100", "200", "400")],
     }
 

@@ -130,7 +130,7 @@ class GACConfig(PlanningConfig):
     inner_log_variance: float = option(-5.0, "nats", "log sigma^2 that a fresh posterior starts from [LPT]")
     lr: float = option(1e-3, "1", "AdamW step size of the networks (1e-4 to 1e-3 [LPT])")
     lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine [C]")
-    weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks (1e-4 [LPT])")
+    weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]")
     clip: float = option(0.5, "nats/step", "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])")
     warmup: float = option(0.05, "1", "share of the schedule in which the step size rises from 0 (.1 [LPT])")
     updates: int = option(
@@ -305,7 +305,6 @@ def cpu() -> GACConfig:
         posterior_points=64,
         posterior_width=128,
         posterior_return=True,
-        weight_decay=0.1,
         infer_kl_weight=0.1,
         infer_steps=300,
         infer_max_steps=100,
