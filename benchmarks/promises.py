@@ -5,6 +5,7 @@ Letters: E episodes, S shards.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -155,13 +156,13 @@ def target_walk(returns: Sequence[float], uncertainty: float) -> str:
         achieved = min(target.value, ability)
         rows.append([str(stage), f"{ability:g}", f"{target.value:.1f}", f"{achieved:.1f}", f"{target.gain:.2f}"])
         held = max(held, achieved)
-        summary = ReturnSummary(
+        summary = dataclasses.replace(
+            summary,
             quantile=held,
             best=held,
             stage=stage,
             stage_mean=achieved,
             stage_target=target.value,
             stage_episodes=100,
-            episodes=0,
         )
     return table(["stage", "ability", "asked", "achieved", "gain"], rows)

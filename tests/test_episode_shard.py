@@ -53,12 +53,8 @@ def test_an_episode_is_stored_when_its_flag_comes_with_the_stamp_of_its_first_ro
     assert (table.mode[slot], table.target[slot], table.predicted[slot], table.variance[slot]) == (
         "explore", 7.0, 6.5, 0.25)  # fmt: skip
     assert (block.version_UB == 3).all() and table.flag[slot] == TRUNCATED and table.stage[slot] == 1
-    assert (block.inserted, block.returns.episodes, block.returns.stage_episodes, block.returns.stage_target) == (
-        20,
-        1,
-        1,
-        7.0,
-    )
+    returns = block.returns
+    assert (block.inserted, returns.episodes, returns.stage_episodes, returns.stage_target) == (20, 1, 1, 7.0)
     conserved(shard)
 
 

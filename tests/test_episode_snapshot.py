@@ -50,8 +50,7 @@ def turn(shard: EpisodeShard, number: int) -> list[bytes]:
     for batch in block.batches:
         arrays += [batch.rows_NF, batch.offset, batch.return_B, batch.posterior_BP, batch.visits_B]
     return [array.tobytes() for array in arrays] + [
-        repr(block.returns).encode(),
-        repr((block.returns.episodes, block.inserted)).encode(),
+        repr((block.returns, block.inserted)).encode(),
     ]
 
 

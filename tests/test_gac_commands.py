@@ -23,6 +23,7 @@ from replay.stored_episode import StoredEpisode
 
 ENV, ID = "FixedGoal/PointMaze_UMaze-v3", "tiny/umaze-v0"
 SELDOM = 1_000  # s between two lines: the first, and those of the end
+SMALL: dict[str, Any] = {"episodes": 3, "updates": 5, "metrics__line_s": SELDOM, "evaluation__every_steps": 0}
 FILES = {"config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "replay", "live.json", "summary.json", "events",
          "curve.png"}  # fmt: skip
 SUMMARY = {
@@ -76,8 +77,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def online(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, fine-tuned in two stages."""
     path = tmp_path_factory.mktemp("online") / "run"
-    words = finetune_words(run_dir, path, episodes=3, updates=5, metrics__line_s=SELDOM, evaluation__every_steps=0)
-    assert main(words) == 0
+    assert main(finetune_words(run_dir, path, **SMALL)) == 0
     return path
 
 
@@ -280,10 +280,7 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
     run_dir: Path, online: Path, tmp_path: Path
 ) -> None:
     again, parts = tmp_path / "again", tmp_path / "parts"
-    assert (
-        main(finetune_words(run_dir, again, episodes=3, updates=5, metrics__line_s=SELDOM, evaluation__every_steps=0))
-        == 0
-    )
+    assert main(finetune_words(run_dir, again, **SMALL)) == 0
     assert_same(online, again)
     stages = {"online.stages": "2", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}
     config = finetuned(
