@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-ALGORITHMS = {"softgac": "SoftGAC", "sac": "SAC", "gac": "GAC", "bc": "BC", "percent-bc": "%BC", "dt": "DT"}
+from algorithms import ALGORITHMS
+
 COMPLETED = {"0", "ok", "completed", "complete", "finished", "success", "done"}
 
 
@@ -66,7 +67,7 @@ def count(n: Any, one: str, many: str | None = None) -> str:
 
 def algorithm_name(name: str) -> str:
     """The name people know an algorithm by: softgac -> SoftGAC."""
-    return ALGORITHMS.get(name, name)
+    return ALGORITHMS[name].title if name in ALGORITHMS else name
 
 
 def completed(exit_value: Any) -> bool:

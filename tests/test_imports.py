@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,6 @@ def test_a_folder_imports_only_what_the_architecture_allows(folder: str) -> None
 
 def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     """Ray puts the working directory first on the path: such a name would hide the library's."""
-    import sys
 
     names = sys.stdlib_module_names - {"chunk"}  # the library's reads IFF files and is gone from Python 3.13
     for folder in MAY_IMPORT:
@@ -52,3 +53,21 @@ def test_no_file_reads_or_writes_pickles() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             assert not imported(path) & {"pickle", "cloudpickle", "dill", "joblib"}, path
             assert not re.search(r"(?<![.\w])torch\.(load|save)\(", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    "words",
+    (["--help"], ["train", "--help"], ["presets"], ["config", "cpu"], ["train"], ["train", "sac", "--env", "X", "--steps", "no"]),
+    ids=" ".join,
+)  # fmt: skip
+def test_what_needs_no_learning_starts_without_the_libraries_of_learning(words: list[str]) -> None:
+    """Help, presets and usage errors answer at once: torch alone takes seconds to import."""
+    script = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'ray', 'gymnasium', 'mujoco', 'numpy'} & set(sys.modules)), file=sys.stderr))\n"
+        "from cluster.cli import main\n"
+        f"sys.exit(main({words!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.returncode in (0, 2), ended.stderr
+    assert ended.stderr.strip().splitlines()[-1] == "[]"

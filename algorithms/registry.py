@@ -1,0 +1,112 @@
+"""The algorithms by name: what the other folders need to know of each. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from algorithms.gac import config as gac_config
+from algorithms.imitation import config as imitation_config
+from algorithms.sac import config as sac_config
+from algorithms.softgac import config as softgac_config
+
+if TYPE_CHECKING:
+    from algorithms.interface import Agent, EpisodeAgent, EpisodePolicy, Policy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """One algorithm.
+
+    Attributes:
+        name: as the command line and config.json have it.
+        title: as people write it.
+        config_class: its settings.
+        presets: functions that return settings, by name; "cpu" and "paper" at least.
+        agent, policy: "module:class" of the learner's side and of the acting side, imported when one is made.
+        items: what a batch is made of.
+    """
+
+    name: str
+    title: str
+    config_class: type[Any]
+    presets: dict[str, Callable[[], Any]]
+    agent: str
+    policy: str
+    items: Literal["transitions", "episodes"] = "transitions"
+
+    def make_agent(self, config: Any, obs_dim: int, action_dim: int, **options: Any) -> Agent | EpisodeAgent:
+        """The learner's side; ``options``: device, seed, collective."""
+        agent: Agent | EpisodeAgent = _load(self.agent)(config, obs_dim, action_dim, **options)
+        return agent
+
+    def make_policy(self, config: Any, obs_dim: int, action_dim: int) -> Policy | EpisodePolicy:
+        """The acting side."""
+        policy: Policy | EpisodePolicy = _load(self.policy)(config, obs_dim, action_dim)
+        return policy
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm(
+            name="softgac",
+            title="SoftGAC",
+            config_class=softgac_config.SoftGACConfig,
+            presets={"cpu": softgac_config.cpu, "paper": softgac_config.paper},
+            agent="algorithms.softgac.agent:SoftGAC",
+            policy="algorithms.softgac.agent:SoftGACPolicy",
+        ),
+        Algorithm(
+            name="sac",
+            title="SAC",
+            config_class=sac_config.SACConfig,
+            presets={"cpu": sac_config.cpu, "paper": sac_config.paper},
+            agent="algorithms.sac.agent:SAC",
+            policy="algorithms.sac.agent:SACPolicy",
+        ),
+        Algorithm(
+            name="gac",
+            title="GAC",
+            config_class=gac_config.GACConfig,
+            presets={"cpu": gac_config.cpu, "timed": gac_config.timed, "paper": gac_config.paper},
+            agent="algorithms.gac.agent:GAC",
+            policy="algorithms.gac.policy:GACPolicy",
+            items="episodes",
+        ),
+        Algorithm(
+            name="bc",
+            title="BC",
+            config_class=imitation_config.CloningConfig,
+            presets={"cpu": imitation_config.cloning_cpu, "paper": imitation_config.cloning_paper},
+            agent="algorithms.imitation.cloning:BehaviourCloning",
+            policy="algorithms.imitation.cloning:CloningPolicy",
+            items="episodes",
+        ),
+        Algorithm(
+            name="percent-bc",
+            title="%BC",
+            config_class=imitation_config.PercentCloningConfig,
+            presets={"cpu": imitation_config.percent_cloning_cpu, "paper": imitation_config.percent_cloning_paper},
+            agent="algorithms.imitation.cloning:PercentCloning",
+            policy="algorithms.imitation.cloning:CloningPolicy",
+            items="episodes",
+        ),
+        Algorithm(
+            name="dt",
+            title="DT",
+            config_class=imitation_config.TransformerConfig,
+            presets={"cpu": imitation_config.transformer_cpu, "paper": imitation_config.transformer_paper},
+            agent="algorithms.imitation.decision_transformer:DecisionTransformer",
+            policy="algorithms.imitation.decision_transformer:DecisionTransformerPolicy",
+            items="episodes",
+        ),
+    )
+}
