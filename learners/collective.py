@@ -135,12 +135,39 @@ class _MeanWithGrad(torch.autograd.Function):
 def share_state(state: Mapping[str, torch.Tensor], collective: Collective) -> dict[str, torch.Tensor]:
     """Rank 0's state on every rank, so that all begin equal; with one learner, a copy of ``state``.
 
+    The tensors travel in the order of their names: the order of a dict read from a safetensors file is random in each process.
+
     Args:
         state: this rank's, with the same names, shapes and dtypes on every rank.
         collective: all its ranks must call this.
+
+    Raises:
+        CollectiveError: on every rank, when the ranks' names, shapes or dtypes differ; nothing was exchanged.
     """
     shared = {name: tensor.clone() for name, tensor in state.items()}
     if isinstance(collective, TorchCollective):
-        for tensor in shared.values():
-            collective.broadcast_(tensor)
+        _check_alike(shared, collective)
+        for name in sorted(shared):
+            collective.broadcast_(shared[name])
     return shared
+
+
+def _check_alike(state: Mapping[str, torch.Tensor], collective: TorchCollective) -> None:
+    """Compares the table of names, shapes and dtypes with rank 0's; on a difference every rank raises CollectiveError."""
+    mine = [f"{name} {tuple(state[name].shape)} {state[name].dtype}" for name in sorted(state)]
+    text = "\n".join(mine).encode()
+    size = torch.tensor(len(text))
+    collective.broadcast_(size)
+    first = torch.frombuffer(bytearray(text.ljust(int(size))[: int(size)]), dtype=torch.uint8)
+    collective.broadcast_(first)
+    differing = sorted(set(mine) ^ set(first.numpy().tobytes().decode().split("\n")))
+    alike = torch.tensor(float(not differing), device=collective.device)
+    collective.mean_(alike)
+    if alike.item() == 1.0:
+        return
+    seen = ", ".join(differing[:4]) if differing else "another learner's tensors"
+    raise CollectiveError(
+        f"the state of learner {collective.rank} of {collective.world_size} has {len(mine)} tensors, and the learners differ in "
+        f"{len(differing) or 'some'} of them ({seen}); expected the same names, shapes and dtypes on every learner: nothing was "
+        "exchanged and all learners stop; give every node the same version of drawbridge and the same run directory"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from line_agent import LineAgent, small_agent
 from test_learner import CONFIG, fed
 
 from algorithms.interface import Collective, Solo
-from learners.collective import CollectiveError, TorchCollective
+from learners.checkpoint import load_newest, prefixed, save
+from learners.collective import CollectiveError, TorchCollective, share_state
 from learners.feed import Fed
-from learners.learner import Learner
+from learners.learner import PART, Learner
 from replay.rows import RowLayout
 
 RANKS, UPDATES = 2, 10
@@ -107,11 +109,66 @@ def agent_rows() -> torch.Tensor:
     return fed(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).batches
 
 
+def _shuffled(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    """Two tensors of one size and one of another, in another order on each rank."""
+    mine = {
+        name: torch.full(shape, float(collective.rank + place)) for place, (name, shape) in enumerate(SHAPES.items())
+    }
+    return share_state(dict(reversed(mine.items())) if collective.rank else mine, collective)
+
+
+def _unlike(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    """States that cannot be shared: each rank's error, as bytes; the learners can still talk afterwards."""
+    states = (
+        {"a": torch.zeros(2), "b": torch.zeros(3)},
+        {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)} if collective.rank else {"a": torch.zeros(2), "b": torch.zeros(3)},
+        {"a": torch.zeros(2, dtype=torch.float64) if collective.rank else torch.zeros(2)},
+        {"a": torch.zeros(2, 3) if collective.rank else torch.zeros(3, 2)},
+    )  # fmt: skip
+    told = {}
+    for number, state in enumerate(states):
+        try:
+            share_state(state, collective)
+        except CollectiveError as error:
+            told[str(number)] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
+    return told
+
+
+def _rolled_back(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
+    """Learners of a real agent go back together to a checkpoint on the disk that rank 0 wrote, and learn on."""
+    agent = small_agent("softgac", collective=collective, seed=collective.rank)
+    config = dataclasses.replace(CONFIG, nonfinite_skips=4)
+    learner = Learner(
+        agent, config, directory=path / "dumps", publish=lambda weights: None, collective=collective,
+        newest=lambda: load_newest(path / "checkpoints", {}),
+    )  # fmt: skip
+    layout = RowLayout(obs_dim=5, action_dim=2)
+    for seed in range(4):
+        whole = fed(seed, layout=layout)
+        if seed == 2 and collective.rank == 1:
+            whole.batches[:] = float("nan")
+        learner.step(Fed(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
+        if seed == 0:
+            kept = learner.state()
+            if collective.rank == 0:
+                save(path / "checkpoints", prefixed(PART, kept), {}, keep=2)
+            collective.barrier()
+        if seed == 2:
+            back = learner.state()
+            same = [name for name in kept if name.startswith("agent/") and torch.equal(kept[name], back[name])]
+    named = {name: tensor for name, tensor in learner.state().items() if tensor.dim()}
+    return named | {"rollbacks": torch.tensor(learner.rollbacks), "taken": torch.tensor(len(same))}
+
+
+SHAPES = {"b": (4,), "a": (4,), "c": (2, 3)}
 JOBS: dict[str, Callable[[TorchCollective, Path], dict[str, torch.Tensor]]] = {
     "net": _net,
     "reductions": _reductions,
     "learner": _learner,
     "agent": _agent,
+    "shuffled": _shuffled,
+    "unlike": _unlike,
+    "rolled_back": _rolled_back,
 }
 
 
@@ -195,6 +252,31 @@ def test_learners_begin_equal_stay_equal_skip_alike_and_only_rank_0_publishes(ra
     assert one["nonfinite"] == other["nonfinite"] == 1
     assert (one["published"], other["published"]) == (2, 0)
     assert np.array_equal(one["generator"], other["generator"])  # each draws its share of one noise
+
+
+def test_a_state_whose_order_differs_from_process_to_process_is_shared_by_name(ranks: dict[str, list[Any]]) -> None:
+    for got in ranks["shuffled"]:
+        for place, (name, shape) in enumerate(SHAPES.items()):
+            assert np.array_equal(got[name], np.full(shape, float(place))), name
+
+
+def test_states_that_differ_are_an_error_on_every_learner_and_nothing_is_exchanged(ranks: dict[str, list[Any]]) -> None:
+    for rank, got in enumerate(ranks["unlike"]):
+        assert sorted(got) == ["1", "2", "3"], "the first is the same on both"
+        for number in got:
+            text = got[number].tobytes().decode()
+            assert f"learner {rank} of 2 has" in text and "expected the same names, shapes and dtypes" in text
+            assert "nothing was exchanged" in text and "same version of drawbridge" in text
+    text = {number: error.tobytes().decode() for number, error in ranks["unlike"][1].items()}
+    assert "c (1,) torch.float32" in text["1"] and "a (2,) torch.float64" in text["2"] and "a (2, 3)" in text["3"]
+
+
+def test_two_learners_roll_back_to_one_checkpoint_and_stay_equal(ranks: dict[str, list[Any]]) -> None:
+    one, other = ranks["rolled_back"]
+    assert one["rollbacks"] == other["rollbacks"] == 1
+    assert one["taken"] == other["taken"] > 20, "every tensor of the agent is the checkpoint's again"
+    for name in one:
+        assert np.array_equal(one[name], other[name]), name
 
 
 def test_a_barrier_that_a_learner_never_reaches_ends_with_its_name(ranks: dict[str, list[Any]]) -> None:
