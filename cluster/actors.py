@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from cluster.courier import RUN_COMPLETE, Courier, Lost
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads, snapshots_of
 from replay.chunk import Ack, Block, Chunk, Wait
+from rollout_workers.env_registry import name_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +177,7 @@ class WorkerActor:
     ) -> None:
         config = plan.config
         set_threads(config)
+        name_module(config.env)  # the driver could not have made its plan without
         self.store, self.timeout_s = store, config.ray.call_timeout_s
         self.courier = Courier(
             make_worker(plan, index, incarnation, random_steps),
@@ -212,6 +214,7 @@ class EvaluatorActor:
 
     def __init__(self, plan: Plan) -> None:
         set_threads(plan.config)
+        name_module(plan.config.env)
         self.evaluator = make_evaluator(plan)
 
     def evaluate(self, weights: Weights, episodes: int) -> Evaluation:

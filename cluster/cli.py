@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from algorithms import ALGORITHMS
 from cluster.config import PRESETS, RunConfig, describe, make_preset, override
 from cluster.dataset_command import add_dataset
+from cluster.env_again import add_env_again, name_env_again
 from cluster.errors import Interrupted, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     resume.add_argument("--steps", type=_count, help="env steps of the whole run (default: as before)")
     resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
+    add_env_again(resume)
     evaluate = _command(commands, "evaluate", _evaluate, "run deterministic episodes with a run's newest policy")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     evaluate.add_argument("--episodes", type=_count, default=10, help="episodes (default: 10)")
@@ -78,12 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
     )
+    add_env_again(evaluate)
     _add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
     plan = _command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
     plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     plan.add_argument("--start", type=_point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
     plan.add_argument("--plot", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     plan.add_argument("--seed", type=int, default=10_000, help="of starts and samples (default: 10000)")
+    add_env_again(plan)
     scale = _command(commands, "scale", _scale, "change the number of rollout workers while the run goes on")
     scale.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     scale.add_argument("--workers", type=_count, required=True, help="rollout workers from now on, 1 to 4096")
@@ -229,6 +233,8 @@ def settings_of(pairs: list[str]) -> dict[str, str]:
 
 def resolve(arguments: argparse.Namespace) -> RunConfig:
     """The configuration that a ``train`` command line asks for."""
+    from rollout_workers.env_registry import name_module
+
     config = make_preset(arguments.algorithm, arguments.preset)
     settings = settings_of(arguments.set)
     if arguments.dataset:
@@ -238,6 +244,8 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
             f"train {arguments.algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
         )
+    if arguments.env:
+        name_module(arguments.env)
     settings["env"] = arguments.env or _env_of_dataset(settings.get("dataset", ""))
     if arguments.steps and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
         settings.setdefault("agent.updates", str(arguments.steps))
@@ -296,6 +304,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from cluster.drive import drive
     from cluster.finetune import check_base, finetuned
     from cluster.run_dir import RunDirectory
+    from rollout_workers.env_registry import name_module
 
     check_tree()
     base = RunDirectory.open(arguments.run_dir)
@@ -303,6 +312,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     for flag in ("dataset", "env", "backend", "seed", "steps"):
         if getattr(arguments, flag) is not None:
             settings[flag] = str(getattr(arguments, flag))
+    name_module(settings.get("env", ""))
     for flag in ("stages", "episodes_per_stage", "updates_per_stage"):
         if getattr(arguments, flag) is not None:
             settings[f"online.{flag}"] = str(getattr(arguments, flag))
@@ -331,6 +341,7 @@ def _read_dataset(plan: Plan) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from cluster.plan_picture import draw_plans
 
+    name_env_again(arguments.run_dir, arguments.env)
     print(draw_plans(arguments.run_dir, arguments.plot, start=arguments.start, seed=arguments.seed))
     return 0
 
@@ -342,6 +353,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     check_tree()
     run = RunDirectory.open(arguments.run_dir)
+    name_env_again(run.path, arguments.env)
     settings = {"steps": str(arguments.steps)} if arguments.steps else {}
     if arguments.address:
         settings["ray.address"] = arguments.address
@@ -366,6 +378,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from cluster.inspection import evaluate
     from cluster.inspection import evaluation_in_words as in_words
 
+    name_env_again(arguments.run_dir, arguments.env)
     result = evaluate(
         arguments.run_dir,
         arguments.episodes,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.env_again import add_env_again, name_env_again
 from cluster.errors import RunError, UsageError
 
 KINDS = ("medium", "replay", "expert", "mixed")
@@ -35,6 +36,7 @@ def add_dataset(commands: Any) -> None:
     export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     export.add_argument("id", metavar="ID")
+    add_env_again(export)
     _add_force(export)
 
 
@@ -61,6 +63,7 @@ def _add_agent(kinds: Any) -> None:
     agent.add_argument("--episodes", type=_count, required=True, help="episodes; for replay at most")
     agent.add_argument("--seed", type=_whole, default=1, help="of everything random (default: 1)")
     agent.add_argument("--id", help="(default: drawbridge/NAME-KIND-v0, NAME as halfcheetah)")
+    add_env_again(agent)
     _add_force(agent)
 
 
@@ -82,6 +85,7 @@ def _make_maze(arguments: argparse.Namespace) -> None:
 def _make_agent(arguments: argparse.Namespace) -> None:
     from cluster.dataset_recipes import make_agent
 
+    name_env_again(arguments.run, arguments.env)
     made = make_agent(
         arguments.id,
         arguments.run,
@@ -96,6 +100,7 @@ def _make_agent(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from cluster.dataset_recipes import export_replay
 
+    name_env_again(arguments.run_dir, arguments.env)
     print(_one_line(export_replay(arguments.id, arguments.run_dir, force=arguments.force)))
 
 

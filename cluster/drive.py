@@ -11,6 +11,7 @@ from typing import Any
 from cluster.checks import memory_bytes
 from cluster.console import Console
 from cluster.curve import draw_curve
+from cluster.env_again import resume_words
 from cluster.errors import Interrupted
 from cluster.exporter import Exporter
 from cluster.graph import Plan, offline_rows
@@ -61,7 +62,7 @@ def drive(run: RunDirectory, plan: Plan) -> int:
                     raise Interrupted(
                         caught[0],
                         f"ended by {signal.Signals(caught[0]).name} at {done}; checkpoint and replay are saved: go on with "
-                        f"`drawbridge resume {run.path}`",
+                        f"`{resume_words(run.path, config.env)}`",
                     )
             summary = session.finish()
         draw_curve(run.path, run.path / "curve.png")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from algorithms.weights import Weights
 from cluster.checks import plan_of
 from cluster.config import override
+from cluster.env_again import resume_words
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
@@ -287,5 +288,5 @@ def status_in_words(found: dict[str, Any]) -> str:
     if found.get("failure"):
         lines.append(f"  failed     {found['failure']['error']}")
     if found["state"] in ("lost", "failed"):
-        lines.append(f"  go on with `drawbridge resume {found['run_dir']}`")
+        lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cluster.chart import COLOURS, Line, draw_chart
+from cluster.env_again import resume_words
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
 from cluster.page import page, table
@@ -168,7 +169,7 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
         elif run.state == "lost":
             yield (
                 f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
-                f"resume it with <code>drawbridge resume {_text(run.path)}</code></div>"
+                f"resume it with <code>{_text(resume_words(run.path, run.env))}</code></div>"
             )
         if run.last.get("loss_collapse"):
             yield (

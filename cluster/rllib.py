@@ -45,6 +45,7 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.durable import write_atomic
+from rollout_workers.env_registry import name_module
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluation
 from rollout_workers.spaces import ActionBox, flatten_observations, observation_dim
@@ -408,6 +409,12 @@ class FleetAlgorithm(Algorithm):
         folder = _local(path)
         told = _read_saved(folder, cls.config_class.algorithm)
         if config is None:
+            if ":" in str(told["settings"].get("env")):
+                raise UsageError(
+                    f"{folder} names the environment {told['settings']['env']!r}, whose module would be imported, expected your own "
+                    "code to name it, because a checkpoint may come from anybody: nothing was started; if you trust it, give config= "
+                    "with environment(...)"
+                )
             config = cls.get_default_config()
             for name, value in told["settings"].items():
                 setattr(config, name, value)
@@ -436,6 +443,7 @@ class FleetAlgorithm(Algorithm):
 
     def _make_plan(self) -> Plan:
         path = Path(self.logdir) / f"run-{self._parts}"
+        name_module(self._run_config.env)
         return make_plan(self._run_config, RunDirectory(path), self._starts)
 
     def _prepare(self, source: Path | None = None) -> RunDirectory:

@@ -11,14 +11,27 @@ from gymnasium.envs.registration import EnvSpec
 
 from rollout_workers.batch_env import EnvError
 
+_named: set[str] = set()  # modules that somebody who may run code here has named
+
+
+def name_module(env_id: str) -> None:
+    """Lets this process import the module of ``module:Id``; for an id without a module nothing changes.
+
+    For ids from a command line, from RLlib's configuration, and from the driver of a run to its actors: importing runs
+    code. Never for an id that was read from a file: a dataset or a run directory may come from anybody.
+    """
+    module, _, _ = env_id.rpartition(":")
+    if module:
+        _named.add(module)
+
 
 def find_env(env_id: str) -> EnvSpec:
     """Gymnasium's registration of ``env_id``.
 
-    ``module:Id`` imports ``module`` first, as gymnasium.make does. gymnasium_robotics (PointMaze, AntMaze, Fetch, ...)
-    and shimmy (dm_control/...) are imported only when an id is not registered without them, this project's mazes
-    (FixedGoal/...) when an id names them. EnvError when there is no such environment, with the nearest ids, and
-    when a package that it needs is missing.
+    ``module:Id`` imports ``module`` first, as gymnasium.make does, if ``name_module`` has allowed it. gymnasium_robotics
+    (PointMaze, AntMaze, Fetch, ...) and shimmy (dm_control/...) are imported only when an id is not registered without
+    them, this project's mazes (FixedGoal/...) when an id names them. EnvError when there is no such environment, with the
+    nearest ids, when a package that it needs is missing, and when the id names a module that nobody has allowed.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -46,6 +59,12 @@ def _unknown(env_id: str, name: str) -> str:
 
 
 def _import_module(module: str, env_id: str) -> None:
+    if module not in _named:
+        raise EnvError(
+            f"{env_id} names the module {module!r} and was read from a file, expected a module to be named on the command "
+            "line, because importing it runs its code and a dataset or a run directory may come from anybody: nothing was "
+            f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id}"
+        )
     try:
         importlib.import_module(module)
     except Exception as error:

@@ -159,7 +159,7 @@ def maze_of(env_id: str) -> Maze | None:
     Reads the registration alone: no environment is built, and no module that the id may name is imported. EnvError
     when gymnasium-robotics, which has the maps, is not installed.
     """
-    if not env_id.startswith(_MAPPED):
+    if not env_id.startswith(_MAPPED) or ":" in env_id:
         return None
     kwargs = find_env(env_id).kwargs
     goal_cell = kwargs.get("goal_cell")

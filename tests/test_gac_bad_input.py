@@ -398,14 +398,14 @@ def test_a_run_whose_environment_has_changed_since_is_neither_evaluated_nor_gone
     write("tiny/changing-v0", env)
     run = tmp_path / "run"
     try:
-        assert main(train_words(run, dataset="tiny/changing-v0")) == 0
+        assert main([*train_words(run, dataset="tiny/changing-v0"), "--env", env]) == 0
         del sys.modules[module], gym.registry["Changing-v0"]
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(CHANGING.format(dims=17)))  # longer: no stale bytecode
-        told = refused(finetune_words(run, tmp_path / "other"), capsys)
+        told = refused([*finetune_words(run, tmp_path / "other"), "--env", env], capsys)
         holds(told, f"expected {env} (observations of 17", "nothing was started")
         assert not (tmp_path / "other").exists()
         capsys.readouterr()
-        assert main(["evaluate", str(run)]) == 1
+        assert main(["evaluate", str(run), "--env", env]) == 1
         holds(capsys.readouterr().err, "made with another configuration", "obs_dim")
     finally:
         sys.modules.pop(module, None)

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_workers.env_registry import name_module
 from rollout_workers.envs import EnvError, env_spec, make_batch_env
 from rollout_workers.spaces import ActionBox, flatten_observation, flatten_observations, observation_dim
 
@@ -164,11 +165,13 @@ def test_a_module_before_the_id_is_imported_first(tmp_path, monkeypatch):
         "gym.register('OddPendulum-v0', 'gymnasium.envs.classic_control.pendulum:PendulumEnv', max_episode_steps=7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    name_module("drawbridge_odd_envs:OddPendulum-v0")
     assert env_spec("drawbridge_odd_envs:OddPendulum-v0").max_episode_steps == 7
     gym.registry.pop("OddPendulum-v0")
 
 
 def test_a_module_that_does_not_import_is_named():
+    name_module("no_such_module:Some-v0")
     with pytest.raises(EnvError, match=r"names the module 'no_such_module'.*PYTHONPATH"):
         env_spec("no_such_module:Some-v0")
 

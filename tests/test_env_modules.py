@@ -1,0 +1,166 @@
+"""Whoever names a module of environments names code: the command line may, a dataset or a run directory may not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny_episodes import swings
+from tiny_runs import read, train_inline, train_words
+
+from cluster.cli import main
+from cluster.errors import UsageError
+from replay.dataset import write_dataset
+from rollout_workers import env_registry
+
+MODULE = "module_of_a_stranger"
+ENV = f"{MODULE}:Strange-v0"
+MAZE_LIKE = f"PointMaze_{MODULE}:Strange-v0"  # a name that mazes have
+DATASET = "strange/swings-v0"
+STEPS = 96
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that is there once a stranger's module was imported, which this process could do."""
+    path = tmp_path / "imported"
+    code = f"""
+import pathlib
+import gymnasium as gym
+pathlib.Path({str(path)!r}).touch()
+gym.register("Strange-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
+"""
+    for name in (MODULE, f"PointMaze_{MODULE}"):
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(env_registry, "_named", set())
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    yield path
+    for name in (MODULE, f"PointMaze_{MODULE}"):
+        sys.modules.pop(name, None)
+    gym.registry.pop("Strange-v0", None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of Pendulum."""
+    path = tmp_path_factory.mktemp("modules") / "run"
+    assert train_inline(path, "Pendulum-v1", STEPS) == 0
+    return path
+
+
+@pytest.fixture
+def edited(trained: Path, tmp_path: Path) -> Path:
+    """That run as a stranger would hand it over: its config.json names a module."""
+    path = tmp_path / "edited"
+    shutil.copytree(trained, path)
+    config = read(path / "config.json")
+    (path / "config.json").write_text(json.dumps(config | {"env": ENV}))
+    return path
+
+
+def made(env_id: str) -> Path:
+    """A dataset whose metadata names ``env_id``; its folder."""
+    bound = np.array([2.0])
+    dataset = write_dataset(DATASET, swings(3), env_id=env_id, action_low_A=-bound, action_high_A=bound)
+    return dataset.path.parent
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with 2 and an error of four parts that names the module and the flag."""
+    capsys.readouterr()
+    assert main(words) == 2, words
+    told = capsys.readouterr().err
+    for part in (f"names the module '{MODULE}'", "expected a module to be named on the command line", "nothing was imported",
+                 f"repeat the command with --env {ENV}"):  # fmt: skip
+        assert part in told, told
+
+
+def test_no_command_imports_a_module_that_a_run_directory_names(
+    edited: Path, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    made("Pendulum-v1")
+    for words in (
+        ["resume", str(edited), "--steps", "200"],
+        ["evaluate", str(edited), "--episodes", "1"],
+        ["plan", str(edited), "--plot", f"{out}.png"],
+        ["finetune", str(edited), "--out", out, "--steps", "200"],
+        ["finetune", str(edited), "--out", out, "--steps", "200", "--dataset", DATASET],
+        ["dataset", "make", "agent", "--run", str(edited), "--kind", "medium", "--episodes", "1", "--id", "a/b-v0"],
+        ["dataset", "export", str(edited), "a/b-v0"],
+    ):
+        refused(words, capsys)
+    assert main(["status", str(edited)]) == 0
+    assert main(["report", str(edited), "--output", f"{out}.html"]) == 0
+    assert not marker.exists() and not (tmp_path / "out").exists()
+
+
+def test_no_command_imports_a_module_that_a_dataset_names(
+    marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = made(ENV), str(tmp_path / "run")
+    for algorithm in ("softgac", "gac"):
+        refused(["train", algorithm, "--dataset", DATASET, "--run-dir", run], capsys)
+    for env_id in (ENV, MAZE_LIKE):
+        metadata = read(folder / "data" / "metadata.json")
+        metadata["drawbridge"]["env_id"] = env_id
+        (folder / "data" / "metadata.json").write_text(json.dumps(metadata))
+        assert main(["dataset", "show", DATASET, "--plot", str(tmp_path / "shown.png")]) == 0
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "others"))
+    assert main(["dataset", "import", str(folder)]) == 0
+    assert main(["dataset", "list"]) == 0
+    assert not marker.exists() and not Path(run).exists()
+
+
+def test_the_command_line_names_the_module_of_a_run_and_names_it_again(
+    marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = train_words(run, ENV, "--backend", "inline", "--steps", str(STEPS))
+    assert main(words) == 0 and marker.exists()
+    sys.modules.pop(MODULE)
+    gym.registry.pop("Strange-v0")
+    env_registry._named.clear()  # another process
+    refused(["evaluate", str(run), "--episodes", "1"], capsys)
+    assert main(["evaluate", str(run), "--episodes", "1", "--env", ENV]) == 0
+    assert main(["resume", str(run), "--steps", "160", "--env", ENV]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(run), "--steps", "200", "--env", "Pendulum-v1"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"--env Pendulum-v1 was given to a run of {ENV}, expected its own environment" in told
+        and "leave --env out" in told
+    )
+
+
+def test_rllib_imports_no_module_that_a_checkpoint_names(tmp_path: Path, marker: Path) -> None:
+    from cluster.rllib import FORMAT, SAVED, SoftGAC
+
+    told = {"format": FORMAT, "algorithm": "softgac", "settings": {"env": ENV}}
+    (tmp_path / SAVED).write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=f"names the environment '{ENV}'.*give config= with environment"):
+        SoftGAC.from_checkpoint(tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["../outside-v0", "a/../../outside-v0", "/tmp/outside-v0", "a/./b-v0"])
+def test_the_id_of_a_dataset_does_not_leave_their_root(
+    name: str, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made("Pendulum-v1")
+    metadata = read(folder / "data" / "metadata.json")
+    (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"dataset_id": name}))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "roots" / "of" / "others"))
+    for words in (["dataset", "import", str(folder)], ["dataset", "export", str(trained), name],
+                  ["dataset", "make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "1", "--id", name]):  # fmt: skip
+        capsys.readouterr()
+        assert main(words) == 2, words
+        assert f"'{name}' is no dataset id, expected" in capsys.readouterr().err
+    assert not list((tmp_path / "roots").rglob("*outside*"))
