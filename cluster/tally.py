@@ -50,7 +50,7 @@ class Tally:
         self._losses: dict[str, float] = {}
         self._share_s = dict.fromkeys(_SHARES, 0.0)
         self._last_shares: dict[str, float] = {}
-        self._mark = (time.monotonic(), 0, 0)
+        self._mark = (time.monotonic(), 0, 0, 0)
         self._steps_before: int | None = None  # that the earlier parts of the run had told of
 
     def go_on_from(self, line: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Tally:
         elif self._steps_before is not None:
             self.recorded += self.env_steps - self._steps_before
         self._steps_before = None
-        self._mark = (time.monotonic(), self.env_steps, self.updates)
+        self._mark = (time.monotonic(), self.env_steps, self.updates, self.version)
 
     @property
     def progress(self) -> int:
@@ -130,8 +130,8 @@ class Tally:
 
     def line(self) -> dict[str, Any]:
         """One line of metrics.jsonl: totals so far, rates and means since the last line."""
-        now, (then, steps, updates) = time.monotonic(), self._mark
-        self._mark = (now, self.env_steps, self.updates)
+        now, (then, steps, updates, version) = time.monotonic(), self._mark
+        self._mark = (now, self.env_steps, self.updates, self.version)
         seconds = max(now - then, 1e-9)
         window, self._window = self._window, {}
         shards = list(self._shards.values())
@@ -156,6 +156,8 @@ class Tally:
             "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
             "memory_bytes": self.memory_bytes,
         }
+        if self.version > version:
+            line["publish_interval_s"] = seconds / (self.version - version)
         if self.unit == "updates":
             line |= _whole_episodes(shards) | _plans(window)
         else:

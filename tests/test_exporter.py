@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_episodes
+import tiny_runs
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.cli import main
 from cluster.errors import UsageError
 from cluster.exporter import MAX_CONNECTIONS, Exporter
 from cluster.series import METRICS
@@ -110,6 +113,20 @@ def test_stages_plans_and_the_bound_of_a_run_on_episodes_become_series(exporter:
 def test_every_series_has_a_sample_after_a_full_line_and_none_before_the_first(exporter: Exporter) -> None:
     assert samples(exporter) == {}
     exporter.update(LINE)
+    assert {name for name, _ in samples(exporter)} == {series.full_name for series in METRICS}
+
+
+def test_every_series_gets_a_value_from_the_lines_that_real_runs_write(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tmp_path / name for name in ("softgac", "gac", "online")]
+    tiny_episodes.make_dataset(tmp_path / "datasets", monkeypatch)
+    assert tiny_runs.train_inline(runs[0], "Pendulum-v1", 800, evaluation__every_steps=400, metrics__line_s=0.1) == 0
+    assert main(tiny_episodes.train_words("gac", runs[1], "--backend", "inline", "--steps", "10")) == 0
+    assert main(tiny_episodes.finetune_words(runs[1], runs[2], stages=1, metrics__line_s=0.1)) == 0
+    for run in runs:
+        for line in tiny_runs.lines(run / "metrics.jsonl"):
+            exporter.update(line)
     assert {name for name, _ in samples(exporter)} == {series.full_name for series in METRICS}
 
 
