@@ -45,6 +45,7 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.durable import write_atomic
+from rollout_workers.closing import close_or_warn
 from rollout_workers.env_registry import name_module
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluation
@@ -563,7 +564,7 @@ class PolicyModule(TorchRLModule):
                 model_config=settings,
             )
         finally:
-            env.close()
+            close_or_warn(env, config.env)
 
     def setup(self) -> None:
         algorithm = ALGORITHMS[self.model_config["algorithm"]]

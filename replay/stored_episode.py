@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 SHORTEST = 2  # steps: a single step has no course that could be learned
+UNBOUNDED = 1e30  # a bound this large means "no bound"
 OUTSIDE = 1e-4  # of half the action box: what an action may lie outside it by rounding alone
 
 
@@ -169,7 +170,7 @@ def _check_actions(space: gym.Space, name: str) -> None:
             f"{name} has actions in {space}, expected a Box of floats: policies here give continuous actions, so "
             "nothing can be trained on it; choose a dataset with continuous actions"
         )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+    if not (np.abs([space.low, space.high]) < UNBOUNDED).all():
         raise DatasetError(
             f"{name} has actions in the unbounded {space}, expected finite bounds: they cannot be mapped to [-1, 1]; "
             "store it with the bounds of its environment"

@@ -33,7 +33,8 @@ class ActionLog:
             self._steps[i] = 0
 
     def append(self, actions: np.ndarray) -> None:
-        """Remembers one step's actions (E, ...), which must not be changed afterwards."""
+        """Remembers a copy of one step's actions (E, ...): environments may change those that they are given."""
+        actions = actions.copy()
         for i, log in enumerate(self._actions):
             self._steps[i] += 1
             if self._steps[i] <= _LIMIT:
@@ -59,4 +60,4 @@ class ActionLog:
             self._actions[i] = list(state["actions"][i, :steps])
             self._steps[i] = steps
             for action in self._actions[i]:
-                env.step(action)
+                env.step(action.copy())

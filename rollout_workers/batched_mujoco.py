@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rollout_workers.batch_env import EnvError
+from rollout_workers.closing import close_or_warn
 from rollout_workers.env_registry import find_env
 from rollout_workers.fixed_goal import ENTRY_POINT as _FIXED_GOAL
 from rollout_workers.generator_state import pack_generator, unpack_generator
@@ -60,8 +61,11 @@ class BatchedMujocoEnv(VectorEnv):
 
     Equal to ``gymnasium.vector.SyncVectorEnv`` over the same id, seeds and actions: observations (E, O) and rewards
     (E,) float64, all three autoreset modes, ``options={"reset_mask": mask_E}``. Differs in that Dict observations come
-    flat in the order of their sorted keys, and that ``infos`` hold ``final_obs`` alone, plus ``unstable`` (E,) bool
-    when MuJoCo has put a simulation back to its initial state because it had become non-finite.
+    flat in the order of their sorted keys, and that ``infos`` hold ``final_obs`` alone.
+
+    Attributes:
+        unstable_E: bool (E,), the simulations that MuJoCo put back to their initial state in the last step because they had
+            become non-finite; None: none. An attribute, because a key of ``infos`` may be anybody's.
 
     Args:
         env_id: an id for which ``has_fast_path``.
@@ -92,6 +96,7 @@ class BatchedMujocoEnv(VectorEnv):
             contact_forces=self._task.contact_forces,
             derived=self._task.derived,
         )
+        self.unstable_E: np.ndarray | None = None
         self._rngs: list[np.random.Generator] | None = None  # None before the first reset
         self._now_ES = self._stack.gather()
         self._goal_EG = np.zeros((num_envs, self._task.goal_dim))
@@ -121,7 +126,7 @@ class BatchedMujocoEnv(VectorEnv):
             raise EnvError("step before reset, expected reset first: nothing was stepped; call reset(seed=...)")
         if np.count_nonzero(self._done_E):
             return self._step_after_end(actions)
-        outcome, infos = self._advance(actions, None)
+        outcome, infos = self._advance(actions, None), dict[str, Any]()
         obs_EO = self._task.observe(self._now_ES, self._goal_EG)
         self._elapsed_E += 1
         truncated_E = self._elapsed_E >= self._max_steps
@@ -161,12 +166,12 @@ class BatchedMujocoEnv(VectorEnv):
         self._done_E = np.array(state["done"])
         self._rngs = [unpack_generator(row) for row in state["rng"]]
 
-    def _advance(self, actions: np.ndarray, indices: list[int] | None) -> tuple[Outcome, dict[str, Any]]:
+    def _advance(self, actions: np.ndarray, indices: list[int] | None) -> Outcome:
         before_ES = self._now_ES
-        unstable_E = self._stack.step(self._task.control(self._stack, actions), indices)
+        self.unstable_E = self._stack.step(self._task.control(self._stack, actions), indices)
         self._now_ES = self._stack.gather()
         outcome = self._task.judge(before_ES, self._now_ES, self._goal_EG, actions)
-        return outcome, {} if unstable_E is None else {"unstable": unstable_E}
+        return outcome
 
     def _start(self, chosen: Any) -> None:
         assert self._rngs is not None
@@ -197,14 +202,14 @@ class BatchedMujocoEnv(VectorEnv):
                 'is disabled): nothing was stepped; call reset(options={"reset_mask": ended})'
             )
         fresh_E = self._done_E.copy()
-        outcome, infos = self._advance(actions, np.flatnonzero(~fresh_E).tolist())
+        outcome = self._advance(actions, np.flatnonzero(~fresh_E).tolist())
         self._elapsed_E += 1
         self._start(np.flatnonzero(fresh_E).tolist())
         truncated_E = self._elapsed_E >= self._max_steps
         terminated_E = outcome.terminated_E & ~fresh_E
         self._done_E = terminated_E | truncated_E
         obs_EO = self._task.observe(self._now_ES, self._goal_EG)
-        return obs_EO, np.where(fresh_E, 0.0, outcome.reward_E), terminated_E, truncated_E, infos
+        return obs_EO, np.where(fresh_E, 0.0, outcome.reward_E), terminated_E, truncated_E, {}
 
 
 def _open_task(spec: gym.envs.registration.EnvSpec) -> tuple[Task, gym.spaces.Box, gym.spaces.Box]:
@@ -216,4 +221,4 @@ def _open_task(spec: gym.envs.registration.EnvSpec) -> tuple[Task, gym.spaces.Bo
         assert isinstance(observation_space, gym.spaces.Box) and isinstance(env.action_space, gym.spaces.Box)
         return task, env.action_space, observation_space
     finally:
-        env.close()
+        close_or_warn(env, spec.id)

@@ -9,13 +9,15 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rollout_workers.batch_env import BatchEnv, EnvError, StepResult, env_seeds, episode_seed
 from rollout_workers.batched_mujoco import BatchedMujocoEnv, has_fast_path
+from rollout_workers.closing import close_or_warn
 from rollout_workers.env_registry import find_env
 from rollout_workers.gym_vector import VectorBatchEnv
 from rollout_workers.spaces import ActionBox, observation_dim
+from rollout_workers.sync_envs import SyncEnvs
 
 __all__ = [
     "BatchEnv",
@@ -65,9 +67,15 @@ def env_spec(env_id: str) -> EnvSpec:
     env = make_env(env_id)
     try:
         box = ActionBox(env.action_space, env_id)
+        obs_dim = observation_dim(env.observation_space, env_id)
+        if not obs_dim:
+            raise EnvError(
+                f"{env_id} has an observation of no numbers, {env.observation_space}, expected at least one: there is nothing "
+                "to act on; give the environment an observation"
+            )
         return EnvSpec(
             env_id=env_id,
-            obs_dim=observation_dim(env.observation_space, env_id),
+            obs_dim=obs_dim,
             action_dim=box.dim,
             low=box.low_A,
             high=box.high_A,
@@ -75,7 +83,7 @@ def env_spec(env_id: str) -> EnvSpec:
             fast=has_fast_path(env_id),
         )
     finally:
-        env.close()
+        close_or_warn(env, env_id)
 
 
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
@@ -95,7 +103,7 @@ def make_batch_env(env_id: str, num_envs: int, seed: int, fast: bool = True) -> 
     """``num_envs`` environments behind one face, not yet reset.
 
     The standard MuJoCo v5 tasks and PointMaze take the batched path unless ``fast`` is False; an id with a
-    vector entry point of its own is made through that; everything else runs in Gymnasium's SyncVectorEnv.
+    vector entry point of its own is made through that; everything else is stepped in turn by SyncEnvs.
     """
     if num_envs < 1:
         raise EnvError(f"{num_envs} environments asked for, expected 1 or more: there is nothing to step; ask for more")
@@ -108,5 +116,4 @@ def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
     spec = find_env(env_id)
     if spec.vector_entry_point is not None:
         return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
-    makers = [functools.partial(make_env, env_id)] * num_envs
-    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    return SyncEnvs([functools.partial(make_env, env_id)] * num_envs, env_id)

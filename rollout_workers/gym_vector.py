@@ -5,14 +5,16 @@ Letters: E environments, O observation dim, A action dim.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rollout_workers.action_log import ActionLog
 from rollout_workers.batch_env import EnvError, StepResult, env_seeds, episode_seed
 from rollout_workers.batched_mujoco import BatchedMujocoEnv
+from rollout_workers.closing import close_or_warn
 from rollout_workers.spaces import ActionBox, flatten_observation, flatten_observations, observation_dim
 
 
@@ -46,6 +48,9 @@ class VectorBatchEnv:
         self._obs_EO = np.zeros((vec.num_envs, self.obs_dim), dtype=np.float32)
         self._ended_E = np.zeros(vec.num_envs, dtype=bool)  # NEXT_STEP: those that the next step resets
         self._log = ActionLog(vec) if isinstance(vec, SyncVectorEnv) else None
+        self._mujoco = vec if isinstance(vec, BatchedMujocoEnv) else None
+        if isinstance(vec, SyncVectorEnv | AsyncVectorEnv):
+            vec._add_info = functools.partial(_only_final_obs, vec.num_envs)  # type: ignore[method-assign]
         self._all_E = np.ones(vec.num_envs, dtype=bool)
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
@@ -67,12 +72,14 @@ class VectorBatchEnv:
     def step(self, actions_EA: np.ndarray) -> StepResult:
         """See BatchEnv."""
         boxed = self._box.rescale(actions_EA)
-        obs, reward_E, terminated_E, truncated_E, infos = self._vec.step(boxed)
         if self._log is not None:
             self._log.append(boxed)
+        obs, reward_E, terminated_E, truncated_E, infos = self._vec.step(boxed)
         obs_EO = next_obs_EO = flatten_observations(obs, self.num_envs)
-        if "unstable" in infos:  # MuJoCo has started it over by itself: what it shows did not follow from the action
-            next_obs_EO[infos["unstable"]] = np.nan
+        if self._mujoco is not None and self._mujoco.unstable_E is not None:
+            next_obs_EO[self._mujoco.unstable_E] = (
+                np.nan
+            )  # it was started over: what it shows did not follow the action
         valid_E = self._all_E
         done_E = terminated_E | truncated_E
         if self._mode is AutoresetMode.NEXT_STEP:
@@ -104,8 +111,8 @@ class VectorBatchEnv:
             "seeds": np.array(self._seeds, dtype=np.int64),
             "episode": self._episode_E.copy(),
         }
-        if isinstance(self._vec, BatchedMujocoEnv) and self._mode is AutoresetMode.DISABLED:
-            return common | self._vec.get_state()
+        if self._mujoco is not None and self._mode is AutoresetMode.DISABLED:
+            return common | self._mujoco.get_state()
         if self._log is None or self._mode is not AutoresetMode.DISABLED:
             raise self._unsupported("give its state")
         return common | self._log.get_state()
@@ -120,8 +127,8 @@ class VectorBatchEnv:
         self._seeds = [int(seed) for seed in state["seeds"]]
         self._episode_E = np.array(state["episode"])
         self._obs_EO = np.array(state["obs"])
-        if isinstance(self._vec, BatchedMujocoEnv):
-            self._vec.set_state(state)
+        if self._mujoco is not None:
+            self._mujoco.set_state(state)
         elif self._log is not None:
             self._vec.reset(seed=[self._episode_seed(i) for i in range(self.num_envs)])
             self._log.set_state(state)
@@ -131,7 +138,7 @@ class VectorBatchEnv:
 
     def close(self) -> None:
         """See BatchEnv."""
-        self._vec.close()
+        close_or_warn(self._vec, self.env_id)
 
     def _episode_seed(self, index: int) -> int:
         return episode_seed(self._seeds[index], int(self._episode_E[index]))
@@ -165,6 +172,13 @@ class VectorBatchEnv:
             f"{self.env_id} comes as a vector environment with autoreset mode {self._mode.value}, expected "
             f"{AutoresetMode.DISABLED.value} to {what}: this was not done; register it without its vector entry point"
         )
+
+
+def _only_final_obs(num_envs: int, infos: dict[str, Any], info: dict[str, Any], index: int) -> dict[str, Any]:
+    """Replaces ``VectorEnv._add_info``: other infos are read by nobody here, and not all of them can be merged."""
+    if "final_obs" in info:
+        infos.setdefault("final_obs", np.full(num_envs, None, dtype=object))[index] = info["final_obs"]
+    return infos
 
 
 def _autoreset_mode(vec: VectorEnv, env_id: str) -> AutoresetMode:

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from replay.stored_episode import UNBOUNDED
 from rollout_workers.batch_env import EnvError
 
 
@@ -30,6 +31,8 @@ class ActionBox:
         self._low_A, self._high_A = space.low.ravel(), space.high.ravel()
         self._middle_A = ((self.high_A + self.low_A) / 2).astype(space.dtype)
         self._half_A = ((self.high_A - self.low_A) / 2).astype(space.dtype)
+        ends_2A = self._middle_A - self._half_A, self._middle_A + self._half_A
+        self._exact = np.array_equal(ends_2A, (self._low_A, self._high_A))  # else rounding misses a bound
 
     @property
     def dim(self) -> int:
@@ -51,6 +54,9 @@ class ActionBox:
         scaled_EA += self._middle_A
         np.maximum(scaled_EA, self._low_A, out=scaled_EA)
         np.minimum(scaled_EA, self._high_A, out=scaled_EA)
+        if not self._exact:
+            np.copyto(scaled_EA, self._low_A, where=actions_EA <= -1)
+            np.copyto(scaled_EA, self._high_A, where=actions_EA >= 1)
         return scaled_EA.reshape(-1, *self._shape) if len(self._shape) != 1 else scaled_EA
 
     @staticmethod
@@ -65,13 +71,14 @@ class ActionBox:
                 f"{env_id} has actions of type {space.dtype} and shape {space.shape}, expected a non-empty vector of "
                 "floats: actions in [-1, 1] cannot be mapped onto it; wrap the environment with a float action Box"
             )
-        unbounded = np.flatnonzero(~(np.isfinite(space.low) & np.isfinite(space.high)).ravel())
+        bounds = np.stack([space.low.ravel(), space.high.ravel()]).astype(np.float64)
+        unbounded = np.flatnonzero(~(np.abs(bounds) < UNBOUNDED).all(axis=0))
         if unbounded.size:
             at = int(unbounded[0])
             raise EnvError(
                 f"{env_id} has an unbounded action box: coordinate {at} is in [{space.low.ravel()[at]}, "
-                f"{space.high.ravel()[at]}], expected finite bounds: actions in [-1, 1] cannot be mapped onto it; wrap "
-                "the environment with gymnasium.wrappers.RescaleAction or a Box with finite bounds"
+                f"{space.high.ravel()[at]}], expected finite bounds below {UNBOUNDED:g}: actions in [-1, 1] "
+                "cannot be mapped onto it; wrap the environment with gymnasium.wrappers.RescaleAction or a Box with finite bounds"
             )
 
 
@@ -97,6 +104,31 @@ def flatten_observations(obs: Any, num_envs: int) -> np.ndarray:
         return obs.reshape(num_envs, -1).astype(np.float32)
     parts = _parts(obs, num_envs)
     return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
+
+
+def flatten_checked(space: gym.Space, obs: Any, env_id: str) -> np.ndarray:
+    """As ``flatten_observation``; EnvError, naming the part, where ``obs`` has other keys or shapes than ``space``."""
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(obs, Mapping) or any(key not in obs for key in space):
+            seen = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+            raise EnvError(
+                f"{env_id} returned an observation with {seen}, expected the keys {sorted(space)} of its space: it "
+                "cannot be stored and the worker stops; return every key of the observation space"
+            )
+        return np.concatenate([flatten_checked(space[key], obs[key], f"{env_id} [{key!r}]") for key in sorted(space)])
+    try:
+        array = np.array(obs, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EnvError(
+            f"{env_id} returned {type(obs).__name__} as an observation ({error}), expected numbers of shape {space.shape}: "
+            "it cannot be stored and the worker stops; return an array from reset() and step()"
+        ) from error
+    if array.shape != space.shape:
+        raise EnvError(
+            f"{env_id} returned an observation of shape {array.shape}, expected {space.shape} as its space says: it cannot "
+            "be stored and the worker stops; return that shape from reset() and step(), or correct the space"
+        )
+    return array.ravel()
 
 
 def flatten_observation(obs: Any) -> np.ndarray:

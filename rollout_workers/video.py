@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import SeedSequence
 
 from rollout_workers.acting import Actor
+from rollout_workers.closing import close_or_warn
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import plan_streams
 from rollout_workers.planning import PlanActor
@@ -62,7 +63,7 @@ def record_video(
         return video
     finally:
         partial.unlink(missing_ok=True)
-        camera.env.close()
+        close_or_warn(camera.env, env_id)
 
 
 def find_gl() -> str:
