@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
@@ -14,23 +13,38 @@ import replay
 import rollout_workers
 from cluster import episode_checks
 from cluster.config import RunConfig
+from cluster.device_checks import device_problems, endpoint_problems, on_this_machine
 from cluster.errors import UsageError
 from cluster.graph import Plan, offline_rows, workers_of
 from cluster.run_dir import ROOT, RunDirectory
 from replay.memory import bytes_needed
+from replay.option import range_problems
 from rollout_workers.envs import EnvError, env_spec
 
 PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest seen, an inline run, had 520 MiB resident
 RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
 
 
-def make_plan(config: RunConfig, run: RunDirectory, start: int) -> Plan:
-    """Checks the configuration against the environment and this machine; UsageError lists every problem."""
-    plan = plan_of(config, run, start)
-    problems = _problems(config) + _dataset_problems(plan)
-    if not problems:
+def make_plan(config: RunConfig, run: RunDirectory, start: int, found: list[str] | None = None) -> Plan:
+    """Checks the configuration against the environment and this machine.
+
+    Args:
+        found: problems of the command line, which are listed with those found here.
+
+    Raises:
+        UsageError: lists every problem; nothing has been started or written.
+    """
+    problems = [*(found or ()), *_problems(config), *device_problems(config), *endpoint_problems(config)]
+    plan = None
+    try:
+        plan = plan_of(config, run, start)
+    except UsageError as error:
+        problems.append(str(error))
+    if plan is not None:
+        problems += _dataset_problems(plan)
+    if plan is not None and not problems:
         problems += _memory_problems(plan)
-    if problems:
+    if plan is None or problems:
         raise UsageError(
             "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
         )
@@ -87,6 +101,7 @@ def _problems(config: RunConfig) -> list[str]:
             envs_per_worker=worker.envs_per_worker,
             chunk_steps=worker.chunk_steps,
         )
+    found += range_problems(config)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).problems()]
     found += episode_checks.stage_problems(config)
@@ -95,12 +110,6 @@ def _problems(config: RunConfig) -> list[str]:
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {worker.workers}: a worker writes to one shard, so "
             "one would stay empty; start more workers or fewer shards"
         )
-    if config.seed < 0:
-        found.append(
-            f"seed is {config.seed}, expected at least 0: generators and environments take no other; give another"
-        )
-    if config.steps < 1:
-        found.append(f"steps is {config.steps}, expected at least 1")
     return found
 
 
@@ -132,8 +141,7 @@ def _dataset_problems(plan: Plan) -> list[str]:
 
 def _memory_problems(plan: Plan) -> list[str]:
     """What this machine cannot hold. A running cluster has machines of its own, about which nothing is known here."""
-    address = plan.config.ray.address or os.environ.get("RAY_ADDRESS", "")
-    if plan.config.backend == "ray" and address not in ("", "local"):
+    if not on_this_machine(plan.config):
         return []
     needed, machine = memory_bytes(plan), psutil.virtual_memory().total
     total = sum(needed.values())

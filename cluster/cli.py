@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import traceback
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
+from cluster.arguments import count, point, seconds, seed
 from cluster.config import PRESETS, RunConfig, describe, make_preset, override
 from cluster.dataset_command import add_dataset
 from cluster.env_again import add_env_again, name_env_again
@@ -60,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset(commands)
     resume = _command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    resume.add_argument("--steps", type=_count, help="env steps of the whole run (default: as before)")
+    resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
     resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
     add_env_again(resume)
     evaluate = _command(commands, "evaluate", _evaluate, "run deterministic episodes with a run's newest policy")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    evaluate.add_argument("--episodes", type=_count, default=10, help="episodes (default: 10)")
-    evaluate.add_argument("--seed", type=int, default=10_000, help="episode i starts from seed + i (default: 10000)")
+    evaluate.add_argument("--episodes", type=count, default=10, help="episodes (default: 10)")
+    evaluate.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
     evaluate.add_argument(
         "--mode",
         choices=["prior", "st", "kl", "max"],
@@ -84,15 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
     plan = _command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
     plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    plan.add_argument("--start", type=_point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
+    plan.add_argument("--start", type=point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
     plan.add_argument("--plot", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
-    plan.add_argument("--seed", type=int, default=10_000, help="of starts and samples (default: 10000)")
+    plan.add_argument("--seed", type=seed, default=10_000, help="of starts and samples (default: 10000)")
     add_env_again(plan)
     scale = _command(commands, "scale", _scale, "change the number of rollout workers while the run goes on")
     scale.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    scale.add_argument("--workers", type=_count, required=True, help="rollout workers from now on, 1 to 4096")
+    scale.add_argument("--workers", type=count, required=True, help="rollout workers from now on, 1 to 4096")
     scale.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds to wait for the run's answer (default: 120)"
+        "--timeout", type=seconds, default=120.0, help="seconds to wait for the run's answer (default: 120)"
     )
     status = _command(commands, "status", _status, "how a run is going, or how it ended")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "presets", _presets, "the named configurations")
     config = _command(commands, "config", _config, "every field of a preset: value, unit, meaning")
     config.add_argument("preset", metavar="PRESET", help=", ".join(PRESETS))
+    config.add_argument("--env", metavar="ID", help="resolve what preset paper sets by task (default: HalfCheetah-v5)")
     config.add_argument("--algorithm", default="softgac", choices=list(ALGORITHMS), help="(default: softgac)")
     return parser
 
@@ -123,15 +126,15 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--steps",
-        type=_count,
+        type=count,
         help="env steps of the whole run; of gac, bc, percent-bc and dt: updates (default: the preset's)",
     )
-    train.add_argument("--workers", type=_count, help="rollout worker processes (default: the preset's)")
+    train.add_argument("--workers", type=count, help="rollout worker processes (default: the preset's)")
     train.add_argument(
-        "--envs-per-worker", type=_count, help="environments a worker steps as one batch (default: the preset's)"
+        "--envs-per-worker", type=count, help="environments a worker steps as one batch (default: the preset's)"
     )
-    train.add_argument("--shards", type=_count, help="replay shard processes (default: 1)")
-    train.add_argument("--learners", type=_count, help="learner processes that share one update (default: 1)")
+    train.add_argument("--shards", type=count, help="replay shard processes (default: 1)")
+    train.add_argument("--learners", type=count, help="learner processes that share one update (default: 1)")
     train.add_argument(
         "--backend", choices=["ray", "inline"], help="ray: actors; inline: one process, deterministic (default: ray)"
     )
@@ -162,14 +165,14 @@ def _add_finetune(commands: Any) -> None:
     )
     finetune.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     finetune.add_argument(
-        "--stages", type=_count, help="times that episodes are gathered and then learned from (default: 3)"
+        "--stages", type=count, help="times that episodes are gathered and then learned from (default: 3)"
     )
-    finetune.add_argument("--episodes-per-stage", type=_count, help="episodes gathered in a stage (default: 500)")
-    finetune.add_argument("--updates-per-stage", type=_count, help="updates that follow (default: 2500)")
+    finetune.add_argument("--episodes-per-stage", type=count, help="episodes gathered in a stage (default: 500)")
+    finetune.add_argument("--updates-per-stage", type=count, help="updates that follow (default: 2500)")
     finetune.add_argument(
         "--target", choices=["moving", "fixed"], help="return that exploring plans ask for (default: moving)"
     )
-    finetune.add_argument("--steps", type=_count, help="env steps of an actor-critic's run (default: as its base run)")
+    finetune.add_argument("--steps", type=count, help="env steps of an actor-critic's run (default: as its base run)")
     finetune.add_argument("--dataset", metavar="ID", help="dataset to mix in (default: the base run's)")
     finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
     finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
@@ -187,24 +190,6 @@ def _command(
     parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     parser.set_defaults(command=run)
     return parser
-
-
-def _point(text: str) -> tuple[float, float]:
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, such as -1,1") from None
-    return x, y
-
-
-def _count(text: str) -> int:
-    try:
-        value = float(text.replace("_", ""))
-        if value >= 1 and value == int(value):
-            return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
 
 
 FLAGS = {
@@ -231,8 +216,8 @@ def settings_of(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
-def resolve(arguments: argparse.Namespace) -> RunConfig:
-    """The configuration that a ``train`` command line asks for."""
+def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
+    """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
     from rollout_workers.env_registry import name_module
 
     config = make_preset(arguments.algorithm, arguments.preset)
@@ -253,7 +238,7 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
         value = getattr(arguments, flag)
         if value is not None:
             settings[key] = str(value)
-    return override(config, settings)
+    return override(make_preset(arguments.algorithm, arguments.preset, settings["env"]), settings, problems)
 
 
 def _env_of_dataset(name: str) -> str:
@@ -278,9 +263,10 @@ def _train(arguments: argparse.Namespace) -> int:
     from cluster.run_dir import RunDirectory
 
     check_tree()
-    config = resolve(arguments)
+    problems: list[str] = []
+    config = resolve(arguments, problems)
     path = arguments.run_dir or _new_run_dir(config)
-    plan = make_plan(config, RunDirectory(path), 0)  # every problem is found before anything is written
+    plan = make_plan(config, RunDirectory(path), 0, problems)  # every problem is found before anything is written
     _read_dataset(plan)
     _knock(config)
     return drive(RunDirectory.create(path, config), plan)
@@ -318,9 +304,10 @@ def _finetune(arguments: argparse.Namespace) -> int:
             settings[f"online.{flag}"] = str(getattr(arguments, flag))
     if arguments.address:
         settings["ray.address"] = arguments.address
-    config = finetuned(base, settings, arguments.target)
+    problems: list[str] = []
+    config = finetuned(base, settings, arguments.target, problems)
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
-    plan = make_plan(config, RunDirectory(path), 0)
+    plan = make_plan(config, RunDirectory(path), 0, problems)
     check_base(plan)
     _read_dataset(plan)
     _knock(config)
@@ -361,7 +348,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     run.hold()
     run.check_resumable(config)
     _knock(config)
-    plan = make_plan(config, run, run.count_start())
+    plan = dataclasses.replace(make_plan(config, run, 0), start=run.count_start())
     run.write_config(config)
     run.clear_outcome()
     return drive(run, plan)
@@ -418,7 +405,12 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from cluster.report import write_report
 
-    write_report(arguments.run_dirs, arguments.output)
+    try:
+        write_report(arguments.run_dirs, arguments.output)
+    except OSError as error:
+        raise RunError(
+            f"{arguments.output} could not be written ({error}); give --output a file that can be"
+        ) from error
     print(arguments.output)
     return 0
 
@@ -431,5 +423,5 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    print(describe(make_preset(arguments.algorithm, arguments.preset)))
+    print(describe(make_preset(arguments.algorithm, arguments.preset, arguments.env)))
     return 0

@@ -18,6 +18,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from cluster.checks import plan_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_policy, set_threads
+from cluster.history import evaluation_records
 from cluster.inspection import newest_weights
 from cluster.replayed import Progress, replayed_episodes
 from cluster.run_dir import RunDirectory
@@ -128,8 +129,8 @@ def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> R
         return acting.begin(_streams(seed, numbers), [False] * len(numbers))
 
     newest = runs.mean_return(deterministic, FIXED_STARTS, episodes)
-    seen = [line["returns"] for line in RunDirectory.open(run_dir).lines("evaluations.jsonl")]
-    best = max([newest, *(float(np.mean(returns)) for returns in seen if returns)])
+    seen = [float(np.mean(found.returns)) for _, found in evaluation_records(run_dir, plan.config.unit, [])]
+    best = max([newest, *seen])
     return References(runs.mean_return(_uniform(seed, plan.action_dim), FIXED_STARTS, episodes), best)
 
 

@@ -13,30 +13,43 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
+from cluster.setting_text import parse_setting
+from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
-from replay.option import option, too_low
+from replay.option import BUDGET, RESERVED, SEED_LIMIT, fits_type, option, range_of, range_problems, type_of
 from rollout_workers.config import EvaluationConfig, WorkerConfig
+
+READ_ON_EPISODES = ("shards", "capacity_rows", "snapshot_s", "snapshots_kept")  # replay settings of such runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     """What a run tells while it runs."""
 
-    line_s: float = option(2.0, "s", "time between two lines of metrics.jsonl")
+    line_s: float = option(
+        2.0, "s", "time between two lines of metrics.jsonl", at_least=0, why="there is no time before now"
+    )
     host: str = option("127.0.0.1", "address", "where the Prometheus endpoint listens; 0.0.0.0 opens it to the network")
-    port: int = option(0, "port", "port of the Prometheus endpoint; 0: any free one, named in live.json; -1: none")
+    port: int = option(
+        0,
+        "port",
+        "port of the Prometheus endpoint; 0: any free one, named in live.json; -1: none",
+        at_least=-1,
+        at_most=65_535,
+        why="nobody could listen there; -1 opens none",
+    )
     tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
 
     def problems(self) -> list[str]:
         """Every value with which a run could not tell anything, with its fix; empty when there is none."""
-        return too_low(
-            self,
-            (
-                ("line_s", 0, "there is no time before now"),
-                ("port", -1, "a port is a number from 0; -1 means none"),
-            ),
-        )
+        found = range_problems(self)
+        if isinstance(self.host, str) and not self.host.strip():
+            found.append(
+                "host is empty, expected an address to listen on: an empty one would open the endpoint to every network; set "
+                "127.0.0.1, or 0.0.0.0 to open it on purpose"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,37 +59,57 @@ class RayConfig:
     address: str = option(
         "", "address", "of a running cluster; empty: RAY_ADDRESS, or else a cluster of the run's own on this machine"
     )
-    object_store_bytes: int = option(536_870_912, "bytes", "object store of a local cluster that the run starts itself")
-    shard_cpus: float = option(0.1, "CPUs", "what one replay shard reserves")
-    shard_restart_budget: int = option(3, "restarts", "restarts of one shard before the run halts")
-    call_timeout_s: float = option(60.0, "s", "deadline of one call to an actor")
-    start_timeout_s: float = option(120.0, "s", "deadline for the actors to start: a cluster may be scaling up")
+    object_store_bytes: int = option(
+        536_870_912,
+        "bytes",
+        "object store of a local cluster that the run starts itself",
+        at_least=75 * 2**20,
+        why="Ray refuses a smaller object store",
+    )
+    shard_cpus: float = option(0.1, "CPUs", "what one replay shard reserves", **RESERVED)
+    shard_restart_budget: int = option(3, "restarts", "restarts of one shard before the run halts", **BUDGET)
+    call_timeout_s: float = option(
+        60.0, "s", "deadline of one call to an actor", at_least=1, why="a healthy actor would be taken for a silent one"
+    )
+    start_timeout_s: float = option(
+        120.0,
+        "s",
+        "deadline for the actors to start: a cluster may be scaling up",
+        at_least=1,
+        why="no actor would start in time",
+    )
 
     def problems(self) -> list[str]:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""
-        return too_low(
-            self,
-            (
-                ("object_store_bytes", 75 * 2**20, "Ray refuses a smaller object store"),
-                ("shard_cpus", 0, "a share cannot be negative"),
-                ("shard_restart_budget", 0, "a count cannot be negative; 0 halts at the first failure"),
-                ("call_timeout_s", 1, "a healthy actor would be taken for a silent one"),
-                ("start_timeout_s", 1, "no actor would start in time"),
-            ),
-        )
+        return range_problems(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
     """Stages of a run that learns from whole episodes: gather, then learn, in turn. 0 stages: it learns from its dataset alone."""
 
-    stages: int = option(0, "stages", "times that episodes are gathered and then learned from; the paper's log has 3")
+    stages: int = option(
+        0,
+        "stages",
+        "times that episodes are gathered and then learned from; the paper's log has 3",
+        at_least=0,
+        at_most=1_000_000,
+        why="a count cannot be negative; 0 learns from the dataset alone",
+    )
     episodes_per_stage: int = option(
         500,
         "episodes",
         "episodes gathered in a stage, over all shards; the paper's log: 500 in mazes, about 100 elsewhere",
+        at_least=1,
+        why="a stage would gather nothing",
     )
-    updates_per_stage: int = option(2_500, "updates", "updates that follow each gathering; the log: about 1,000")
+    updates_per_stage: int = option(
+        2_500,
+        "updates",
+        "updates that follow each gathering; the log: about 1,000",
+        at_least=1,
+        why="nothing would be learned from what was gathered",
+    )
     plan: str = option(
         "explore",
         "name",
@@ -87,14 +120,7 @@ class OnlineConfig:
 
     def problems(self) -> list[str]:
         """Every value with which a stage could not be made, with its fix; empty when there is none."""
-        return too_low(
-            self,
-            (
-                ("stages", 0, "a count cannot be negative; 0 learns from the dataset alone"),
-                ("episodes_per_stage", 1, "a stage would gather nothing"),
-                ("updates_per_stage", 1, "nothing would be learned from what was gathered"),
-            ),
-        )
+        return range_problems(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +132,20 @@ class RunConfig:
     env: str = option("HalfCheetah-v5", "id", "Gymnasium environment id")
     dataset: str = option("", "id", "Minari dataset that is learned from; empty: none")
     steps: int = option(
-        1_000_000, "env steps", "length of the whole run; of algorithms that learn from whole episodes: its updates"
+        1_000_000,
+        "env steps",
+        "length of the whole run; of algorithms that learn from whole episodes: its updates",
+        at_least=1,
+        why="a run of no steps learns nothing",
     )
-    seed: int = option(1, "1", "seed of everything random in the run")
+    seed: int = option(
+        1,
+        "1",
+        "seed of everything random in the run",
+        at_least=0,
+        at_most=SEED_LIMIT,
+        why="generators and environments take no other",
+    )
     backend: str = option(
         "ray", "name", "ray: actors; inline: the same graph in one process, deterministic", ("ray", "inline")
     )
@@ -134,7 +171,7 @@ class RunConfig:
 
 
 def paper(algorithm: str) -> RunConfig:
-    """The published settings, unchanged; needs a GPU."""
+    """The published settings; softgac and sac take support, width and steps by the task; needs a GPU."""
     if ALGORITHMS[algorithm].items == "episodes":
         config = _on_episodes(algorithm, "paper")
         return dataclasses.replace(config, learner=dataclasses.replace(config.learner, gpus=1.0, cpus=1.0))
@@ -191,8 +228,12 @@ def timed(algorithm: str) -> RunConfig:
 PRESETS = {"cpu": cpu, "timed": timed, "paper": paper}
 
 
-def make_preset(algorithm: str, name: str) -> RunConfig:
-    """The named preset for an algorithm; UsageError names the nearest when there is none, or whose it is."""
+def make_preset(algorithm: str, name: str, env: str | None = None) -> RunConfig:
+    """The named preset for an algorithm; UsageError names the nearest when there is none, or whose it is.
+
+    Args:
+        env: environment id, by which preset ``paper`` of softgac and sac takes what the paper sets by task.
+    """
     _known(algorithm, ALGORITHMS, "algorithm")
     owners = [other for other, found in ALGORITHMS.items() if name in found.presets]
     if owners and algorithm not in owners:
@@ -201,20 +242,49 @@ def make_preset(algorithm: str, name: str) -> RunConfig:
             f"It is of {', '.join(owners)} alone: name that algorithm, or another preset"
         )
     _known(name, ALGORITHMS[algorithm].presets, "preset")
-    return PRESETS[name](algorithm)
+    config = PRESETS[name](algorithm)
+    return config if env is None else for_task(dataclasses.replace(config, env=env))
 
 
-def override(config: RunConfig, settings: dict[str, str]) -> RunConfig:
-    """``config`` with dotted keys set from text; every bad key or value is listed in one UsageError."""
-    problems: list[str] = []
+def override(config: RunConfig, settings: dict[str, str], problems: list[str] | None = None) -> RunConfig:
+    """``config`` with dotted keys set from text; every key that is not there and every value of another type is a problem.
+
+    Args:
+        problems: takes them, for a caller that lists them with others; None: they are one UsageError.
+    """
+    found: list[str] = []
     for key, text in settings.items():
         try:
             config = _override_one(config, key, text)
         except UsageError as error:
-            problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
+            found.append(str(error))
+    if problems is not None:
+        problems += found
+    elif found:
+        raise UsageError("\n".join(found))
     return config
+
+
+def out_of_range(config: RunConfig) -> list[str]:
+    """One line for each field whose value has not its type or its range; of those that the run does not read, its type."""
+    found = range_problems(config)
+    for part in (
+        field.name for field in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, field.name))
+    ):
+        settings = getattr(config, part)
+        unread = [
+            field
+            for field in dataclasses.fields(settings)
+            if part == "replay" and config.learns_from_episodes and field.name not in READ_ON_EPISODES
+        ]
+        names = tuple(field.name for field in dataclasses.fields(settings) if field not in unread)
+        found += [f"{part}.{text}" for text in range_problems(settings, names)]
+        found += [
+            f"{part}.{field.name} is {getattr(settings, field.name)!r}, expected {type_of(field)}"
+            for field in unread
+            if not fits_type(field, getattr(settings, field.name))
+        ]
+    return found
 
 
 def flatten(config: RunConfig) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -236,12 +306,13 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> RunConfig:
-    """The configuration that ``to_json`` wrote; unknown or missing fields are a UsageError."""
-    _known(data.get("algorithm", ""), ALGORITHMS, "algorithm")
-    _known(data.get("preset", ""), PRESETS, "preset")
+    """The configuration that ``to_json`` wrote; UsageError names every field that is unknown, missing or out of its range."""
+    for name, table in (("algorithm", ALGORITHMS), ("preset", PRESETS)):
+        if not isinstance(data.get(name), str):
+            raise UsageError(f"{name} is {data.get(name)!r}, expected one of {', '.join(table)}; nothing was started")
+        _known(data[name], table, name)
     config = make_preset(data["algorithm"], data["preset"])
-    seen = {key: value for key, value in _leaves_of(data)}
-    expected = flatten(config)
+    seen, expected = dict(_leaves_of(data)), flatten(config)
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
         raise UsageError(
@@ -249,21 +320,22 @@ def from_json(data: dict[str, Any]) -> RunConfig:
             "drawbridge and would not mean the same here; check out the version named in its config.json"
         )
     for key, value in seen.items():
-        config = _replace(config, key, value)
+        field = expected[key][1]
+        whole = type(value) is int and "float" in str(field.type)
+        config = _replace(config, key, float(value) if whole and abs(value) < 2**53 else value)
+    if found := out_of_range(config):
+        raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config
 
 
 def describe(config: RunConfig) -> str:
-    """A table of every field: key, value, unit, meaning."""
+    """A table of every field: key, value, unit, range, meaning."""
     rows = [
-        (key, _shown(value), field.metadata["unit"], field.metadata["help"])
+        (key, _shown(value), field.metadata["unit"], range_of(field) or type_of(field), field.metadata["help"])
         for key, (value, field) in flatten(config).items()
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = []
-    for key, value, unit, meaning in rows:
-        lines.append(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {unit:<{widths[2]}}  {meaning}")
-    return "\n".join(lines)
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0))) for row in rows)
 
 
 def _shown(value: Any) -> str:
@@ -300,7 +372,7 @@ def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:
         raise UsageError(f"--set {key}: this is chosen by the command itself, not by --set; nothing was started")
     old, field = leaves[key]
     absent = "None" in str(field.type)  # what may be absent is a number
-    value = None if absent and text.lower() == "none" else _parse(key, text, float if absent else type(old))
+    value = None if absent and text.lower() == "none" else parse_setting(key, text, float if absent else type(old))
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise UsageError(
@@ -314,31 +386,3 @@ def _replace(config: RunConfig, key: str, value: Any) -> RunConfig:
         return dataclasses.replace(config, **{key: value})
     part, leaf = key.split(".", 1)
     return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{leaf: value})})
-
-
-_EXAMPLES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _whole(text: str) -> int:
-    """25000, 25_000 or 25e3; ValueError or OverflowError for what is no whole number. Long ones keep every digit."""
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if number != int(number):
-            raise
-        return int(number)
-
-
-def _parse(key: str, text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if kind is int:
-            return _whole(text)
-        return kind(text)
-    except (KeyError, ValueError, OverflowError):
-        raise UsageError(
-            f"--set {key}={text}: {text!r} is not of type {kind.__name__}, expected {_EXAMPLES[kind]}; nothing was started; "
-            "give the field a value of its type"
-        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -52,7 +53,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
                 include_dashboard=False,
                 num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
                 object_store_memory=object_store_bytes,
-                runtime_env={"env_vars": THREADS},
+                runtime_env={"env_vars": threads()},
                 **common,
             )
         return True
@@ -61,10 +62,20 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
     tree = {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "*.png", "*.mp4"]}
     try:
         with _own_signals():
-            ray.init(address=address, runtime_env={"env_vars": THREADS, **tree}, **common)
+            ray.init(address=address, runtime_env={"env_vars": threads(), **tree}, **common)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
+
+
+def threads() -> dict[str, str]:
+    """One thread for each library in every process of the run, unless the Ray job that this is sets its own.
+
+    A job's variables reach all of its processes, and Ray ends a job whose driver names one of them again.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in THREADS.items() if name not in given}
 
 
 def disconnect(own: bool) -> None:

@@ -17,6 +17,7 @@ from cluster.exporter import Exporter
 from cluster.graph import Plan, offline_rows
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
+from cluster.task_preset import unpublished
 from cluster.wording import algorithm_name
 
 
@@ -47,6 +48,8 @@ def drive(run: RunDirectory, plan: Plan) -> int:
         console.event(
             f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}"
         )
+        if unknown := unpublished(config):
+            console.event(unknown)
         if refused := _refused(plan):
             console.event(refused)
         if left_out := _left_out(plan):

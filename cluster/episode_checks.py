@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from cluster.config import OnlineConfig, RunConfig
+from cluster.config import READ_ON_EPISODES, OnlineConfig, RunConfig
 from cluster.finetune import STAGED
 from cluster.graph import Plan, workers_of
 from replay.config import ReplayConfig
 from replay.episode_shard import bytes_needed
-from replay.option import too_low
+from replay.option import range_problems
 
 
 def replay_problems(config: RunConfig) -> list[str]:
     """What is wrong with the shards' settings, of those that shards of whole episodes have."""
-    found = too_low(
-        config.replay,
-        (
-            ("shards", 1, "there would be nowhere to store experience"),
-            ("snapshot_s", 0, "there is no time before now"),
-            ("snapshots_kept", 1, "a resumed run would find no replay"),
-        ),
-    )
+    found = range_problems(config.replay, READ_ON_EPISODES)
     return [f"replay.{text}" for text in found]
 
 

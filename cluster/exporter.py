@@ -171,14 +171,22 @@ class _Handler(WSGIRequestHandler):
         return str(self.client_address[0])
 
 
+def check_can_listen(host: str, port: int) -> None:
+    """UsageError unless a server could listen there now."""
+    _listen(host, port).server_close()
+
+
 def _listen(host: str, port: int) -> _Server:
+    if not host.strip():
+        raise UsageError(
+            "metrics.host is empty, expected an address of this machine: an empty one would open the endpoint to every network; "
+            "nothing was started; set 127.0.0.1, or 0.0.0.0 to open it on purpose"
+        )
     try:
-        family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         server: type[_Server] = type("Server", (_Server,), {"address_family": family})
         return server(address[:2], _Handler)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise UsageError(
             f"the metrics endpoint cannot listen on {_joined(host, port)} ({error}); expected a free port on an "
             "address of this machine; nothing was started; choose another metrics.port (0: any free one) or "

@@ -20,7 +20,9 @@ STAGES_ARE_LEARNED_BY = {  # unless told otherwise
 }
 
 
-def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None = None) -> RunConfig:
+def finetuned(
+    base: RunDirectory, settings: dict[str, str], target: str | None = None, problems: list[str] | None = None
+) -> RunConfig:
     """The configuration of the run that goes on online from ``base``.
 
     An algorithm that learns from whole episodes makes stages of gathering and learning, an actor-critic goes on acting and
@@ -30,6 +32,7 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
         base: the run to go on from.
         settings: dotted keys over the base run's own.
         target: "moving" or "fixed" target of exploring plans; None: as the agent has it.
+        problems: takes what is wrong with single settings; None: they are one UsageError.
 
     Raises:
         UsageError: the settings do not fit the algorithm, or it has no way to go on online.
@@ -40,7 +43,7 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
         _refuse(config, settings, target)
         # its policy acts from the first step on: there is nothing that random actions would be better for
         config = dataclasses.replace(config, worker=dataclasses.replace(config.worker, random_steps=0))
-        return override(dataclasses.replace(config, online=online), settings)
+        return override(dataclasses.replace(config, online=online), settings, problems)
     if config.algorithm not in STAGED:
         raise UsageError(
             f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of gac, "
@@ -53,7 +56,9 @@ def finetuned(base: RunDirectory, settings: dict[str, str], target: str | None =
         )
     online = dataclasses.replace(online, stages=3)
     asked = {} if target is None else {"agent.explore_target": target}
-    config = override(dataclasses.replace(config, online=online), {**STAGES_ARE_LEARNED_BY, **asked, **settings})
+    config = override(
+        dataclasses.replace(config, online=online), {**STAGES_ARE_LEARNED_BY, **asked, **settings}, problems
+    )
     if "agent.cycle" not in settings:
         agent = dataclasses.replace(config.agent, cycle=config.online.updates_per_stage)
         config = dataclasses.replace(config, agent=agent)

@@ -7,13 +7,13 @@ cannot be used is left out and named in ``Run.notes``.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.documents import Damaged, is_counter, misfits, number, parsed, read_object
 from cluster.errors import UsageError
 
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
@@ -115,7 +115,7 @@ class Run:
 
 def unit_of(config: Mapping[str, Any]) -> str:
     """The unit that a configuration's length is counted in."""
-    return str(config.get("unit", "env_steps"))
+    return "updates" if config.get("unit") == "updates" else "env_steps"
 
 
 def agent_metrics(line: Mapping[str, Any]) -> dict[str, str]:
@@ -140,10 +140,10 @@ def read_run(path: str | Path) -> Run:
             "the directory that was passed as --run-dir"
         )
     notes: list[str] = []
-    documents = {name: _document(path / f"{name}.json", notes) for name in ("config", "summary", "failure", "live")}
+    documents = {name: document(path / f"{name}.json", notes) for name in ("config", "summary", "failure", "live")}
     unit = unit_of(documents["config"])
     metrics = [_numbers(line) for line in _lines(path / "metrics.jsonl", notes)]
-    evaluations = [e for line in _lines(path / "evaluations.jsonl", notes) if (e := _evaluation(line, unit, notes))]
+    evaluations = [found for _, found in evaluation_records(path, unit, notes)]
     return Run(
         path=path,
         **documents,
@@ -153,18 +153,24 @@ def read_run(path: str | Path) -> Run:
     )
 
 
-def _document(path: Path, notes: list[str]) -> dict[str, Any]:
+def document(path: Path, notes: list[str]) -> dict[str, Any]:
+    """What is usable of a run's JSON file, empty where there is none; what is not is left out and put into ``notes``."""
     try:
-        value = json.loads(path.read_bytes())
+        data = read_object(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, Damaged) as error:
         notes.append(f"{path.name} could not be read and was left out: {error}")
         return {}
-    if isinstance(value, dict):
-        return value
-    notes.append(f"{path.name} holds a {type(value).__name__}, expected an object, and was left out")
-    return {}
+    bad = misfits(data) if path.name != "config.json" else {}
+    notes += [f"{path.name}: {text}; it was left out" for text in bad.values()]
+    return {key: value for key, value in data.items() if key not in bad}
+
+
+def evaluation_records(path: Path, unit: str, notes: list[str]) -> list[tuple[dict[str, Any], Evaluation]]:
+    """The usable lines of the evaluations.jsonl of run directory ``path``, in order, as they stand and as they are read."""
+    lines = _lines(path / "evaluations.jsonl", notes)
+    return [(line, found) for line in lines if (found := _evaluation(line, unit, notes))]
 
 
 def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
@@ -194,20 +200,28 @@ def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parsed(text)
+    except Damaged:
         return None
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in line.items() if _usable(key, value)}
+
+
+def _usable(key: str, value: Any) -> bool:
+    if is_counter(key):
+        return number(value) and value >= 0
+    return number(value) or isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _evaluation(line: dict[str, Any], unit: str, notes: list[str]) -> Evaluation | None:
     try:
         returns = tuple(float(value) for value in line["returns"])
-        if not returns or not all(map(math.isfinite, returns)):
+        if not returns or not all(map(number, returns)):
             raise ValueError("its returns are empty or not finite")
+        if not (number(line["env_steps"]) and number(line[unit])):
+            raise ValueError("its counters are no numbers")
         return Evaluation(
             env_steps=int(line["env_steps"]),
             at=int(line[unit]),
@@ -215,7 +229,7 @@ def _evaluation(line: dict[str, Any], unit: str, notes: list[str]) -> Evaluation
             returns=returns,
             lengths=tuple(float(value) for value in line.get("lengths", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         notes.append(f"an evaluation at {line.get('env_steps', 'unknown')} env steps was left out: {error!r}")
         return None
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from algorithms.weights import Weights
 from cluster.checks import plan_of
 from cluster.config import override
+from cluster.documents import number
 from cluster.env_again import resume_words
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
+from cluster.history import document, evaluation_records
 from cluster.run_dir import RunDirectory
 
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
@@ -235,12 +237,13 @@ def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: Aim | None) 
 def status(run_dir: Path) -> dict[str, Any]:
     """What is known of a run: its state, newest line, last evaluation, and how it ended if it did."""
     run = RunDirectory.open(run_dir)
-    live, owner = run.live(), run.owner()
+    notes: list[str] = []
+    config, owner = run.config(), run.owner()
+    live, summary, failure = (document(run.path / f"{name}.json", notes) for name in ("live", "summary", "failure"))
     state = live.get("state", "unknown")
     if state in ("starting", "running", "finishing") and owner is None:
         state = "lost"
-    evaluations = run.lines("evaluations.jsonl")
-    config = run.config()
+    evaluations = evaluation_records(run.path, config.unit, notes)
     found = {
         "run_dir": str(run.path),
         "state": state,
@@ -251,19 +254,21 @@ def status(run_dir: Path) -> dict[str, Any]:
         "backend": config.backend,
         "steps": config.steps,
         "unit": config.unit,
-        "silent_s": round(time.time() - live["written"], 1) if "written" in live else None,
+        "silent_s": round(time.time() - live["written"], 1) if number(live.get("written")) else None,
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
-        "last_evaluation": evaluations[-1] if evaluations else None,
-        "summary": run.summary(),
+        "last_evaluation": evaluations[-1][0] if evaluations else None,
+        "summary": summary or None,
+        "notes": notes,
     }
     if (run.path / "failure.json").exists():
-        found["failure"] = run.failure()
+        found["failure"] = failure
     return found
 
 
 def status_in_words(found: dict[str, Any]) -> str:
     """``status`` for a person."""
-    live, unit = found["live"], found["unit"]
+    unit = found["unit"]
+    live = {key: value for key, value in found["live"].items() if value is not None}
     lines = [
         f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
         + (f" (process {found['pid']})" if found["pid"] else ""),
@@ -273,7 +278,7 @@ def status_in_words(found: dict[str, Any]) -> str:
         ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
         lines += [
             f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
-            f"  updates    {live['updates']:>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
+            f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
             + (ratio if unit == "env_steps" else ""),
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
             f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
@@ -285,8 +290,9 @@ def status_in_words(found: dict[str, Any]) -> str:
         lines.append(
             f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last[unit]:,} {unit.replace('_', ' ')}"
         )
-    if found.get("failure"):
-        lines.append(f"  failed     {found['failure']['error']}")
+    if "failure" in found:
+        lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")
+    lines += [f"  note       {text}" for text in found["notes"]]
     if found["state"] in ("lost", "failed"):
         lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ def _says_nothing(key: str, lines: Sequence[Line]) -> bool:
 
 def _targets(shown: Sequence[Shown]) -> Iterable[Line]:
     runs = [each.run for each in shown]
-    for target in sorted({run.last["target_replay_ratio"] for run in runs if "target_replay_ratio" in run.last}):
+    targets = {run.last["target_replay_ratio"] for run in runs if "target_replay_ratio" in run.last}
+    for target in sorted(filter(math.isfinite, targets)):
         reach = max(run.length for run in runs)
         yield Line(label="target", colour=TARGET_COLOUR, x=[0.0, float(reach)], y=[target, target], dashed=True)

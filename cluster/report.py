@@ -190,7 +190,8 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def _summary_row(run: Run) -> list[str]:
     facts, last = run.summary, run.last
-    rows, workers, age = (facts.get(key) or {} for key in ("rows", "workers", "policy_age_versions"))
+    groups = (facts.get(key) for key in ("rows", "workers", "policy_age_versions"))
+    rows, workers, age = (group if isinstance(group, dict) else {} for group in groups)
     dropped = rows.get("dropped", {k: v for k, v in last.items() if k.startswith("rows_dropped_")})
     lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
     parts = facts.get("learner_time") or {k: last.get(f"learner_{k}") for k in ("update", "data_wait", "publish")}

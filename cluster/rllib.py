@@ -163,7 +163,7 @@ class FleetConfig(AlgorithmConfig):
         settings.setdefault("steps", str(ENDLESS))
         settings |= {"env": str(self.env), "evaluation.every_steps": "0"}
         try:
-            config = override(make_preset(self.algorithm, self.preset), settings)
+            config = override(make_preset(self.algorithm, self.preset, str(self.env)), settings)
         except UsageError as error:
             problems.append(str(error))
         if problems:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.config import RunConfig, from_json, to_json
+from cluster.documents import Damaged, is_counter, misfits, read_object
 from cluster.errors import RunError, UsageError
 from replay.durable import write_atomic
 
@@ -76,11 +77,13 @@ class RunDirectory:
         return run
 
     def config(self) -> RunConfig:
-        """The configuration the run was started with."""
+        """The configuration the run was started with; UsageError names every field that cannot be used."""
         data = self._read("config.json")
-        return from_json(
-            {key: value for key, value in data.items() if key not in ("versions", "git", "command", "unit")}
-        )
+        fields = {key: value for key, value in data.items() if key not in ("versions", "git", "command", "unit")}
+        try:
+            return from_json(fields)
+        except UsageError as error:
+            raise UsageError(f"{self.path / 'config.json'} cannot be used: {error}") from error
 
     def write_config(self, config: RunConfig) -> None:
         self._write("config.json", {**to_json(config), "unit": config.unit, "versions": versions(), "git": git_hash()})
@@ -125,23 +128,18 @@ class RunDirectory:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a .jsonl file; a torn last line (the writer was killed) is left out."""
-        found = []
-        path = self.path / name
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-        return found
-
     def write_live(self, line: dict[str, Any], state: str) -> None:
         self._write("live.json", {**line, "pid": os.getpid(), "state": state, "written": time.time()})
 
     def live(self) -> dict[str, Any]:
-        """The newest line of the run, empty before the first."""
-        return self._read("live.json") if (self.path / "live.json").exists() else {}
+        """The newest line of the run, empty before the first; RunError when its counters are none to go on from."""
+        data = self._read("live.json") if (self.path / "live.json").exists() else {}
+        if bad := [text for key, text in misfits(data).items() if is_counter(key)]:
+            raise RunError(
+                f"{self.path / 'live.json'} cannot be used ({'; '.join(bad)}); a resumed run goes on from these counters, so nothing "
+                "was started; put a good copy back"
+            )
+        return data
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -213,12 +211,11 @@ class RunDirectory:
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            return read_object(path)
+        except (OSError, Damaged) as error:
             raise RunError(
-                f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed"
+                f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed; put a good copy back"
             ) from error
-        return dict(data)
 
 
 def _locked(lock: IO[str]) -> bool:

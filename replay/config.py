@@ -3,31 +3,80 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from replay.limiter import feasible_tolerance
-from replay.option import option, too_low
+from replay.option import SHARE, option, range_problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
     """One table of transitions, spread over ``shards`` processes. Counts are totals over all shards."""
 
-    shards: int = option(1, "processes", "replay shards; worker w writes to shard w modulo their number")
-    capacity_rows: int = option(
-        1_000_000, "rows", "transitions kept over all shards; the oldest are overwritten (paper: 1e6)"
+    shards: int = option(
+        1,
+        "processes",
+        "replay shards; worker w writes to shard w modulo their number",
+        at_least=1,
+        at_most=4_096,
+        why="there would be nowhere to store experience",
     )
-    min_size_rows: int = option(5_000, "rows", "rows stored before the first update (paper: 5,000 random steps)")
+    capacity_rows: int = option(
+        1_000_000,
+        "rows",
+        "transitions kept over all shards; the oldest are overwritten (paper: 1e6)",
+        at_least=1,
+        why="there would be no room for experience",
+    )
+    min_size_rows: int = option(
+        5_000,
+        "rows",
+        "rows stored before the first update (paper: 5,000 random steps)",
+        at_least=1,
+        why="the first batch would be drawn from nothing",
+    )
     replay_ratio: float = option(
-        2.0, "updates/env step", "updates a learner makes for each stored env step (paper: UTD 2)"
+        2.0,
+        "updates/env step",
+        "updates a learner makes for each stored env step (paper: UTD 2)",
+        above=0,
+        why="the learner would never, or never stop to, train; set updates per env step, such as 2",
     )
     tolerance_rows: int = option(
-        0, "rows", "how far, in env steps, either side may run ahead; 0: the least that is feasible"
+        0,
+        "rows",
+        "how far, in env steps, either side may run ahead; 0: the least that is feasible",
+        at_least=0,
+        why="neither side could ever go on",
     )
-    recent_fraction: float = option(0.2, "1", "share of each batch drawn uniformly from the newest rows (paper: 0.2)")
-    recent_rows: int = option(4_096, "rows", "how many of the newest rows that share is drawn from (paper: 4,096)")
-    n_step: int = option(1, "steps", "rewards summed before bootstrapping; shorter at episode ends (paper: 1)")
-    snapshot_s: float = option(300.0, "s", "time between two snapshots of a shard; what a killed shard can lose")
-    snapshots_kept: int = option(2, "snapshots", "newest valid snapshots kept on disk")
+    recent_fraction: float = option(
+        0.2, "1", "share of each batch drawn uniformly from the newest rows (paper: 0.2)", **SHARE
+    )
+    recent_rows: int = option(
+        4_096,
+        "rows",
+        "how many of the newest rows that share is drawn from (paper: 4,096)",
+        at_least=1,
+        why="the recent share of a batch would be drawn from nothing",
+    )
+    n_step: int = option(
+        1,
+        "steps",
+        "rewards summed before bootstrapping; shorter at episode ends (paper: 1)",
+        at_least=1,
+        at_most=100_000,
+        why="no reward would be learned from",
+    )
+    snapshot_s: float = option(
+        300.0,
+        "s",
+        "time between two snapshots of a shard; what a killed shard can lose",
+        at_least=0,
+        why="there is no time before now",
+    )
+    snapshots_kept: int = option(
+        2, "snapshots", "newest valid snapshots kept on disk", at_least=1, why="a resumed run would find no replay"
+    )
 
     def problems(self, *, batch_size: int, updates_per_call: int, envs_per_worker: int, chunk_steps: int) -> list[str]:
         """Everything wrong with these settings beside those of learners and workers, in words; empty if nothing is.
@@ -37,29 +86,7 @@ class ReplayConfig:
             updates_per_call: updates of one block.
             envs_per_worker, chunk_steps: a chunk has their product of rows.
         """
-        found = [
-            f"replay.{name} is {getattr(self, name)}, expected at least {least}: {consequence}; raise it"
-            for name, least, consequence in (
-                ("shards", 1, "there would be nowhere to store experience"),
-                ("min_size_rows", 1, "the first batch would be drawn from nothing"),
-                ("recent_rows", 1, "the recent share of a batch would be drawn from nothing"),
-                ("n_step", 1, "no reward would be learned from"),
-                ("tolerance_rows", 0, "neither side could ever go on"),
-                ("snapshot_s", 0, "there is no time before now"),
-                ("snapshots_kept", 1, "a resumed run would find no replay"),
-            )
-            if not getattr(self, name) >= least
-        ]
-        if not 0 <= self.recent_fraction <= 1:
-            found.append(
-                f"replay.recent_fraction is {self.recent_fraction}, expected 0 to 1: it is a share of each batch; "
-                "set 0.2 as in the paper"
-            )
-        if not 0 < self.replay_ratio < float("inf"):
-            found.append(
-                f"replay.replay_ratio is {self.replay_ratio}, expected a positive number: the learner would never, "
-                "or never stop to, train; set updates per env step, such as 2"
-            )
+        found = [f"replay.{text}" for text in range_problems(self)]
         return found or self._too_small(batch_size, envs_per_worker * chunk_steps, updates_per_call * batch_size)
 
     def _too_small(self, batch_size: int, chunk_rows: int, block_rows: int) -> list[str]:
@@ -101,46 +128,51 @@ class DataConfig:
         "length", "name", "how episodes are drawn: in proportion to length, uniform, or favouring high return",
         ("length", "uniform", "return"),
     )  # fmt: skip
-    return_temperature: float = option(1.0, "1", "of sampling=return: weights exp(z-scored return / temperature)")
-    target_quantile: float = option(0.9, "1", "quantile of the returns held that exploration targets start from")
+    return_temperature: float = option(
+        1.0,
+        "1",
+        "of sampling=return: weights exp(z-scored return / temperature)",
+        at_least=1e-6,
+        why="returns are divided by it; higher draws more evenly",
+    )
+    target_quantile: float = option(
+        0.9,
+        "1",
+        "quantile of the returns held that exploration targets start from",
+        at_least=0,
+        at_most=1,
+        why="no return would be asked for",
+    )
     offline_capacity_rows: int = option(
         2_000_000,
         "rows",
         "dataset rows held in memory over all shards; of more, episodes stream and transitions are a uniform subset",
+        at_least=1,
+        why="no episode of the dataset could be held",
     )
-    refresh_episodes: int = option(8, "episodes", "dataset episodes streamed in for each update when not all are held")
+    refresh_episodes: int = option(
+        8,
+        "episodes",
+        "dataset episodes streamed in for each update when not all are held",
+        at_least=1,
+        why="what does not fit into memory would never be drawn",
+    )
     pretrain_updates: int = option(
         0,
         "updates",
         "of softgac and sac: updates on the dataset alone before the first env step; free of the replay ratio",
+        at_least=0,
+        why="a count cannot be negative; 0 begins with online experience",
     )
 
     def problems(self) -> list[str]:
         """Every value with which no batch could be drawn, with its fix; empty when there is none."""
-        found = too_low(
-            self,
-            (
-                ("offline_capacity_rows", 1, "no episode of the dataset could be held"),
-                ("refresh_episodes", 1, "what does not fit into memory would never be drawn"),
-                ("pretrain_updates", 0, "a count cannot be negative; 0 begins with online experience"),
-            ),
-        )
-        if not (0 <= self.offline_fraction <= 1 or self.offline_fraction == -1):
+        found = range_problems(self)
+        if math.isfinite(self.offline_fraction) and not (
+            0 <= self.offline_fraction <= 1 or self.offline_fraction == -1
+        ):
             found.append(
                 f"offline_fraction is {self.offline_fraction}, expected 0 to 1, or -1: it is a share of each batch; set 0.5, or -1 "
                 "to draw from dataset and online episodes as from one"
-            )
-        if self.sampling not in ("length", "uniform", "return"):
-            found.append(
-                f"sampling is {self.sampling!r}, expected length, uniform or return: no episode could be drawn; set one of them"
-            )
-        if not 0 < self.return_temperature < float("inf"):
-            found.append(
-                f"return_temperature is {self.return_temperature}, expected a positive number: returns are divided by it; set 1.0, "
-                "higher for more even draws"
-            )
-        if not 0 <= self.target_quantile <= 1:
-            found.append(
-                f"target_quantile is {self.target_quantile}, expected 0 to 1: no return would be asked for; set 0.9"
             )
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -98,21 +99,29 @@ def completed(run_dir: Path) -> bool:
     )
 
 
-def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster(cluster: Cluster, tmp_path: Path) -> None:
-    clone, run_dir = tmp_path / "clone", tmp_path / "run"
+def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_its_own_variables(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    clone, run_dir, seen = tmp_path / "clone", tmp_path / "run", tmp_path / "seen"
+    seen.mkdir()
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=120)
     entry = [
         "python",
         "-m",
         "cluster",
-        *train_words(run_dir, "InvertedPendulum-v5", "--steps", "600", "--workers", "2"),
+        *train_words(run_dir, "threads_env:Threads-v0", "--steps", "600", "--workers", "2"),
     ]
+    variables = {"OMP_NUM_THREADS": "2", "THREADS_SEEN": str(seen), "PYTHONPATH": str(ROOT / "tests")}
+    settings = json.dumps({"env_vars": variables})
     told = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--", *entry],
+        [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".",
+         "--runtime-env-json", settings, "--", *entry],
         cwd=clone, env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
     assert "succeeded" in told.stdout and completed(run_dir)
+    workers = [set(read(path)) for path in seen.iterdir()]
+    assert len(workers) >= 2 and all(threads == {"2"} for threads in workers), workers  # the job's value, not ours of 1
     assert str(clone) not in told.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
 
 

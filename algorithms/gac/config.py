@@ -7,10 +7,22 @@ code [LPT]; choices of ours [C]. What no tag claims for the paper is not the pap
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from algorithms.gac.planning import PlanningConfig
-from replay.option import option, too_low
+from replay.option import (
+    COUNT,
+    DECAY,
+    DRAWS,
+    HEADS,
+    LAYERS,
+    LOG_VARIANCE,
+    RATE,
+    SHARE,
+    WEIGHT,
+    WIDTH,
+    option,
+    range_problems,
+)
 
 CHOICES = {
     "generator_tokens": ("all", "split"),
@@ -32,9 +44,11 @@ class GACConfig(PlanningConfig):
     Defaults are the ``timed`` preset's [C]; ``paper`` has the sizes of [LPT] and the schedule of [L].
     """
 
-    tokens: int = option(16, "tokens", "n, latent tokens of a plan [C]")
-    token_width: int = option(8, "1", "d, width of a latent token [C]")
-    return_tokens: int = option(0, "tokens", "m, the first tokens, read by the return head; 0: all of them [C]")
+    tokens: int = option(16, "tokens", "n, latent tokens of a plan [C]", **WIDTH)
+    token_width: int = option(8, "1", "d, width of a latent token [C]", **WIDTH)
+    return_tokens: int = option(
+        0, "tokens", "m, the first tokens, read by the return head; 0: all of them [C]", **COUNT, at_most=10**6
+    )
     generator_tokens: str = option(
         "all",
         "name",
@@ -47,21 +61,33 @@ class GACConfig(PlanningConfig):
         "z from z0 ~ N(0, I) and s_0: implicit [P, L]; token after token, explicit, z0 itself [C]",
         CHOICES["prior"],
     )
-    prior_layers: int = option(2, "layers", "of the implicit prior's Transformer, or hidden ones of the explicit [C]")
-    prior_width: int = option(128, "units", "of the prior [C]")
-    prior_heads: int = option(4, "heads", "of the implicit prior's attention [C]")
-    obs_waves: int = option(
-        4, "octaves", "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]"
+    prior_layers: int = option(
+        2, "layers", "of the implicit prior's Transformer, or hidden ones of the explicit [C]", **LAYERS
     )
-    obs_wave_dims: int = option(2, "1", "leading coordinates that have them (a maze's place); 0: all [C]")
+    prior_width: int = option(128, "units", "of the prior [C]", **WIDTH)
+    prior_heads: int = option(4, "heads", "of the implicit prior's attention [C]", **HEADS)
+    obs_waves: int = option(
+        4,
+        "octaves",
+        "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]",
+        **COUNT,
+        at_most=64,
+    )
+    obs_wave_dims: int = option(
+        2, "1", "leading coordinates that have them (a maze's place); 0: all [C]", **COUNT, at_most=10**6
+    )
     prior_waves: bool = option(
         True, "bool", "the prior sees them too; a dataset has one first observation an episode [C]"
     )
-    layers: int = option(0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])")
-    heads: int = option(4, "heads", "of the generator's attention (1 [LPT])")
-    width: int = option(128, "units", "of the generator (128 or 192 [LPT])")
-    window: int = option(1, "steps", "W, steps the generator's self-attention sees, this one included (32 [LPT])")
-    history_dropout: float = option(0.0, "1", "share of steps that see no step but their own in training [C]")
+    layers: int = option(
+        0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])", **COUNT, at_most=256
+    )
+    heads: int = option(4, "heads", "of the generator's attention (1 [LPT])", **HEADS)
+    width: int = option(128, "units", "of the generator (128 or 192 [LPT])", **WIDTH)
+    window: int = option(
+        1, "steps", "W, steps the generator's self-attention sees, this one included (32 [LPT])", **DRAWS
+    )
+    history_dropout: float = option(0.0, "1", "share of steps that see no step but their own in training [C]", **SHARE)
     plan_reading: str = option(
         "local",
         "name",
@@ -70,10 +96,17 @@ class GACConfig(PlanningConfig):
         CHOICES["plan_reading"],
     )
     plan_dropout: float = option(
-        0.5, "1", "linear reading: share of trajectories in training of which only the promised return is read [C]"
+        0.5,
+        "1",
+        "linear reading: share of trajectories in training of which only the promised return is read [C]",
+        **SHARE,
     )
-    plan_ahead: int = option(2, "tokens", "local reading: tokens ahead of now's that are read [C]")
-    plan_behind: int = option(1, "tokens", "local reading: tokens behind now's that are read [C]")
+    plan_ahead: int = option(
+        2, "tokens", "local reading: tokens ahead of now's that are read [C]", **COUNT, at_most=10**6
+    )
+    plan_behind: int = option(
+        1, "tokens", "local reading: tokens behind now's that are read [C]", **COUNT, at_most=10**6
+    )
     plan_time: bool = option(True, "bool", "tokens and queries carry a time embedding (LPT: no positions) [C]")
     time_bias: str = option(
         "learned",
@@ -87,25 +120,29 @@ class GACConfig(PlanningConfig):
         "additive: mean over tokens of one MLP [C]; mlp: of all, flattened [LPT]",
         CHOICES["return_head"],
     )
-    return_span: int = option(3, "tokens", "additive head: neighbouring tokens that one term reads, odd [C]")
-    return_width: int = option(100, "units", "hidden units of the return head [LPT]")
-    return_layers: int = option(3, "layers", "of the return head, the last included [LPT]")
+    return_span: int = option(3, "tokens", "additive head: neighbouring tokens that one term reads, odd [C]", **DRAWS)
+    return_width: int = option(100, "units", "hidden units of the return head [LPT]", **WIDTH)
+    return_layers: int = option(3, "layers", "of the return head, the last included [LPT]", **LAYERS)
     return_bounded: bool = option(True, "bool", "additive: a token's worth has learned bounds [C]")
-    return_noise: float = option(0.3, "1", "deviation of noise on z before the return head, in training [C]")
-    return_heads: int = option(4, "heads", "an ensemble of return heads; their spread joins the variance [C]")
-    return_variance: float = option(0.01, "1", "of the z-scored return given the plan; 0: learned [C]")
-    action_std: float = option(0.0, "1", "of an action given the plan (1 [LPT]); 0: learned, one a coordinate [C]")
-    next_state_weight: float = option(1.0, "1", "weight of the next-state term in the ELBO; 0: none [C]")
-    next_state_steps: int = option(64, "steps", "how far ahead the displacement that is predicted lies [C]")
-    points: int = option(32, "steps", "sampled of each trajectory for one update; 0: every step [C]")
-    segment: int = option(1, "steps", "consecutive steps that are sampled together, with window above 1 [C]")
-    free_bits: float = option(0.0, "nats", "lambda: KL below it costs nothing less [P]")
+    return_noise: float = option(0.3, "1", "deviation of noise on z before the return head, in training [C]", **WEIGHT)
+    return_heads: int = option(4, "heads", "an ensemble of return heads; their spread joins the variance [C]", **DRAWS)
+    return_variance: float = option(0.01, "1", "of the z-scored return given the plan; 0: learned [C]", **WEIGHT)
+    action_std: float = option(
+        0.0, "1", "of an action given the plan (1 [LPT]); 0: learned, one a coordinate [C]", **WEIGHT
+    )
+    next_state_weight: float = option(1.0, "1", "weight of the next-state term in the ELBO; 0: none [C]", **WEIGHT)
+    next_state_steps: int = option(64, "steps", "how far ahead the displacement that is predicted lies [C]", **DRAWS)
+    points: int = option(
+        32, "steps", "sampled of each trajectory for one update; 0: every step [C]", **COUNT, at_most=10**6
+    )
+    segment: int = option(1, "steps", "consecutive steps that are sampled together, with window above 1 [C]", **DRAWS)
+    free_bits: float = option(0.0, "nats", "lambda: KL below it costs nothing less [P]", **WEIGHT)
     free_bits_per: str = option(
         "token", "name", "what lambda is counted for [P: dimension or token]", CHOICES["free_bits_per"]
     )
-    kl_weight: float = option(4.0, "1", "weight of the KL in the ELBO [C]; 1: the bound itself [P]")
-    kl_start: float = option(0.02, "1", "share of kl_weight at the first update [C]")
-    kl_warmup: float = option(0.5, "1", "share of the schedule in which it rises to the whole [C]")
+    kl_weight: float = option(4.0, "1", "weight of the KL in the ELBO [C]; 1: the bound itself [P]", **WEIGHT)
+    kl_start: float = option(0.02, "1", "share of kl_weight at the first update [C]", **SHARE)
+    kl_warmup: float = option(0.5, "1", "share of the schedule in which it rises to the whole [C]", **SHARE)
     posterior: str = option(
         "amortised",
         "name",
@@ -118,35 +155,66 @@ class GACConfig(PlanningConfig):
         "amortised: each token its own stretch, then attention; or all one unordered set of steps [C]",
         CHOICES["posterior_sees"],
     )
-    posterior_points: int = option(3, "steps", "amortised: observed steps of each token's stretch [C]")
+    posterior_points: int = option(3, "steps", "amortised: observed steps of each token's stretch [C]", **DRAWS)
     posterior_return: bool = option(False, "bool", "amortised: the encoder also sees the return [C]")
-    posterior_width: int = option(32, "units", "amortised: of the encoder [C]")
-    posterior_heads: int = option(4, "heads", "amortised: of its attention [C]")
-    posterior_layers: int = option(2, "layers", "amortised: of the encoder's Transformer [C]")
-    inner_steps: int = option(16, "steps", "gradient steps on (mu, log sigma^2) before each outer step [LPT]")
-    inner_lr: float = option(0.3, "1", "of these steps, at their start [LPT]")
-    inner_lr_end: float = option(0.1, "1", "share of inner_lr at the last of them, by a cosine [LPT]")
-    inner_weight_decay: float = option(0.0, "1", "AdamW's decay of mu and log sigma^2, beside the KL's own pull [C]")
-    inner_log_variance: float = option(-5.0, "nats", "log sigma^2 that a fresh posterior starts from [LPT]")
-    lr: float = option(1e-3, "1", "AdamW step size of the networks (1e-4 to 1e-3 [LPT])")
-    lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine [C]")
-    weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]")
-    clip: float = option(0.5, "nats/step", "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])")
-    warmup: float = option(0.05, "1", "share of the schedule in which the step size rises from 0 (.1 [LPT])")
+    posterior_width: int = option(32, "units", "amortised: of the encoder [C]", **WIDTH)
+    posterior_heads: int = option(4, "heads", "amortised: of its attention [C]", **HEADS)
+    posterior_layers: int = option(2, "layers", "amortised: of the encoder's Transformer [C]", **LAYERS)
+    inner_steps: int = option(
+        16, "steps", "gradient steps on (mu, log sigma^2) before each outer step [LPT]", **COUNT, at_most=10**6
+    )
+    inner_lr: float = option(
+        0.3, "1", "of these steps, at their start [LPT]", above=0, at_most=100, why="nothing would be learned"
+    )
+    inner_lr_end: float = option(0.1, "1", "share of inner_lr at the last of them, by a cosine [LPT]", **WEIGHT)
+    inner_weight_decay: float = option(
+        0.0, "1", "AdamW's decay of mu and log sigma^2, beside the KL's own pull [C]", **DECAY
+    )
+    inner_log_variance: float = option(
+        -5.0, "nats", "log sigma^2 that a fresh posterior starts from [LPT]", **LOG_VARIANCE
+    )
+    lr: float = option(1e-3, "1", "AdamW step size of the networks (1e-4 to 1e-3 [LPT])", **RATE)
+    lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine [C]", **WEIGHT)
+    weight_decay: float = option(1e-4, "1", "AdamW's decay of the networks [LPT]", **DECAY)
+    clip: float = option(
+        0.5,
+        "nats/step",
+        "gradient norm of the ELBO a step that is never exceeded (.25 [LPT])",
+        above=0,
+        why="nothing would be learned",
+    )
+    warmup: float = option(
+        0.05,
+        "1",
+        "share of the schedule in which the step size rises from 0 (.1 [LPT])",
+        at_least=0,
+        below=1,
+        why="the full step size would never be reached",
+    )
     updates: int = option(
-        2_000, "updates", "length of the step-size schedule; it stays at its end after, unless in cycles (1,000 [L])"
+        2_000,
+        "updates",
+        "length of the step-size schedule; it stays at its end after, unless in cycles (1,000 [L])",
+        at_least=1,
+        why="the schedule would have no length",
     )
     cycle: int = option(
         0,
         "updates",
         "length of each cycle of the step size that follows the schedule, with a warm-up of its own; 0: none; fine-tuning has one a stage [C]",
+        **COUNT,
     )
     return_memory: float = option(
         0.0,
         "1",
         "share of its running moments that the spread of returns keeps an update; 0: it stays the dataset's; fine-tuning .98 [C]",
+        at_least=0,
+        below=1,
+        why="the spread would follow nothing, or run away",
     )
-    alarm_nats: float = option(0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]")
+    alarm_nats: float = option(
+        0.05, "nats", "mean KL a token below which a posterior collapse is reported [C]", **WEIGHT
+    )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
     autocast: bool = option(False, "bool", "bf16 in the model's region on a GPU; the CPU always computes float32 [C]")
 
@@ -167,62 +235,10 @@ class GACConfig(PlanningConfig):
 
     def problems(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        least = (
-            *(
-                (name, 1, "a network without units computes nothing")
-                for name in ("prior_width", "posterior_width", "width", "return_width")
-            ),
-            *((name, 1, "attention needs a head") for name in ("prior_heads", "posterior_heads", "heads")),
-            *((name, 1, "nothing would be left of the plan") for name in ("tokens", "token_width")),
-            *((name, 1, "the plan would not reach the output") for name in ("prior_layers", "return_layers")),
-            ("posterior_layers", 1, "the tokens would not see each other"),
-            ("window", 1, "a step sees at least itself"),
-            ("segment", 1, "a segment has at least one step"),
-            ("next_state_steps", 1, "a state's own displacement is zero"),
-            ("posterior_points", 1, "the encoder would see nothing of the trajectory"),
-            ("return_heads", 1, "nothing would predict the return"),
-            ("return_span", 1, "a term of the return reads at least its own token"),
-            ("updates", 1, "the schedule would have no length"),
-            *(
-                (name, 0, "a count cannot be negative")
-                for name in ("return_tokens", "points", "inner_steps", "layers", "cycle")
-            ),
-            *(
-                (name, 0, "a count cannot be negative")
-                for name in ("plan_ahead", "plan_behind", "obs_waves", "obs_wave_dims")
-            ),
-            *(
-                (name, 0.0, "the term would be turned round")
-                for name in ("next_state_weight", "free_bits", "kl_weight", "return_noise")
-            ),
-            *((name, 0.0, "a variance cannot be negative") for name in ("return_variance", "action_std")),
-            *((name, 0.0, "parameters would grow on their own") for name in ("weight_decay", "inner_weight_decay")),
-            *((name, 0.0, "the step size would turn round") for name in ("lr_end", "inner_lr_end")),
-            ("alarm_nats", 0.0, "the alarm could never sound"),
-        )
-        found = too_low(self, least)
-        found += [
-            f"{name} is {getattr(self, name)}, expected a finite number above 0: nothing would be learned; the default is {default}"
-            for name, default in (("lr", 1e-3), ("clip", 0.5), ("inner_lr", 0.3))
-            if not 0 < getattr(self, name) < math.inf
-        ]
-        found += [
-            f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
-            for name, allowed in CHOICES.items()
-            if getattr(self, name) not in allowed
-        ]
-        found += [
-            f"{name} is {getattr(self, name)}, expected a share in [0, {bound}: {why}"
-            for name, bound, inside, why in (
-                ("history_dropout", "1]", 0 <= self.history_dropout <= 1, "it is a probability"),
-                ("plan_dropout", "1]", 0 <= self.plan_dropout <= 1, "it is a probability"),
-                ("warmup", "1)", 0 <= self.warmup < 1, "the full step size would never be reached"),
-                ("return_memory", "1)", 0 <= self.return_memory < 1, "the spread would follow nothing, or run away"),
-                ("kl_start", "1]", 0 <= self.kl_start <= 1, "it is where the weight's rise begins"),
-                ("kl_warmup", "1]", 0 <= self.kl_warmup <= 1, "it is a share of the schedule"),
-            )
-            if not inside
-        ]
+        own = {field.name for field in dataclasses.fields(self)} - {
+            field.name for field in dataclasses.fields(PlanningConfig)
+        }
+        found = range_problems(self, tuple(own))
         return found + self._mismatches() + self.planning_problems()
 
     def _mismatches(self) -> list[str]:

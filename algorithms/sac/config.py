@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from algorithms.config import ActorCriticConfig
-from replay.option import option
+from replay.option import WIDTH, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SACConfig(ActorCriticConfig):
     """A tanh-Gaussian actor with SoftGAC's critics, temperature and schedule: the paper's CrossQ-SAC control."""
 
-    actor_width: int = option(256, "units", "hidden units of each actor layer (SAC: 256)")
-    actor_layers: int = option(2, "layers", "hidden layers of the actor (SAC: 2)")
-    target_entropy: float = option(-1.0, "nats", "entropy that alpha holds, per action coordinate (SAC: -1)")
-    log_std_min: float = option(-20.0, "1", "lowest log standard deviation (SAC: -20)")
-    log_std_max: float = option(2.0, "1", "highest log standard deviation (SAC: 2)")
+    actor_width: int = option(256, "units", "hidden units of each actor layer (SAC: 256)", **WIDTH)
+    actor_layers: int = option(
+        2,
+        "layers",
+        "hidden layers of the actor (SAC: 2)",
+        at_least=1,
+        at_most=256,
+        why="the actor would not see the observation",
+    )
+    target_entropy: float = option(
+        -1.0,
+        "nats",
+        "entropy that alpha holds, per action coordinate (SAC: -1)",
+        at_least=-1_000,
+        at_most=1_000,
+        why="alpha would grow or vanish without end",
+    )
+    log_std_min: float = option(
+        -20.0,
+        "1",
+        "lowest log standard deviation (SAC: -20)",
+        at_least=-40,
+        at_most=20,
+        why="no float32 holds such a standard deviation",
+    )
+    log_std_max: float = option(
+        2.0,
+        "1",
+        "highest log standard deviation (SAC: 2)",
+        at_least=-40,
+        at_most=20,
+        why="no float32 holds such a standard deviation",
+    )
 
     def problems(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = super().problems()
-        found += [
-            f"{name} is {getattr(self, name)}, expected at least 1: the actor would not see the observation; the "
-            f"default is {default}"
-            for name, default in (("actor_width", 256), ("actor_layers", 2))
-            if getattr(self, name) < 1
-        ]
-        if not math.isfinite(self.target_entropy):
-            found.append(f"target_entropy is {self.target_entropy}, expected a finite number; the default is -1")
-        if not -math.inf < self.log_std_min < self.log_std_max < math.inf:
+        if not self.log_std_min < self.log_std_max:
             found.append(
                 f"log_std_min is {self.log_std_min} and log_std_max is {self.log_std_max}, expected finite numbers in "
                 "rising order: no standard deviation would be allowed; the defaults are -20 and 2"

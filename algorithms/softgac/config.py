@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from algorithms.config import ActorCriticConfig
-from replay.option import option
+from replay.option import WIDTH, WIDTH_LIMIT, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoftGACConfig(ActorCriticConfig):
     """The soft bridge and its control-energy budget, on top of the shared critic recipe (arXiv 2605.08733)."""
 
-    bridge_steps: int = option(6, "steps", "K, steps of the bridge, each with its own network (paper: 6)")
-    bridge_width: int = option(512, "units", "hidden units of each step's network (paper: 512; 256 for dog)")
+    bridge_steps: int = option(
+        6,
+        "steps",
+        "K, steps of the bridge, each with its own network (paper: 6)",
+        at_least=1,
+        at_most=256,
+        why="the action would be the base law's draw",
+    )
+    bridge_width: int = option(512, "units", "hidden units of each step's network (paper: 512; 256 for dog)", **WIDTH)
     base_law: str = option("logistic", "name", "law of z_0 (paper: logistic)", ("logistic", "gaussian"))
-    particles: int = option(1, "paths", "P, paths a state in the actor update (paper: 1)")
+    particles: int = option(
+        1,
+        "paths",
+        "P, paths a state in the actor update (paper: 1)",
+        at_least=1,
+        at_most=WIDTH_LIMIT,
+        why="the actor would have nothing to learn from",
+    )
     antithetic: bool = option(
         False, "bool", "actor paths in mirrored pairs (z_0, eps), (-z_0, -eps); particles is even"
     )
-    rho: float = option(0.2, "nats", "control-energy budget per bridge step and action coordinate (paper: .2)")
+    rho: float = option(
+        0.2,
+        "nats",
+        "control-energy budget per bridge step and action coordinate (paper: .2)",
+        at_least=0,
+        why="control energy is never negative, so alpha would grow without end",
+    )
 
     def problems(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = super().problems()
-        found += [
-            f"{name} is {getattr(self, name)}, expected at least 1: {why}; the default is {default}"
-            for name, why, default in (
-                ("bridge_steps", "the action would be the base law's draw", 6),
-                ("bridge_width", "a layer without units computes nothing", 512),
-                ("particles", "the actor would have nothing to learn from", 1),
-            )
-            if getattr(self, name) < 1
-        ]
-        if self.base_law not in ("logistic", "gaussian"):
-            found.append(f"base_law is {self.base_law!r}, expected one of logistic, gaussian")
-        if not 0 <= self.rho < math.inf:
-            found.append(
-                f"rho is {self.rho}, expected a finite number of 0 or more: control energy is never negative, so alpha "
-                "would grow without end; the default is 0.2"
-            )
         if self.antithetic and self.particles % 2:
             found.append(
                 f"antithetic is on with particles {self.particles}, expected an even number: a path would have no "

@@ -1,0 +1,105 @@
+"""The JSON files of a run directory, read without trusting any byte of them.
+
+A file may be cut, empty, of another encoding, nested without end, or hold values of other types than a run writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DEPTH = 20  # levels of nesting; a run writes four
+LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
+
+COUNTERS = {  # what a resumed run goes on from
+    "env_steps", "updates", "version", "epoch", "rows_recorded", "workers_started", "workers_restarted", "time_s",
+}  # fmt: skip
+FIGURES = {
+    "written", "pid", "metrics_port", "when", "wall_s", "env_steps_per_s", "updates_per_s", "replay_ratio",
+    "target_replay_ratio", "size_rows", "fill", "policy_age_p50", "policy_age_p95", "workers", "eval_return_mean",
+    "eval_return_std", "eval_episodes", "eval_env_steps", "policy_version",
+}  # fmt: skip
+TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback"}
+GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
+
+
+class Damaged(ValueError):
+    """Bytes that are not what a run writes; the message says what was seen and what was expected."""
+
+
+def parsed(raw: bytes) -> Any:
+    """The JSON value that ``raw`` stands for; Damaged when it stands for none, or for one that could not be printed."""
+    if not raw.strip():
+        raise Damaged("it is empty, expected JSON")
+    try:
+        value = json.loads(raw)
+        if b"\\ud" in raw.lower() or b"\xed" in raw:
+            json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs
+    except RecursionError:
+        raise Damaged(f"it is nested deeper than {DEPTH} levels, expected what a run writes") from None
+    except ValueError as error:
+        raise Damaged(f"it is no JSON: {error}") from None
+    level = [value]
+    for _ in range(DEPTH):
+        level = [
+            item
+            for node in level
+            if isinstance(node, (dict, list))
+            for item in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return value
+    raise Damaged(f"it is nested deeper than {DEPTH} levels, expected what a run writes")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; Damaged when it holds something else, OSError when it cannot be read."""
+    value = parsed(path.read_bytes())
+    if not isinstance(value, dict):
+        raise Damaged(f"it holds {_kind(value)}, expected an object")
+    return value
+
+
+def misfits(data: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of live.json, summary.json or failure.json that hold what a run never writes there, with what was expected."""
+    found = {}
+    for key, value in data.items():
+        if key in GROUPS and isinstance(value, dict):
+            bad, expected = not all(_counted(name, item) for name, item in value.items()), "an object of numbers"
+        elif is_counter(key):
+            bad, expected = not (number(value) and value >= 0), "a number of at least 0"
+        elif key in FIGURES:
+            bad = not (value is None or number(value) or (isinstance(value, float) and not math.isfinite(value)))
+            expected = "a number"
+        elif key in GROUPS:
+            bad, expected = value is not None, "an object of numbers"
+        else:
+            bad, expected = key in TEXTS and not isinstance(value, str), "text"
+        if bad:
+            found[key] = f"{key} is {_kind(value)}, expected {expected}"
+    return found
+
+
+def is_counter(key: str) -> bool:
+    """Whether a metrics line counts something under ``key`` that a resumed run goes on from."""
+    return key in COUNTERS or key.startswith("rows_dropped_")
+
+
+def number(value: Any) -> bool:
+    """Whether ``value`` is a finite number of a size that is ever counted or measured."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def _counted(name: str, item: Any) -> bool:
+    """Whether ``item`` is a number, or numbers by reason where rows were dropped."""
+    return number(item) or (name == "dropped" and isinstance(item, dict) and all(map(number, item.values())))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,35 @@
+"""Values of settings from the text of ``--set KEY=VALUE``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.errors import UsageError
+
+_EXAMPLES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _whole(text: str) -> int:
+    """25000, 25_000 or 25e3; ValueError or OverflowError for what is no whole number. Long ones keep every digit."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise
+        return int(number)
+
+
+def parse_setting(key: str, text: str, kind: type) -> Any:
+    """The value of type ``kind`` that ``text`` stands for; UsageError when it stands for none."""
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is int:
+            return _whole(text)
+        return kind(text)
+    except (KeyError, ValueError, OverflowError):
+        raise UsageError(
+            f"--set {key}={text}: {text!r} is not of type {kind.__name__}, expected {_EXAMPLES[kind]}; nothing was started; "
+            "give the field a value of its type"
+        ) from None
