@@ -4,8 +4,7 @@ Letters: U updates, C updates of a cycle, B batch rows of this learner, P partic
 critics.
 Source: arXiv 2605.08733. What is special to an algorithm (how actions and their costs arise) stands behind ``Actor``.
 
-Nothing here looks at a device value from the host, so a GPU is never waited for and a cycle can be a CUDA graph:
-a non-finite update is undone by arithmetic, warm-up is decided by tensors, who updates when by a host counter alone.
+A cycle can be a CUDA graph (see trainer.py): warm-up is decided by tensors, who updates when by a host counter alone.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from typing import NamedTuple, Protocol
 import torch
 
 from algorithms import c51, matmul
-from algorithms.allocation import keep_freed_memory
 from algorithms.batch_renorm import Renorm
 from algorithms.config import ActorCriticConfig
 from algorithms.critic import TwinCritic, evaluate
 from algorithms.flat import FlatAdam, FlatParameters
-from algorithms.interface import Collective
+from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
-from algorithms.state import check_state
+from algorithms.trainer import Loss, TrainedAgent, Trainer
 from replay.rows import RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
@@ -67,31 +65,20 @@ class Actor(Protocol):
         """Noise (rows * particles, *noise_shape); ``particles`` of 1 is plain sampling."""
 
 
-class ActorCritic:
+class ActorCritic(TrainedAgent):
     """The learner's side of an algorithm; see algorithms.interface.Agent for the contract."""
 
     def __init__(
         self,
         config: ActorCriticConfig,
+        spec: AgentSpec,
         actor: Actor,
         actor_parameters: dict[str, torch.Tensor],
         draw: torch.Generator,
-        *,
-        obs_dim: int,
-        action_dim: int,
-        device: torch.device | str,
-        seed: int,
-        collective: Collective,
     ) -> None:
-        self.config, self.actor, self.collective = config, actor, collective
-        self.obs_dim, self.action_dim, self.cycle = obs_dim, action_dim, config.actor_every
-        self.device = torch.device(device)
-        self.layout = RowLayout(obs_dim=obs_dim, action_dim=action_dim)
-        self.matmul = matmul.choose(config.matmul)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.updates = 0  # critic updates made; decides which of them the actor follows
+        super().__init__(spec, config.matmul)
+        self.config, self.actor, self.cycle = config, actor, config.actor_every
+        self.layout = RowLayout(obs_dim=spec.obs_dim, action_dim=spec.action_dim)
         renorm = Renorm(
             decay=config.renorm_decay,
             eps=config.renorm_eps,
@@ -99,23 +86,22 @@ class ActorCritic:
             d_max=config.renorm_d_max,
             warmup=config.renorm_warmup,
         )
+        inputs = spec.obs_dim + spec.action_dim
         self.critic = TwinCritic(
-            obs_dim + action_dim, config.critic_width, config.critic_layers, config.atoms, renorm, draw, self.device
+            inputs, config.critic_width, config.critic_layers, config.atoms, renorm, draw, self.device
         )
         log_alpha = torch.full((), math.log(config.alpha_init) if config.alpha_init else LOG_ZERO)
         self.policy = FlatParameters({**actor_parameters, "log_alpha": log_alpha}, self.device, extra=1)
         self.log_alpha = self.policy.named.pop("log_alpha")
         self.y_N = c51.support(config.v_min, config.v_max, config.atoms, self.device)
-        critic, policy, n = self.critic.parameters, self.policy, self.policy.size
-        self.critic_adam = FlatAdam(
-            critic.value, critic.grad[: critic.size], lr=config.critic_lr, beta1=config.critic_beta1
-        )
-        self.actor_adam = FlatAdam(policy.value[: n - 1], policy.grad[: n - 1], lr=config.actor_lr)
-        self.alpha_adam = FlatAdam(policy.value[n - 1 :], policy.grad[n - 1 : n], lr=config.alpha_lr)
-        self.critic_sums = torch.zeros(len(CRITIC_METRICS) + 1, device=self.device)  # the last entry counts
-        self.actor_sums = torch.zeros(len(ACTOR_METRICS) + 1, device=self.device)
-        self.nonfinite = torch.zeros((), device=self.device)
-        self.critic_skipped = torch.zeros((), device=self.device)
+        critic, policy = self.critic.parameters, self.policy
+        self.critic_adam = FlatAdam(critic.value, critic.gradient, lr=config.critic_lr, beta1=config.critic_beta1)
+        self.actor_adam = FlatAdam(policy.value[:-1], policy.gradient[:-1], lr=config.actor_lr)
+        self.alpha_adam = FlatAdam(policy.value[-1:], policy.gradient[-1:], lr=config.alpha_lr)
+        moved = (self.actor_adam, self.alpha_adam) if config.alpha_mode == "auto" else (self.actor_adam,)
+        self.critic_trainer = Trainer(critic, (self.critic_adam,), spec.collective, CRITIC_METRICS)
+        self.actor_trainer = Trainer(policy, moved, spec.collective, ACTOR_METRICS)
+        self.trainers = (self.critic_trainer, self.actor_trainer)
 
     def update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
         """U critic updates; actor and temperature follow every ``cycle``-th, counted across calls.
@@ -151,32 +137,15 @@ class ActorCritic:
         with matmul.library(self.matmul):
             columns = self.layout.views(rows_BD)
             following = self._follow(columns.next_obs, noise.next)
-            self._critic_step(rows_BD, following.action_RA, following.cost_R)
+            skipped = self._critic_step(rows_BD, following.action_RA, following.cost_R)
             if with_actor:
-                self._actor_step(columns.obs, noise.actor)
+                self._actor_step(columns.obs, noise.actor, skipped)
         self.updates += 1
         return self.read_metrics()
 
     def draw_noise(self, rows: int, *, particles: int = 1) -> torch.Tensor:
-        """This learner's share of the noise of all learners' rows: every rank draws all of it and keeps its own.
-
-        So that generators stay equal, and two learners of B rows compute what one learner of 2B rows does.
-        """
-        world, rank = self.collective.world_size, self.collective.rank
-        noise = self.actor.draw_noise(rows * world, self.generator, particles)
-        return noise.view(world, -1, *noise.shape[1:])[rank]
-
-    def read_metrics(self) -> dict[str, torch.Tensor]:
-        """Means over the finite updates since the last call (NaN where there is none); ``nonfinite`` counts the rest."""
-        sums = torch.cat([self.critic_sums, self.actor_sums])
-        self.collective.mean_(sums)
-        critic, actor = sums.split([self.critic_sums.numel(), self.actor_sums.numel()])
-        values = torch.cat([critic[:-1] / critic[-1], actor[:-1] / actor[-1]])
-        metrics = dict(zip((*CRITIC_METRICS, *ACTOR_METRICS), values.unbind()))
-        metrics["nonfinite"] = self.nonfinite.clone()
-        for tensor in (self.critic_sums, self.actor_sums, self.nonfinite):
-            tensor.zero_()
-        return metrics
+        """This learner's noise of ``rows`` states, of ``particles`` actions each."""
+        return self.own(self.actor.draw_noise(rows * self.collective.world_size, self.generator, particles))
 
     def _group(self, rows_CBD: torch.Tensor, *, with_actor: bool) -> None:
         updates, rows = rows_CBD.shape[:2]
@@ -186,16 +155,19 @@ class ActorCritic:
         following = self._follow(columns.next_obs.reshape(updates * rows, -1), noise)
         actions, costs = following.action_RA.split(rows), following.cost_R.split(rows)
         for rows_BD, action_BA, cost_B in zip(rows_CBD.unbind(), actions, costs):
-            self._critic_step(rows_BD, action_BA, cost_B)
+            skipped = self._critic_step(rows_BD, action_BA, cost_B)
         if with_actor:
-            self._actor_step(columns.obs[-1], self.draw_noise(rows, particles=self.actor.particles))
+            self._actor_step(columns.obs[-1], self.draw_noise(rows, particles=self.actor.particles), skipped)
 
     @torch.no_grad()
     def _follow(self, next_obs_RO: torch.Tensor, noise: torch.Tensor) -> Rollout:
         return self.actor.rollout(next_obs_RO, noise, self.policy.named)
 
-    def _critic_step(self, rows_BD: torch.Tensor, next_action_BA: torch.Tensor, next_cost_B: torch.Tensor) -> None:
-        columns, parameters = self.layout.views(rows_BD), self.critic.parameters
+    def _critic_step(
+        self, rows_BD: torch.Tensor, next_action_BA: torch.Tensor, next_cost_B: torch.Tensor
+    ) -> torch.Tensor:
+        """One update of the critics; 1.0 (0-d) where it was skipped."""
+        columns = self.layout.views(rows_BD)
         following = torch.cat([columns.next_obs, next_action_BA], -1)
         # A row begins with [obs | action]: the critics' input.
         joined_MI = torch.cat([rows_BD[:, : self.obs_dim + self.action_dim], following])
@@ -203,19 +175,14 @@ class ActorCritic:
         log_p_TBN = torch.log_softmax(logits_TBN, -1)
         with torch.no_grad():
             target_BN = self._target(columns.reward, columns.discount, next_cost_B, next_logits_TBN)
-        loss = critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)
-        parameters.grad.zero_()
-        loss.backward()
+        step = self.critic_trainer.descend(Loss(critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)))
         with torch.no_grad():
-            skip, norm = self._guard(parameters, loss)
-            self.critic_adam.step(skip)
-            self.critic.commit(batch, skip > 0)
+            self.critic.commit(batch, step.skipped > 0)
             p_TBN = log_p_TBN.exp()
             q, entropy = (p_TBN * self.y_N).sum(-1).mean(), -(p_TBN * log_p_TBN).sum(-1).mean()
             q_target = (target_BN * self.y_N).sum(-1).mean()
-            self._record(self.critic_sums, (parameters.extra[0], q, q_target, norm, entropy), skip)
-            self.nonfinite.add_(skip)
-            self.critic_skipped.copy_(skip)
+            self.critic_trainer.record(step, (step.loss, q, q_target, step.norm, entropy))
+        return step.skipped
 
     def _target(
         self, reward_B: torch.Tensor, discount_B: torch.Tensor, cost_B: torch.Tensor, logits_TBN: torch.Tensor
@@ -225,57 +192,23 @@ class ActorCritic:
         # Both critics' atoms land at the same places, so projecting the average is averaging the projections.
         return c51.project(torch.softmax(logits_TBN, -1).mean(0), t_BN, config.v_min, config.v_max)
 
-    def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor) -> None:
-        particles, parameters = self.actor.particles, self.policy
+    def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor, critic_skipped: torch.Tensor) -> None:
+        particles = self.actor.particles
         obs_RO = obs_BO if particles == 1 else obs_BO.repeat_interleave(particles, 0, output_size=noise.shape[0])
-        action_RA, cost_R, sigma = self.actor.rollout(obs_RO, noise, parameters.named)
+        action_RA, cost_R, sigma = self.actor.rollout(obs_RO, noise, self.policy.named)
         logits_TRN = evaluate(self.critic.frozen(), torch.cat([obs_RO, action_RA], -1))
         alpha = self.log_alpha.detach().exp()
         loss = actor_loss(alpha, cost_R, c51.mean(logits_TRN, self.y_N))
-        cost = cost_R.detach().mean()
-        total = loss
+        cost, temperature = cost_R.detach().mean(), None
         if self.config.alpha_mode == "auto":
-            total = loss + temperature_loss(self.log_alpha, self.actor.budget, cost)
-        parameters.grad.zero_()
-        total.backward()
-        with torch.no_grad():
-            skip, norm = self._guard(parameters, loss)
-            per_unit = cost / self.actor.budget_units
-            self._record(self.actor_sums, (parameters.extra[0], alpha, cost, per_unit, norm, sigma), skip)
-            self.actor_adam.step(skip)
-            if self.config.alpha_mode == "auto":
-                self.alpha_adam.step(skip)
-            self.nonfinite.add_(skip * (1.0 - self.critic_skipped))
+            temperature = temperature_loss(self.log_alpha, self.actor.budget, cost)
+        step = self.actor_trainer.descend(Loss(loss, temperature))
+        values = (step.loss, alpha, cost, cost / self.actor.budget_units, step.norm, sigma)
+        # Counted once where the critics' update was not finite either.
+        self.actor_trainer.record(step._replace(nonfinite=step.nonfinite * (1.0 - critic_skipped)), values)
 
-    def _guard(self, parameters: FlatParameters, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means of gradient and loss over the learners; ``skip`` (0-d, 1 where either is not finite) and the norm."""
-        parameters.extra.copy_(loss.detach())
-        self.collective.mean_(parameters.grad)
-        gradient = parameters.grad[: parameters.size]
-        norm = gradient.square().sum().sqrt()
-        return 1.0 - torch.isfinite(norm + parameters.extra[0]).float(), norm
-
-    @staticmethod
-    def _record(sums: torch.Tensor, values: tuple[torch.Tensor, ...], skip: torch.Tensor) -> None:
-        entries = torch.stack([*values, torch.ones_like(skip)])
-        sums.add_(torch.where(skip > 0, 0.0, entries))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of everything that a bit-exact resume needs, by name; see docs/softgac.md for the list."""
-        named = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        named["generator"] = self.generator.get_state()
-        named["updates"] = torch.tensor(self.updates)
-        return named
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        check_state(self.state(), state)
-        for name, tensor in self._tensors().items():
-            tensor.detach().copy_(state[name])
-        self.generator.set_state(state["generator"].cpu())
-        self.updates = int(state["updates"])
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See docs/softgac.md for the list."""
         named = {f"critic.{name}": tensor for name, tensor in self.critic.parameters.named.items()}
         named |= {f"critic.{name}": tensor for name, tensor in self.critic.statistics.items()}
         named["critic.passes"] = self.critic.passes

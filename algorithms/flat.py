@@ -13,15 +13,15 @@ import torch
 class FlatParameters:
     """Named leaf tensors that are views of ``value`` (n,), with ``.grad`` views of ``grad`` (n + extra,).
 
-    The ``extra`` last entries of ``grad`` belong to no parameter: they carry scalars, such as the loss, through
-    the all-reduce of the gradient.
+    ``gradient`` (n,) is the parameters' part of ``grad``. The ``extra`` last entries of ``grad`` belong to no parameter: they
+    carry scalars, such as the loss, through the all-reduce of the gradient.
     """
 
     def __init__(self, initial: dict[str, torch.Tensor], device: torch.device, *, extra: int = 0) -> None:
         self.value = torch.cat([tensor.reshape(-1) for tensor in initial.values()]).to(device, torch.float32)
         self.size = self.value.numel()
         self.grad = torch.zeros(self.size + extra, device=device)
-        self.extra = self.grad[self.size :]
+        self.gradient, self.extra = self.grad[: self.size], self.grad[self.size :]
         self.named: dict[str, torch.Tensor] = {}
         offset = 0
         for name, tensor in initial.items():

@@ -24,9 +24,6 @@ class Collective(Protocol):
     def mean_(self, tensor: torch.Tensor) -> None:
         """Replaces ``tensor`` in place by its mean over the learners (no gradient)."""
 
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean of ``tensor`` over the learners; gradients flow to every learner's input."""
-
 
 class Solo:
     """One learner: every reduction is the identity."""
@@ -37,8 +34,23 @@ class Solo:
     def mean_(self, tensor: torch.Tensor) -> None:
         return None
 
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentSpec:
+    """What an agent is made for, whatever its algorithm.
+
+    Attributes:
+        obs_dim, action_dim: of the environment, flattened.
+        device: where it computes.
+        seed: of its initial parameters and of its noise.
+        collective: the learners that share one update.
+    """
+
+    obs_dim: int
+    action_dim: int
+    device: torch.device | str = "cpu"
+    seed: int = 0
+    collective: Collective = dataclasses.field(default_factory=Solo)
 
 
 class Agent(Protocol):

@@ -13,7 +13,7 @@ from algorithms.sac import config as sac_config
 from algorithms.softgac import config as softgac_config
 
 if TYPE_CHECKING:
-    from algorithms.interface import Agent, EpisodeAgent, EpisodePolicy, Policy
+    from algorithms.interface import Agent, AgentSpec, EpisodeAgent, EpisodePolicy, Policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class Algorithm:
     policy: str
     items: Literal["transitions", "episodes"] = "transitions"
 
-    def make_agent(self, config: Any, obs_dim: int, action_dim: int, **options: Any) -> Agent | EpisodeAgent:
-        """The learner's side; ``options``: device, seed, collective."""
-        agent: Agent | EpisodeAgent = _load(self.agent)(config, obs_dim, action_dim, **options)
+    def make_agent(self, config: Any, spec: AgentSpec) -> Agent | EpisodeAgent:
+        """The learner's side."""
+        agent: Agent | EpisodeAgent = _load(self.agent)(config, spec)
         return agent
 
     def make_policy(self, config: Any, obs_dim: int, action_dim: int) -> Policy | EpisodePolicy:

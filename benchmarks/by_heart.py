@@ -13,7 +13,7 @@ import torch
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.config import timed
-from algorithms.interface import Aim
+from algorithms.interface import AgentSpec, Aim
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
@@ -49,7 +49,7 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
         timed(), updates=updates, points=128, width=256, kl_weight=0.01, next_state_weight=0.0, lr=3e-3, lr_end=0.0,
         return_noise=0.0, clip=10.0, warmup=0.02, obs_waves=9, obs_wave_dims=0, posterior_return=True, matmul="mkl",
     )  # fmt: skip
-    agent = GAC(config, dataset.obs_dim, dataset.action_dim, seed=seed)
+    agent = GAC(config, AgentSpec(obs_dim=dataset.obs_dim, action_dim=dataset.action_dim, seed=seed))
     agent.fit(summary)
     agent.update([batch] * updates)
     assert agent.encoder is not None

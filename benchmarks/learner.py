@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from learners.config import LearnerConfig
 from learners.feed import Feed
 from learners.learner import Learner
@@ -81,7 +82,8 @@ def filled_shard() -> ReplayShard:
 
 def agent_of(algorithm: str) -> Any:
     preset = ALGORITHMS[algorithm].presets["cpu"]()
-    return ALGORITHMS[algorithm].make_agent(preset, LAYOUT.obs_dim, LAYOUT.action_dim, device="cpu", seed=0)
+    spec = AgentSpec(obs_dim=LAYOUT.obs_dim, action_dim=LAYOUT.action_dim)
+    return ALGORITHMS[algorithm].make_agent(preset, spec)
 
 
 def bare_loop(algorithm: str, shard: ReplayShard) -> Callable[[float], int]:

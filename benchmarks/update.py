@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from algorithms import ALGORITHMS, matmul
+from algorithms.interface import AgentSpec
 from replay.trajectories import DataSummary, Trajectories
 
 EPISODES, STEPS, MAZE = (
@@ -113,7 +114,7 @@ def main() -> None:
 def on_transitions(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
     """Rates of an actor-critic, and what else is known of them."""
     config = dataclasses.replace(ALGORITHMS[name].presets[args.preset](), matmul=args.matmul)
-    agent: Any = ALGORITHMS[name].make_agent(config, args.obs, args.action, seed=0)
+    agent: Any = ALGORITHMS[name].make_agent(config, AgentSpec(obs_dim=args.obs, action_dim=args.action))
     rows = torch.randn(args.updates or (64 if args.preset == "cpu" else 2), args.batch, 2 * args.obs + args.action + 2)
     rows[..., args.obs + args.action + 1] = 1.0
     gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
@@ -126,7 +127,7 @@ def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
     if name == "gac" and args.posterior:
         given["posterior"] = args.posterior
     config = dataclasses.replace(ALGORITHMS[name].presets[args.preset](), **given)
-    agent: Any = ALGORITHMS[name].make_agent(config, *MAZE, seed=0)
+    agent: Any = ALGORITHMS[name].make_agent(config, AgentSpec(obs_dim=MAZE[0], action_dim=MAZE[1]))
     agent.fit(standard_summary())
     count = args.updates or (2 if args.preset == "paper" else 10)
     rates = rate(agent, [made_up_episodes(config.posterior_floats) for _ in range(count)], args.repeats)

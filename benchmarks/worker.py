@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from algorithms.weights import Weights
 from rollout_workers.config import WorkerConfig
 from rollout_workers.envs import env_spec, make_batch_env
@@ -45,7 +46,7 @@ def ours(env_id: str, envs: int, algorithm: str, preset: str) -> Contestant:
     """One chunk a call."""
     made, spec = ALGORITHMS[algorithm], env_spec(env_id)
     config = made.presets[preset]()
-    agent = made.make_agent(config, spec.obs_dim, spec.action_dim, device="cpu", seed=0)
+    agent = made.make_agent(config, AgentSpec(obs_dim=spec.obs_dim, action_dim=spec.action_dim))
     worker = RolloutWorker(
         config=WorkerConfig(envs_per_worker=envs),
         env_id=env_id,

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from algorithms import ALGORITHMS
-from algorithms.interface import Solo
+from algorithms.interface import AgentSpec
 from cluster.config import RunConfig, override
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, base_state
@@ -72,8 +72,8 @@ def finetuned(
 def check_base(plan: Plan) -> None:
     """UsageError unless the newest checkpoint of the base run fits the agent that would go on from it."""
     config, base = plan.config, Path(plan.config.online.base)
-    make_agent = ALGORITHMS[config.algorithm].make_agent
-    agent = make_agent(config.agent, plan.obs_dim, plan.action_dim, device="cpu", seed=config.seed, collective=Solo())
+    spec = AgentSpec(obs_dim=plan.obs_dim, action_dim=plan.action_dim, seed=config.seed)
+    agent = ALGORITHMS[config.algorithm].make_agent(config.agent, spec)
     try:
         state = base_state(base, plan)
     except RunError as error:

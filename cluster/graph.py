@@ -242,17 +242,19 @@ def make_learner(
 ) -> Learner:
     """A learner as a new run begins with it; whoever resumes loads a checkpoint into it."""
     from algorithms import ALGORITHMS
-    from algorithms.interface import Solo
+    from algorithms.interface import AgentSpec, Solo
     from learners.learner import Learner
 
     config, collective = plan.config, collective or Solo()
     agent = ALGORITHMS[config.algorithm].make_agent(
         config.agent,
-        plan.obs_dim,
-        plan.action_dim,
-        device=learner_device(config),
-        seed=config.seed,
-        collective=collective,
+        AgentSpec(
+            obs_dim=plan.obs_dim,
+            action_dim=plan.action_dim,
+            device=learner_device(config),
+            seed=config.seed,
+            collective=collective,
+        ),
     )
     if not checkpoint_exists(plan):
         _prepare(plan, agent)

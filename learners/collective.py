@@ -4,7 +4,7 @@ Each of R learners computes the loss of its own B/R rows. With L_r the loss of r
 
     L = 1/R sum_r L_r                    so   dL/dtheta = mean_r dL_r/dtheta   (``mean_`` on the flat gradient)
 
-A statistic that all rows share, y = 1/R sum_r x_r (``mean_with_grad``), enters every L_r. Rank j's part of dL/dtheta is
+A statistic that all rows share, y = 1/R sum_r x_r (the moments of batch renormalisation), enters every L_r. Rank j's part of dL/dtheta is
 
     dL/dx_j = 1/R sum_r dL_r/dy dy/dx_j = 1/R (1/R sum_r dL_r/dy)
 
@@ -82,10 +82,6 @@ class TorchCollective:
             with torch.no_grad():
                 tensor.copy_(contiguous)
 
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean of ``tensor`` over the learners; gradients flow to every learner's input."""
-        return _MeanWithGrad.apply(tensor, self)
-
     def broadcast_(self, tensor: torch.Tensor) -> None:
         """Replaces ``tensor`` in place by rank 0's."""
         there = tensor.detach().to(self.device).contiguous()
@@ -115,21 +111,6 @@ class TorchCollective:
                 f"{self._where}: {what} failed within its {self.timeout_s:g} s: {error}. The learners no longer agree, "
                 "so this one stops; all of them must be restarted from the newest checkpoint"
             ) from error
-
-
-class _MeanWithGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, collective: TorchCollective) -> torch.Tensor:
-        ctx.collective = collective
-        mean = tensor.detach().clone(memory_format=torch.contiguous_format)
-        collective.mean_(mean)
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        mean = gradients[0].clone(memory_format=torch.contiguous_format)
-        ctx.collective.mean_(mean)
-        return mean, None
 
 
 def share_state(state: Mapping[str, torch.Tensor], collective: Collective) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.config import GACConfig, timed
+from algorithms.interface import AgentSpec, Solo
 from replay.trajectories import DataSummary, Trajectories
 
 OBS, ACTION = 3, 2
@@ -170,7 +171,7 @@ def summary(batch: Trajectories) -> DataSummary:
 
 def made(config: GACConfig, batch: Trajectories, seed: int = 0, collective: Any = None) -> GAC:
     """An agent that knows the batch's statistics."""
-    agent = GAC(config, OBS, ACTION, seed=seed, collective=collective)
+    agent = GAC(config, AgentSpec(obs_dim=OBS, action_dim=ACTION, seed=seed, collective=collective or Solo()))
     agent.fit(summary(batch))
     return agent
 
@@ -194,6 +195,3 @@ class Pair:
         self._meeting.wait()
         tensor.copy_((self._table[0] + self._table[1]) / 2)
         self._meeting.wait()
-
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("GAC averages gradients alone")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from algorithms import ALGORITHMS
-from algorithms.interface import Collective, Solo
+from algorithms.interface import AgentSpec, Collective, Solo
 from replay.rows import RowLayout
 
 LAYOUT = RowLayout(obs_dim=3, action_dim=1)
@@ -80,4 +80,5 @@ def small_agent(name: str, *, collective: Collective | None = None, device: str 
     config = dataclasses.replace(algorithm.presets["cpu"](), critic_width=16, atoms=21)
     if name == "softgac":
         config = dataclasses.replace(config, bridge_width=8, bridge_steps=3)
-    return algorithm.make_agent(config, 5, 2, device=device, seed=seed, collective=collective or Solo())
+    spec = AgentSpec(obs_dim=5, action_dim=2, device=device, seed=seed, collective=collective or Solo())
+    return algorithm.make_agent(config, spec)

@@ -14,6 +14,7 @@ from linear_policy import LinearPolicy
 from tagged_env import LAYOUT, assert_whole
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from algorithms.weights import Weights
 from learners import checkpoint
 from learners.config import LearnerConfig
@@ -74,8 +75,8 @@ class LearnerSide:
     def make_agent(self) -> Any:
         if self.algorithm == "line":
             return ActingLine(seed=self.run.seed)
-        dims = LAYOUT.obs_dim, LAYOUT.action_dim
-        return ALGORITHMS[self.algorithm].make_agent(self._agent_config(), *dims, device="cpu", seed=self.run.seed)
+        spec = AgentSpec(obs_dim=LAYOUT.obs_dim, action_dim=LAYOUT.action_dim, seed=self.run.seed)
+        return ALGORITHMS[self.algorithm].make_agent(self._agent_config(), spec)
 
     def _agent_config(self) -> Any:
         config = ALGORITHMS[self.algorithm].presets["cpu"]()

@@ -40,17 +40,17 @@ def renorm_loop(x, gamma, beta, running_mean, running_var, warm, c=RENORM):  # t
     return y, np.array(means), np.array(variances)
 
 
-def renorm_autograd(x_MI, gamma_I, beta_I, running_mean_I, running_var_I, warm, c, collective):  # type: ignore[no-untyped-def]
-    """The same with torch, for autograd, with statistics over all learners."""
-    mean = collective.mean_with_grad(x_MI.mean(0))
-    var = collective.mean_with_grad((x_MI * x_MI).mean(0)) - mean**2
+def renorm_autograd(x_MI, gamma_I, beta_I, running_mean_I, running_var_I, warm, c):  # type: ignore[no-untyped-def]
+    """The same with torch, for autograd."""
+    mean = x_MI.mean(0)
+    var = (x_MI * x_MI).mean(0) - mean**2
     s, s_run = torch.sqrt(var + c.eps), torch.sqrt(running_var_I + c.eps)
     r = (s / s_run).clamp(1 / c.r_max, c.r_max).detach() if warm else 1.0
     d = ((mean - running_mean_I) / s_run).clamp(-c.d_max, c.d_max).detach() if warm else 0.0
     return gamma_I * ((x_MI - mean) / s * r + d) + beta_I
 
 
-def joint_autograd(x_MI, parameters, statistics, passes, layers, c, collective):  # type: ignore[no-untyped-def]
+def joint_autograd(x_MI, parameters, statistics, passes, layers, c):  # type: ignore[no-untyped-def]
     """Logits of each critic on [(s, a); (s', a')], one critic and one layer at a time: (T, B, N) and, stopped, (T, B, N)."""
     logits = []
     for t in range(2):
@@ -64,7 +64,6 @@ def joint_autograd(x_MI, parameters, statistics, passes, layers, c, collective):
                 statistics[f"norm{l}.var"][t],
                 passes >= c.warmup,
                 c,
-                collective,
             )
             h = h @ parameters[f"linear{l}.weight"][t] + parameters[f"linear{l}.bias"][t]
         logits.append(h)

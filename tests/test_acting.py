@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from linear_policy import LinearPolicy
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from algorithms.weights import CorruptWeights, Weights
 from rollout_workers.acting import BEFORE_ANY_WEIGHTS, Actor, NonFiniteAction, NoWeights
 
@@ -73,7 +74,7 @@ def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
 def test_onnxruntime_and_torch_agree_on_every_algorithm(algorithm: str, preset: str) -> None:
     made = ALGORITHMS[algorithm]
     config = made.presets[preset]()
-    agent = made.make_agent(config, 17, 6, device="cpu", seed=3)
+    agent = made.make_agent(config, AgentSpec(obs_dim=17, action_dim=6, seed=3))
     weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
     onnx, torch = (Actor(made.make_policy(config, 17, 6), backend=backend) for backend in BACKENDS)
     rng = np.random.default_rng(0)

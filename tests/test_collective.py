@@ -24,11 +24,33 @@ from replay.rows import RowLayout
 RANKS, UPDATES = 2, 10
 
 
+class MeanWithGrad(torch.autograd.Function):
+    """The learners' mean, whose backward pass is the same reduction; see learners/collective.py."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, collective: Collective) -> torch.Tensor:
+        ctx.collective = collective
+        mean = tensor.detach().clone(memory_format=torch.contiguous_format)
+        collective.mean_(mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        mean = gradients[0].clone(memory_format=torch.contiguous_format)
+        ctx.collective.mean_(mean)
+        return mean, None
+
+
+def mean_with_grad(collective: Collective, tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of ``tensor`` over the learners; gradients flow to every learner's input."""
+    return MeanWithGrad.apply(tensor, collective)
+
+
 def normalised_net(collective: Collective, rows_BD: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
     """A loss through batch statistics that all rows share, and products of means, written for any collective."""
     hidden = rows_BD @ w1
-    mean = collective.mean_with_grad(hidden.mean(0))
-    square = collective.mean_with_grad((hidden * hidden).mean(0))
+    mean = mean_with_grad(collective, hidden.mean(0))
+    square = mean_with_grad(collective, (hidden * hidden).mean(0))
     normal = (hidden - mean) / (square - mean * mean + 1e-3).sqrt()
     return ((normal.relu() @ w2).squeeze(1) - rows_BD[:, 0] * rows_BD[:, 1]).square().mean()
 
@@ -69,7 +91,7 @@ def _reductions(collective: TorchCollective, path: Path) -> dict[str, torch.Tens
     poisoned = torch.tensor([1.0, float("nan") if collective.rank == 1 else 2.0])
     collective.mean_(poisoned)
     x = torch.tensor([1.0 + collective.rank], requires_grad=True)
-    collective.mean_with_grad(x * x).backward(torch.tensor([float(collective.rank)]))
+    mean_with_grad(collective, x * x).backward(torch.tensor([float(collective.rank)]))
     mine = torch.full((2,), collective.rank, dtype=torch.uint8)
     collective.broadcast_(mine)
     assert x.grad is not None

@@ -15,7 +15,7 @@ from algorithms.imitation.config import TransformerConfig
 from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window, initial_parameters, predict
-from algorithms.interface import Aim
+from algorithms.interface import AgentSpec, Aim
 
 SMALL = TransformerConfig(lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40)
 Parameters = dict[str, torch.Tensor]
@@ -125,7 +125,7 @@ def test_windows_stay_in_their_episode_and_carry_the_rewards_that_are_still_to_c
 
 def learned(updates: int = 150) -> DecisionTransformerPolicy:
     episodes = two_behaviours(32)
-    agent = DecisionTransformer(SMALL, 2, 1)
+    agent = DecisionTransformer(SMALL, AgentSpec(obs_dim=2, action_dim=1))
     agent.fit(summary_of(episodes))
     agent.update([batch_of(episodes)] * updates)
     policy = DecisionTransformerPolicy(SMALL, 2, 1)
@@ -275,13 +275,13 @@ def test_what_cannot_be_asked_for_or_acted_on_is_named() -> None:
         policy.act(obs, np.zeros(2, np.float32))
     with pytest.raises(RuntimeError, match="3 observations for 2 environments"):
         policy.act(np.zeros((3, 2), np.float32), np.zeros(3, np.float32))
-    agent = DecisionTransformer(dataclasses.replace(SMALL, max_steps=5), 2, 1)
+    agent = DecisionTransformer(dataclasses.replace(SMALL, max_steps=5), AgentSpec(obs_dim=2, action_dim=1))
     with pytest.raises(ValueError, match="set max_steps=20"):
         agent.fit(dataclasses.replace(summary_of(two_behaviours(4)), max_length=20))
 
 
 def test_dropout_drops_its_share_and_leaves_the_mean() -> None:
-    agent = DecisionTransformer(dataclasses.replace(SMALL, dropout=0.25), 2, 1)
+    agent = DecisionTransformer(dataclasses.replace(SMALL, dropout=0.25), AgentSpec(obs_dim=2, action_dim=1))
     x = agent._drop(torch.ones(100, 100))
     assert float((x == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float(x.mean()) == pytest.approx(1.0, abs=0.02)

@@ -11,6 +11,7 @@ import torch
 from linear_policy import LinearPolicy
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from algorithms.weights import CorruptWeights, Weights
 from rollout_workers.batch_env import StepResult
 from rollout_workers.envs import env_spec, make_batch_env, make_env
@@ -69,7 +70,7 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(env_id: str, backend: st
 def test_the_bridge_gives_the_same_episodes_whatever_runs_beside_them(backend: str) -> None:
     made = ALGORITHMS["softgac"]
     config = made.presets["cpu"]()
-    agent = made.make_agent(config, 11, 3, device="cpu", seed=0)
+    agent = made.make_agent(config, AgentSpec(obs_dim=11, action_dim=3))
     weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
     results = [
         Evaluator("Hopper-v5", made.make_policy(config, 11, 3), max_envs=side_by_side, backend=backend).evaluate(

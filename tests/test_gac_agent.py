@@ -14,6 +14,7 @@ from test_learner import HostReads
 
 from algorithms import ALGORITHMS
 from algorithms.gac.agent import GAC, METRICS
+from algorithms.interface import AgentSpec
 from replay.trajectories import ReturnSummary
 
 EVERY = pytest.mark.parametrize("name", sorted(SHAPES))
@@ -36,7 +37,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 def test_n_then_resume_then_n_updates_equal_two_n_bit_for_bit(name: str) -> None:
     config = small(**SHAPES[name])
     whole, half = (made(config, episodes(0)) for _ in range(2))
-    resumed = GAC(config, 3, 2, seed=5)  # another seed, and no statistics of its own
+    resumed = GAC(config, AgentSpec(obs_dim=3, action_dim=2, seed=5))  # another seed, and no statistics of its own
     for seed in range(4):
         whole.hear(RETURNS)
         seen = whole.update(batches(config, seed))
@@ -114,7 +115,7 @@ def test_one_trajectory_is_learned_by_heart_actions_and_return() -> None:
     one.rows_NF[:, OBS:-1] = 0.8 * torch.stack([(2 * steps).sin(), (3 * steps).cos()], 1)
     told = dataclasses.replace(summary(one), return_mean=30.0, return_std=10.0)
     one = dataclasses.replace(one, return_B=torch.tensor([42.0]))
-    agent = GAC(config, OBS, 2, seed=0)
+    agent = GAC(config, AgentSpec(obs_dim=OBS, action_dim=2))
     agent.fit(told)
     for _ in range(4):
         metrics = agent.update([one] * 100)
@@ -233,7 +234,7 @@ def test_the_registry_has_the_algorithms_of_episodes_with_agents_and_policies_th
         **dict.fromkeys(("gac", "bc", "percent-bc", "dt"), "episodes"),
     }
     config = ALGORITHMS["gac"].presets["cpu"]()
-    agent: Any = ALGORITHMS["gac"].make_agent(config, 4, 2, device="cpu", seed=0)
+    agent: Any = ALGORITHMS["gac"].make_agent(config, AgentSpec(obs_dim=4, action_dim=2))
     policy = ALGORITHMS["gac"].make_policy(config, 4, 2)
     policy.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
 

@@ -28,7 +28,7 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.objective import mode_weights
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.posterior import LOG_VARIANCE_RANGE, Posterior, PosteriorEncoder
-from algorithms.interface import Aim
+from algorithms.interface import AgentSpec, Aim
 from cluster.cli import main
 from replay.trajectories import Trajectories
 
@@ -260,7 +260,7 @@ def test_the_cpu_preset_goes_on_bit_by_bit_from_its_state_and_never_reads_the_de
             agent.hear(RETURNS)
             seen = agent.update([episodes(10 * seed), episodes(10 * seed + 1)])
             assert seen["nonfinite"].item() == 0 or agent is half
-    resumed = GAC(config, OBS, ACTION, seed=5)
+    resumed = GAC(config, AgentSpec(obs_dim=OBS, action_dim=ACTION, seed=5))
     resumed.load_state(half.state())
     for seed in (2, 3):
         resumed.hear(RETURNS)

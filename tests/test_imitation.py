@@ -31,14 +31,21 @@ from algorithms.imitation.config import (
 from algorithms.imitation.decision_transformer import DecisionTransformer
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import Aim, Collective
+from algorithms.interface import AgentSpec, Aim, Collective
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
 SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
+
+
+def spec(**given: Any) -> AgentSpec:
+    """Of the agents of these tests: 2 observations, 1 action."""
+    return AgentSpec(obs_dim=2, action_dim=1, **given)
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
-    "bc": lambda **extra: BehaviourCloning(SMALL, 2, 1, **extra),
-    "percent-bc": lambda **extra: PercentCloning(dataclasses.replace(SMALL, percent=20), 2, 1, **extra),
-    "dt": lambda **extra: DecisionTransformer(SMALL_TRANSFORMER, 2, 1, **extra),
+    "bc": lambda **extra: BehaviourCloning(SMALL, spec(**extra)),
+    "percent-bc": lambda **extra: PercentCloning(dataclasses.replace(SMALL, percent=20), spec(**extra)),
+    "dt": lambda **extra: DecisionTransformer(SMALL_TRANSFORMER, spec(**extra)),
 }
 LEARNERS = pytest.mark.parametrize("name", MAKERS)
 
@@ -51,7 +58,7 @@ def fitted(name: str, **extra: Any) -> Any:
 
 def trained(config: CloningConfig, updates: int = 300) -> CloningPolicy:
     episodes = two_behaviours(40)
-    agent = BehaviourCloning(config, 2, 1)
+    agent = BehaviourCloning(config, spec())
     agent.fit(summary_of(episodes))
     agent.update([batch_of(episodes)] * updates)
     policy = CloningPolicy(config, 2, 1)
@@ -74,11 +81,11 @@ def test_the_threshold_lets_the_best_share_pass_and_all_that_tie_with_it() -> No
     returns = [0.1 * i for i in range(100)]
     episodes = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in returns]
     for percent, expected in ((10, 10), (33, 33), (100, 100)):
-        agent = PercentCloning(PercentCloningConfig(percent=percent, width=8), 2, 1)
+        agent = PercentCloning(PercentCloningConfig(percent=percent, width=8), spec())
         agent.fit(summary_of(episodes))
         assert float(agent.update([batch_of(episodes)])["imitated"]) == pytest.approx(expected / 100)
     ties = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in [0.3] * 50 + [0.1] * 50]
-    agent = PercentCloning(PercentCloningConfig(percent=10, width=8), 2, 1)
+    agent = PercentCloning(PercentCloningConfig(percent=10, width=8), spec())
     agent.fit(summary_of(ties))
     assert float(agent.update([batch_of(ties)])["imitated"]) == 0.5
 
@@ -90,7 +97,7 @@ def test_episodes_under_the_threshold_leave_no_trace_not_even_a_nan_of_theirs() 
     ]
     states = []
     for given_episodes in (episodes, spoiled):
-        agent = PercentCloning(config, 2, 1)
+        agent = PercentCloning(config, spec())
         agent.fit(summary_of(episodes))
         metrics = agent.update([batch_of(given_episodes)] * 3)
         assert float(metrics["nonfinite"]) == 0
@@ -198,9 +205,6 @@ class Pair:
         tensor.copy_((one + other) / 2)
         self.barrier.wait(30)
 
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
 
 @LEARNERS
 def test_two_learners_of_half_a_batch_take_the_steps_of_one_of_the_whole(name: str) -> None:
@@ -231,7 +235,7 @@ def test_two_learners_of_half_a_batch_take_the_steps_of_one_of_the_whole(name: s
 def test_warm_up_clipping_and_decay_take_the_steps_of_torchs_adamw() -> None:
     config = CloningConfig(width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05)
     episodes = [episode(np.full((1, 2), b), np.full((1, 1), b / 4), np.ones(1)) for b in (1.0, 2.0, 3.0)]
-    agent, batch = BehaviourCloning(config, 2, 1), batch_of(episodes)
+    agent, batch = BehaviourCloning(config, spec()), batch_of(episodes)
     agent.fit(summary_of(episodes))
     twin = {name: tensor.detach().clone().requires_grad_() for name, tensor in agent.parameters.named.items()}
     adamw = torch.optim.AdamW(twin.values(), lr=config.lr, weight_decay=config.weight_decay)
@@ -306,4 +310,4 @@ def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]
 def test_a_setting_that_cannot_work_is_named_before_anything_is_built(config: Any, field: str) -> None:
     assert [problem.split()[0] for problem in config.problems()] == [field]
     with pytest.raises(ValueError, match=f"cannot work:\n- {field} is"):
-        (DecisionTransformer if isinstance(config, TransformerConfig) else BehaviourCloning)(config, 2, 1)
+        (DecisionTransformer if isinstance(config, TransformerConfig) else BehaviourCloning)(config, spec())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from softgac_twin import bridge_autograd
 
 from algorithms import ALGORITHMS
+from algorithms.interface import AgentSpec
 from algorithms.softgac import bridge
 from algorithms.softgac.config import cpu
 from algorithms.softgac.losses import control_energy, reference_endpoint
@@ -108,7 +109,7 @@ def test_both_samplers_of_the_base_law_have_variance_pi_squared_over_twelve(law)
 def test_zero_noise_is_the_deterministic_path_from_zero():
     policy = ALGORITHMS["softgac"].make_policy(cpu(), 5, 3)
     obs, noise = torch.randn(4, 5), torch.zeros(4, 7, 3)
-    agent = ALGORITHMS["softgac"].make_agent(cpu(), 5, 3, seed=4)
+    agent = ALGORITHMS["softgac"].make_agent(cpu(), AgentSpec(obs_dim=5, action_dim=3, seed=4))
     policy.load_weights(agent.policy_weights())
     slow, _ = bridge_autograd(obs, noise, agent.policy.named)
     torch.testing.assert_close(policy.act(obs, noise), slow.detach(), rtol=1e-5, atol=1e-6)
@@ -118,7 +119,7 @@ def test_zero_noise_is_the_deterministic_path_from_zero():
 def test_the_onnx_graph_acts_like_torch_at_every_batch_size(name):
     algorithm = ALGORITHMS[name]
     policy = algorithm.make_policy(algorithm.presets["cpu"](), 17, 6)
-    agent = algorithm.make_agent(algorithm.presets["cpu"](), 17, 6, seed=5)
+    agent = algorithm.make_agent(algorithm.presets["cpu"](), AgentSpec(obs_dim=17, action_dim=6, seed=5))
     agent.update(torch.randn(4, 32, 42))  # so that no parameter is still 0 or 1
     policy.load_weights({key: value.numpy() for key, value in agent.policy_weights().items()})
     session = onnxruntime.InferenceSession(policy.onnx_model(), providers=["CPUExecutionProvider"])
@@ -137,6 +138,8 @@ def test_the_onnx_graph_acts_like_torch_at_every_batch_size(name):
 
 def test_weights_of_another_shape_are_refused_by_name_and_change_nothing():
     policy = ALGORITHMS["softgac"].make_policy(cpu(), 5, 3)
-    other = ALGORITHMS["softgac"].make_agent(dataclasses.replace(cpu(), bridge_width=32), 5, 3)
+    other = ALGORITHMS["softgac"].make_agent(
+        dataclasses.replace(cpu(), bridge_width=32), AgentSpec(obs_dim=5, action_dim=3)
+    )
     with pytest.raises(ValueError, match=r"bridge\.0\.hidden\.weight has shape \(8, 32\), expected \(8, 64\)"):
         policy.load_weights(other.policy_weights())

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithms import ALGORITHMS, matmul
 from algorithms.actor_critic import UpdateNoise
-from algorithms.interface import Solo
+from algorithms.interface import AgentSpec, Solo
 
 OBS, ACTION, BATCH = 5, 3, 32
 SMALL: dict[str, Any] = {"critic_width": 32, "atoms": 21, "v_min": -20.0, "v_max": 20.0}
@@ -29,7 +29,8 @@ def _seeded():
 def _agent(name: str = "softgac", seed: int = 0, collective: Any = None, **fields: Any) -> Any:
     bridge = {"bridge_width": 16} if name == "softgac" else {"actor_width": 16}
     config = dataclasses.replace(ALGORITHMS[name].presets["cpu"](), **(SMALL | bridge | fields))
-    return ALGORITHMS[name].make_agent(config, OBS, ACTION, seed=seed, collective=collective or Solo())
+    spec = AgentSpec(obs_dim=OBS, action_dim=ACTION, seed=seed, collective=collective or Solo())
+    return ALGORITHMS[name].make_agent(config, spec)
 
 
 def _rows(updates: int, batch: int = BATCH, seed: int = 0) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(war
         columns = agent.layout.views(rows[i])
         next_action, next_energy = (t.detach() for t in bridge_autograd(columns.next_obs, noise.next, b))
         x = torch.cat([torch.cat([columns.obs, columns.action], -1), torch.cat([columns.next_obs, next_action], -1)])
-        now, following = joint_autograd(x, p, statistics, float(i), 3, critic.constants, Solo())
+        now, following = joint_autograd(x, p, statistics, float(i), 3, critic.constants)
         soft = y - log_alpha.detach().exp() * next_energy[:, None]
         target = columns.reward[:, None] + c.gamma * columns.discount[:, None] * soft
         both = [project_loop(one.softmax(-1).numpy(), target.numpy(), c.v_min, c.v_max) for one in following]
@@ -194,9 +195,6 @@ class _Member:
         with torch.no_grad():
             tensor.copy_(total)
 
-    def mean_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("the written-out backward needs mean_ alone")
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_learners_of_half_the_rows_give_the_parameters_of_one(name):
@@ -309,7 +307,7 @@ def test_settings_report_every_problem_at_once(name):
     bad = dataclasses.replace(algorithm.presets["cpu"](), gamma=1.0, v_min=5.0, v_max=-5.0, atoms=1, alpha_init=0.0)
     assert len(bad.problems()) == 4
     with pytest.raises(ValueError, match=r"(?s)gamma is 1\.0.*v_min is 5\.0.*alpha_init is 0\.0"):
-        algorithm.make_agent(bad, OBS, ACTION)
+        algorithm.make_agent(bad, AgentSpec(obs_dim=OBS, action_dim=ACTION))
     assert ALGORITHMS["softgac"].config_class(particles=3, antithetic=True).problems()
 
 

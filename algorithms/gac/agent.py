@@ -1,7 +1,7 @@
 """GAC's learner: local posteriors first, then one step of the networks on the evidence lower bound.
 
 Letters: U updates, B trajectories of this learner, n tokens, d width, R rows, S steps, P stored floats. Source: arXiv
-2512.21527 [P], Algorithm 1. Nothing in ``update`` looks at a device value from the host.
+2512.21527 [P], Algorithm 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from algorithms import matmul
-from algorithms.allocation import keep_freed_memory
 from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.gac.bound import MEASURES, Bound, lower_bound, measures
 from algorithms.gac.config import GACConfig
@@ -25,8 +24,8 @@ from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh,
 from algorithms.gac.segments import Segments, sampled, whole
 from algorithms.gac.target import Target, asked_for, first_target, next_target
 from algorithms.gac.unknown import told, understood
-from algorithms.interface import Collective, Solo
-from algorithms.state import check_state
+from algorithms.interface import AgentSpec
+from algorithms.trainer import Loss, TrainedAgent, Trainer
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")
@@ -45,30 +44,18 @@ class Noise(NamedTuple):
     shift: torch.Tensor  # 0-d, uniform: where in its share of the episode the encoder looks at each step
 
 
-class GAC:
+class GAC(TrainedAgent):
     """The contract is algorithms.interface.EpisodeAgent. Raises ValueError with every problem of ``config`` at once."""
 
-    def __init__(
-        self,
-        config: GACConfig,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        collective: Collective | None = None,
-    ) -> None:
+    def __init__(self, config: GACConfig, spec: AgentSpec) -> None:
         config.check()
-        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        self.device, self.collective = torch.device(device), collective or Solo()
-        self.matmul = matmul.choose(config.matmul)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        super().__init__(spec, config.matmul)
+        self.config = config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, encoder = GACModel(config, obs_dim, action_dim), None
+            torch.manual_seed(spec.seed)
+            model, encoder = GACModel(config, spec.obs_dim, spec.action_dim), None
             if config.posterior == "amortised":
-                encoder = PosteriorEncoder(config, model.features, obs_dim, action_dim)
+                encoder = PosteriorEncoder(config, model.features, spec.obs_dim, spec.action_dim)
         self.model = model.to(self.device)
         self.encoder = None if encoder is None else encoder.to(self.device)
         parts = {"model": self.model} | ({} if self.encoder is None else {"encoder": self.encoder})
@@ -81,18 +68,13 @@ class GAC:
         for name, parameter in modules.items():
             parameter.data, parameter.grad = self.parameters.named[name].data, self.parameters.named[name].grad
         self.adam = FlatAdam(
-            self.parameters.value,
-            self.parameters.grad[: self.parameters.size],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
+            self.parameters.value, self.parameters.gradient, lr=config.lr, weight_decay=config.weight_decay
         )
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.updates = 0
+        self.trainer = Trainer(self.parameters, (self.adam,), spec.collective, METRICS, clip=config.clip)
+        self.trainers = (self.trainer,)
         self.target = first_target(config)
         self.return_moments = torch.tensor([0.0, 1.0], device=self.device)  # running means of y and y^2, z-scored
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
-        self.sums = torch.zeros(len(METRICS) + 1, device=self.device)  # the last entry counts
-        self.nonfinite = torch.zeros((), device=self.device)
         self._heard, self._horizon = -1, 1  # digest of the returns last heard of; steps of the longest episode
         self._posteriors: list[torch.Tensor] = []
 
@@ -127,37 +109,29 @@ class GAC:
                 segments, bound = self.step(batch, self._draw(len(batch)))
         if batches:
             self._calibrate(segments, bound)
-        return self._read_metrics()
+        return self.read_metrics()
 
     def step(self, batch: Trajectories, noise: Noise) -> tuple[Segments, Bound]:
-        """One update with everything random given: the posteriors, then the networks.
-
-        The loss is - mean over trajectories of the ELBO, over the longest episode's steps: a constant, so that learners
-        of half a batch each make the gradient of one.
-        """
-        segments = self.look(batch, noise)
-        posterior = self._infer(batch, segments, noise)
-        bound = self._bound(batch, segments, posterior, noise)
-        loss = -bound.elbo_B.mean() / self.model.horizon
-        self.parameters.grad.zero_()
-        loss.backward()
-        with torch.no_grad():
-            y_B = self.model.normalise_return(batch.return_B)
-            self.parameters.extra.copy_(torch.stack([loss.detach(), y_B.mean(), y_B.square().mean()]))
-            self.collective.mean_(self.parameters.grad)
-            gradient = self.parameters.grad[: self.parameters.size]
-            norm = gradient.square().sum().sqrt()
-            skip = 1.0 - torch.isfinite(norm + self.parameters.extra[0]).float()
-            gradient.mul_((self.config.clip / norm).clamp(max=1.0))
-            self.adam.lr = self.learning_rate(self.updates)
-            self.adam.step(skip)
-            self._follow_returns(self.parameters.extra[1:])
-            seen = measures(self.model, batch, segments, bound)
-            own = torch.stack([norm, torch.full_like(norm, self.adam.lr), torch.ones_like(norm)])
-            self.sums.add_(torch.where(skip > 0, 0.0, torch.cat([seen, own])))
-            self.nonfinite.add_(skip)
+        """One update with everything random given: the posteriors, then the networks."""
+        loss, segments, bound = self.losses(batch, noise)
+        self.adam.lr = self.learning_rate(self.updates)
+        step = self.trainer.descend(loss)
+        self._follow_returns(step.shared)
+        rate = torch.full_like(step.norm, self.adam.lr)
+        self.trainer.record(step, (*measures(self.model, batch, segments, bound), step.norm, rate))
         self.updates += 1
         return segments, bound
+
+    def losses(self, batch: Trajectories, noise: Noise) -> tuple[Loss, Segments, Bound]:
+        """- mean_B ELBO / T, T the longest episode's steps; beside it the batch's mean of y and of y^2, z-scored.
+
+        T is a constant, so that learners of half a batch each make the gradient of one.
+        """
+        segments = self.look(batch, noise)
+        bound = self._bound(batch, segments, self._infer(batch, segments, noise), noise)
+        y_B = self.model.normalise_return(batch.return_B)
+        loss = Loss(-bound.elbo_B.mean() / self.model.horizon, shared=(y_B.mean(), y_B.square().mean()))
+        return loss, segments, bound
 
     def learning_rate(self, update: int) -> float:
         """Linear from 0 over the warm-up, times a cosine from 1 to ``lr_end`` over the schedule's ``updates``; then in cycles
@@ -228,18 +202,16 @@ class GAC:
         )
 
     def _draw(self, count: int) -> Noise:
-        """This learner's share of the noise of all learners' trajectories: every rank draws it all and keeps its own."""
-        c, world, rank = self.config, self.collective.world_size, self.collective.rank
-        steps = self._horizon if c.history_dropout and c.window > 1 else 0
-        eps = torch.randn((world, count, c.tokens, c.token_width), generator=self.generator, device=self.device)
-        place = torch.rand((world, count, c.points // c.segment), generator=self.generator, device=self.device)
-        history = torch.rand((world, count, steps), generator=self.generator, device=self.device)
-        shake = torch.randn(eps.shape, generator=self.generator, device=self.device)[rank] if c.return_noise else None
-        hidden = None
-        if c.plan_reading == "linear" and c.plan_dropout:
-            hidden = torch.rand((world, count), generator=self.generator, device=self.device)[rank] < c.plan_dropout
+        """This learner's noise for an update on ``count`` trajectories."""
+        c = self.config
+        eps = self.normal(count, c.tokens, c.token_width)
+        place = self.uniform(count, c.points // c.segment)
+        history = self.uniform(count, self._horizon if c.history_dropout and c.window > 1 else 0)
+        shake = self.normal(count, c.tokens, c.token_width) if c.return_noise else None
+        hides = c.plan_reading == "linear" and c.plan_dropout
+        hidden = self.uniform(count) < c.plan_dropout if hides else None
         shift = torch.rand((), generator=self.generator, device=self.device)
-        return Noise(eps[rank], place[rank], shake, history[rank], hidden, shift)
+        return Noise(eps, place, shake, history, hidden, shift)
 
     def _follow_returns(self, found: torch.Tensor) -> None:
         """Moves the spread of returns towards that of the batches: episodes gathered online lie far outside the dataset's."""
@@ -261,15 +233,6 @@ class GAC:
         _follow(self.model.surprise, found[:-1])
         _follow(self.return_error, found[-1].sqrt())
 
-    def _read_metrics(self) -> dict[str, torch.Tensor]:
-        count = self.sums[-1]
-        means = torch.where(count > 0, self.sums[:-1] / count.clamp(min=1.0), math.nan)
-        metrics = dict(zip(METRICS, means.clone().unbind()))
-        metrics["nonfinite"] = self.nonfinite.clone()
-        self.sums.zero_()
-        self.nonfinite.zero_()
-        return metrics
-
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The model's parameters and buffers by their names in ``GACModel.state_dict``, float32; see unknown.py."""
         weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
@@ -277,27 +240,23 @@ class GAC:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of everything that a bit-exact resume needs, by name."""
-        named = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        named["generator"] = self.generator.get_state()
-        named["updates"], named["heard"] = torch.tensor(self.updates), torch.tensor(self._heard)
+        named = super().state() | {"heard": torch.tensor(self._heard)}
         named["target"] = told(torch.tensor(self.target, dtype=torch.float64))
         late = ("return_error", *(f"model.{name}" for name in LEARNED_LATE))
         return named | {name: told(named[name]) for name in late}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        check_state(self.state(), state)
-        for name, tensor in self._tensors().items():
-            tensor.detach().copy_(state[name])
+        super().load_state(state)
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
             late.copy_(understood(late))
-        self.generator.set_state(state["generator"].cpu())
-        self.updates, self._heard = int(state["updates"]), int(state["heard"])
+        self._heard = int(state["heard"])
         value, gain, stage = understood(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
         self._horizon = int(self.model.horizon)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, buffers, Adam's moments, and what follows the returns."""
         named = dict(self.parameters.named)
         named |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         named |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}

@@ -14,12 +14,13 @@ import torch
 
 from algorithms import matmul
 from algorithms.imitation import perceptron
-from algorithms.imitation.agent import Error, ImitationAgent
+from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.config import CloningConfig
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import Aim, AimError, Collective
+from algorithms.interface import AgentSpec, Aim, AimError
 from algorithms.policy import load_by_name
+from algorithms.trainer import Loss
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
 NOWHERE = float("nan")
@@ -35,28 +36,11 @@ class BehaviourCloning(ImitationAgent):
     Raises ValueError with every problem of ``config`` at once.
     """
 
-    def __init__(
-        self,
-        config: CloningConfig,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        collective: Collective | None = None,
-    ) -> None:
+    def __init__(self, config: CloningConfig, spec: AgentSpec) -> None:
         config.check()
         self.config = config
-        super().__init__(
-            config,
-            _initial(config, obs_dim, action_dim, seed),
-            _no_data(obs_dim) | {"least_return": torch.full((), -torch.finfo(torch.float32).max)},
-            obs_dim=obs_dim,
-            action_dim=action_dim,
-            device=device,
-            seed=seed,
-            collective=collective,
-        )
+        data = _no_data(spec.obs_dim) | {"least_return": torch.full((), -torch.finfo(torch.float32).max)}
+        super().__init__(config, spec, _initial(config, spec.obs_dim, spec.action_dim, spec.seed), data)
 
     def _statistics(self, summary: DataSummary) -> dict[str, object]:
         if self.config.percent == 100:
@@ -66,14 +50,15 @@ class BehaviourCloning(ImitationAgent):
         # Returns arrive rounded to float32: the last episode above the threshold must not fall under it.
         return {"least_return": least - 1e-6 * max(abs(summary.return_min), abs(summary.return_max))}
 
-    def _error(self, batch: Trajectories) -> Error:
-        points = draw_points(batch, self._uniform(len(batch), self.config.points), self.obs_dim, self.action_dim)
+    def losses(self, batch: Trajectories) -> Loss:
+        """sum_bp w_b (1/A) |pi(s_bp) - a_bp|^2 over sum_bp w_b; w_b is 1 for an episode to imitate, else 0."""
+        points = draw_points(batch, self.uniform(len(batch), self.config.points), self.obs_dim, self.action_dim)
         weight_B = (batch.return_B >= self.data["least_return"]).float()
         weight_BP = weight_B[:, None].expand(-1, self.config.points)
         obs_BPO = (points.obs_BPO - self.data["obs_mean"]) / self.data["obs_std"]
         predicted_RA = perceptron.predict(self.parameters.named, obs_BPO.flatten(0, 1), self.config.layers)
         total = action_error(predicted_RA, points.action_BPA.flatten(0, 1), weight_BP.flatten())
-        return Error(total=total, weight=weight_BP.sum(), possible=weight_BP.numel())
+        return Loss(total, weight=weight_BP.sum(), shared=(weight_BP.sum() / weight_BP.numel(),))
 
 
 class PercentCloning(BehaviourCloning):

@@ -17,14 +17,15 @@ import torch
 
 from algorithms import matmul
 from algorithms.imitation import transformer
-from algorithms.imitation.agent import Error, ImitationAgent
+from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.config import TransformerConfig
 from algorithms.imitation.history import History
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window
-from algorithms.interface import Aim, AimError, Collective
+from algorithms.interface import AgentSpec, Aim, AimError
 from algorithms.policy import load_by_name
+from algorithms.trainer import Loss
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
 
@@ -34,27 +35,11 @@ class DecisionTransformer(ImitationAgent):
     Raises ValueError with every problem of ``config`` at once.
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        collective: Collective | None = None,
-    ) -> None:
+    def __init__(self, config: TransformerConfig, spec: AgentSpec) -> None:
         config.check()
         self.config = config
         super().__init__(
-            config,
-            _initial(config, obs_dim, action_dim, seed),
-            _no_data(obs_dim),
-            obs_dim=obs_dim,
-            action_dim=action_dim,
-            device=device,
-            seed=seed,
-            collective=collective,
+            config, spec, _initial(config, spec.obs_dim, spec.action_dim, spec.seed), _no_data(spec.obs_dim)
         )
 
     def _statistics(self, summary: DataSummary) -> dict[str, object]:
@@ -69,9 +54,10 @@ class DecisionTransformer(ImitationAgent):
         scale = max(abs(summary.return_min), abs(summary.return_max), 1e-6)
         return {"return_scale": scale, "return_target": target}
 
-    def _error(self, batch: Trajectories) -> Error:
+    def losses(self, batch: Trajectories) -> Loss:
+        """sum_gk w_gk (1/A) |pi(window_g)_k - a_gk|^2 over sum_gk w_gk; w is 1 for a step, 0 for padding."""
         config, data = self.config, self.data
-        noise_BP = self._uniform(len(batch), config.segments)
+        noise_BP = self.uniform(len(batch), config.segments)
         drawn = draw_segments(batch, noise_BP, config.context, self.obs_dim, self.action_dim)
         window = Window(
             to_go_BS=drawn.to_go_GK / data["return_scale"],
@@ -88,11 +74,11 @@ class DecisionTransformer(ImitationAgent):
         )
         weight_GK = drawn.valid_GK.float()
         total = action_error(predicted_GKA, drawn.action_GKA, weight_GK)
-        return Error(total=total, weight=weight_GK.sum(), possible=weight_GK.numel())
+        return Loss(total, weight=weight_GK.sum(), shared=(weight_GK.sum() / weight_GK.numel(),))
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         share = self.config.dropout
-        return x * (self._uniform(*x.shape) >= share) * (1.0 / (1.0 - share))
+        return x * (self.uniform(*x.shape) >= share) * (1.0 / (1.0 - share))
 
 
 class DecisionTransformerPolicy:

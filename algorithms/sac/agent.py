@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from algorithms.actor_critic import ActorCritic, Rollout
-from algorithms.interface import Collective, Solo
+from algorithms.interface import AgentSpec
 from algorithms.policy import load_by_name
 from algorithms.sac.config import SACConfig
 from algorithms.sac.gaussian import gaussian, initial_parameters
@@ -47,32 +47,13 @@ class SAC(ActorCritic):
     Raises ValueError with every problem of ``config`` at once.
     """
 
-    def __init__(
-        self,
-        config: SACConfig,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        collective: Collective | None = None,
-    ) -> None:
+    def __init__(self, config: SACConfig, spec: AgentSpec) -> None:
         config.check()
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(spec.seed)
         parameters = initial_parameters(
-            obs_dim, action_dim, layers=config.actor_layers, width=config.actor_width, draw=draw
+            spec.obs_dim, spec.action_dim, layers=config.actor_layers, width=config.actor_width, draw=draw
         )
-        super().__init__(
-            config,
-            GaussianActor(config, action_dim),
-            parameters,
-            draw,
-            obs_dim=obs_dim,
-            action_dim=action_dim,
-            device=device,
-            seed=seed,
-            collective=collective or Solo(),
-        )
+        super().__init__(config, spec, GaussianActor(config, spec.action_dim), parameters, draw)
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """``linear{l}.weight``, ``linear{l}.bias``; views, float32."""

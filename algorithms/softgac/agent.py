@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from algorithms.actor_critic import ActorCritic, Rollout
-from algorithms.interface import Collective, Solo
+from algorithms.interface import AgentSpec
 from algorithms.policy import load_by_name
 from algorithms.softgac import bridge
 from algorithms.softgac.config import SoftGACConfig
@@ -45,32 +45,13 @@ class SoftGAC(ActorCritic):
     Raises ValueError with every problem of ``config`` at once.
     """
 
-    def __init__(
-        self,
-        config: SoftGACConfig,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        collective: Collective | None = None,
-    ) -> None:
+    def __init__(self, config: SoftGACConfig, spec: AgentSpec) -> None:
         config.check()
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(spec.seed)
         parameters = bridge.initial_parameters(
-            obs_dim, action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
+            spec.obs_dim, spec.action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
         )
-        super().__init__(
-            config,
-            BridgeActor(config, action_dim),
-            parameters,
-            draw,
-            obs_dim=obs_dim,
-            action_dim=action_dim,
-            device=device,
-            seed=seed,
-            collective=collective or Solo(),
-        )
+        super().__init__(config, spec, BridgeActor(config, spec.action_dim), parameters, draw)
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """Step k's tensors as ``bridge.{k}.{name}``, k = 0 .. K-1, in STEP_PARAMETERS' order; views, float32."""

@@ -1,0 +1,167 @@
+"""The update that all agents share: one gradient, one all-reduce, one guarded step of Adam, sums of metrics on the device.
+
+An agent gives a ``Loss``; its ``Trainer`` descends it. Nothing here looks at a device value from the host, so a GPU is never
+waited for and an update can be part of a CUDA graph: a non-finite update is undone by arithmetic.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from algorithms import matmul
+from algorithms.allocation import keep_freed_memory
+from algorithms.flat import FlatAdam, FlatParameters
+from algorithms.interface import AgentSpec, Collective
+from algorithms.state import check_state
+
+LEAST_WEIGHT = 1e-12  # what a sum is divided by where no row has weight; that update is skipped
+
+
+class Loss(NamedTuple):
+    """What one update descends. All are 0-d, of this learner's rows; the trainer takes their means over the learners."""
+
+    value: torch.Tensor  # with gradient
+    temperature: torch.Tensor | None = None  # descended too; no part of the value that is guarded and reported
+    weight: torch.Tensor | None = None  # where given, ``value`` is a sum that is divided by this
+    shared: tuple[torch.Tensor, ...] = ()  # further scalars to average with the gradient
+
+
+class Step(NamedTuple):
+    """What one update did, as means over the learners; 0-d but for ``shared``."""
+
+    loss: torch.Tensor
+    norm: torch.Tensor  # of the gradient, before clipping
+    shared: torch.Tensor  # (S,)
+    nonfinite: torch.Tensor  # 1.0 where loss or norm is not finite, else 0.0
+    skipped: torch.Tensor  # 1.0 where no parameter changed (not finite, or no weight), else 0.0
+
+
+class Trainer:
+    """Parameters with one gradient, the optimisers that move them, and the metrics of their updates.
+
+    Args:
+        parameters: with one extra entry for the loss, one for its weight where it has one, one for each shared scalar.
+        adams: each over a part of ``parameters``; their ``lr`` may be set before each step.
+        metrics: names of what ``record`` takes, in its order.
+        clip: the gradient's norm is at most this.
+        clip_eps: added to the norm that a gradient is clipped by (torch.nn.utils.clip_grad_norm_: 1e-6).
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        adams: Sequence[FlatAdam],
+        collective: Collective,
+        metrics: tuple[str, ...],
+        *,
+        clip: float | None = None,
+        clip_eps: float = 0.0,
+    ) -> None:
+        self.parameters, self.adams, self.collective, self.metrics = parameters, adams, collective, metrics
+        self.clip, self.clip_eps = clip, clip_eps
+        # Sums over the steps that were not skipped, and their number; then the number of non-finite steps.
+        self.sums = torch.zeros(len(metrics) + 2, device=parameters.value.device)
+
+    def descend(self, loss: Loss) -> Step:
+        """One step of every optimiser on the learners' mean gradient, or none where it or the loss is not finite."""
+        flat = self.parameters
+        flat.grad.zero_()
+        (loss.value if loss.temperature is None else loss.value + loss.temperature).backward()
+        with torch.no_grad():
+            scalars = (loss.value, *loss.shared) if loss.weight is None else (loss.value, loss.weight, *loss.shared)
+            flat.extra.copy_(torch.stack(scalars))
+            self.collective.mean_(flat.grad)
+            value, shared = flat.extra[0].clone(), flat.extra[1:].clone()
+            empty = None
+            if loss.weight is not None:
+                empty, weight, shared = shared[0] == 0, shared[0].clamp_min(LEAST_WEIGHT), shared[1:]
+                flat.gradient.div_(weight)
+                value = value / weight
+            norm = flat.gradient.square().sum().sqrt()
+            nonfinite = 1.0 - torch.isfinite(norm + value).float()
+            skipped = nonfinite if empty is None else torch.maximum(nonfinite, empty.float())
+            if self.clip is not None:
+                flat.gradient.mul_((self.clip / (norm + self.clip_eps)).clamp(max=1.0))
+            for adam in self.adams:
+                adam.step(skipped)
+        return Step(value, norm, shared, nonfinite, skipped)
+
+    @torch.no_grad()
+    def record(self, step: Step, values: Sequence[torch.Tensor]) -> None:
+        """Adds the metrics (0-d) of a step to the sums, unless it was skipped, and counts it where it was not finite."""
+        entries = torch.stack([*values, torch.ones_like(step.norm)])
+        self.sums[:-1].add_(torch.where(step.skipped > 0, 0.0, entries))
+        self.sums[-1].add_(step.nonfinite)
+
+
+class TrainedAgent(abc.ABC):
+    """What all agents share: where they compute, their noise, their metrics, and their state by name.
+
+    Subclasses set ``trainers`` and name their ``tensors``.
+    """
+
+    trainers: tuple[Trainer, ...]
+
+    def __init__(self, spec: AgentSpec, library: str) -> None:
+        self.obs_dim, self.action_dim = spec.obs_dim, spec.action_dim
+        self.device, self.collective = torch.device(spec.device), spec.collective
+        self.matmul = matmul.choose(library)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.generator = torch.Generator(self.device).manual_seed(spec.seed)
+        self.updates = 0  # tried, skipped ones included; a host counter, because schedules follow it
+
+    @abc.abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor on the device that a bit-exact resume needs, by name; not copies."""
+
+    def own(self, noise: torch.Tensor) -> torch.Tensor:
+        """This learner's share of noise for all learners' rows (world * rows, ...).
+
+        Every rank draws all of it and keeps its own part, so that the generators stay equal and two learners of B/2 rows
+        compute what one learner of B rows does.
+        """
+        world = self.collective.world_size
+        return noise.view(world, len(noise) // world, *noise.shape[1:])[self.collective.rank]
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """This learner's standard normal noise (rows, *shape)."""
+        size = (self.collective.world_size * rows, *shape)
+        return self.own(torch.randn(size, generator=self.generator, device=self.device))
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """This learner's noise (rows, *shape), uniform on [0, 1)."""
+        size = (self.collective.world_size * rows, *shape)
+        return self.own(torch.rand(size, generator=self.generator, device=self.device))
+
+    def read_metrics(self) -> dict[str, torch.Tensor]:
+        """Means over the learners and over the updates since the last call, skipped ones left out (NaN where there is none).
+
+        ``nonfinite`` is the number of non-finite updates.
+        """
+        sums = torch.cat([trainer.sums for trainer in self.trainers])
+        self.collective.mean_(sums)
+        metrics: dict[str, torch.Tensor] = {}
+        nonfinite = torch.zeros((), device=self.device)
+        for trainer, part in zip(self.trainers, sums.split([len(trainer.sums) for trainer in self.trainers])):
+            metrics |= dict(zip(trainer.metrics, (part[:-2] / part[-2]).unbind()))
+            nonfinite = nonfinite + part[-1]
+            trainer.sums.zero_()
+        return metrics | {"nonfinite": nonfinite}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of everything that a bit-exact resume needs, by name."""
+        named = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+        return named | {"generator": self.generator.get_state(), "updates": torch.tensor(self.updates)}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
+        check_state(self.state(), state)
+        for name, tensor in self.tensors().items():
+            tensor.detach().copy_(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates = int(state["updates"])
