@@ -11,7 +11,8 @@ from replay.option import COUNT, RATE, WIDTH, WIDTH_LIMIT, option, range_problem
 class ActorCriticConfig:
     """Twin C51 critics with batch renormalisation and no target network, a temperature, and who updates when.
 
-    Defaults are those of "Generative Actor-Critic with Soft Bridge Policies", arXiv 2605.08733, for Gym MuJoCo.
+    Defaults are those of "Generative Actor-Critic with Soft Bridge Policies", arXiv 2605.08733, for Gym MuJoCo; preset paper
+    takes what it sets by task from ``published_tasks``.
     """
 
     critic_width: int = option(2048, "units", "hidden units of each critic layer (paper: 2,048)", **WIDTH)
@@ -31,8 +32,8 @@ class ActorCriticConfig:
         at_most=WIDTH_LIMIT,
         why="a distribution on one atom has no mean to learn",
     )
-    v_min: float = option(-1600.0, "return", "lowest atom (paper: -1600 on Gym MuJoCo, -200 elsewhere)")
-    v_max: float = option(1600.0, "return", "highest atom (paper: 1600 on Gym MuJoCo, 200 elsewhere)")
+    v_min: float = option(-1600.0, "return", "lowest atom (paper: -1600 on Gym MuJoCo, -200 on DMC and HumanoidBench)")
+    v_max: float = option(1600.0, "return", "highest atom (paper: 1600 on Gym MuJoCo, 200 on DMC and HumanoidBench)")
     gamma: float = option(
         0.99,
         "1",

@@ -17,7 +17,7 @@ from cluster.setting_text import parse_setting
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
-from replay.option import BUDGET, RESERVED, SEED_LIMIT, fits_type, option, range_of, range_problems, type_of
+from replay.option import BUDGET, RESERVED, SEED_LIMIT, option, range_of, range_problems, type_of
 from rollout_workers.config import EvaluationConfig, WorkerConfig
 
 READ_ON_EPISODES = ("shards", "capacity_rows", "snapshot_s", "snapshots_kept")  # replay settings of such runs
@@ -268,22 +268,11 @@ def override(config: RunConfig, settings: dict[str, str], problems: list[str] | 
 def out_of_range(config: RunConfig) -> list[str]:
     """One line for each field whose value has not its type or its range; of those that the run does not read, its type."""
     found = range_problems(config)
-    for part in (
-        field.name for field in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, field.name))
-    ):
-        settings = getattr(config, part)
-        unread = [
-            field
-            for field in dataclasses.fields(settings)
-            if part == "replay" and config.learns_from_episodes and field.name not in READ_ON_EPISODES
-        ]
-        names = tuple(field.name for field in dataclasses.fields(settings) if field not in unread)
-        found += [f"{part}.{text}" for text in range_problems(settings, names)]
-        found += [
-            f"{part}.{field.name} is {getattr(settings, field.name)!r}, expected {type_of(field)}"
-            for field in unread
-            if not fits_type(field, getattr(settings, field.name))
-        ]
+    for part in dataclasses.fields(config):
+        settings = getattr(config, part.name)
+        if dataclasses.is_dataclass(settings):
+            read = READ_ON_EPISODES if part.name == "replay" and config.learns_from_episodes else None
+            found += [f"{part.name}.{text}" for text in range_problems(settings, read)]
     return found
 
 
@@ -319,13 +308,22 @@ def from_json(data: dict[str, Any]) -> RunConfig:
             f"the configuration has unknown fields {surplus} and lacks {missing}: it was written by another version of "
             "drawbridge and would not mean the same here; check out the version named in its config.json"
         )
-    for key, value in seen.items():
-        field = expected[key][1]
-        whole = type(value) is int and "float" in str(field.type)
-        config = _replace(config, key, float(value) if whole and abs(value) < 2**53 else value)
+    values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            own = {leaf: values[f"{name}.{leaf}"] for leaf in value}
+            config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **own)})
+        else:
+            config = dataclasses.replace(config, **{name: values[name]})
     if found := out_of_range(config):
         raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config
+
+
+def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A whole number as a float where the field is one: JSON does not tell 1 from 1.0."""
+    whole = type(value) is int and "float" in str(field.type) and abs(value) < 2**53
+    return float(value) if whole else value
 
 
 def describe(config: RunConfig) -> str:

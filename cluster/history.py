@@ -217,9 +217,9 @@ def _usable(key: str, value: Any) -> bool:
 
 def _evaluation(line: dict[str, Any], unit: str, notes: list[str]) -> Evaluation | None:
     try:
-        returns = tuple(float(value) for value in line["returns"])
-        if not returns or not all(map(number, returns)):
+        if not isinstance(line["returns"], list) or not line["returns"] or not all(map(number, line["returns"])):
             raise ValueError("its returns are empty or not finite")
+        returns = tuple(float(value) for value in line["returns"])
         if not (number(line["env_steps"]) and number(line[unit])):
             raise ValueError("its counters are no numbers")
         return Evaluation(

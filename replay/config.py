@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from replay.limiter import feasible_tolerance
-from replay.option import SHARE, option, range_problems
+from replay.option import COUNT_LIMIT, SHARE, option, range_problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,11 @@ class ReplayConfig:
             envs_per_worker, chunk_steps: a chunk has their product of rows.
         """
         found = [f"replay.{text}" for text in range_problems(self)]
-        return found or self._too_small(batch_size, envs_per_worker * chunk_steps, updates_per_call * batch_size)
+        if found or not all(
+            1 <= size <= COUNT_LIMIT for size in (batch_size, updates_per_call, envs_per_worker, chunk_steps)
+        ):
+            return found  # who has the sizes says what is wrong with them
+        return self._too_small(batch_size, envs_per_worker * chunk_steps, updates_per_call * batch_size)
 
     def _too_small(self, batch_size: int, chunk_rows: int, block_rows: int) -> list[str]:
         each = self.capacity_rows // self.shards

@@ -7,6 +7,7 @@ classes are opened with them: what a file names is never imported. No pickle is 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -44,12 +45,13 @@ def check_id(dataset_id: str) -> str:
 
 def find_data(id_or_path: str) -> Path:
     """The folder that has the dataset's metadata.json: of an id under ``datasets_root``, else of a path."""
-    if ID.fullmatch(id_or_path) and (found := datasets_root() / id_or_path / "data").is_dir():
-        return found
-    path = Path(id_or_path).expanduser()
-    for folder in (path / "data", path):
-        if (folder / METADATA).is_file():
-            return folder
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name too long, or of no user's home
+        if ID.fullmatch(id_or_path) and (found := datasets_root() / id_or_path / "data").is_dir():
+            return found
+        path = Path(id_or_path).expanduser()
+        for folder in (path / "data", path):
+            if (folder / METADATA).is_file():
+                return folder
     near = difflib.get_close_matches(id_or_path, [folder.as_posix() for folder in dataset_folders()], n=3, cutoff=0.5)
     raise DatasetError(
         f"no dataset {id_or_path!r} in {datasets_root()} (nearest: {', '.join(near) or 'none is close'}) and no Minari folder of "

@@ -10,6 +10,8 @@ Number = int | float
 
 COUNT_LIMIT = 10**15  # of any whole number that has no upper limit of its own
 SIZE_LIMIT = 1e9  # of any other number: its square is still a float32
+LEAST = 1e-12  # of a positive number
+TEXT_LIMIT = 1_000  # characters
 WIDTH_LIMIT = 65_536
 SEED_LIMIT = 2**62
 
@@ -89,37 +91,55 @@ def range_of(field: dataclasses.Field[Any]) -> str:
 
 def problem_with(field: dataclasses.Field[Any], value: Any) -> str:
     """What is wrong with ``value`` for ``field``, in words that begin with the field's name; "" when nothing is."""
-    if not fits_type(field, value):
-        declared = range_of(field)
-        kind = type_of(field)
-        expected = kind if not declared or declared.startswith("one of") else f"{kind}, {declared}"
-        return _told(field, value, declared if declared.startswith("one of") else expected)
-    if field.metadata.get("choices"):
-        return "" if value in field.metadata["choices"] else _told(field, value, range_of(field))
-    if isinstance(value, (bool, str)) or value is None:
+    if unfit := unfit_for(field, value):
+        return unfit
+    bounds = field.metadata
+    if bounds["choices"]:
+        return "" if value in bounds["choices"] else _told(field, value, range_of(field))
+    if isinstance(value, (bool, str)) or value is None or math.isinf(value):
         return ""
-    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not field.metadata["infinite"])):
-        declared = range_of(field)
-        return _told(field, value, declared if "number" in declared else f"a finite number {declared}".strip())
-    if not _inside(field.metadata, value):
+    if not _inside(bounds, value):
         return _told(field, value, range_of(field))
+    if bounds["above"] == 0 and value < LEAST:
+        return _told(field, value, f"no less than {LEAST:g}")
     limit = COUNT_LIMIT if isinstance(value, int) else SIZE_LIMIT
-    bounded = any(field.metadata[name] is not None for name in ("at_most", "below"))
-    if not bounded and abs(value) > limit and not math.isinf(value):
+    if bounds["at_most"] is None and bounds["below"] is None and abs(value) > limit:
         return _told(field, value, f"no more than {limit:g}")
     return ""
 
 
-def range_problems(config: Any, names: tuple[str, ...] | None = None) -> list[str]:
-    """One line for each field of ``config`` (of ``names`` alone, where given) whose value has not its type or range.
+def unfit_for(field: dataclasses.Field[Any], value: Any) -> str:
+    """What is wrong with ``value`` whatever the range of ``field``: another type, not finite, no text that can be printed."""
+    declared = range_of(field)
+    if not fits_type(field, value):
+        kind = type_of(field)
+        expected = declared if declared.startswith("one of") else f"{kind}, {declared}" if declared else kind
+        return _told(field, value, expected)
+    if isinstance(value, str) and (len(value) > TEXT_LIMIT or not (value.isprintable() or field.metadata["choices"])):
+        return _told(field, value, f"text of at most {TEXT_LIMIT} characters that can be printed")
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite and not (field.metadata["infinite"] and value == math.inf):
+        return _told(field, value, declared if "number" in declared else f"a finite number {declared}".strip())
+    return ""
+
+
+def range_problems(config: Any, read: tuple[str, ...] | None = None) -> list[str]:
+    """One line for each field of ``config`` whose value has not its type or range.
 
     A line says what was seen, what was expected, the consequence and the default to go back to.
+
+    Args:
+        read: the fields that are looked at by whoever has this configuration; the others are checked for their type alone.
     """
     return [
         text
         for field in dataclasses.fields(config)
-        if "unit" in field.metadata and field.metadata["unit"] and (names is None or field.name in names)
-        if (text := problem_with(field, getattr(config, field.name)))
+        if field.metadata.get("unit")
+        if (
+            text := (problem_with if read is None or field.name in read else unfit_for)(
+                field, getattr(config, field.name)
+            )
+        )
     ]
 
 

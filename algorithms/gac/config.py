@@ -21,7 +21,6 @@ from replay.option import (
     WEIGHT,
     WIDTH,
     option,
-    range_problems,
 )
 
 CHOICES = {
@@ -235,11 +234,7 @@ class GACConfig(PlanningConfig):
 
     def problems(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        own = {field.name for field in dataclasses.fields(self)} - {
-            field.name for field in dataclasses.fields(PlanningConfig)
-        }
-        found = range_problems(self, tuple(own))
-        return found + self._mismatches() + self.planning_problems()
+        return self.planning_problems() + self._mismatches()
 
     def _mismatches(self) -> list[str]:
         found = [

@@ -227,7 +227,7 @@ class PlanningConfig:
 
     def planning_problems(self) -> list[str]:
         """Every value here that cannot work, each with the consequence and a fix; empty when all is well."""
-        found = range_problems(self, tuple(field.name for field in dataclasses.fields(PlanningConfig)))
+        found = range_problems(self)
         if not self.explore_gain_low <= self.explore_gain <= self.explore_gain_high:
             found.append(
                 f"explore_gain is {self.explore_gain}, expected a number from explore_gain_low {self.explore_gain_low} to "

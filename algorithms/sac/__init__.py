@@ -1,1 +1,1 @@
-"""SAC with SoftGAC's critics: the control."""
+"""SAC with SoftGAC's critics: a control of ours, not the paper's."""

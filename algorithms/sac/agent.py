@@ -1,7 +1,7 @@
 """SAC with SoftGAC's critics: the Gaussian as an actor, its learner and its policy.
 
-Letters: B batch, R rows, O, A. Source: Haarnoja et al. (2018); critics, schedule and constants of arXiv 2605.08733,
-whose CrossQ-SAC control this is.
+Letters: B batch, R rows, O, A. Source: Haarnoja et al. (2018); critics and schedule of arXiv 2605.08733. The control is
+ours: the paper's own, CrossQ-SAC, has another actor.
 """
 
 from __future__ import annotations

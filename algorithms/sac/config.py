@@ -10,7 +10,10 @@ from replay.option import WIDTH, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SACConfig(ActorCriticConfig):
-    """A tanh-Gaussian actor with SoftGAC's critics, temperature and schedule: the paper's CrossQ-SAC control."""
+    """A tanh-Gaussian actor with SoftGAC's critics, temperature and schedule: a control of ours.
+
+    It is not the paper's CrossQ-SAC, whose actor is wider, batch-renormalised and differently parametrised (docs/softgac.md).
+    """
 
     actor_width: int = option(256, "units", "hidden units of each actor layer (SAC: 256)", **WIDTH)
     actor_layers: int = option(
@@ -58,7 +61,7 @@ class SACConfig(ActorCriticConfig):
 
 
 def paper() -> SACConfig:
-    """The paper's critic recipe at full width; meant for a GPU."""
+    """The paper's critics at full width under our actor, which the paper does not have; meant for a GPU."""
     return SACConfig()
 
 

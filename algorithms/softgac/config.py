@@ -20,7 +20,9 @@ class SoftGACConfig(ActorCriticConfig):
         at_most=256,
         why="the action would be the base law's draw",
     )
-    bridge_width: int = option(512, "units", "hidden units of each step's network (paper: 512; 256 for dog)", **WIDTH)
+    bridge_width: int = option(
+        512, "units", "hidden units of each step's network (paper: 512; 256 for DMC's dog)", **WIDTH
+    )
     base_law: str = option("logistic", "name", "law of z_0 (paper: logistic)", ("logistic", "gaussian"))
     particles: int = option(
         1,
@@ -53,7 +55,7 @@ class SoftGACConfig(ActorCriticConfig):
 
 
 def paper() -> SoftGACConfig:
-    """The paper's settings for Gym MuJoCo, unchanged; meant for a GPU."""
+    """The paper's settings, those for Gym MuJoCo where they differ by task; meant for a GPU."""
     return SoftGACConfig()
 
 

@@ -1,0 +1,89 @@
+"""Preset paper against the published constants: those of every task, and those that the paper sets by task."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, read, train_words
+
+from cluster.cli import main
+from cluster.config import flatten, make_preset, override
+
+# arXiv 2605.08733: suite and name of each task, largest atom, width of the bridge, env steps of a run
+PUBLISHED = {
+    "dm_control/humanoid-run-v0": (200, 512, 3_000_000),
+    "dm_control/humanoid-walk-v0": (200, 512, 1_000_000),
+    "dm_control/humanoid-stand-v0": (200, 512, 1_000_000),
+    "dm_control/dog-run-v0": (200, 256, 1_000_000),
+    "dm_control/dog-trot-v0": (200, 256, 1_000_000),
+    "dm_control/dog-walk-v0": (200, 256, 1_000_000),
+    "dm_control/dog-stand-v0": (200, 256, 1_000_000),
+    "h1-walk-v0": (200, 512, 1_000_000),
+    "h1-run-v0": (200, 512, 1_000_000),
+    "h1-hurdle-v0": (200, 512, 3_000_000),
+    "humanoid_bench:h1-stair-v0": (200, 512, 1_000_000),
+    "h1-maze-v0": (200, 512, 1_000_000),
+    "HalfCheetah-v5": (1600, 512, 1_000_000),
+    "Humanoid-v4": (1600, 512, 1_000_000),
+}
+OTHER = ("Pendulum-v1", "FixedGoal/PointMaze_UMaze-v3", "my_module:Dog-v0", "h1-v0", "Hoppers-v5")
+TINY = {
+    "agent__critic_width": 16, "agent__bridge_width": 8, "agent__bridge_steps": 2, "replay__capacity_rows": 2_000,
+    "learner__gpus": 0, "worker__random_steps": 64, "replay__min_size_rows": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("env", PUBLISHED)
+@pytest.mark.parametrize("algorithm", ["softgac", "sac"])
+def test_preset_paper_has_the_published_constants_of_the_task(algorithm: str, env: str) -> None:
+    v_max, width, steps = PUBLISHED[env]
+    config = make_preset(algorithm, "paper", env)
+    assert (config.env, config.agent.v_min, config.agent.v_max, config.steps) == (env, -v_max, v_max, steps)
+    assert getattr(config.agent, "bridge_width", width) == width
+    assert override(config, {"agent.v_max": "300"}).agent.v_max == 300
+    cpu = make_preset(algorithm, "cpu", env)
+    assert (cpu.agent, cpu.steps) == (make_preset(algorithm, "cpu").agent, make_preset(algorithm, "cpu").steps)
+
+
+def test_the_table_of_the_documentation_is_what_preset_paper_has() -> None:
+    section = (ROOT / "docs" / "softgac.md").read_text().split("## Whose constant is whose")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `([a-z_.0-9]+)` \|$", section, re.M)
+    assert len(rows) > 25
+    config = flatten(make_preset("softgac", "paper", "HalfCheetah-v5"))
+    for stated, key in rows:
+        number = stated.split(";")[0].strip("[] ").split(", ")[-1]
+        assert config[key][0] == float(number), (key, stated)
+
+
+@pytest.mark.parametrize("env", OTHER)
+def test_a_task_that_the_paper_does_not_have_keeps_the_support_for_gym_mujoco(env: str) -> None:
+    config = make_preset("softgac", "paper", env)
+    assert (config.agent, config.steps) == (make_preset("softgac", "paper").agent, 1_000_000)
+
+
+def test_config_shows_what_a_task_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "paper", "--env", "dm_control/dog-walk-v0"]) == 0
+    told = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert (told["agent.v_min"], told["agent.v_max"], told["agent.bridge_width"]) == ("-200.0", "200.0", "256")
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "support", "said"),
+    [
+        ("InvertedPendulum-v5", {}, 1600, False),
+        ("Pendulum-v1", {}, 1600, True),
+        ("Pendulum-v1", {"agent__v_min": -300, "agent__v_max": 300}, 300, False),
+    ],
+)
+def test_a_run_has_the_resolved_numbers_in_its_configuration_and_says_where_the_paper_has_none(
+    env: str, settings: dict[str, int], support: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = train_words(
+        tmp_path / "run", env, "--preset", "paper", "--backend", "inline", "--steps", "80", **TINY, **settings
+    )
+    assert main(words) == 0
+    config, told = read(tmp_path / "run" / "config.json"), capsys.readouterr()
+    assert (config["agent"]["v_min"], config["agent"]["v_max"], config["steps"]) == (-support, support, 80)
+    assert ("the paper has no task Pendulum-v1" in told.out + told.err) == said
