@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from cluster.courier import RUN_COMPLETE, Courier, Lost
+from cluster.courier import RUN_COMPLETE, STOPPED, Courier, Lost
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads, snapshots_of
-from replay.chunk import Ack, Block, Chunk, Wait
+from replay.chunk import Ack, Block, Chunk, RowTotals, Wait
 from rollout_workers.env_registry import name_module
 
 if TYPE_CHECKING:
@@ -43,19 +43,23 @@ class ShardActor:
         self.changed = asyncio.Condition()
         self.policy_s = plan.config.ray.call_timeout_s
         self.stage = self._stage()
+        self.sealed = False
 
     async def restored(self) -> tuple[str, ...]:
         """What was wrong with snapshots that were passed over when this process started."""
         return tuple(self.found.warnings) if self.found else ()
 
     async def append(self, chunk: Chunk) -> Ack:
-        """Stores a chunk, waiting for room; "rejected" with reason run_complete once the run has its rows."""
+        """Stores a chunk, waiting for room; "rejected" with reason run_complete once the run has its rows, stopped once sealed."""
         deadline, held = time.monotonic() + HOLD_S, False
+        known = self.shard.writers.status
         async with self.changed:
             while True:
-                if self._full():
+                refusal = STOPPED if self.sealed else RUN_COMPLETE if self._full() else ""
+                # a chunk that is stored and comes again is no loss: its first answer did not arrive
+                if refusal and known(chunk.worker, chunk.incarnation, chunk.sequence) != "duplicate":
                     epoch, version = self.shard.newest
-                    return Ack(status="rejected", epoch=epoch, version=version, reason=RUN_COMPLETE)
+                    return Ack(status="rejected", epoch=epoch, version=version, reason=refusal)
                 ack = self.shard.append(chunk)
                 if ack.status != "wait" or not await self._wait(deadline):
                     break
@@ -127,6 +131,12 @@ class ShardActor:
             self.shard.align(rows)
             self.changed.notify_all()
 
+    async def seal(self) -> None:
+        """Takes no more rows: counters and snapshots from now on agree."""
+        async with self.changed:
+            self.sealed = True
+            self.changed.notify_all()
+
     async def close(self) -> None:
         """No more rows are coming: the samples that are left may be drawn, then sample says "exhausted"."""
         async with self.changed:
@@ -141,11 +151,12 @@ class ShardActor:
         workers, full = self.shard.drain_stats(), self._full()
         return {"stats": stats, "full": full, "workers": workers, "started": self.started, "silent_s": silent_s}
 
-    async def save(self) -> None:
-        """Writes a snapshot, a segment at a time between the other calls."""
+    async def save(self) -> int:
+        """Writes a snapshot, a segment at a time between the other calls; the rows stored over the run that it stands for."""
         saving = self.snapshots.Saving(self.shard, self.directory)
-        while saving.step() is None:
+        while (info := saving.step()) is None:
             await asyncio.sleep(0)
+        return int(info.inserted)
 
 
 class StoreActor:
@@ -188,12 +199,17 @@ class WorkerActor:
             timeout_s=self.timeout_s,
         )
 
-    def run(self) -> str:
-        """Collects until told to stop or the shard has its rows; returns which of the two it was."""
-        return self.courier.run()
+    def run(self) -> RowTotals:
+        """Collects until told to stop or the shard has its rows; returns this worker's final row counts."""
+        self.courier.run()
+        return self.totals()
+
+    def totals(self) -> RowTotals:
+        """Row counts now, also while ``run`` hangs or after it failed."""
+        return self.courier.worker.totals()
 
     def stop(self) -> None:
-        """Lets ``run`` return after the chunk in hand."""
+        """Lets ``run`` return once its chunks are settled."""
         self.courier.stop()
 
     def _fetch(self) -> Weights | None:

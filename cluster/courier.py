@@ -3,17 +3,21 @@
     courier -> shard    send(chunk)      at most ``max_unacked`` chunks are on the way
     shard -> courier    ok               stored; so is a duplicate, which says that an earlier answer was lost
                         wait             nothing was stored: the same chunk goes again, under the same sequence
-                        rejected         dropped and counted, or the run has its rows: run_complete
+                        rejected         dropped and counted by reason; run_complete or stopped: the shard takes no more rows
                         (no answer)      the shard is dead or silent: the same chunk goes again; it may have been stored
     store -> courier    fetch()          only when an answer names a policy newer than the one at hand; if the shard held rows
                                          back before that, episodes that follow a plan begin anew with it
 
 Delivery is at least once; the shard's table of writers makes storage exactly once. Chunks are settled in the order in
-which they were collected, so what waits is bounded. This file does not know what carries the messages.
+which they were collected, so what waits is bounded. However ``run`` ends, every chunk on the way is settled first: stored,
+or dropped under a reason in the worker's totals. The exception is a chunk whose answer was lost: only the shard can tell
+whether it was stored, so the worker counts it as recorded and the driver settles it (cluster/ledger.py). This file does not
+know what carries the messages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
     from algorithms.weights import Weights
     from rollout_workers.worker import RolloutWorker
 
-RUN_COMPLETE = "run_complete"  # a shard's reason for taking no more rows
+RUN_COMPLETE, STOPPED = "run_complete", "stopped"  # a shard's reasons for taking no more rows
+SETTLE_S = 4.0  # how long chunks on the way may take to be stored after ``stop``
 LOST_RETRY_S = 0.2  # a chunk whose answer did not come goes again after this
 WEIGHTS_RETRY_S = 0.1
 
@@ -69,53 +74,77 @@ class Courier:
         self._clock, self._sleep = clock, sleep
         self._lost_since: float | None = None  # when the shard last stopped answering
         self._held = False  # the shard has held rows back since the running episodes were begun
+        self._unsure = False  # an answer to the chunk that is being settled was lost: it may have been stored
+        self._settle_by: float | None = None  # when chunks that the shard makes wait are dropped; None: never
 
     def run(self) -> str:
         """Collects and pushes; returns why it ended: "complete" (the shard has its rows) or "stopped".
+
+        When the worker raises, the chunks on the way are settled before its error is.
 
         Raises:
             Lost: the shard gave no answer for ``timeout_s``.
             RunError: no weights came for ``timeout_s`` although the next chunk needs them.
         """
         self._load((0, 0))
-        while not self.stopping and not self.complete:
-            if not self._wait_for_weights():
-                break
-            chunk = self.worker.collect()
-            self.pending.append((chunk, self._send(chunk)))
-            while len(self.pending) >= self._limit and not self.complete:
-                self._settle()
-        while self.pending:
-            self._settle()
+        try:
+            while not self.stopping and not self.complete:
+                if not self._wait_for_weights():
+                    break
+                chunk = self.worker.collect()
+                self.pending.append((chunk, self._send(chunk)))
+                while len(self.pending) >= self._limit and not self.complete:
+                    self._settle()
+        except Lost:
+            raise  # nobody answers: the driver counts what is on the way
+        except Exception:
+            self.stop()
+            with contextlib.suppress(Lost):
+                self._settle_all()
+            raise
+        self._settle_all()
         return "complete" if self.complete else "stopped"
 
     def stop(self) -> None:
-        """Lets ``run`` return after the chunk in hand; what the shard then tells to wait is given up."""
+        """Lets ``run`` return once the chunk in hand and those on the way are settled, for which they have SETTLE_S."""
+        if self._settle_by is None:
+            self._settle_by = self._clock() + SETTLE_S
         self.stopping = True
 
+    def _settle_all(self) -> None:
+        while self.pending:
+            self._settle()
+
     def _settle(self) -> None:
-        """Waits for the answer to the oldest chunk; sends it again until it is stored or refused."""
+        """Waits for the answer to the oldest chunk; sends it again until it is stored or refused, or its time is over."""
         chunk, handle = self.pending[0]
-        started = self._clock()
+        started, self._unsure = self._clock(), False
         ack = self._ask(handle)
-        while ack.status == "wait" and not self.stopping:
+        while ack.status == "wait" and (self._settle_by is None or self._clock() < self._settle_by):
             self._sleep(ack.retry_after_s)
             ack = self._ask(self._send(chunk))
         self.pending.popleft()
         self.worker.note_wait(self._clock() - started)
-        if ack.reason == RUN_COMPLETE:
-            self.complete = True
+        if ack.status in ("ok", "duplicate"):
+            self.worker.note_stored(chunk)
         elif ack.status == "rejected":
             self.worker.note_rejected(chunk, ack.reason)
-        if self._load((ack.epoch, ack.version)) and self._held:
+            self.complete = self.complete or ack.reason == RUN_COMPLETE
+        elif not self._unsure:
+            self.worker.note_rejected(chunk, STOPPED)
+        if not self.stopping and self._load((ack.epoch, ack.version)) and self._held:
             self.worker.begin_anew()
             self._held = False
 
     def _ask(self, handle: Any) -> Ack:
         """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``timeout_s``."""
+        limit_s = self._timeout_s
+        if self._settle_by is not None:
+            limit_s = min(limit_s, max(0.5, self._settle_by - self._clock()))
         try:
-            ack = self._answer(handle, self._timeout_s)
+            ack = self._answer(handle, limit_s)
         except Lost:
+            self._unsure = True
             now = self._clock()
             if self._lost_since is None:
                 self._lost_since = now

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.actors import WorkerActor
+from cluster.courier import SETTLE_S, STOPPED
 from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, Plan, random_steps_left
 from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
 from cluster.tally import Tally
 
 MOST_WORKERS = 4_096
+RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
+LAST_WORDS_S = 1.0  # for workers that are killed to give their row counts
+WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
 
 
 @dataclasses.dataclass
@@ -53,7 +58,6 @@ class Crew:
         self._incarnations: dict[int, int] = {}
         self._heard: dict[int, float] = {}  # when a shard last heard of a worker, monotonic clock
         self._restarts = 0  # of this start of the run: the budget's
-        self._stopping = False
 
     @property
     def actors(self) -> list[Any]:
@@ -100,11 +104,12 @@ class Crew:
             return
         member = self._members[index]
         try:
-            ray.get(ref)
+            totals = ray.get(ref)
         except (RayTaskError, RayActorError) as error:
             self._replace(index, member, cause(error))
         else:
             member.finished = True
+            self.tally.end_writer(index, member.incarnation, totals, STOPPED)
             self._count()
 
     def hear(self, reports: list[Any], silent_s: dict[int, float]) -> None:
@@ -141,31 +146,29 @@ class Crew:
                 f"cannot scale to {workers} workers, expected {least} (one for each replay shard) to {MOST_WORKERS}; nothing was changed"
             )
         active = sorted(index for index, member in self._members.items() if not member.finished)
-        self._retire([self._members.pop(index) for index in active[workers:]])
+        retired = {index: self._members.pop(index) for index in active[workers:]}
+        self._retire(retired, RETIRE_S)
         free = (index for index in range(MOST_WORKERS) if index not in active)
         for _ in range(workers - len(active)):
             self.start(next(free))
         self._count()
         return f"rollout workers: {len(active)} -> {workers}"
 
-    def stop(self) -> None:
-        """Lets every worker return after the chunk in hand; does not wait, and replaces none from now on."""
-        self._stopping = True
-        for member in self._members.values():
-            if not member.finished:
-                member.actor.stop.remote()
+    def settle(self, limit_s: float) -> None:
+        """Ends every worker: each finishes the chunk in hand and brings in what is on the way.
+
+        One that has not returned within ``limit_s`` is killed; what it had on the way and the shard does not have is dropped
+        as ``stopped``.
+        """
+        self._retire({index: member for index, member in self._members.items() if not member.finished}, limit_s)
+        self._count()
 
     def _replace(self, index: int, member: Member, why: str) -> None:
         """A new incarnation in the slot, or the end of the run when the budget is spent or nothing comes of it."""
-        if self._stopping:
-            member.finished = True
-            self._count()
-            self.event(f"worker {index} did not end in order: {root(why)}")
-            return
         budget = self.config.worker.restart_budget
         member.first_failure = member.first_failure or why
         failures = member.failures + 1
-        ray.kill(member.actor, no_restart=True)
+        self._end({index: member}, WORKER_LOST)
         if failures >= SAME_FAILURE:
             raise RunError(
                 f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
@@ -195,22 +198,38 @@ class Crew:
             self.event(f"worker {index} is still to come: {no_place(limit, 'it to start')}")
         return False
 
-    def _retire(self, members: list[Member]) -> None:
-        """Ends workers in order: all are told, then all are waited for."""
-        timeout_s = self.config.ray.call_timeout_s
-        up = [member for member in members if ray.wait([member.up], timeout=0)[0]]  # the others would not hear of it
-        for member in up:
+    def _retire(self, members: dict[int, Member], limit_s: float) -> None:
+        """Ends workers in order: all are asked to, then all are waited for; their rows are counted."""
+        up = {index: m for index, m in members.items() if ray.wait([m.up], timeout=0)[0]}  # the others have no rows
+        for member in up.values():
             member.actor.stop.remote()
-        runs = [member.run for member in up]
-        ended, running = ray.wait(runs, num_returns=len(runs), timeout=timeout_s) if runs else ([], [])
+        runs = [member.run for member in up.values()]
+        _, running = ray.wait(runs, num_returns=len(runs), timeout=limit_s) if runs else ([], [])
         if running:
-            self.event(f"{len(running)} workers did not end in order within {timeout_s:.0f} s")
-        for run in ended:
-            try:
-                ray.get(run)
-            except (RayTaskError, RayActorError) as error:
-                self.event(f"a worker did not end in order: {root(error)}")
-        for member in members:
+            self.event(f"{len(running)} workers did not end within {limit_s:.0f} s and were killed")
+        late = {index: member for index, member in members.items() if index not in up or member.run in running}
+        for index, member in members.items():
+            member.finished = True
+            if index not in late:
+                try:
+                    self.tally.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
+                    ray.kill(member.actor, no_restart=True)
+                except (RayTaskError, RayActorError) as error:
+                    self.event(f"worker {index} did not end in order: {root(error)}")
+                    late[index] = member
+        self._end(late, STOPPED)
+
+    def _end(self, members: dict[int, Member], reason: str) -> None:
+        """Kills workers that failed, hang or are late, and takes the row counts that they can still give."""
+        up = {index: member for index, member in members.items() if ray.wait([member.up], timeout=0)[0]}
+        refs = {index: member.actor.totals.remote() for index, member in up.items()}
+        if refs:
+            ray.wait(list(refs.values()), num_returns=len(refs), timeout=LAST_WORDS_S)
+        for index, member in members.items():
+            totals = None
+            with contextlib.suppress(RayError):
+                totals = ray.get(refs[index], timeout=0) if index in refs else None
+            self.tally.end_writer(index, member.incarnation, totals, reason)
             ray.kill(member.actor, no_restart=True)
 
     def _count(self) -> None:

@@ -12,7 +12,7 @@ from cluster.checks import memory_bytes
 from cluster.console import Console
 from cluster.curve import draw_curve
 from cluster.env_again import resume_words
-from cluster.errors import Interrupted
+from cluster.errors import Interrupted, RunError
 from cluster.exporter import Exporter
 from cluster.graph import Plan, offline_rows
 from cluster.run_dir import RunDirectory
@@ -61,17 +61,21 @@ def drive(run: RunDirectory, plan: Plan) -> int:
             while session.advance():
                 if caught:
                     session.finish("interrupted")
-                    done = f"{session.tally.progress:,} {config.unit.replace('_', ' ')}"
-                    raise Interrupted(
-                        caught[0],
-                        f"ended by {signal.Signals(caught[0]).name} at {done}; checkpoint and replay are saved: go on with "
-                        f"`{resume_words(run.path, config.env)}`",
-                    )
+                    raise Interrupted(caught[0], f"ended by {signal.Signals(caught[0]).name} {_what_is_left(session)}")
             summary = session.finish()
+            if session.saved is not None and session.saved.problems:
+                raise RunError(f"the run ended {_what_is_left(session)}")
         draw_curve(run.path, run.path / "curve.png")
         console.close(summary)
     print(f"curve: {run.path / 'curve.png'}")
     return 0
+
+
+def _what_is_left(session: Session) -> str:
+    """How far a run came that has ended, what of it is on disk, and how to go on."""
+    done = f"{session.tally.progress:,} {session.config.unit.replace('_', ' ')}"
+    saved = session.saved.words() if session.saved is not None else "nothing was saved"
+    return f"at {done}; {saved}; go on with `{resume_words(session.run.path, session.config.env)}`"
 
 
 def _refused(plan: Plan) -> str:

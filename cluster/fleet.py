@@ -19,17 +19,20 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from algorithms.weights import Weights
 from cluster.actors import ShardActor, StoreActor
 from cluster.connection import connect, disconnect
-from cluster.crew import Crew
+from cluster.crew import RETIRE_S, Crew
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
 from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
 from cluster.remote import cause, make_actor, root, started
+from cluster.saved import Saved, look_at_disk
 from cluster.tally import Tally
 from replay.limiter import dealt
 from rollout_workers.evaluator import Evaluation
 
 STATS_S = 1.0
+SEAL_S = 2.0  # for shards to answer at the end of a run
+LEAST_S = 1.0  # for a step of the end, however late it is
 
 
 class RayFleet:
@@ -43,7 +46,7 @@ class RayFleet:
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
         self._closing = False
         self._next_stats = self._next_save = 0.0
-        self._saves: list[Any] = []
+        self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
         self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._shard_started: dict[int, float] = {}
         self._shard_lost: dict[int, float] = {}  # since when a shard does not answer
@@ -137,26 +140,48 @@ class RayFleet:
         self._hold = math.ceil(env_steps / len(self._shards))
         self._await([shard.hold_at.remote(self._hold) for shard in self._shards], "replay shards to take a new bound")
 
-    def save(self) -> list[str]:
-        """Snapshots of every shard and a checkpoint of the learner, as they are now; returns what could not be written."""
-        self._end_saves()
+    def save(self, limit_s: float | None = None) -> Saved:
+        """Snapshots of every shard, then a checkpoint of the learner, as they are now."""
+        deadline = time.monotonic() + (2 * self.timeout_s if limit_s is None else limit_s)
+        self._end_saves(deadline)  # of those that are of an earlier moment
+        late = dict.fromkeys(self._saves.values(), "the one before it was not written in time")
         self._begin_save()
-        problems = self._end_saves()
+        snapshots = self._end_saves(min(deadline, time.monotonic() + self.timeout_s)) | late
         self._next_save = time.monotonic() + self.config.replay.snapshot_s
-        problem = self._learners.save()
-        if problem:
-            self.event(problem)
-            problems.append(problem)
-        return problems
+        learner = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
+        return look_at_disk(self.plan, learner, snapshots)
 
-    def finish(self) -> None:
-        """Lets workers and learners end in order."""
-        self._crew.stop()
+    def finish(self, limit_s: float | None = None) -> Saved:
+        """Ends the run in order: workers bring in what is on the way, shards take no more, learners end, everything is saved."""
+        deadline = time.monotonic() + (4 * self.timeout_s if limit_s is None else limit_s)
+        self._crew.settle(RETIRE_S)
+        self._seal()
         self._learners.stop()
-        deadline = time.monotonic() + self.timeout_s
-        while self._learners.runs and time.monotonic() < deadline:
-            self.advance(0.25)
-        self._take_stats()
+        learners_s = max(LEAST_S, min(self.timeout_s, (deadline - time.monotonic()) / 3))
+        by = time.monotonic() + learners_s
+        while self._learners.runs and time.monotonic() < by:
+            ready, _ = ray.wait(self._learners.runs, num_returns=1, timeout=min(0.25, by - time.monotonic()))
+            for ref in ready:
+                self._learners.look_at(ref)
+        saved = self.save(max(LEAST_S, deadline - time.monotonic()))
+        self._take_last_stats()
+        return saved
+
+    def _seal(self) -> None:
+        """Lets the shards take no more rows, so that their snapshots and the last counters agree."""
+        refs = [shard.seal.remote() for shard in self._shards]
+        ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
+
+    def _take_last_stats(self) -> None:
+        """The last counters, of the parts that still answer."""
+        refs = [shard.stats.remote() for shard in self._shards]
+        ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
+        for index, ref in enumerate(refs):
+            try:
+                self._shard_told(index, ray.get(ref, timeout=0))
+            except (RayActorError, RayTaskError, GetTimeoutError) as error:
+                self.event(f"replay shard {index} gave no last counters: {root(error)}")
+        self._learners.report(SEAL_S)
 
     def await_evaluations(self) -> None:
         """Waits for the evaluations that are on their way, each within its time."""
@@ -250,31 +275,29 @@ class RayFleet:
 
     def _begin_save(self) -> None:
         if not self._saves:
-            self._saves = [shard.save.remote() for shard in self._shards]
+            self._saves = {shard.save.remote(): index for index, shard in enumerate(self._shards)}
 
-    def _check_saves(self) -> list[str]:
-        """Looks at the snapshots that are being written; returns what went wrong with those that have ended."""
-        problems = []
-        ready, self._saves = ray.wait(self._saves, num_returns=len(self._saves), timeout=0) if self._saves else ([], [])
+    def _check_saves(self) -> dict[int, str]:
+        """Looks at the snapshots that are being written; what went wrong with those that have ended, by shard."""
+        problems: dict[int, str] = {}
+        ready = ray.wait(list(self._saves), num_returns=len(self._saves), timeout=0)[0] if self._saves else []
         for ref in ready:
+            index = self._saves.pop(ref)
             try:
                 ray.get(ref)
             except (RayTaskError, RayActorError) as error:
-                problems.append(f"a snapshot failed, the older one stays: {root(error)}")
-                self.event(problems[-1])
+                problems[index] = root(error)
+                self.event(f"a snapshot of shard {index} failed, the older one stays: {root(error)}")
         return problems
 
-    def _end_saves(self) -> list[str]:
-        """Waits for the snapshots that are being written; returns what went wrong."""
-        problems, deadline = [], time.monotonic() + self.timeout_s
+    def _end_saves(self, deadline: float) -> dict[int, str]:
+        """Waits for the snapshots that are being written; what went wrong, by shard."""
+        problems, began = self._check_saves(), time.monotonic()
         while self._saves and time.monotonic() < deadline:
-            ray.wait(self._saves, num_returns=len(self._saves), timeout=0.5)
-            problems += self._check_saves()
-        if self._saves:
-            problems.append(
-                f"{len(self._saves)} snapshots were not written within {self.timeout_s:.0f} s; the older ones stay"
-            )
-        return problems
+            ray.wait(list(self._saves), num_returns=len(self._saves), timeout=min(0.5, deadline - time.monotonic()))
+            problems |= self._check_saves()
+        late = f"not written within {time.monotonic() - began:.0f} s"
+        return problems | dict.fromkeys(self._saves.values(), late)
 
     def _await(self, refs: Any, what: str) -> Any:
         return started(refs, what, self.config.ray.start_timeout_s)

@@ -7,6 +7,7 @@ resume and N more equal 2N steps.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from cluster.graph import (
     snapshots_of,
     workers_of,
 )
+from cluster.saved import Saved, look_at_disk
 from cluster.tally import Tally
 from learners import checkpoint
 from learners.feed import DirectFeed
@@ -105,10 +107,27 @@ class InlineFleet:
     def hold_at(self, env_steps: int) -> None:
         """Nothing goes on in one process but in ``advance``, which is told where to stop."""
 
-    def save(self) -> list[str]:
+    def save(self) -> Saved:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
+        snapshots: dict[int, str] = {}
         for index, shard in enumerate(self.shards):
-            snapshots_of(self.plan.config).save(shard, self.plan.shard_dir(index))
+            save = functools.partial(snapshots_of(self.plan.config).save, shard, self.plan.shard_dir(index))
+            if problem := _tried(save):
+                snapshots[index] = problem
+        return look_at_disk(self.plan, _tried(self._save_checkpoint), snapshots)
+
+    def finish(self, limit_s: float | None = None) -> Saved:
+        """Nothing is on its way in one process, so what is left is to save."""
+        return self.save()
+
+    def await_evaluations(self) -> None:
+        """Each was made when it was asked for."""
+
+    def close(self) -> None:
+        for worker in getattr(self, "workers", []):
+            worker.close()
+
+    def _save_checkpoint(self) -> None:
         parts: dict[str, Any] = {}
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
@@ -117,17 +136,6 @@ class InlineFleet:
             _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
         )
         save_checkpoint(self.plan, self.learner, self._env_steps(), parts)
-        return []
-
-    def finish(self) -> None:
-        """Nothing is on its way in one process."""
-
-    def await_evaluations(self) -> None:
-        """Each was made when it was asked for."""
-
-    def close(self) -> None:
-        for worker in getattr(self, "workers", []):
-            worker.close()
 
     def _take_turn(self) -> None:
         config = self.plan.config
@@ -148,6 +156,8 @@ class InlineFleet:
                 )
         if ack.status == "rejected":
             worker.note_rejected(chunk, ack.reason)
+        else:
+            worker.note_stored(chunk)
         while self._learn():
             pass
         self._begin_anew([old != new for old, new in zip(stages, self._stages())])
@@ -246,3 +256,12 @@ class InlineFleet:
         for shard, rows in zip(self.shards, missing):
             shard.align(rows)
         return False
+
+
+def _tried(write: Callable[[], Any]) -> str:
+    """Why a write failed, "" when it did not."""
+    try:
+        write()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -71,9 +71,9 @@ class LearnerGroup:
         self.runs.remove(ref)
         return False
 
-    def report(self) -> None:
+    def report(self, limit_s: float | None = None) -> None:
         """Brings the first learner's reports to the tally and its troubles to the user; of a dead one its run() tells."""
-        timeout_s = self.config.ray.call_timeout_s
+        timeout_s = self.config.ray.call_timeout_s if limit_s is None else limit_s
         for actor in self.actors[:1]:
             try:
                 reports, troubles = ray.get([actor.reports.remote(), actor.troubles.remote()], timeout=timeout_s)
@@ -89,12 +89,16 @@ class LearnerGroup:
             for trouble in troubles:
                 self.event(trouble)
 
-    def save(self) -> str:
-        """Writes a checkpoint now; returns why that was not possible, empty when it was."""
+    def save(self, limit_s: float) -> str:
+        """Writes a checkpoint now; returns why that was not possible within ``limit_s``, "" when it was."""
+        if not self.actors:
+            return "the learner had not started"
         try:
-            ray.get(self.actors[0].save.remote(), timeout=self.config.ray.call_timeout_s)
-        except (RayTaskError, RayActorError, GetTimeoutError) as error:
-            return f"no checkpoint, the older one stays: {root(error)}"
+            ray.get(self.actors[0].save.remote(), timeout=limit_s)
+        except GetTimeoutError:
+            return f"not written within {limit_s:.0f} s"
+        except (RayTaskError, RayActorError) as error:
+            return root(error)
         return ""
 
     def stop(self) -> None:

@@ -350,7 +350,7 @@ class FleetAlgorithm(Algorithm):
         folder = Path(tempfile.mkdtemp()) if path is None else _local(path)
         with self._driving() as session:
             session.advance_to(session.env_steps)
-            problems = session.fleet.save()
+            problems = session.fleet.save().problems
             if problems:
                 raise RunError(f"no checkpoint was made at {folder}: " + "; ".join(problems))
             self._copy_out(session.run, folder)

@@ -102,7 +102,7 @@ _PROGRESS = (
 _REPLAY = (
     Series(
         name="rows", kind="counter", unit="rows", labels=("outcome", "reason"), read=_rows,
-        meaning="transitions by what became of them: recorded = stored + dropped (by reason) + in flight; a duplicate "
+        meaning="transitions by what became of them: recorded = stored + dropped (by reason), without rows in flight; a duplicate "
         "was sent again and not stored again",
     ),
     _plain("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),

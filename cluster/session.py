@@ -20,9 +20,13 @@ from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, pretrain_updates
 from cluster.run_dir import RunDirectory
+from cluster.saved import Saved
 from cluster.tally import Tally
 from rollout_workers.evaluator import Evaluation
 
+GRACE_S = (
+    18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing the cluster takes some of them
+)
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be heard
 
 
@@ -56,11 +60,11 @@ class Fleet(Protocol):
     def hold_at(self, env_steps: int) -> None:
         """Lets the run make ``env_steps`` (and the rest of the chunk that reaches them) and hold there."""
 
-    def save(self) -> list[str]:
-        """Writes checkpoint and snapshots now; returns what could not be written."""
+    def save(self) -> Saved:
+        """Writes snapshots and checkpoint now; what is on disk then."""
 
-    def finish(self) -> None:
-        """Ends workers and learners in order."""
+    def finish(self, limit_s: float | None = None) -> Saved:
+        """Ends workers and learners in order and saves everything, within about ``limit_s``; what is on disk then."""
 
     def await_evaluations(self) -> None:
         """Waits for evaluations still on their way."""
@@ -109,6 +113,7 @@ class Session:
         self._next_evaluation = 0
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = "starting"
+        self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
         try:
@@ -143,7 +148,8 @@ class Session:
         self._answer()
         now = time.monotonic()
         if now >= self._next_save and self.config.backend == "inline":
-            self.fleet.save()
+            for problem in self.fleet.save().problems:
+                self.event(f"not saved: {problem}")
             self._next_save = now + self.config.learner.checkpoint_s
         if now >= self._next_line:
             self._tell()
@@ -161,11 +167,15 @@ class Session:
         return going
 
     def finish(self, outcome: str = "completed") -> dict[str, Any]:
-        """Ends the run in order: last evaluation, checkpoint, summary.json; returns the summary."""
+        """Ends the run in order: rows on the way, snapshots, checkpoint, last evaluation, summary.json; returns the summary.
+
+        What could not be saved is in ``saved`` and in the summary; a run that completed is then ``unsaved`` and can be resumed.
+        """
         self._state = "finishing"
         self._tell()
-        self.fleet.finish()
-        self.fleet.save()
+        self.saved = saved = self.fleet.finish(None if outcome == "completed" else GRACE_S)
+        for problem in saved.problems:
+            self.event(f"not saved: {problem}")
         if outcome == "completed":  # otherwise somebody waits for the process to end
             self.fleet.request_evaluation(self.config.evaluation.final_episodes)
             self.fleet.await_evaluations()
@@ -176,7 +186,8 @@ class Session:
             "seed": self.config.seed,
             "backend": self.config.backend,
             "preset": self.config.preset,
-            "exit": outcome,
+            "exit": "unsaved" if outcome == "completed" and saved.problems else outcome,
+            "saved": saved.as_json(),
             **self.tally.summary(),
         }
         self.run.write_summary(summary)

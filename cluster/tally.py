@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cluster.ledger import Ledger
+from replay.chunk import RowTotals
 from replay.counters import ShardStats
 from rollout_workers.recorder import merge_stats
 
@@ -39,8 +41,7 @@ class Tally:
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.pretrain_updates = pretrain_updates
         self.env_steps = self.updates = self.version = self.epoch = 0
-        self.recorded = 0
-        self.dropped: Counter[str] = Counter()
+        self.ledger = Ledger()
         self.workers = self.workers_started = self.workers_restarted = 0
         self.memory_bytes = 0
         self.evaluation: dict[str, Any] = {}
@@ -57,21 +58,17 @@ class Tally:
         """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
         self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
         self.epoch = int(line.get("epoch", 0))
-        self.recorded = int(line.get("rows_recorded", 0))
         self.workers_started = int(line.get("workers_started", 0))
         self.workers_restarted = int(line.get("workers_restarted", 0))
         prefix = "rows_dropped_"
-        self.dropped.update(
+        self.ledger.go_on_from(
             {name.removeprefix(prefix): int(rows) for name, rows in line.items() if name.startswith(prefix)}
         )
-        self._steps_before = int(line.get("env_steps", 0))
+        self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
         """Counts what the shards' snapshots did not hold. Call it once, when every shard has told its counters."""
-        if self._steps_before is not None and self.env_steps < self._steps_before:
-            self.dropped["restart"] += self._steps_before - self.env_steps
-        elif self._steps_before is not None:
-            self.recorded += self.env_steps - self._steps_before
+        self.ledger.begin(max(0, (self._steps_before or 0) - self.env_steps))
         self._steps_before = None
         self._mark = (time.monotonic(), self.env_steps, self.updates, self.version)
 
@@ -85,33 +82,22 @@ class Tally:
         """Wall time of the run, earlier parts included."""
         return time.monotonic() - self._began
 
+    @property
+    def recorded(self) -> int:
+        """Rows recorded of which it is known whether they are stored or dropped: all but those in flight."""
+        return self.env_steps + sum(self.dropped_rows().values())
+
     def add_shard(self, stats: ShardStats, reports: list[Any]) -> None:
-        """Takes a shard's counters and the workers' reports that came through it."""
-        before = self._shards.get(stats.shard)
-        stored = 0
+        """Takes a shard's counters, asked for after every ``end_writer`` so far, and the workers' timings that came through it."""
         for report in reports:
-            recorded = int(report.stats.get("recorded_rows", 0))
-            self.recorded += recorded
-            stored += recorded
-            for name, value in report.stats.items():
-                if name.startswith("dropped_") and value:
-                    self.dropped[name.removeprefix("dropped_")] += int(value)
-                    stored -= int(value)
             merge_stats(self._window, report.stats)
-        if before is not None:
-            self._balance(before.stored_rows + stored - stats.stored_rows)
+        self.ledger.add_shard(stats)
         self._shards[stats.shard] = stats
         self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
 
-    def _balance(self, missing: int) -> None:
-        """Takes the rows that workers told of and the shard has not, since the last look; negative: the reverse.
-
-        Both are 0 unless the shard was restarted from a snapshot in between, which lost rows, or reports of rows that
-        it kept; reports that a shard dropped because nobody took them are the second case too.
-        """
-        if missing > 0:
-            self.dropped["shard_restart"] += missing
-        self.recorded += max(0, -missing)
+    def end_writer(self, worker: int, incarnation: int, totals: RowTotals | None, reason: str) -> None:
+        """A worker incarnation has ended: what it recorded and is not stored is dropped for ``reason``."""
+        self.ledger.end((worker, incarnation), totals, reason)
 
     def begin_learning(self, updates: int, epoch: int, version: int) -> None:
         """Takes what a learner holds that begins, or begins again from a checkpoint: less than was told of before, perhaps."""
@@ -143,6 +129,7 @@ class Tally:
             "updates_per_s": (self.updates - updates) / seconds,
             "rows_recorded": self.recorded,
             "rows_stored": self.env_steps,
+            "rows_in_flight": self.ledger.in_flight,
             **{f"rows_dropped_{reason}": count for reason, count in self.dropped_rows().items()},
             "rows_duplicate": sum(s.duplicate_rows for s in shards),
             "size_rows": sum(s.size for s in shards),
@@ -180,9 +167,8 @@ class Tally:
         return max(0, self.updates - self.pretrain_updates) / after if after > 0 else 0.0
 
     def dropped_rows(self) -> dict[str, int]:
-        """Rows that were recorded and are not stored, by reason, as their workers told: a chunk that a shard refused twice
-        because its first answer was lost counts once."""
-        return dict(self.dropped)
+        """Rows that were recorded and are not stored, by reason; see ledger.py."""
+        return self.ledger.dropped()
 
     def policy_age(self) -> dict[str, int]:
         """Versions by which the acting policy was behind the newest one when its rows were stored."""

@@ -13,6 +13,7 @@ Not promised: safety of two processes that save into one directory at the same t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -126,6 +127,19 @@ def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None
             "Nothing was started, because going on from scratch would throw the run's training away. Put a good copy "
             "back, resume with the configuration they were made with, or start afresh in a new run directory."
         )
+    return None
+
+
+def newest_meta(directory: Path) -> dict[str, Any] | None:
+    """``meta`` of the newest checkpoint that has an intact manifest and tensors of full length; None: there is none.
+
+    Reads no tensors, so a flipped bit in them goes unnoticed here.
+    """
+    for path in _checkpoints(Path(directory)):
+        with contextlib.suppress(_Unusable, OSError):
+            manifest = _manifest(path)
+            if (path / TENSORS).stat().st_size == manifest["files"][TENSORS]["bytes"]:
+                return dict(manifest["meta"])
     return None
 
 

@@ -112,7 +112,7 @@ class BaseShard(ABC):
             self._insert_blocked.allow(now)
         self.hear(chunk.epoch, chunk.version)
         self._store(chunk)
-        self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence)
+        self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence, rows, chunk.totals)
         self.tally.store(rows, self.newest[1] - chunk.version if chunk.epoch == self.newest[0] else None)
         self._reports_dropped += len(self._reports) == REPORTS
         self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
@@ -154,6 +154,7 @@ class BaseShard(ABC):
             age_p95=tally.age_quantile(0.95),
             sampled_age_mean=self.newest[1] - float(self._last_versions.mean()) if self._last_versions.size else 0.0,
             writers=len(self.writers),
+            written=self.writers.written(),
             last_seen_s=dict(self._last_seen),
             stats_dropped=self._reports_dropped,
             **held,

@@ -6,13 +6,24 @@ Letters: N rows of a chunk, D row width (see rows.py), U updates of a block, B b
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from replay.trajectories import Stamp
 
 TERMINATED, TRUNCATED, CUT = 1, 2, 4  # bits of ``flag_N``; any of them ends the episode at that row
+
+
+class RowTotals(NamedTuple):
+    """What one worker incarnation knows of its rows since it began. Cumulative: newer totals replace older ones.
+
+    Every recorded row is acknowledged, dropped, or still in flight.
+    """
+
+    recorded: int = 0  # env steps made
+    acknowledged: int = 0  # rows that a shard confirmed as stored
+    dropped: tuple[tuple[str, int], ...] = ()  # (reason, rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,7 @@ class Chunk:
     step_N: np.ndarray  # int32, index of the row in its episode, from 0
     flag_N: np.ndarray  # uint8, TERMINATED | TRUNCATED | CUT, 0 inside an episode
     stats: dict[str, float]  # counters and timings of the worker since its last chunk
+    totals: RowTotals = RowTotals()  # of the worker, this chunk's rows included
     stamps: tuple[Stamp, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
 
 

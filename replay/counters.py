@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from replay.writers import Written
+
 AGE_BINS = 65  # ages 0 .. 63 versions; the last bin: 64 and more, or acted under an earlier learner
 
 
@@ -41,6 +43,7 @@ class ShardStats:
     sampled_age_mean: float  # versions behind the newest heard of, over the rows of the last block
     writers: int  # incarnations remembered
     last_seen_s: dict[int, float]  # worker -> monotonic clock of the shard when a chunk of it last came
+    written: tuple[Written, ...]  # rows of each remembered incarnation
     stats_dropped: int  # worker reports overwritten before anybody drained them
     episodes: int = 0  # held, of a shard of whole episodes; this and all below
     offline_episodes: int = 0  # of these from a dataset; rows of a dataset are in size, capacity and bytes alone

@@ -62,6 +62,12 @@ class Recorder:
     def full(self) -> bool:
         return self._t == self.steps
 
+    @property
+    def unfinished_rows(self) -> int:
+        """Env steps in the chunk so far, refused ones included."""
+        t = self._t
+        return int(self._valid[:, :t].sum()) + len(self._cuts)
+
     def record(self, action_EA: np.ndarray, step: StepResult) -> np.ndarray | None:
         """Takes one step of every environment, made from the observations of the step before.
 

@@ -5,7 +5,9 @@ Letters: E environments, T steps of a chunk, O observation dim, A action dim.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -14,14 +16,14 @@ import numpy as np
 
 from algorithms.interface import Aim, EpisodePolicy, Policy
 from algorithms.weights import Weights
-from replay.chunk import Chunk
+from replay.chunk import Chunk, RowTotals
 from replay.rows import RowLayout
 from rollout_workers.acting import Actor
 from rollout_workers.batch_env import BatchEnv
 from rollout_workers.config import WorkerConfig
 from rollout_workers.envs import make_batch_env
 from rollout_workers.planning import PlanActor, RunningPlans, plans, stamp_stats
-from rollout_workers.recorder import Recorder, merge_stats
+from rollout_workers.recorder import NONFINITE_OBSERVATION, NONFINITE_REWARD, Recorder, merge_stats
 
 EMPTY_CHUNKS = 10  # chunks without a single finite row before the worker gives up
 
@@ -82,6 +84,8 @@ class RolloutWorker:
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life
         self._untold: dict[str, float] = {}  # stats for the next chunk to carry
+        self._recorded = self._acknowledged = 0  # rows since this object was made
+        self._dropped: Counter[str] = Counter()
 
     @property
     def policy_order(self) -> tuple[int, int]:
@@ -119,14 +123,25 @@ class RolloutWorker:
         """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
         merge_stats(self._untold, {"push_wait_s": seconds})
 
+    def note_stored(self, chunk: Chunk) -> None:
+        """Counts the rows of a chunk that a shard confirmed as stored, in ``totals``."""
+        self._acknowledged += len(chunk.rows_ND)
+
+    def totals(self) -> RowTotals:
+        """Rows since this worker was made, those of an unfinished chunk included. Any thread may call it."""
+        recorded = self._recorded + self._recorder.unfinished_rows
+        return RowTotals(recorded, self._acknowledged, tuple(dict(self._dropped).items()))
+
     def note_rejected(self, chunk: Chunk, reason: str) -> None:
-        """Counts the rows of a chunk that a shard refused for good: in ``dropped_<reason>`` of the next chunk.
+        """Counts the rows of a chunk that is dropped for good: in ``totals``, and in ``dropped_<reason>`` of the next chunk.
 
         ``reason`` is the shard's, "name: message"; the name is what counts. The refused chunk's own stats go with it
         again, because they were lost with the rows.
         """
+        name = reason.split(":")[0]
         merge_stats(self._untold, chunk.stats)
-        merge_stats(self._untold, {f"dropped_{reason.split(':')[0]}": float(len(chunk.rows_ND))})
+        merge_stats(self._untold, {f"dropped_{name}": float(len(chunk.rows_ND))})
+        self._dropped[name] += len(chunk.rows_ND)
 
     def note_corrupt_weights(self) -> None:
         """Counts a weights message that was damaged on the way, in the next chunk's ``corrupt_weights``."""
@@ -258,6 +273,10 @@ class RolloutWorker:
             self.policy_order, (0, 0)
         )  # random actions before the first weights count as the first policy's
         chunk = self._recorder.take(epoch=epoch, version=version)
+        self._recorded += int(chunk.stats["recorded_rows"])
+        for name in (NONFINITE_OBSERVATION, NONFINITE_REWARD):
+            if refused := int(chunk.stats[f"dropped_{name}"]):
+                self._dropped[name] += refused
         if self._plans is not None:
             timings["plan_s"] = self._plans.take_seconds()
             timings["act_s"] -= timings["plan_s"]
@@ -265,7 +284,7 @@ class RolloutWorker:
         for stats in (timings, {"random_rows": float(random * self._envs), "push_wait_s": 0.0}, self._untold):
             merge_stats(chunk.stats, stats)
         self._untold = {}
-        return chunk
+        return dataclasses.replace(chunk, totals=self.totals())
 
 
 def _check_policy(policy: Policy | EpisodePolicy, env: BatchEnv, env_id: str) -> None:

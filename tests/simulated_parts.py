@@ -45,6 +45,7 @@ class Faults:
     shard: float = 0.0
     learner: float = 0.0
     poison: float = 0.0  # NaN in the learner's parameters
+    untold: float = 0.0  # a shard's counters, and a worker's last ones, do not reach the driver
     rotten: float = 0.0  # of a crash: the newest snapshot or checkpoint is damaged too
 
 

@@ -68,8 +68,13 @@ class SimulatedRun:
         self.refused: set[Key] = set()  # of them those whose courier knows
         self.lost_with_shard: set[Key] = set()
         self.in_hand: dict[tuple[int, int], set[Key]] = {}  # unsettled when that incarnation died
+        self.workers: dict[tuple[int, int], WireWorker] = {}  # every incarnation that ever was
+        self.told: Counter[tuple[int, int]] = Counter()  # rows that the driver knows each of them to have recorded
         self.tally = Tally(min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
         self.shards = [self.new_shard(index) for index in range(replay.shards)]
+        for shard in self.shards:
+            self.tally.add_shard(shard.stats(), shard.drain_stats())
+        self.tally.settle_restart()
         self.savings: dict[int, snapshot.Saving] = {}
         self.snapshots: list[list[SnapshotInfo]] = [[] for _ in self.shards]  # the good ones kept, oldest first
         self.astray: dict[int, int] = {}  # shard -> step since which its credit is out of its band, after a crash
@@ -119,6 +124,7 @@ class SimulatedRun:
             random_steps=WORKER.random_steps,
             make_env=make_env,
         )
+        self.workers[index, incarnation] = worker
         courier = Courier(
             worker,
             send=lambda chunk: self.send(index, chunk),
@@ -209,6 +215,7 @@ class SimulatedRun:
         if slot.turn.error is not None:
             if "licence" not in str(slot.turn.error):
                 raise slot.turn.error
+            self.end_writer(index, killed=False)
             self.restart_worker(index)
 
     def deliver(self) -> None:
@@ -231,7 +238,9 @@ class SimulatedRun:
         """What the shard's actor does with a chunk."""
         shard, chunk = self.shards[call.shard], call.chunk
         key = (chunk.worker, chunk.incarnation, chunk.sequence)
-        if shard.table.inserted >= self.rows:
+        known = shard.writers.status(*key) == "duplicate"
+        if shard.table.inserted >= self.rows and not known:
+            self.rejected[key] = RUN_COMPLETE
             return Ack(status="rejected", epoch=shard.newest[0], version=shard.newest[1], reason=RUN_COMPLETE)
         ack = shard.append(chunk)
         self.fired[f"told {ack.status}"] += 1
@@ -259,10 +268,30 @@ class SimulatedRun:
 
     def tell_driver(self) -> None:
         for shard in self.shards:
-            self.tally.add_shard(shard.stats(), shard.drain_stats())
+            stats, reports = shard.stats(), shard.drain_stats()
+            if self.chance("counters untold", self.faults.untold):
+                continue
+            self.tally.add_shard(stats, reports)
+            for each in stats.written:
+                writer = each.worker, each.incarnation
+                self.told[writer] = max(self.told[writer], each.totals.recorded)
         self.learners.tell(self.tally)
         dropped = sum(self.tally.dropped_rows().values())
         assert self.tally.recorded == self.tally.env_steps + dropped, self.tally.summary()["rows"]
+        assert self.tally.recorded + self.tally.ledger.in_flight <= self.made, "a row is counted twice"
+
+    @property
+    def made(self) -> int:
+        """Env steps that the environments of all workers ever made, by their own count."""
+        return sum(worker._env.made for worker in self.workers.values())  # type: ignore[attr-defined]
+
+    def end_writer(self, index: int, *, killed: bool) -> None:
+        """The driver takes a worker's last counters; of one that was killed there are none."""
+        writer, totals = (index, self.slots[index].incarnation), None
+        if not killed and not self.chance("last counters untold", self.faults.untold):
+            totals = self.workers[writer].totals()
+            self.told[writer] = totals.recorded
+        self.tally.end_writer(*writer, totals, "worker_lost" if killed or self.slots[index].turn.error else "stopped")
 
     # --- what breaks ----------------------------------------------------------------------------------------------
 
@@ -286,6 +315,9 @@ class SimulatedRun:
         own = {key for key in self.chunks if key[:2] == (index, slot.incarnation)}
         self.in_hand[index, slot.incarnation] = own - settled
         assert len(own - settled) <= WORKER.max_unacked + 1, "a worker lost more than a chunk and two messages"
+        if slot.turn.error is None:
+            self.fired["worker killed"] += 1
+            self.end_writer(index, killed=True)
         self.slots[index] = self.new_slot(index, slot.incarnation + 1)
         self.fired["incarnation"] += 1
 
@@ -324,7 +356,9 @@ class SimulatedRun:
     def check_step(self) -> None:
         """After every step: the limiters' bands, progress."""
         for index, shard in enumerate(self.shards):
-            if self.in_band(shard.limiter):
+            if index in self.astray and shard.limiter.inserted < shard.limiter.min_size:
+                self.astray[index] = self.steps  # a crash took it back into its warm-up, with its debt
+            elif self.in_band(shard.limiter):
                 self.astray.pop(index, None)
             else:
                 assert index in self.astray, f"shard {index}: credit {shard.limiter.credit} left its band"
@@ -337,7 +371,8 @@ class SimulatedRun:
 
     def disturbed(self, index: int) -> None:
         """A crash may put a shard's credit out of its band."""
-        if not self.in_band(self.shards[index].limiter):
+        limiter = self.shards[index].limiter
+        if not self.in_band(limiter) or limiter.credit < -limiter.tolerance * limiter.samples_per_insert:
             self.astray.setdefault(index, self.steps)
             self.fired["credit left its band"] += 1
 
@@ -377,6 +412,8 @@ class SimulatedRun:
         self.astray.update(dict.fromkeys(range(len(self.shards)), self.steps))
         while not self.learners.ended:
             self.step()
+        for index in range(len(self.slots)):
+            self.end_writer(index, killed=False)
         self.tell_driver()
 
     def close(self) -> None:

@@ -50,6 +50,7 @@ class TaggedEnv:
         self._fired: Counter[str] = Counter() if fired is None else fired
         self._obs_EO = np.zeros((num_envs, self.obs_dim), np.float32)
         self._left_E = np.zeros(num_envs, np.int64)
+        self.made = 0  # env steps, by the environment's own count
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         return self.cut(list(range(self.num_envs)))
@@ -76,6 +77,7 @@ class TaggedEnv:
         obs_EO = self.cut(np.flatnonzero(ended_E).tolist())
         obs_EO[~ended_E] = next_obs_EO[~ended_E]
         valid_E = np.ones(self.num_envs, bool)
+        self.made += self.num_envs
         return StepResult(obs_EO, next_obs_EO, reward_E, terminated_E, ended_E & ~terminated_E, valid_E)
 
     def _break(self, e: int, next_obs_EO: np.ndarray, reward_E: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import TINY, lines, read, train_inline
+from tiny_runs import TINY, lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
 from cluster.config import make_preset, override
@@ -127,3 +127,41 @@ def test_observations_that_are_not_numbers_are_dropped_and_counted_and_the_run_g
     assert dropped and all("finite" in reason for reason in dropped), dropped
     assert summary["rows"]["recorded"] == summary["rows"]["stored"] + sum(dropped.values())
     assert np.isfinite(rows(run, "broken_envs:SometimesNaN-v0")[0]).all()
+
+
+def test_sigterm_says_which_part_could_not_be_saved_and_why(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = train_words(run, PENDULUM, "--backend", "inline", "--steps", "100000000", metrics__line_s=0.2)
+    process = start(*words, log=log)
+    try:
+        wait_for(lambda: live(run).get("env_steps", 0) > 100, "env steps", log=log)
+        (run / "checkpoints").rename(tmp_path / "checkpoints")
+        (run / "checkpoints").touch()
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
+    finally:
+        process.kill()
+    summary, last = read(run / "summary.json"), log.read_text().strip().splitlines()[-1]
+    rows = summary["rows"]["stored"]
+    assert f"saved: snapshots of 1 of 1 shards ({rows:,} rows); NOT saved: the checkpoint (FileExistsError" in last, (
+        last
+    )
+    assert "there is none on disk" in last
+    assert summary["saved"]["snapshots"] == [{"rows": rows}] and summary["saved"]["checkpoint"]["updates"] is None
+
+
+def test_a_run_that_made_its_steps_and_could_not_save_them_fails_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.inline.save_checkpoint", full)
+        assert train_inline(run, PENDULUM, 128) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "NOT saved: the checkpoint (OSError: [Errno 28] No space left on device; there is none on disk)" in last, (
+        last
+    )
+    assert read(run / "summary.json")["exit"] == "unsaved"

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -384,6 +385,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error(inline: Any, monkeypatc
     algo = inline()
     algo.train()
     with algo._driving() as session:
-        monkeypatch.setattr(session.fleet, "save", lambda: ["a snapshot failed: no space left"])
+        full = SimpleNamespace(problems=["a snapshot failed: no space left"])
+        monkeypatch.setattr(session.fleet, "save", lambda: full)
     with pytest.raises(RunError, match="no space left"):
         algo.save_to_path()

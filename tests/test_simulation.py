@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_parts import BATCH, REPLAY, UPDATES, WORKER, Faults
+from simulated_parts import BATCH, CHUNK_ROWS, REPLAY, UPDATES, WORKER, Faults
 from simulated_run import SimulatedRun
 
 NETWORK = Faults(lost=0.1, late=0.1, twice=0.15, malformed=0.08, nonfinite=0.03, bad_weights=0.2)
@@ -16,6 +16,8 @@ EVERYTHING = Faults(
     lost=0.05, late=0.05, twice=0.1, malformed=0.06, nonfinite=0.03, raising=0.01, bad_weights=0.15,
     worker=0.08, shard=0.06, learner=0.08, poison=0.04, rotten=0.6,
 )  # fmt: skip
+SHARDS = Faults(lost=0.1, late=0.1, twice=0.1, malformed=0.05, nonfinite=0.03, shard=0.2, untold=0.5, rotten=0.4)
+WORKERS = Faults(lost=0.05, late=0.05, twice=0.1, malformed=0.05, nonfinite=0.03, raising=0.03, worker=0.2, untold=0.3)
 FIRED_BY_NETWORK = {
     "message lost", "message late", "message twice", "message overtook", "answer lost", "answer missed", "told duplicate",
     "told wait", "told rejected", "malformed", "weights lost", "weights damaged", "weights old", "publication lost",
@@ -43,13 +45,22 @@ def assert_promises(run: SimulatedRun) -> None:
 
 
 def assert_conserved_exactly(run: SimulatedRun) -> None:
-    """Every env step that was ever made is told of, or in the next chunk's stats, or in a chunk that came too late."""
-    stored = {key for keys in run.stored for key in keys}
-    late = [chunk for key, chunk in run.chunks.items() if key not in stored and key not in run.refused]
-    made = sum(slot.worker.env_steps for slot in run.slots)
-    untold = sum(slot.worker._untold.get("recorded_rows", 0) for slot in run.slots)
-    assert made == run.tally.recorded + untold + sum(chunk.stats["recorded_rows"] for chunk in late)
-    assert set(run.tally.dropped_rows()) - {"nonfinite_observation", "nonfinite_reward"} <= set(run.rejected.values())
+    """Every env step that the environments ever made is stored or dropped by a reason, but for the last ones of workers that
+    were killed: those the driver cannot have heard of."""
+    unheard = {writer: worker._env.made - run.told[writer] for writer, worker in run.workers.items()}  # type: ignore[attr-defined]
+    assert run.made == run.tally.recorded + sum(unheard.values())
+    assert run.tally.ledger.in_flight == 0
+    killed = {writer for writer, rows in unheard.items() if rows}
+    assert len(killed) <= run.fired["worker killed"] + run.fired["last counters untold"], unheard
+    if not run.fired["shard crashed"]:
+        assert all(rows <= (WORKER.max_unacked + 1) * CHUNK_ROWS for rows in unheard.values()), unheard
+    stored = sum(len(run.chunks[key].rows_ND) for keys in run.stored for key in keys)
+    assert run.tally.env_steps == stored == sum(shard.table.inserted for shard in run.shards)
+    dropped = run.tally.dropped_rows()
+    own = {"nonfinite_observation", "nonfinite_reward", "run_complete", "stopped", "worker_lost", "shard_restart"}
+    assert set(dropped) - own <= set(run.rejected.values())
+    assert ("shard_restart" in dropped) <= bool(run.fired["rows lost with a shard"])
+    assert ("worker_lost" in dropped) <= bool(run.fired["incarnation"])
 
 
 def assert_ratio(run: SimulatedRun) -> None:
@@ -81,7 +92,7 @@ def runs(seeds: range, **options: Any) -> pytest.MarkDecorator:
 def test_without_faults_nothing_is_lost_refused_or_sent_twice(ended: SimulatedRun) -> None:
     assert_promises(ended)
     assert_conserved_exactly(ended)
-    assert not ended.rejected and not ended.tally.dropped_rows()
+    assert set(ended.rejected.values()) <= {"run_complete"} and set(ended.tally.dropped_rows()) <= {"run_complete"}
     assert not {"told duplicate", "told rejected", "answer missed", "rollback"} & set(+ended.fired)
 
 
@@ -95,9 +106,25 @@ def test_a_faulty_network_loses_no_row_and_stores_none_twice(ended: SimulatedRun
 @runs(range(6), faults=EVERYTHING)
 def test_everything_may_break_at_once_and_loses_no_more_than_the_recovery_points(ended: SimulatedRun) -> None:
     assert_promises(ended)
+    assert_conserved_exactly(ended)
     expected = FIRED_BY_NETWORK | FIRED_BY_CRASHES
     assert set(+ended.fired) >= expected, expected - set(+ended.fired)
     assert len(FIRED_RARELY & set(+ended.fired)) >= 3, ended.fired
+
+
+@runs(range(4), faults=SHARDS)
+def test_rows_of_shards_that_die_are_all_counted_whatever_reports_die_with_them(ended: SimulatedRun) -> None:
+    assert_promises(ended)
+    assert_conserved_exactly(ended)
+    assert ended.made == ended.tally.recorded, "no worker was killed, so the driver hears of every row"
+    assert set(+ended.fired) >= {"shard crashed", "rows lost with a shard", "counters untold", "answer lost"}
+
+
+@runs(range(4), faults=WORKERS)
+def test_rows_of_workers_that_die_are_counted_but_for_the_last_chunks(ended: SimulatedRun) -> None:
+    assert_promises(ended)
+    assert_conserved_exactly(ended)
+    assert set(+ended.fired) >= {"worker killed", "environment raised", "counters untold"}
 
 
 @runs(range(1), faults=EVERYTHING, rows=800, replay=dataclasses.replace(REPLAY, capacity_rows=512))
