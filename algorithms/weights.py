@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
+import torch
 
 
 class CorruptWeights(ValueError):
@@ -31,18 +33,15 @@ class Weights:
 
     @classmethod
     def pack(cls, tensors: dict[str, Any], *, epoch: int, version: int, env_steps: int, updates: int) -> Weights:
-        """Copies named arrays (or CPU tensors) into one flat buffer, in the order given."""
-        arrays = {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}
-        manifest, offset = [], 0
-        for name, array in arrays.items():
-            manifest.append((name, tuple(array.shape), offset))
-            offset += array.size
-        flat = np.concatenate([a.ravel() for a in arrays.values()]) if arrays else np.empty(0, np.float32)
-        table = tuple(manifest)
+        """Copies named tensors (or arrays), of any device, into one flat buffer in the order given: one copy, one transfer."""
+        named = {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in tensors.items()}
+        flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]).cpu().numpy()
+        starts = itertools.accumulate((tensor.numel() for tensor in named.values()), initial=0)
+        manifest = tuple((name, tuple(tensor.shape), at) for (name, tensor), at in zip(named.items(), starts))
         return cls(
             flat=flat,
-            manifest=table,
-            digest=_digest(flat, table),
+            manifest=manifest,
+            digest=_digest(flat, manifest),
             epoch=epoch,
             version=version,
             env_steps=env_steps,

@@ -149,7 +149,7 @@ class Learner:
     def weights(self) -> Weights:
         """The policy as it is now, under the version published last."""
         return Weights.pack(
-            _on_host(self.agent),
+            self.agent.policy_weights(),
             epoch=self.epoch,
             version=self.version,
             env_steps=self.env_steps,
@@ -301,11 +301,3 @@ class _Pending:
         if self._arrived is not None:
             self._arrived.synchronize()
         return dict(zip(self._names, self._host.tolist()))
-
-
-def _on_host(agent: Agent | EpisodeAgent) -> dict[str, torch.Tensor]:
-    """The policy's weights as CPU tensors, after one transfer."""
-    weights = {name: tensor.detach() for name, tensor in agent.policy_weights().items()}
-    flat = torch.cat([tensor.reshape(-1) for tensor in weights.values()]).cpu()
-    parts = flat.split([tensor.numel() for tensor in weights.values()])
-    return {name: part.view(tensor.shape) for (name, tensor), part in zip(weights.items(), parts)}

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_policy import LinearPolicy
@@ -154,3 +155,36 @@ def test_an_unknown_backend_is_refused() -> None:
 
 def test_auto_takes_onnxruntime_where_it_is_installed() -> None:
     assert make_actor("auto").backend == "onnx"
+
+
+def test_published_weights_are_one_copy_of_the_tensors_and_their_names_are_views_of_it() -> None:
+    grown = torch.arange(12.0, requires_grad=True)
+    tensors = {
+        "w": grown[:6].view(2, 3),
+        "strided": grown[6:].view(3, 2).t(),
+        "scalar": grown[4],
+        "array": np.full(2, 7),
+    }
+    weights = Weights.pack(tensors, epoch=1, version=2, env_steps=3, updates=4)
+    seen = weights.unpack()
+    assert weights.manifest == (("w", (2, 3), 0), ("strided", (2, 3), 6), ("scalar", (), 12), ("array", (2,), 13))
+    assert all(np.shares_memory(array, weights.flat) for array in seen.values()) and weights.flat.dtype == np.float32
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(seen[name], value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+    with torch.no_grad():
+        grown.zero_()
+    assert weights.unpack()["w"].sum() == 15.0  # a copy of the moment
+
+
+def test_a_policy_takes_read_only_arrays_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """As Ray hands them out."""
+    policy = ALGORITHMS["sac"].make_policy(ALGORITHMS["sac"].presets["cpu"](), 3, 1)
+    agent = ALGORITHMS["sac"].make_agent(ALGORITHMS["sac"].presets["cpu"](), AgentSpec(obs_dim=3, action_dim=1, seed=5))
+    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    weights.flat.flags.writeable = False
+    policy.load_weights(weights.unpack())
+    obs, noise = torch.ones(1, 3), torch.zeros(1, 1)
+    arrays = {name: torch.from_numpy(value.copy()) for name, value in weights.unpack().items()}
+    before = policy.act(obs, noise)
+    policy.load_weights(arrays)
+    assert torch.equal(policy.act(obs, noise), before) and not recwarn.list

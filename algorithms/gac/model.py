@@ -167,14 +167,6 @@ class GACModel(nn.Module):
         mean_B = mean_KB.mean(0)
         return mean_B, (log_variance_KB.exp().mean(0) + (mean_KB - mean_B).square().mean(0)).log()
 
-    def log_prob_return(self, y_B: torch.Tensor, z_Bnd: torch.Tensor) -> torch.Tensor:
-        """log p_gamma(y | z) (B,) of returns in environment units, as a density of the z-scored return.
-
-        Several heads: the mean of their log densities, so that each learns as if it were alone.
-        """
-        mean_KB, log_variance_KB = self.return_terms(z_Bnd)
-        return gaussian_log_prob(self.normalise_return(y_B), mean_KB, log_variance_KB).mean(0)
-
     def memory(self, z_Bnd: torch.Tensor, hidden_B: torch.Tensor | None = None) -> Memory:
         """What the generator reads of the plans, computed once a plan.
 

@@ -23,7 +23,7 @@ from algorithms.gac.planning import MODES
 from algorithms.gac.trigger import Trigger, band_edge
 from algorithms.gac.unknown import understood
 from algorithms.interface import Aim
-from algorithms.policy import load_by_name
+from algorithms.state import load_weights, misfits
 from replay.trajectories import Stamp
 
 EXPLORE = MODES.index("explore")
@@ -54,7 +54,7 @@ class GACPolicy:
 
         Running episodes keep their plans: the keys and values computed from them stay.
         """
-        load_by_name(self._weights, weights)
+        load_weights(self._weights, weights)
         for name in LEARNED_LATE:
             self._weights[name].copy_(understood(self._weights[name]))
 
@@ -125,19 +125,10 @@ class GACPolicy:
         """
         self.reset(len(state.get("time", ())))
         own = self._own()
-        problems = [f"{name} is missing" for name in own if name not in state]
-        problems += [f"{name} is not known" for name in state if name not in own]
-        problems += [
-            f"{name} has shape {state[name].shape}, expected {view.shape}"
-            for name, view in own.items()
-            if name in state and state[name].shape != view.shape
-        ]
-        if problems:
+        if problems := misfits(own, state):
             raise ValueError(
-                "this state does not fit the policy: "
-                + "; ".join(problems)
-                + ". No episode can go on; build the policy "
-                "with the configuration and dimensions of the one that gave the state"
+                f"this state does not fit the policy: {'; '.join(problems)}. No episode can go on; build the policy with the "
+                "configuration and dimensions of the one that gave the state"
             )
         for name, view in own.items():
             np.copyto(view, state[name])

@@ -19,7 +19,7 @@ from algorithms.imitation.config import CloningConfig
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, Aim, AimError
-from algorithms.policy import load_by_name
+from algorithms.state import load_weights
 from algorithms.trainer import Loss
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
@@ -79,7 +79,7 @@ class CloningPolicy:
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_by_name(self._weights, weights)
+        load_weights(self._weights, weights)
 
     def reset(self, num_envs: int) -> None:
         """Nothing to forget."""

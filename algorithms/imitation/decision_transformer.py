@@ -24,7 +24,7 @@ from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window
 from algorithms.interface import AgentSpec, Aim, AimError
-from algorithms.policy import load_by_name
+from algorithms.state import load_weights, misfits
 from algorithms.trainer import Loss
 from replay.trajectories import DataSummary, Stamp, Trajectories
 
@@ -102,7 +102,7 @@ class DecisionTransformerPolicy:
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_by_name(self._weights, weights)
+        load_weights(self._weights, weights)
 
     def reset(self, num_envs: int) -> None:
         """Forgets all windows; every environment must ``begin`` before the next ``act``."""
@@ -141,12 +141,10 @@ class DecisionTransformerPolicy:
         """Takes what ``get_state`` gave, for any number of environments; raises ValueError for anything else."""
         own = History.empty(len(state.get("length_E", ())), self.config.context, self.obs_dim, self.action_dim)
         expected = {field.name: getattr(own, field.name) for field in dataclasses.fields(History)}
-        given = {name: (array.shape, array.dtype) for name, array in state.items()}
-        if given != {name: (array.shape, array.dtype) for name, array in expected.items()}:
+        if problems := misfits(expected, state, "is", lambda array: f"{array.dtype} {array.shape}"):
             raise ValueError(
-                f"a decision transformer was given state {given}, expected shapes and dtypes of "
-                f"{ {name: (array.shape, str(array.dtype)) for name, array in expected.items()} }: episodes cannot go on "
-                "from it; build the policy with the configuration that the state was made with"
+                f"this state does not fit the decision transformer: {'; '.join(problems)}. Its episodes cannot go on from it; "
+                "build the policy with the configuration that the state was made with"
             )
         self._history = History(**{name: array.copy() for name, array in state.items()})
 

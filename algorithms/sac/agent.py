@@ -13,10 +13,10 @@ import torch
 
 from algorithms.actor_critic import ActorCritic, Rollout
 from algorithms.interface import AgentSpec
-from algorithms.policy import load_by_name
 from algorithms.sac.config import SACConfig
 from algorithms.sac.gaussian import gaussian, initial_parameters
 from algorithms.sac.losses import log_prob
+from algorithms.state import load_weights
 
 
 class GaussianActor:
@@ -83,7 +83,7 @@ class SACPolicy:
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_by_name(self._weights, weights)
+        load_weights(self._weights, weights)
 
     def onnx_model(self) -> bytes:
         """The serialised graph of ``act``; see algorithms/sac/export.py."""

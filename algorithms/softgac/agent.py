@@ -12,10 +12,10 @@ import torch
 
 from algorithms.actor_critic import ActorCritic, Rollout
 from algorithms.interface import AgentSpec
-from algorithms.policy import load_by_name
 from algorithms.softgac import bridge
 from algorithms.softgac.config import SoftGACConfig
 from algorithms.softgac.losses import control_energy, energy_budget
+from algorithms.state import load_weights
 
 
 class BridgeActor:
@@ -89,7 +89,7 @@ class SoftGACPolicy:
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_by_name(self._weights, weights)
+        load_weights(self._weights, weights)
 
     def onnx_model(self) -> bytes:
         """The serialised graph of ``act``; see algorithms/softgac/export.py."""
