@@ -162,8 +162,8 @@ class EpisodePolicy(Protocol):
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A) in [-1, 1]. ``reward_E``: what the previous action brought, 0 at an episode's first step."""
 
-    def get_state(self) -> dict[str, np.ndarray]:
-        """Everything that ``set_state`` needs for the next actions to be bit-identical."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that ``load_state`` needs for the next actions to be bit-identical."""
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave."""

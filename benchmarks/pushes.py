@@ -65,12 +65,12 @@ class PushedMaze(WrappedEnv):
         return found._replace(obs_EO=self._push(pushed_K)) if len(pushed_K) else found
 
     def _push(self, env_K: np.ndarray) -> np.ndarray:
-        state = self._inner.get_state()
+        state = self._inner.state()
         for env in env_K.tolist():
             state["physics"][env, _POSITION] = self._elsewhere(env, state["obs"][env, :2])
             state["physics"][env, _VELOCITY] = 0.0
             state["obs"][env] = state["physics"][env, 1:5]
-        return self._inner.set_state(state)
+        return self._inner.load_state(state)
 
     def _elsewhere(self, env: int, xy: np.ndarray) -> np.ndarray:
         away_K = np.flatnonzero(np.linalg.norm(self._maze.centre_K2 - xy, axis=1) > FAR)

@@ -40,7 +40,7 @@ class ActionLog:
             if self._steps[i] <= _LIMIT:
                 log.append(actions[i])
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count."""
         longest = max(self._steps)
         if longest > _LIMIT:
@@ -54,7 +54,7 @@ class ActionLog:
             row[: len(log)] = np.array(log).reshape(-1, *row.shape[1:])
         return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Replays the actions in environments that were just reset with their episodes' seeds."""
         for i, (env, steps) in enumerate(zip(self._vec.envs, state["steps"].tolist())):
             self._actions[i] = list(state["actions"][i, :steps])

@@ -53,11 +53,11 @@ class BatchEnv(Protocol):
     def cut(self, env_indices: list[int]) -> np.ndarray:
         """Ends the episodes of these environments now and resets them; observations (E, O) of all environments."""
 
-    def get_state(self) -> dict[str, np.ndarray]:
-        """Everything that ``set_state`` needs for the following steps to be bit-identical."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that ``load_state`` needs for the following steps to be bit-identical."""
 
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
-        """Takes what ``get_state`` gave; the observations (E, O) to act on next."""
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """Takes what ``state`` gave; the observations (E, O) to act on next."""
 
     def close(self) -> None:
         """Frees the environments."""

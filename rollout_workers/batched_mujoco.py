@@ -138,28 +138,28 @@ class BatchedMujocoEnv(VectorEnv):
                 self._done_E = done_E
         return obs_EO, outcome.reward_E, outcome.terminated_E, truncated_E, infos
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """All that the following steps depend on."""
         if self._rngs is None:
             raise EnvError("state asked for before reset: there is none; call reset(seed=...) first")
         return {
-            **self._stack.get_state(),
+            **self._stack.state(),
             "goal": self._goal_EG.copy(),
             "elapsed": self._elapsed_E.copy(),
             "done": self._done_E.copy(),
             "rng": np.stack([pack_generator(rng) for rng in self._rngs]),
         }
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave; the following steps are bit-identical with the same MuJoCo and machine."""
-        for name, array in self._stack.get_state().items():
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave; the following steps are bit-identical with the same MuJoCo and machine."""
+        for name, array in self._stack.state().items():
             seen = np.shape(state[name])
             if seen != array.shape:
                 raise EnvError(
                     f"a state with {name} of shape {seen}, expected {array.shape}: nothing was changed; "
                     "give a state of the same task and the same number of environments"
                 )
-        self._stack.set_state(state)
+        self._stack.load_state(state)
         self._now_ES = self._stack.gather()
         self._goal_EG = np.array(state["goal"])
         self._elapsed_E = np.array(state["elapsed"])

@@ -40,7 +40,7 @@ class GivenStarts(WrappedEnv):
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """See BatchEnv; at the given starts."""
         self._inner.reset(seeds)
-        state = self._inner.get_state()
+        state = self._inner.state()
         state["physics"][:, _TIME : _TIME + 2] = self._start_E2
         state["obs"][:, :2] = self._start_E2
-        return self._inner.set_state(state)
+        return self._inner.load_state(state)

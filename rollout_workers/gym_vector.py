@@ -104,7 +104,7 @@ class VectorBatchEnv:
         self._obs_EO = self._restart(mask_E)
         return self._obs_EO.copy()
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """See BatchEnv."""
         common: dict[str, np.ndarray] = {
             "obs": self._obs_EO.copy(),
@@ -112,12 +112,12 @@ class VectorBatchEnv:
             "episode": self._episode_E.copy(),
         }
         if self._mujoco is not None and self._mode is AutoresetMode.DISABLED:
-            return common | self._mujoco.get_state()
+            return common | self._mujoco.state()
         if self._log is None or self._mode is not AutoresetMode.DISABLED:
             raise self._unsupported("give its state")
-        return common | self._log.get_state()
+        return common | self._log.state()
 
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
         """See BatchEnv. Gymnasium's own environments are brought there by replaying the episode's actions."""
         if state["obs"].shape != self._obs_EO.shape:
             raise EnvError(
@@ -128,10 +128,10 @@ class VectorBatchEnv:
         self._episode_E = np.array(state["episode"])
         self._obs_EO = np.array(state["obs"])
         if self._mujoco is not None:
-            self._mujoco.set_state(state)
+            self._mujoco.load_state(state)
         elif self._log is not None:
             self._vec.reset(seed=[self._episode_seed(i) for i in range(self.num_envs)])
-            self._log.set_state(state)
+            self._log.load_state(state)
         else:
             raise self._unsupported("take a state")
         return self._obs_EO.copy()

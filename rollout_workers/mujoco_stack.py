@@ -98,11 +98,11 @@ class MujocoStack:
         if self._views:
             np.concatenate(self._views, out=derived)
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """``physics`` (E, N) and ``derived`` (E, X), float64."""
         return {"physics": self._state_EN.copy(), "derived": self._derived_EX.copy()}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave."""
         self._state_EN[:] = state["physics"]
         self._derived_EX[:] = state["derived"]

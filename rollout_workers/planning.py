@@ -124,13 +124,13 @@ class RunningPlans:
         taken, self._plan_s = self._plan_s, 0.0
         return taken
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Everything that the next plans and actions depend on but for the weights; the policy's own is under ``policy.``."""
-        policy = {_POLICY + name: value for name, value in self._actor.policy.get_state().items()}
+        policy = {_POLICY + name: value for name, value in self._actor.policy.state().items()}
         return self._own_state() | policy
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave, of as many environments; after the weights, which leave running plans alone."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave, of as many environments; after the weights, which leave running plans alone."""
         for name, own in self._own_state().items():
             if name not in state or state[name].shape != own.shape:
                 seen = state[name].shape if name in state else "absent"
@@ -142,7 +142,7 @@ class RunningPlans:
         self._begin_E, self._reward_E, self._begun_E = (state[name].copy() for name in _STATE)
         self._any = bool(self._begin_E.any())
         policy = {name.removeprefix(_POLICY): value for name, value in state.items() if name.startswith(_POLICY)}
-        self._actor.policy.set_state(policy)
+        self._actor.policy.load_state(policy)
 
     def _own_state(self) -> dict[str, np.ndarray]:
         return dict(zip(_STATE, (self._begin_E.copy(), self._reward_E.copy(), self._begun_E.copy())))

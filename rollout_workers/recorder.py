@@ -163,7 +163,7 @@ class Recorder:
         self._clear()
         return chunk
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Everything that the next chunks depend on. Only between two chunks."""
         if self._t:
             raise RuntimeError(f"the recorder is {self._t} steps into a chunk: take its state between chunks")
@@ -175,10 +175,10 @@ class Recorder:
             "counters": np.array([self._next_episode, self._sequence], np.int64),
         }
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave, of a recorder of the same sizes."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave, of a recorder of the same sizes."""
         for name in _STATE:
-            old = self.get_state()[name]
+            old = self.state()[name]
             if name not in state or state[name].shape != old.shape:
                 seen = state[name].shape if name in state else "absent"
                 raise ValueError(

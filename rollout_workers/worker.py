@@ -213,9 +213,9 @@ class RolloutWorker:
         return {
             "env_steps": np.array(self.env_steps, np.int64),
             "rng": _to_bytes(self._rng.bit_generator.state),
-            **{_ENV + name: value for name, value in self._env.get_state().items()},
-            **{_RECORDER + name: value for name, value in self._recorder.get_state().items()},
-            **({} if self._plans is None else {_PLANS + k: v for k, v in self._plans.get_state().items()}),
+            **{_ENV + name: value for name, value in self._env.state().items()},
+            **{_RECORDER + name: value for name, value in self._recorder.state().items()},
+            **({} if self._plans is None else {_PLANS + k: v for k, v in self._plans.state().items()}),
             **({} if weights is None else {_WEIGHTS + name: value for name, value in _weights_state(weights).items()}),
         }
 
@@ -227,15 +227,15 @@ class RolloutWorker:
                 f"worker state has no {missing}, expected what RolloutWorker.state gives: nothing was restored; it is "
                 "of another program or was damaged, use an older checkpoint"
             )
-        self._recorder.set_state(_part(state, _RECORDER))
-        self._obs_EO = self._env.set_state(_part(state, _ENV))
+        self._recorder.load_state(_part(state, _RECORDER))
+        self._obs_EO = self._env.load_state(_part(state, _ENV))
         self._rng.bit_generator.state = json.loads(state["rng"].tobytes())
         self.env_steps = int(state["env_steps"])
         weights = _part(state, _WEIGHTS)
         if weights:
             self._actor.replace(_weights_from_state(weights))
         if self._plans is not None:  # after the weights: what runs is of the weights that it was begun with
-            self._plans.set_state(_part(state, _PLANS))
+            self._plans.load_state(_part(state, _PLANS))
 
     def _make_plans(self, entropy: list[int], aim: Aim | None) -> RunningPlans | None:
         """None for a policy that sees one observation at a time."""

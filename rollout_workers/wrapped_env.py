@@ -28,13 +28,13 @@ class WrappedEnv:
         """See BatchEnv."""
         return self._inner.cut(env_indices)
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """See BatchEnv."""
-        return self._inner.get_state()
+        return self._inner.state()
 
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
         """See BatchEnv."""
-        return self._inner.set_state(state)
+        return self._inner.load_state(state)
 
     def close(self) -> None:
         """See BatchEnv."""

@@ -51,10 +51,10 @@ class RememberingPolicy:
         self.steps_E += 1
         return np.tanh(drive_EA).astype(np.float32)
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name).copy() for name in ("first_EO", "plan_EA", "steps_E", "total_E")}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
         for name, value in state.items():
             setattr(self, name, value.copy())
 

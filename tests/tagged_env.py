@@ -88,10 +88,10 @@ class TaggedEnv:
             self._fired["not finite reward"] += 1
             reward_E[e] = self._rng.choice([np.nan, -np.inf])
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         raise NotImplementedError("a crashed worker starts anew")
 
-    def set_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
         raise NotImplementedError("a crashed worker starts anew")
 
     def close(self) -> None:

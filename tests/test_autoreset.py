@@ -146,7 +146,7 @@ def test_processes_behind_a_vector_environment_work_too():
         assert env.step(act(1, 0)).next_obs_EO[0].tolist() == [first[0, 0], 1, 4]
         assert env.step(act(0, 0)).valid_E.tolist() == [False, True]
         with pytest.raises(EnvError, match="expected Disabled to give its state"):
-            env.get_state()
+            env.state()
     finally:
         env.close()
 
@@ -248,7 +248,7 @@ def test_a_replayed_state_goes_on_bit_identically():
     actions = np.random.default_rng(0).uniform(-0.8, 0.8, (20, 2, 1)).astype(np.float32)
     for action in actions[:8]:
         source.step(action)
-    np.testing.assert_array_equal(target.set_state(source.get_state()), source.set_state(source.get_state()))
+    np.testing.assert_array_equal(target.load_state(source.state()), source.load_state(source.state()))
     for action in actions[8:]:
         for a, b in zip(source.step(action), target.step(action)):
             np.testing.assert_array_equal(a, b)
@@ -261,9 +261,9 @@ def test_an_episode_too_long_to_replay_is_refused(monkeypatch):
     for _ in range(4):
         env.step(act(0, 0))
     with pytest.raises(EnvError, match="run for 4 steps, expected at most 3"):
-        env.get_state()
+        env.state()
     env.step(act(0, 0))
-    assert env.get_state()["steps"].tolist() == [0, 0]
+    assert env.state()["steps"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -172,9 +172,9 @@ def test_a_simulation_that_blows_up_is_shown_as_nan_not_as_mujocos_silent_restar
     env.reset()
     for _ in range(steps_before):
         env.step(np.zeros((2, 6), np.float32))
-    state = env.get_state()
+    state = env.state()
     state["physics"][1, 3] = np.nan
-    env.set_state(state)
+    env.load_state(state)
     result = env.step(np.zeros((2, 6), np.float32))
     assert np.isnan(result.next_obs_EO[1]).all() and np.isnan(result.obs_EO[1]).all()
     assert np.isfinite(result.next_obs_EO[0]).all()
@@ -192,7 +192,7 @@ def test_the_steps_after_a_saved_state_are_bit_identical(env_id, fast):
     actions = rng.uniform(-1, 1, (100, 2, source.action_dim)).astype(np.float32)
     for action in actions[:45]:
         source.step(action)
-    obs = target.set_state(source.get_state())
+    obs = target.load_state(source.state())
     for action in actions[45:]:
         left, right = source.step(action), target.step(action)
         for a, b in zip(left, right):
@@ -204,7 +204,7 @@ def test_the_states_random_numbers_are_saved_too():
     source, target = (BatchedMujocoEnv("Reacher-v5", 2) for _ in range(2))
     source.reset(seed=0)
     target.reset(seed=1)
-    target.set_state(source.get_state())
+    target.load_state(source.state())
     for _ in range(55):  # past the time limit: an unseeded reset
         actions = np.zeros((2, 2), np.float32)
         np.testing.assert_array_equal(source.step(actions)[0], target.step(actions)[0])
@@ -215,7 +215,7 @@ def test_a_state_of_another_batch_is_refused():
     two.reset()
     three.reset()
     with pytest.raises(EnvError, match=r"expected \(3, 11\): nothing was changed"):
-        three.set_state(two.get_state())
+        three.load_state(two.state())
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "PointMaze_UMaze-v3", "Reacher-v5"])

@@ -239,17 +239,17 @@ def test_acting_goes_on_bit_for_bit_from_a_state() -> None:
         if t == 5:
             policy.begin(np.array([1]), obs[t, 1:], draw)
         policy.act(obs[t], reward[t])
-    state = policy.get_state()
+    state = policy.state()
     rest = [policy.act(obs[t], reward[t]) for t in range(9, 20)]
     other = DecisionTransformerPolicy(SMALL, 2, 1)
     other.load_weights(weights)
-    other.set_state(state)
+    other.load_state(state)
     for t, action in zip(range(9, 20), rest):
         np.testing.assert_array_equal(other.act(obs[t], reward[t]), action)
     with pytest.raises(ValueError, match="episodes cannot go on from it"):
-        other.set_state({**state, "obs_EKO": state["obs_EKO"][:, 1:]})
+        other.load_state({**state, "obs_EKO": state["obs_EKO"][:, 1:]})
     with pytest.raises(ValueError, match="episodes cannot go on from it"):
-        other.set_state({})
+        other.load_state({})
 
 
 def test_a_nan_that_ended_an_episode_does_not_reach_the_next_one() -> None:

@@ -102,7 +102,7 @@ def test_the_steps_after_a_saved_state_are_bit_identical():
     actions = np.random.default_rng(0).uniform(-1, 1, (320, 2, 2)).astype(np.float32)
     for action in actions[:250]:
         source.step(action)
-    target.set_state(source.get_state())
+    target.load_state(source.state())
     for action in actions[250:]:
         for a, b in zip(source.step(action), target.step(action)):
             np.testing.assert_array_equal(a, b)

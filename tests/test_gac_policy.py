@@ -138,30 +138,28 @@ def test_a_saved_policy_goes_on_bit_by_bit(replan: str, source: str, mode: str) 
     policy.begin(np.arange(2), obs_TEO[0], rng())
     run(policy, obs_TEO[:15])
     other = policy_of(config, 5, surprise=0.5)
-    other.set_state(policy.get_state())
+    other.load_state(policy.state())
     assert np.array_equal(run(policy, obs_TEO[15:]), run(other, obs_TEO[15:]))
-    assert all(
-        np.array_equal(a, b, equal_nan=True) for a, b in zip(policy.get_state().values(), other.get_state().values())
-    )
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(policy.state().values(), other.state().values()))
 
 
 def test_a_state_of_other_settings_is_refused_by_name() -> None:
-    state = policy_of(WINDOW, 2).get_state()
+    state = policy_of(WINDOW, 2).state()
     with pytest.raises(ValueError, match=r"cache\.key has shape"):
-        policy_of(ONE_STEP, 2).set_state(state)
+        policy_of(ONE_STEP, 2).load_state(state)
     del state["seed"]
     with pytest.raises(ValueError, match="seed is missing"):
-        policy_of(WINDOW, 2).set_state(state)
+        policy_of(WINDOW, 2).load_state(state)
 
 
 def test_newer_weights_leave_running_plans_alone_and_serve_the_next() -> None:
     policy, obs_TEO = policy_of(ONE_STEP, 2), walk(4, 2)
     policy.begin(np.arange(2), obs_TEO[0], rng())
-    before = policy.get_state()
+    before = policy.state()
     policy.load_weights({name: tensor + 0.1 for name, tensor in weights_of(ONE_STEP).items()})
-    assert all(np.array_equal(before[name], value, equal_nan=True) for name, value in policy.get_state().items())
+    assert all(np.array_equal(before[name], value, equal_nan=True) for name, value in policy.state().items())
     policy.begin(np.array([1]), obs_TEO[1, 1:], rng())
-    after = policy.get_state()
+    after = policy.state()
     assert np.array_equal(after["memory.token_BGd"][0], before["memory.token_BGd"][0])
     assert not np.array_equal(after["memory.token_BGd"][1], before["memory.token_BGd"][1])
 
@@ -271,7 +269,7 @@ def test_surprise_is_the_models_own_and_replans_the_pushed_environment_alone() -
     policy.begin(np.arange(2), obs_TEO[0], rng())
     expected = []
     for t in range(12):
-        state = policy.get_state()
+        state = policy.state()
         if t >= 4:
             seen_EO = policy._normalised(obs_TEO[t])
             due_EO = state["trigger.expected"][np.arange(2), state["trigger.since"] % 4]
@@ -285,7 +283,7 @@ def test_surprise_is_the_models_own_and_replans_the_pushed_environment_alone() -
             policy._trigger.expected_EhO[np.arange(2), (policy._trigger.since_E - 1) % 4]
             - policy._normalised(obs_TEO[t])
         )
-        assert policy.get_state()["plans"].tolist() == [1, 1 if t < 8 else 2]
+        assert policy.state()["plans"].tolist() == [1, 1 if t < 8 else 2]
 
 
 def test_replanning_from_the_start_explains_what_happened_better_than_the_old_plan() -> None:
@@ -301,9 +299,9 @@ def test_replanning_from_the_start_explains_what_happened_better_than_the_old_pl
     )
     policy, obs_TEO = policy_of(config, 2), walk(21, 2)
     policy.begin(np.arange(2), obs_TEO[0], rng())
-    old = policy.get_state()["memory.token_BGd"]
+    old = policy.state()["memory.token_BGd"]
     acted_TEA = run(policy, obs_TEO)
-    new = policy.get_state()["memory.token_BGd"]
+    new = policy.state()["memory.token_BGd"]
 
     def explained(z_Bnd: np.ndarray) -> torch.Tensor:
         return policy.model.log_prob_trajectory(

@@ -279,7 +279,7 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
     with pytest.raises(ValueError, match="can aim at nothing"):
         policy.begin(env_K, obs_KO, rng)
     with pytest.raises(ValueError, match="another policy's"):
-        policy.set_state({"step": np.zeros(1)})
+        policy.load_state({"step": np.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,9 @@ def test_a_state_of_another_number_of_environments_is_refused() -> None:
     running = RunningPlans(loaded(RememberingPolicy(3, 1)), 4, [0], lambda env_K, stamps: None)
     other = RunningPlans(loaded(RememberingPolicy(3, 1)), 2, [0], lambda env_K, stamps: None)
     with pytest.raises(ValueError, match=r"'begin_E' has shape \(4,\), expected \(2,\)"):
-        other.set_state(running.get_state())
+        other.load_state(running.state())
     with pytest.raises(ValueError, match="has shape absent"):
-        other.set_state({})
+        other.load_state({})
 
 
 def test_stats_of_stamps_leave_out_what_was_not_asked_or_predicted() -> None:

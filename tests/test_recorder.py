@@ -245,20 +245,20 @@ def test_the_state_round_trips_and_can_only_be_had_between_chunks() -> None:
     recorder.start(script.obs())
     fill(recorder, script, events[:2])
     other, other_script = Recorder(envs=2, steps=2, layout=LAYOUT, worker=1, incarnation=0), Script(2)
-    other.set_state(recorder.get_state())
+    other.load_state(recorder.state())
     other_script.count = script.count
     ours, theirs = fill(recorder, script, events[2:]), fill(other, other_script, events[2:])
     assert contents(ours) == contents(theirs)
     assert (ours.stats, ours.sequence) == (theirs.stats, theirs.sequence)
     recorder.record(np.zeros((2, 1), np.float32), script.step(["go", "go"]))
     with pytest.raises(RuntimeError, match="between chunks"):
-        recorder.get_state()
+        recorder.state()
 
 
 def test_a_state_of_another_number_of_environments_is_refused_by_name() -> None:
-    state = Recorder(envs=3, steps=2, layout=LAYOUT, worker=0, incarnation=0).get_state()
+    state = Recorder(envs=3, steps=2, layout=LAYOUT, worker=0, incarnation=0).state()
     with pytest.raises(ValueError, match=r"'obs_EO' has shape \(3, 2\), expected \(2, 2\)"):
-        Recorder(envs=2, steps=2, layout=LAYOUT, worker=0, incarnation=0).set_state(state)
+        Recorder(envs=2, steps=2, layout=LAYOUT, worker=0, incarnation=0).load_state(state)
 
 
 @pytest.mark.parametrize(("worker", "incarnation"), [(1 << 15, 0), (-1, 0), (0, 1 << 16)])

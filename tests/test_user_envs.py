@@ -236,12 +236,12 @@ def test_an_environment_that_changes_its_action_in_place_changes_neither_the_row
     kept = actions.copy()
     for action in actions[:2]:
         env.step(action)
-    state = env.get_state()
+    state = env.state()
     there = make_batch_env(ENV_ID, 2, seed=9)
     for _ in range(2):  # the log that was replayed can be replayed again
         there.reset()
-        there.set_state(state)
-        state = there.get_state()
+        there.load_state(state)
+        state = there.state()
     for action in actions[2:]:
         np.testing.assert_array_equal(env.step(action).next_obs_EO, there.step(action).next_obs_EO)
     np.testing.assert_array_equal(actions, kept)

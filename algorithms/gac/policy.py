@@ -114,12 +114,12 @@ class GACPolicy:
             self._time_E.add_(1)
         return action
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Everything of the running episodes; the weights are not among it."""
         return {name: own.copy() for name, own in self._own().items()}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave, after the weights of then.
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave, after the weights of then.
 
         Raises ValueError naming every missing, surplus or misshapen entry; all episodes are then forgotten.
         """

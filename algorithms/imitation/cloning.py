@@ -100,12 +100,12 @@ class CloningPolicy:
             obs = (obs - self._weights["obs_mean"]) / self._weights["obs_std"]
             return perceptron.predict(self._weights, obs, self.config.layers).numpy()
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Empty: the next actions depend on the observations alone."""
         return {}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave; raises ValueError for anything else."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave; raises ValueError for anything else."""
         if state:
             raise ValueError(f"a cloned policy was given state {sorted(state)}, expected none: it is another policy's")
 

@@ -133,12 +133,12 @@ class DecisionTransformerPolicy:
         history.acted(action_EA)
         return action_EA
 
-    def get_state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """The windows of all environments, by name, as copies."""
         return {field.name: getattr(self._history, field.name).copy() for field in dataclasses.fields(History)}
 
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``get_state`` gave, for any number of environments; raises ValueError for anything else."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what ``state`` gave, for any number of environments; raises ValueError for anything else."""
         own = History.empty(len(state.get("length_E", ())), self.config.context, self.obs_dim, self.action_dim)
         expected = {field.name: getattr(own, field.name) for field in dataclasses.fields(History)}
         if problems := misfits(expected, state, "is", lambda array: f"{array.dtype} {array.shape}"):
