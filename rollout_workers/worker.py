@@ -129,8 +129,10 @@ class RolloutWorker:
 
     def totals(self) -> RowTotals:
         """Rows since this worker was made, those of an unfinished chunk included. Any thread may call it."""
-        recorded = self._recorded + self._recorder.unfinished_rows
-        return RowTotals(recorded, self._acknowledged, tuple(dict(self._dropped).items()))
+        return self._totals(self._recorded + self._recorder.unfinished_rows)
+
+    def _totals(self, recorded: int) -> RowTotals:
+        return RowTotals(recorded, self._acknowledged, tuple(dict(self._dropped).items()) if self._dropped else ())
 
     def note_rejected(self, chunk: Chunk, reason: str) -> None:
         """Counts the rows of a chunk that is dropped for good: in ``totals``, and in ``dropped_<reason>`` of the next chunk.
@@ -284,7 +286,7 @@ class RolloutWorker:
         for stats in (timings, {"random_rows": float(random * self._envs), "push_wait_s": 0.0}, self._untold):
             merge_stats(chunk.stats, stats)
         self._untold = {}
-        return dataclasses.replace(chunk, totals=self.totals())
+        return dataclasses.replace(chunk, totals=self._totals(self._recorded))
 
 
 def _check_policy(policy: Policy | EpisodePolicy, env: BatchEnv, env_id: str) -> None:
