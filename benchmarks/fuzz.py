@@ -189,7 +189,7 @@ def _edited(rng: random.Random, bases: Bases, folder: Path) -> Case:
     run = _copy(rng.choice(bases), folder / "run")
     config = json.loads((run / "config.json").read_text())
     for _ in range(rng.randint(1, 2)):
-        part = rng.choice([config, *(value for value in config.values() if isinstance(value, dict))])
+        part = rng.choice([config, *(value for value in config.values() if isinstance(value, dict) and value)])
         key = rng.choice(sorted(part))
         if rng.random() < 0.2:
             part[rng.choice((key, "warp"))] = part.pop(key)

@@ -42,6 +42,8 @@ def make_plan(config: RunConfig, run: RunDirectory, start: int, found: list[str]
         problems.append(str(error))
     if plan is not None:
         problems += _dataset_problems(plan)
+        if not problems:
+            problems += _env_problems(config)
     if plan is not None and not problems:
         problems += _memory_problems(plan)
     if plan is None or problems:
@@ -111,6 +113,17 @@ def _problems(config: RunConfig) -> list[str]:
             "one would stay empty; start more workers or fewer shards"
         )
     return found
+
+
+def _env_problems(config: RunConfig) -> list[str]:
+    """An environment that cannot be reset and stepped as workers do."""
+    from rollout_workers.env_trial import try_env
+
+    try:
+        try_env(config.env, config.worker.fast_envs, config.worker.step_timeout_s)
+    except EnvError as error:
+        return [str(error)]
+    return []
 
 
 def _dataset_problems(plan: Plan) -> list[str]:

@@ -96,7 +96,7 @@ def problem_with(field: dataclasses.Field[Any], value: Any) -> str:
     bounds = field.metadata
     if bounds["choices"]:
         return "" if value in bounds["choices"] else _told(field, value, range_of(field))
-    if isinstance(value, (bool, str)) or value is None or math.isinf(value):
+    if isinstance(value, (bool, str)) or value is None or value == math.inf:
         return ""
     if not _inside(bounds, value):
         return _told(field, value, range_of(field))
