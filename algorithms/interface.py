@@ -121,13 +121,13 @@ class EpisodeAgent(Protocol):
         """U updates on U batches (tensors on the agent's device); metrics as in Agent.update."""
 
     def posteriors(self) -> list[torch.Tensor]:
-        """For each batch of the last ``update`` (B, P) float32 to write back beside its episodes; empty list: nothing to."""
+        """(B, P) float32 for each batch of the last ``update``, to store with its episodes; an empty list if there is none."""
 
-    def go_online(self) -> None:
-        """Called once, after the state of a base run was loaded and before the first stage of gathering."""
+    def start_finetuning(self) -> None:
+        """Called once, after a base run's state was loaded and before the first stage of gathering."""
 
-    def hear(self, returns: ReturnSummary) -> None:
-        """Takes note of the returns held by the shards, before the update on its block: what the exploration target follows."""
+    def update_returns(self, returns: ReturnSummary) -> None:
+        """Takes the returns that the shards hold, before the update on a block; the exploration target follows them."""
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """What an EpisodePolicy needs to act, by name, in a fixed order, float32 (normalisers and target included)."""

@@ -118,14 +118,14 @@ def online_stages(runs: Sequence[Trained]) -> str:
 
 def last_gain(run: Trained) -> float:
     """delta_y over the predictor's standard error after the last stage."""
-    from algorithms.gac.unknown import understood
+    from algorithms.gac.unknown import decode_nan
     from cluster.graph import newest_checkpoint
     from learners.learner import PART
 
     found = newest_checkpoint(run.plan)
     assert found is not None
     state = found.part(PART)
-    return float(understood(torch.as_tensor(state["agent/target"]))[1])
+    return float(decode_nan(torch.as_tensor(state["agent/target"]))[1])
 
 
 def target_walk(returns: Sequence[float], uncertainty: float) -> str:

@@ -276,7 +276,7 @@ def _prepare(plan: Plan, agent: Any) -> None:
     if config.online.base:
         agent.load_state(base_state(Path(config.online.base), plan))
         if config.online.stages:
-            cast("EpisodeAgent", agent).go_online()
+            cast("EpisodeAgent", agent).start_finetuning()
     elif config.learns_from_episodes and plan.dataset is not None:
         cast("EpisodeAgent", agent).fit(plan.dataset.summary())
 

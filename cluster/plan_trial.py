@@ -100,9 +100,9 @@ def best_return(weights: Weights) -> float:
     """The highest return among those that the predictor was trained on; NaN where it is not known."""
     import torch
 
-    from algorithms.gac.unknown import understood
+    from algorithms.gac.unknown import decode_nan
 
-    return float(understood(torch.as_tensor(weights.unpack()["return_high"])))
+    return float(decode_nan(torch.as_tensor(weights.unpack()["return_high"])))
 
 
 def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int) -> Trial:

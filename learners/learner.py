@@ -235,7 +235,7 @@ class Learner:
     def _update_on_episodes(self, agent: EpisodeAgent, fed: Fed) -> dict[str, torch.Tensor]:
         block = cast(EpisodeBlock, fed.block)
         self._returns[block.shard] = block.returns
-        agent.hear(together([known for _, known in sorted(self._returns.items())]))
+        agent.update_returns(together([known for _, known in sorted(self._returns.items())]))
         metrics = agent.update(fed.batches)
         inferred = agent.posteriors()
         if inferred:

@@ -39,13 +39,13 @@ def test_n_then_resume_then_n_updates_equal_two_n_bit_for_bit(name: str) -> None
     whole, half = (made(config, episodes(0)) for _ in range(2))
     resumed = GAC(config, AgentSpec(obs_dim=3, action_dim=2, seed=5))  # another seed, and no statistics of its own
     for seed in range(4):
-        whole.hear(RETURNS)
+        whole.update_returns(RETURNS)
         seen = whole.update(batches(config, seed))
     for agent, seeds in ((half, range(2)), (resumed, range(2, 4))):
         if agent is resumed:
             resumed.load_state({k: v.clone() for k, v in half.state().items()})
         for seed in seeds:
-            agent.hear(RETURNS)
+            agent.update_returns(RETURNS)
             again = agent.update(batches(config, seed))
     assert same(resumed.state(), whole.state()) and same(again, seen)
     assert seen.keys() == {*METRICS, "nonfinite"} and all(v.shape == () for v in seen.values())
@@ -146,10 +146,10 @@ def test_the_collapse_alarm_sounds_when_the_kl_is_crushed_and_free_bits_hold_it_
 def test_no_update_reads_anything_back_on_the_host_once_the_returns_stand_still() -> None:
     config = small(posterior="stored", window=3, segment=4, points=8, history_dropout=0.5)
     agent, given = made(config, episodes(0)), batches(config, 0)
-    agent.hear(RETURNS)
+    agent.update_returns(RETURNS)
     agent.update(given)
     with HostReads() as reads:
-        agent.hear(dataclasses.replace(RETURNS))
+        agent.update_returns(dataclasses.replace(RETURNS))
         agent.update(given)
     assert reads.seen == []
 
@@ -157,10 +157,10 @@ def test_no_update_reads_anything_back_on_the_host_once_the_returns_stand_still(
 def test_the_target_follows_the_returns_and_the_predictors_error_and_travels_with_the_weights() -> None:
     agent = made(small(), episodes(0))
     assert agent.policy_weights()["explore_target"].item() < -1e38  # unknown
-    agent.hear(RETURNS)
+    agent.update_returns(RETURNS)
     assert agent.policy_weights()["explore_target"].item() == 3.0  # the quantile: no error is known yet
     agent.update([episodes(0)])
-    agent.hear(dataclasses.replace(RETURNS, quantile=4.0))
+    agent.update_returns(dataclasses.replace(RETURNS, quantile=4.0))
     wanted = 4.0 + agent.config.explore_gain * agent.return_error.item()
     assert agent.policy_weights()["explore_target"].item() == pytest.approx(wanted)
 
@@ -241,21 +241,21 @@ def test_the_registry_has_the_algorithms_of_episodes_with_agents_and_policies_th
 
 def test_a_return_that_the_user_asks_for_counts_at_once_in_a_run_that_goes_on_from_another() -> None:
     base, after = made(small(), episodes(0)), made(small(explore_return=120.0), episodes(0))
-    base.hear(RETURNS)
+    base.update_returns(RETURNS)
     after.load_state(base.state())
-    after.go_online()
+    after.start_finetuning()
     assert float(base.policy_weights()["explore_target"]) != 120.0 == float(after.policy_weights()["explore_target"])
-    after.hear(RETURNS)
+    after.update_returns(RETURNS)
     assert float(after.policy_weights()["explore_target"]) == 120.0
 
 
 def test_going_online_begins_the_cycles_and_counts_the_stages_anew_after_however_many_updates() -> None:
     agent = made(small(updates=100, warmup=0.1, lr=1e-2, lr_end=0.1, cycle=50), episodes(0))
-    agent.hear(dataclasses.replace(RETURNS, stage=3, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    agent.update_returns(dataclasses.replace(RETURNS, stage=3, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
     agent.updates, gain = 137, agent.target.gain
-    agent.go_online()
+    agent.start_finetuning()
     assert agent.learning_rate(agent.updates) == agent.learning_rate(100)
-    agent.hear(dataclasses.replace(RETURNS, stage=1, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    agent.update_returns(dataclasses.replace(RETURNS, stage=1, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
     assert agent.target.gain < gain and agent.target.stage == 1
 
 
@@ -263,6 +263,6 @@ def test_what_was_gathered_raises_the_highest_return_known_and_nothing_lowers_it
     agent = made(small(), episodes(0))
     high = float(agent.model.return_high)
     for best, expected in ((math.nan, high), (high - 1.0, high), (high + 5.0, high + 5.0), (high + 1.0, high + 5.0)):
-        agent.hear(dataclasses.replace(RETURNS, best=best))
+        agent.update_returns(dataclasses.replace(RETURNS, best=best))
         assert float(agent.model.return_high) == pytest.approx(expected)
     assert float(agent.policy_weights()["return_high"]) == pytest.approx(high + 5.0)

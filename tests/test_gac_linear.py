@@ -53,7 +53,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def by_hand(model: GACModel, z_Bnd: torch.Tensor, obs_BSO: torch.Tensor, promised_B: torch.Tensor) -> Generated:
     """Outputs of an MLP of the state; each moves by its slope along every coordinate of the plan / sqrt(P), and the promise."""
     generator, outputs = model.generator, ACTION + OBS
-    state_BSC = generator.norm(F.silu(generator.embed_obs(model.see(obs_BSO))))
+    state_BSC = generator.norm(F.silu(generator.embed_obs(model.featurise(obs_BSO))))
     base_BSo, slope_BSx = generator.out(state_BSC), generator.slope(state_BSC)
     made_BSo = torch.zeros_like(base_BSo)
     for b, z_nd in enumerate(z_Bnd):
@@ -132,7 +132,7 @@ def test_a_posterior_is_of_the_whole_plan_although_the_networks_do_not_see_it() 
     batch = episodes(0)
     agent = made(small(**(SHAPES["linear"] | {"posterior": "fresh"})), batch)
     noise = agent._draw(len(batch))
-    segments = agent.look(batch, noise)
+    segments = agent.gather_segments(batch, noise)
     hidden, plain = (
         agent._infer(batch, segments, noise._replace(hidden_B=torch.full((len(batch),), share)))
         for share in (True, False)
@@ -148,7 +148,7 @@ def set_by_hand(encoder: PosteriorEncoder, model: GACModel, batch: Trajectories,
         rows = batch.rows_NF[batch.offset[b] : batch.offset[b + 1]]
         times = [int((k + shift) / count * horizon) for k in range(count)]
         seen = [rows[t, :-1] for t in times if t < len(rows)]
-        each = [encoder.step(torch.cat([model.see(row[:OBS]), row[OBS:], torch.ones(1)])) for row in seen]
+        each = [encoder.step(torch.cat([model.featurise(row[:OBS]), row[OBS:], torch.ones(1)])) for row in seen]
         mean = torch.stack(each).mean(0) if each else torch.zeros(config.posterior_width)
         if config.posterior_return:
             mean = torch.cat([mean, model.normalise_return(batch.return_B[b]).view(1)])
@@ -257,17 +257,17 @@ def test_the_cpu_preset_goes_on_bit_by_bit_from_its_state_and_never_reads_the_de
     whole, half = (made(config, episodes(0)) for _ in range(2))
     for agent, seeds in ((whole, range(4)), (half, range(2))):
         for seed in seeds:
-            agent.hear(RETURNS)
+            agent.update_returns(RETURNS)
             seen = agent.update([episodes(10 * seed), episodes(10 * seed + 1)])
             assert seen["nonfinite"].item() == 0 or agent is half
     resumed = GAC(config, AgentSpec(obs_dim=OBS, action_dim=ACTION, seed=5))
     resumed.load_state(half.state())
     for seed in (2, 3):
-        resumed.hear(RETURNS)
+        resumed.update_returns(RETURNS)
         resumed.update([episodes(10 * seed), episodes(10 * seed + 1)])
     assert same(resumed.state(), whole.state())
     with HostReads() as reads:
-        resumed.hear(dataclasses.replace(RETURNS))
+        resumed.update_returns(dataclasses.replace(RETURNS))
         resumed.update([episodes(0)])
     assert reads.seen == []
 

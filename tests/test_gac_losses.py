@@ -134,6 +134,6 @@ def test_the_bound_of_whole_trajectories_is_the_sum_of_an_obvious_loop(name: str
     posterior = Posterior(mean, log_variance - 1)
     noise = agent._draw(len(batch))
     with torch.no_grad():
-        seen = lower_bound(agent.model, batch, agent.look(batch, noise), posterior, eps)
+        seen = lower_bound(agent.model, batch, agent.gather_segments(batch, noise), posterior, eps)
         wanted = [_obvious_elbo(agent, batch, posterior, eps, b) for b in range(len(batch))]
     torch.testing.assert_close(seen.elbo_B, torch.tensor(wanted), rtol=1e-4, atol=1e-3)

@@ -146,7 +146,7 @@ def test_an_autoregressive_plan_is_the_draw_of_its_own_laws_and_is_explained_tok
     model, (z0, obs, _, _) = model_of("autoregressive"), inputs()
     assert isinstance(model.prior, AutoregressivePrior)
     with torch.no_grad():
-        z, seen = model.plan(z0, obs[:, 0]), model.see(obs[:, 0])
+        z, seen = model.plan(z0, obs[:, 0]), model.featurise(obs[:, 0])
         mean, log_std = model.prior.laws(z, seen)
         torch.testing.assert_close((z - mean) / log_std.exp(), z0)
         state = model.prior.start(seen)
@@ -178,7 +178,7 @@ def test_an_additive_return_is_the_mean_of_its_tokens_worths_within_their_bounds
 
 def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None:
     model, obs = model_of("autoregressive"), torch.randn(2, OBS)
-    seen, scored = model.see(obs), model.normalise_obs(obs)
+    seen, scored = model.featurise(obs), model.normalise_obs(obs)
     assert seen.shape == (2, OBS + 2 * 2 * 2) and torch.equal(seen[:, :OBS], scored)
     wanted = [f(obs[1, i] * math.pi / 4 * 2**k) for f in (torch.sin, torch.cos) for i in (0, 1) for k in (0, 1)]
     torch.testing.assert_close(seen[1, OBS:], torch.stack(wanted))
@@ -186,11 +186,11 @@ def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None
 
 def test_a_prior_without_waves_sees_first_observations_as_scores_alone() -> None:
     model, (z0, obs, _, _) = model_of("linear"), inputs()
-    assert model.see(obs).shape[-1] == OBS + 4
-    assert torch.equal(model.see_first(obs[:, 0]), model.normalise_obs(obs[:, 0]))
+    assert model.featurise(obs).shape[-1] == OBS + 4
+    assert torch.equal(model.featurise_first(obs[:, 0]), model.normalise_obs(obs[:, 0]))
     assert torch.equal(model.plan(z0, obs[:, 0]), model.prior(z0, model.normalise_obs(obs[:, 0])))
     other = model_of("autoregressive")
-    assert torch.equal(other.see_first(obs[:, 0]), other.see(obs[:, 0]))
+    assert torch.equal(other.featurise_first(obs[:, 0]), other.featurise(obs[:, 0]))
 
 
 def test_returns_go_to_z_scores_and_back_and_several_heads_are_a_mixture() -> None:

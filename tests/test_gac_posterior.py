@@ -43,7 +43,7 @@ def test_fresh_posteriors_raise_the_bound_and_leave_the_networks_gradient_alone(
     batch = episodes(0)
     agent = made(small(posterior="fresh", inner_steps=16), batch)
     noise = agent._draw(len(batch))
-    segments = agent.look(batch, noise)
+    segments = agent.gather_segments(batch, noise)
     from algorithms.gac.bound import lower_bound
 
     start = fresh(agent.config, len(batch), batch.return_B)

@@ -125,7 +125,7 @@ class HearingAgent(LineAgent):
 
     heard: ReturnSummary
 
-    def hear(self, returns: ReturnSummary) -> None:
+    def update_returns(self, returns: ReturnSummary) -> None:
         self.heard = returns
 
     def update(self, batches: Any) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from algorithms.gac.model import LEARNED_LATE, PERCENTILES, GACModel
 from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh, refine, stored
 from algorithms.gac.segments import Segments, sampled, whole
 from algorithms.gac.target import Target, asked_for, first_target, next_target
-from algorithms.gac.unknown import told, understood
+from algorithms.gac.unknown import decode_nan, encode_nan
 from algorithms.interface import AgentSpec
 from algorithms.trainer import Loss, TrainedAgent, Trainer
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
@@ -75,7 +75,7 @@ class GAC(TrainedAgent):
         self.target = first_target(config)
         self.return_moments = torch.tensor([0.0, 1.0], device=self.device)  # running means of y and y^2, z-scored
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
-        self._heard, self._horizon = -1, 1  # digest of the returns last heard of; steps of the longest episode
+        self._returns_digest, self._horizon = -1, 1  # of the newest returns; steps of the longest episode
         self._posteriors: list[torch.Tensor] = []
 
     def fit(self, summary: DataSummary) -> None:
@@ -83,19 +83,19 @@ class GAC(TrainedAgent):
         self.model.fit(summary)
         self._horizon = summary.max_length
 
-    def go_online(self) -> None:
-        """Before the first stage: what follows the stages begins, and a return set by hand is asked for before anything is heard."""
+    def start_finetuning(self) -> None:
+        """Starts the learning-rate cycles of the stages; a target return that was set by hand applies at once."""
         self.updates = self.config.updates
         self.target = asked_for(self.config, self.target._replace(stage=0))
         self.model.explore_target.fill_(self.target.value)
 
-    def hear(self, returns: ReturnSummary) -> None:
-        """Moves the exploration target and the highest return known; the predictor's error is read from the device only when
-        the returns changed."""
+    def update_returns(self, returns: ReturnSummary) -> None:
+        """Moves the exploration target and the highest known return. Reads the predictor's error from the device only if the
+        returns changed."""
         digest = zlib.crc32(repr(returns).encode())
-        if digest == self._heard:
+        if digest == self._returns_digest:
             return
-        self._heard = digest
+        self._returns_digest = digest
         self.target = next_target(self.config, returns, self.target, uncertainty=float(self.return_error))
         self.model.explore_target.fill_(self.target.value)
         if math.isfinite(returns.best):
@@ -127,7 +127,7 @@ class GAC(TrainedAgent):
 
         T is a constant, so that learners of half a batch each make the gradient of one.
         """
-        segments = self.look(batch, noise)
+        segments = self.gather_segments(batch, noise)
         bound = self._bound(batch, segments, self._infer(batch, segments, noise), noise)
         y_B = self.model.normalise_return(batch.return_B)
         loss = Loss(-bound.elbo_B.mean() / self.model.horizon, shared=(y_B.mean(), y_B.square().mean()))
@@ -149,8 +149,8 @@ class GAC(TrainedAgent):
         share = min(1.0, update / rising) if rising else 1.0
         return self.config.kl_weight * (self.config.kl_start + (1.0 - self.config.kl_start) * share)
 
-    def look(self, batch: Trajectories, noise: Noise) -> Segments:
-        """The steps that this update looks at, and which of them see no other."""
+    def gather_segments(self, batch: Trajectories, noise: Noise) -> Segments:
+        """The steps that this update is made on, and which of them attend to no other."""
         c, dims = self.config, (self.obs_dim, self.action_dim)
         if c.points:
             segments = sampled(
@@ -236,22 +236,22 @@ class GAC(TrainedAgent):
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The model's parameters and buffers by their names in ``GACModel.state_dict``, float32; see unknown.py."""
         weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        return weights | {name: told(weights[name]) for name in LEARNED_LATE}
+        return weights | {name: encode_nan(weights[name]) for name in LEARNED_LATE}
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of everything that a bit-exact resume needs, by name."""
-        named = super().state() | {"heard": torch.tensor(self._heard)}
-        named["target"] = told(torch.tensor(self.target, dtype=torch.float64))
+        named = super().state() | {"heard": torch.tensor(self._returns_digest)}
+        named["target"] = encode_nan(torch.tensor(self.target, dtype=torch.float64))
         late = ("return_error", *(f"model.{name}" for name in LEARNED_LATE))
-        return named | {name: told(named[name]) for name in late}
+        return named | {name: encode_nan(named[name]) for name in late}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
         super().load_state(state)
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
-            late.copy_(understood(late))
-        self._heard = int(state["heard"])
-        value, gain, stage = understood(state["target"]).tolist()
+            late.copy_(decode_nan(late))
+        self._returns_digest = int(state["heard"])
+        value, gain, stage = decode_nan(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
         self._horizon = int(self.model.horizon)
 

@@ -41,7 +41,7 @@ def beam_search(
     branches = count // width
     first_K1 = torch.arange(envs).unsqueeze(1) * count
     # Rows of what follows: environment by environment, W of each.
-    state = prior.start(model.see_first(obs_KO)).repeat_interleave(width, 0)
+    state = prior.start(model.featurise_first(obs_KO)).repeat_interleave(width, 0)
     z0, z = (noise_CKnd.new_empty(envs * width, 0, token_width) for _ in range(2))
     worth = _Worth(model, envs * width)
     for k in range(tokens):

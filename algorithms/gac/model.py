@@ -115,24 +115,24 @@ class GACModel(nn.Module):
         gathered = self.return_high > self.data_high
         return torch.where(gathered, self.normalise_return(self.return_high), math.inf)
 
-    def see(self, obs: torch.Tensor) -> torch.Tensor:
-        """Features (..., X) of observations in environment units: z-scores, and waves of the leading coordinates [C]."""
+    def featurise(self, obs: torch.Tensor) -> torch.Tensor:
+        """Features (..., X) of observations in environment units: z-scores, and Fourier features of the leading coordinates [C]."""
         scored = self.normalise_obs(obs)
         if not self.waved:
             return scored
         angle = (obs[..., : self.waved, None] * self.obs_waves).flatten(-2)
         return torch.cat([scored, angle.sin(), angle.cos()], -1)
 
-    def see_first(self, obs0_BO: torch.Tensor) -> torch.Tensor:
-        """What the prior sees of first observations (B, X), or (B, O) without waves [C]."""
-        return self.see(obs0_BO) if self.config.prior_waves else self.normalise_obs(obs0_BO)
+    def featurise_first(self, obs0_BO: torch.Tensor) -> torch.Tensor:
+        """The prior's input (B, X) from first observations; (B, O) without Fourier features [C]."""
+        return self.featurise(obs0_BO) if self.config.prior_waves else self.normalise_obs(obs0_BO)
 
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
         """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units."""
         if self.prior is None:
             return z0_Bnd
         with self.region():
-            return self.prior(z0_Bnd, self.see_first(obs0_BO))
+            return self.prior(z0_Bnd, self.featurise_first(obs0_BO))
 
     def explain(
         self, mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor, draw_Bnd: torch.Tensor, obs0_BO: torch.Tensor
@@ -145,7 +145,7 @@ class GACModel(nn.Module):
         if not isinstance(self.prior, AutoregressivePrior):
             return self.plan(draw_Bnd, obs0_BO), kl_standard(mean_Bnd, log_variance_Bnd)
         with self.region():
-            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.see_first(obs0_BO))
+            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.featurise_first(obs0_BO))
         return draw_Bnd, kl_gaussian(mean_Bnd, log_variance_Bnd, prior_mean, 2 * prior_log_std)
 
     def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +199,7 @@ class GACModel(nn.Module):
         """
         with self.region():
             made = self.generator.fold(
-                memory, self.see(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
+                memory, self.featurise(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
             )
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
@@ -208,7 +208,7 @@ class GACModel(nn.Module):
     ) -> Generated:
         """``generate`` for rows that belong together as ``rows`` says."""
         with self.region():
-            made = self.generator(memory, self.see(obs_RSO), action_RSA, time_RS / self.horizon, rows)
+            made = self.generator(memory, self.featurise(obs_RSO), action_RSA, time_RS / self.horizon, rows)
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
     def new_cache(self, envs: int) -> Cache:
@@ -222,16 +222,16 @@ class GACModel(nn.Module):
 
         Args:
             memory: of the E plans.
-            cache: of ``new_cache``; changed in place. Between two steps it is told the action by ``observe_action``.
+            cache: of ``new_cache``; changed in place. Call ``observe_action`` between two steps.
             obs_EO: in environment units.
             time_E: int64, 0 at an episode's first step, one more with each call.
         """
         with self.region():
-            made = self.generator.step(memory, cache, self.see(obs_EO), time_E, 1.0 / self.horizon)
+            made = self.generator.step(memory, cache, self.featurise(obs_EO), time_E, 1.0 / self.horizon)
         return made.action_BSA[:, 0].float(), made.next_obs_BSO[:, 0].float()
 
     def observe_action(self, cache: Cache, action_EA: torch.Tensor) -> None:
-        """Tells the cache what was done; it becomes a token together with the next state."""
+        """Stores the action in the cache; it becomes a token together with the next state."""
         cache.action_EA.copy_(action_EA)
 
     def action_log_variance(self) -> torch.Tensor:

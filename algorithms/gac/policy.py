@@ -21,7 +21,7 @@ from algorithms.gac.model import LEARNED_LATE, GACModel
 from algorithms.gac.planner import Planner
 from algorithms.gac.planning import MODES
 from algorithms.gac.trigger import Trigger, band_edge
-from algorithms.gac.unknown import understood
+from algorithms.gac.unknown import decode_nan
 from algorithms.interface import Aim
 from algorithms.state import load_weights, misfits
 from replay.trajectories import Stamp
@@ -56,7 +56,7 @@ class GACPolicy:
         """
         load_weights(self._weights, weights)
         for name in LEARNED_LATE:
-            self._weights[name].copy_(understood(self._weights[name]))
+            self._weights[name].copy_(decode_nan(self._weights[name]))
 
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""

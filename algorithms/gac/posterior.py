@@ -139,7 +139,7 @@ class PosteriorEncoder(nn.Module):
         there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
         rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
         obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
-        seen = torch.cat([model.see(obs) * there_BK1, action * there_BK1, there_BK1], -1)
+        seen = torch.cat([model.featurise(obs) * there_BK1, action * there_BK1, there_BK1], -1)
         return seen.unflatten(1, (self.config.tokens, self.config.posterior_points))
 
 

@@ -1,7 +1,7 @@
-"""What is not known yet, outside the process that does not know it.
+"""Values that are not known yet, in weights and checkpoints.
 
-Inside, NaN says so: every formula spoils with it. Weights and checkpoints refuse whatever is not finite, because a NaN in a
-parameter must not travel; there a number that nothing measured can reach stands for it.
+In memory an unknown value is NaN, which no formula can use by mistake. Weights and checkpoints refuse NaN, because a NaN in a
+parameter must not spread; there UNKNOWN stands for it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 UNKNOWN = -3e38  # in float32's range, far beyond any return or error
 
 
-def told(tensor: torch.Tensor) -> torch.Tensor:
+def encode_nan(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of ``tensor`` (float) with UNKNOWN where it has NaN."""
     return torch.where(tensor.isnan(), UNKNOWN, tensor)
 
 
-def understood(tensor: torch.Tensor) -> torch.Tensor:
-    """The reverse of ``told``."""
+def decode_nan(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` (float) with NaN where it has UNKNOWN."""
     return torch.where(tensor < UNKNOWN / 2, math.nan, tensor)

@@ -84,16 +84,14 @@ class ImitationAgent(TrainedAgent):
         return self.read_metrics() | {"learning_rate": torch.full((), self.adam.lr, device=self.device)}
 
     def posteriors(self) -> list[torch.Tensor]:
-        """Nothing is written back."""
+        """None: imitation infers nothing about episodes."""
         return []
 
-    def go_online(self) -> None:
-        """Imitation gathers nothing."""
-        return None
+    def start_finetuning(self) -> None:
+        """Does nothing: imitation gathers no episodes."""
 
-    def hear(self, returns: ReturnSummary) -> None:
-        """Imitation asks for what the dataset has; later returns change nothing."""
-        return None
+    def update_returns(self, returns: ReturnSummary) -> None:
+        """Does nothing: imitation has no exploration target."""
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The network's parameters, then the entries of ``data``; views, float32."""
