@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from replay.trajectories import DataSummary, ReturnSummary, Stamp, Trajectories
+from replay.trajectories import DataSummary, EpisodeMetadata, ReturnSummary, Trajectories
 
 
 class Collective(Protocol):
@@ -98,15 +98,15 @@ class Policy(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Aim:
-    """What a policy that plans is asked for."""
+class PlanRequest:
+    """What a planning policy should plan for."""
 
     mode: str = ""  # prior, st, kl, max, explore; "": the algorithm's default
     target_return: float | None = None  # environment units; None where the mode needs none or has a default
 
 
-class AimError(ValueError):
-    """A policy cannot follow the aim that it was given; the message says what it can be asked for."""
+class PlanRequestError(ValueError):
+    """A policy cannot meet a plan request; the message says what it accepts."""
 
 
 class EpisodeAgent(Protocol):
@@ -145,7 +145,7 @@ class EpisodePolicy(Protocol):
 
     obs_dim: int
     action_dim: int
-    aim: Aim  # may be set at any time; counts from the next ``begin`` on
+    aim: PlanRequest  # may be set at any time; counts from the next ``begin`` on
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Takes arrays or tensors by the names of ``EpisodeAgent.policy_weights``; running episodes keep their plans."""
@@ -153,11 +153,11 @@ class EpisodePolicy(Protocol):
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Begins episodes in the environments ``env_K`` (int64) from their first observations, all in one batch; a Stamp
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
+        """Begins episodes in the environments ``env_K`` (int64) from their first observations, all in one batch; an EpisodeMetadata
         for each, in that order, with ``episode`` -1 (the recorder knows the id). Each environment's plan depends on its own
         observation and its own draw from ``rng`` (one independent stream an environment, spawned in order), so that an
-        evaluation episode does not depend on how many run beside it. AimError when ``aim`` cannot be followed."""
+        evaluation episode does not depend on how many run beside it. PlanRequestError when ``aim`` cannot be followed."""
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A) in [-1, 1]. ``reward_E``: what the previous action brought, 0 at an episode's first step."""

@@ -13,7 +13,7 @@ import torch
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.config import timed
-from algorithms.interface import AgentSpec, Aim
+from algorithms.interface import AgentSpec, PlanRequest
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
@@ -97,7 +97,7 @@ def _sweep(run: Trained) -> tuple[float, float, float]:
     plans, promised = [], []
     for share in SHARES:
         target = float(share) * run.dataset.summary().return_max
-        policy.aim = Aim(mode="st", target_return=target)
+        policy.aim = PlanRequest(mode="st", target_return=target)
         made = _plans(run, policy, target)
         plans.append(made[0])
         promised.append(made[1])

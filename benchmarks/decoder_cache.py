@@ -27,7 +27,7 @@ import torch
 from algorithms.gac.config import GACConfig, cpu, paper, timed
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 
 OBS, ACTION, STEPS = 4, 2, 300
 WINDOW = 16  # steps, of the preset that has none
@@ -100,7 +100,7 @@ def latency(name: str, config: GACConfig, envs: int, repeats: int) -> None:
     """CPU time of one act of all environments, and of planning for all of them."""
     policy, rng = GACPolicy(config, OBS, ACTION), np.random.default_rng(0)
     policy.reset(envs)
-    policy.aim = Aim(mode="kl")
+    policy.aim = PlanRequest(mode="kl")
     env_E, obs_EO, reward_E = np.arange(envs), np.zeros((envs, OBS), np.float32), np.zeros(envs, np.float32)
     plan = cpu_s(lambda: policy.begin(env_E, obs_EO, rng), repeats)
     act = cpu_s(lambda: [policy.act(obs_EO, reward_E) for _ in range(STEPS)], repeats) / STEPS

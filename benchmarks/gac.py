@@ -213,7 +213,7 @@ def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:
 
 def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> dict[str, Any]:
     """Scores of one way to act; those of starts outside the goal apart."""
-    from algorithms.interface import Aim
+    from algorithms.interface import PlanRequest
     from cluster.checks import plan_of
     from cluster.config import override
     from cluster.graph import make_evaluator, set_threads
@@ -226,7 +226,7 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     dataset = plan.dataset
     target = None if choice.target is None else choice.target * dataset.summary().return_max
     acting = dataclasses.replace(plan, config=override(plan.config, dict(choice.settings)))
-    aim = Aim(mode=choice.mode, target_return=target) if plan.config.learns_from_episodes else None
+    aim = PlanRequest(mode=choice.mode, target_return=target) if plan.config.learns_from_episodes else None
     found = make_evaluator(acting).evaluate(newest_weights(plan), episodes, first_seed, aim)
     scores = np.array([dataset.normalised(value) for value in found.returns])
     outside = ~np.array(found.starts_in_goal or [False] * len(scores))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from algorithms.gac.policy import GACPolicy
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from algorithms.weights import Weights
 from benchmarks.markdown import table
 from cluster.checks import plan_of
@@ -98,7 +98,7 @@ class Trained:
         evaluator = Evaluator(self.plan.config.env, policy, timeout_s=3_600.0, make_env=make_env)
         wanted = self.target(mode) if target is None else target
         return evaluator.evaluate(
-            self.weights, starts[1], starts[0], Aim(mode=mode, target_return=wanted), record_paths=record_paths
+            self.weights, starts[1], starts[0], PlanRequest(mode=mode, target_return=wanted), record_paths=record_paths
         )
 
     def scores(self, returns: Sequence[float] | np.ndarray) -> np.ndarray:

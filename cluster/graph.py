@@ -215,13 +215,13 @@ def make_policy(plan: Plan) -> Policy | EpisodePolicy:
 
 
 def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
-    from algorithms.interface import Aim
+    from algorithms.interface import PlanRequest
     from rollout_workers.worker import RolloutWorker
 
     config = plan.config
     policy: Any = make_policy(plan)
     if config.learns_from_episodes:
-        policy.aim = Aim(mode=config.online.plan)
+        policy.aim = PlanRequest(mode=config.online.plan)
     return RolloutWorker(
         config=config.worker,
         env_id=config.env,
@@ -328,13 +328,13 @@ def save_checkpoint(plan: Plan, learner: Learner, env_steps: int, others: dict[s
 
 
 def make_evaluator(plan: Plan) -> Evaluator:
-    from algorithms.interface import Aim
+    from algorithms.interface import PlanRequest
     from rollout_workers.evaluator import Evaluator
 
     config = plan.config
     policy: Any = make_policy(plan)
     if config.learns_from_episodes:
-        policy.aim = Aim(mode=config.evaluation.mode)
+        policy.aim = PlanRequest(mode=config.evaluation.mode)
     return Evaluator(
         config.env,
         policy,

@@ -22,7 +22,7 @@ from cluster.run_dir import RunDirectory
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
 
 if TYPE_CHECKING:
-    from algorithms.interface import Aim
+    from algorithms.interface import PlanRequest
     from rollout_workers.evaluator import Evaluation
 
 
@@ -106,16 +106,16 @@ def _check_plot(plan: Plan, path: Path) -> None:
 
 
 def _evaluation(
-    plan: Plan, weights: Weights, episodes: int, seed: int, aim: Aim | None
+    plan: Plan, weights: Weights, episodes: int, seed: int, aim: PlanRequest | None
 ) -> tuple[Evaluation, list[str]]:
     """An evaluation, and what its policy warned of, each once."""
-    from algorithms.interface import AimError
+    from algorithms.interface import PlanRequestError
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             result = make_evaluator(plan).evaluate(weights, episodes, seed, aim)
-        except AimError as error:
+        except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was evaluated") from error
     ours = [str(one.message) for one in caught if one.category is UserWarning]
     for one in caught:
@@ -124,8 +124,8 @@ def _evaluation(
     return result, list(dict.fromkeys(ours))
 
 
-def _aim(plan: Plan, mode: str | None, target_return: float | None) -> Aim | None:
-    from algorithms.interface import Aim
+def _aim(plan: Plan, mode: str | None, target_return: float | None) -> PlanRequest | None:
+    from algorithms.interface import PlanRequest
 
     config = plan.config
     if not config.learns_from_episodes:
@@ -135,7 +135,7 @@ def _aim(plan: Plan, mode: str | None, target_return: float | None) -> Aim | Non
                 "nothing was evaluated; leave them out"
             )
         return None
-    return Aim(mode=config.evaluation.mode if mode is None else mode, target_return=target_return)
+    return PlanRequest(mode=config.evaluation.mode if mode is None else mode, target_return=target_return)
 
 
 def _normalised(plan: Plan, result: Evaluation) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def newest_weights(plan: Plan) -> Weights:
     return learner.weights()
 
 
-def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: Aim | None) -> None:
+def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
     from rollout_workers.acting import Actor
     from rollout_workers.planning import PlanActor, plans
     from rollout_workers.video import record_video

@@ -106,7 +106,7 @@ def best_return(weights: Weights) -> float:
 
 
 def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int) -> Trial:
-    from algorithms.interface import Aim
+    from algorithms.interface import PlanRequest
     from rollout_workers.envs import make_batch_env
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.given_starts import GivenStarts
@@ -121,7 +121,7 @@ def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray 
         make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
     required = mode == "st" and policy.config.infer_target == "required"  # no default: the best that was seen
-    aim = Aim(mode=mode, target_return=best_return(weights) if required else None)
+    aim = PlanRequest(mode=mode, target_return=best_return(weights) if required else None)
     found = evaluator.evaluate(weights, len(start_E), seed, aim, record_paths=maze is not None)
     if found.errors:
         raise RunError(f"{plan.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")

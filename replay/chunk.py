@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 
 TERMINATED, TRUNCATED, CUT = 1, 2, 4  # bits of ``flag_N``; any of them ends the episode at that row
 
@@ -46,7 +46,7 @@ class Chunk:
     flag_N: np.ndarray  # uint8, TERMINATED | TRUNCATED | CUT, 0 inside an episode
     stats: dict[str, float]  # counters and timings of the worker since its last chunk
     totals: RowTotals = RowTotals()  # of the worker, this chunk's rows included
-    stamps: tuple[Stamp, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
+    stamps: tuple[EpisodeMetadata, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
 
 
 Status = Literal["ok", "wait", "duplicate", "rejected"]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from replay.chunk import CUT, Chunk
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 
 LATE = 64  # chunks of one writer by which another may come late; a courier waits for an answer after far fewer
 Writer = tuple[int, int]  # worker, incarnation
@@ -40,7 +40,7 @@ class Whole(NamedTuple):
     rows_TF: np.ndarray  # float32
     flag: int
     version: int  # of the policy that made its first row
-    stamp: Stamp | None
+    stamp: EpisodeMetadata | None
 
 
 @dataclasses.dataclass
@@ -53,7 +53,7 @@ class _Open:
     flag: int = 0
     last: int = 0  # one above the flagged step
     version: int = -1
-    stamp: Stamp | None = None
+    stamp: EpisodeMetadata | None = None
     lost: str = ""  # why its rows are dropped, those that still come too
 
     def fault(self) -> str:
@@ -94,7 +94,7 @@ class Assembly:
             self._give_up(chunk.worker, newest)
         self._incarnation[chunk.worker] = max(newest, chunk.incarnation)
         self._highest[writer] = max(self._highest.get(writer, -1), chunk.sequence)
-        stamps = {int(id_): Stamp(int(id_), mode, *map(float, rest)) for id_, mode, *rest in chunk.stamps}
+        stamps = {int(id_): EpisodeMetadata(int(id_), mode, *map(float, rest)) for id_, mode, *rest in chunk.stamps}
         change_N = np.flatnonzero(chunk.episode_N[1:] != chunk.episode_N[:-1]) + 1
         bounds = [0, *change_N.tolist(), len(chunk.episode_N)]
         done = [self._take(chunk, writer, start, stop, stamps) for start, stop in pairwise(bounds)]
@@ -132,7 +132,9 @@ class Assembly:
                 open_[episode] = each = _restore(record, rows_NF[self.rows :])
                 self.rows += each.rows
 
-    def _take(self, chunk: Chunk, writer: Writer, start: int, stop: int, stamps: dict[int, Stamp]) -> Whole | None:
+    def _take(
+        self, chunk: Chunk, writer: Writer, start: int, stop: int, stamps: dict[int, EpisodeMetadata]
+    ) -> Whole | None:
         """Adds the run of rows start..stop of one episode; the episode, if it is whole now."""
         episode, first = int(chunk.episode_N[start]), int(chunk.step_N[start])
         open_ = self._open.setdefault(writer, {})
@@ -216,7 +218,7 @@ def _restore(record: list[Any], rows_NF: np.ndarray) -> _Open:
     """What ``_record`` was made of; its rows are the first of ``rows_NF``."""
     touched, hole, end, flag, last, version, stamp, lost, pieces = record
     each = _Open(touched=touched, hole=hole, end=end, flag=flag, last=last, version=version, lost=lost)
-    each.stamp = None if stamp is None else Stamp(*stamp)
+    each.stamp = None if stamp is None else EpisodeMetadata(*stamp)
     for first, length in pieces:
         each.pieces[first] = rows_NF[each.rows : each.rows + length].copy()
         each.rows += length

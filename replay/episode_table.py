@@ -29,7 +29,7 @@ class EpisodeMark:
     flag: int = 0  # TERMINATED | TRUNCATED, 0 where a recording just stopped
     version: int = -1  # of the policy that began it; -1: from a dataset
     stage: int = 0  # online stage in which it was stored; 0: from a dataset
-    mode: str = ""  # as in ``Stamp``, of at most 16 characters
+    mode: str = ""  # as in ``EpisodeMetadata``, of at most 16 characters
     target: float = float("nan")
     predicted: float = float("nan")
     variance: float = float("nan")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Stamp(NamedTuple):
+class EpisodeMetadata(NamedTuple):
     """What an episode was begun with; a worker sends it once, with the chunk that has the episode's first row."""
 
     episode: int  # id, as in ``Chunk.episode_N``

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 from rollout_workers.batch_env import StepResult
 from rollout_workers.maze_path import MazePaths
 
@@ -25,10 +25,10 @@ class EpisodeGroup:
         self.running_E = np.ones(len(seeds), bool)
         self.broken_E = np.zeros(len(seeds), bool)
         self.errors: list[str] = []
-        self.stamps: list[Stamp] = []
+        self.stamps: list[EpisodeMetadata] = []
         self.paths: MazePaths | None = None
 
-    def begin(self, stamps: list[Stamp], paths: MazePaths | None) -> None:
+    def begin(self, stamps: list[EpisodeMetadata], paths: MazePaths | None) -> None:
         """Takes what the episodes were begun with: a stamp each where the policy plans."""
         self.stamps, self.paths = stamps, paths
 
@@ -77,7 +77,7 @@ class EpisodeGroup:
         self.running_E &= ~bad_E
 
 
-def asked(stamps: list[Stamp]) -> dict[str, Any]:
+def asked(stamps: list[EpisodeMetadata]) -> dict[str, Any]:
     """``Evaluation.mode`` and ``target`` of all the episodes: one mode, and the mean of their targets."""
     if not stamps:
         return {}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.random import SeedSequence
 
-from algorithms.interface import Aim, EpisodePolicy, Policy
+from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import Actor
 from rollout_workers.batch_env import BatchEnv
 from rollout_workers.envs import make_batch_env
@@ -73,7 +73,7 @@ class Evaluator:
         weights: Weights,
         episodes: int | None = None,
         seed: int | None = None,
-        aim: Aim | None = None,
+        aim: PlanRequest | None = None,
         record_paths: bool = False,
     ) -> Evaluation:
         """Runs ``episodes`` episodes with ``weights``, whatever weights were used before.
@@ -168,7 +168,7 @@ class _Noiseless:
     def order(self) -> tuple[int, int]:
         return self._actor.order
 
-    def take(self, weights: Weights, aim: Aim | None) -> None:
+    def take(self, weights: Weights, aim: PlanRequest | None) -> None:
         if aim is not None:
             raise ValueError(
                 f"{aim} asked for, expected none with a policy that makes no plans: it acts in one way only; leave "
@@ -176,7 +176,7 @@ class _Noiseless:
             )
         self._actor.replace(weights)
 
-    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[Stamp]:
+    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[EpisodeMetadata]:
         self._noise = self._actor.no_noise(max(2, len(seeds)))
         return []
 
@@ -204,11 +204,11 @@ class _Planning:
     def order(self) -> tuple[int, int]:
         return self._actor.order
 
-    def take(self, weights: Weights, aim: Aim | None) -> None:
+    def take(self, weights: Weights, aim: PlanRequest | None) -> None:
         self._actor.replace(weights)
         self._actor.policy.aim = self._aim if aim is None else aim
 
-    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[Stamp]:
+    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[EpisodeMetadata]:
         self._actor.reset(len(seeds))
         return self._actor.begin(np.arange(len(seeds)), obs_EO, plan_streams(seeds))
 

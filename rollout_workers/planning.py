@@ -15,7 +15,7 @@ from numpy.random import PCG64, Generator, SeedSequence
 from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from algorithms.interface import EpisodePolicy
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import NewestWeights
 from rollout_workers.batch_env import StepResult
 
@@ -40,7 +40,7 @@ class PlanActor(NewestWeights):
         """Forgets every episode and makes room for E environments."""
         self.policy.reset(num_envs)
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, seeds: Sequence[SeedSequence]) -> list[Stamp]:
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, seeds: Sequence[SeedSequence]) -> list[EpisodeMetadata]:
         """Begins episodes in the environments ``env_K`` int64 from ``obs_KO`` float32, in one batch.
 
         ``seeds``: K, the source of each environment's own draw. Raises NoWeights before the first weights.
@@ -77,7 +77,11 @@ class RunningPlans:
     """
 
     def __init__(
-        self, actor: PlanActor, num_envs: int, entropy: Sequence[int], tell: Callable[[np.ndarray, list[Stamp]], None]
+        self,
+        actor: PlanActor,
+        num_envs: int,
+        entropy: Sequence[int],
+        tell: Callable[[np.ndarray, list[EpisodeMetadata]], None],
     ) -> None:
         self._actor, self._entropy, self._tell = actor, tuple(entropy), tell
         self._begin_E = np.ones(num_envs, bool)
@@ -158,7 +162,7 @@ class RunningPlans:
         self._plan_s += perf_counter() - started
 
 
-def stamp_stats(stamps: Sequence[Stamp]) -> dict[str, float]:
+def stamp_stats(stamps: Sequence[EpisodeMetadata]) -> dict[str, float]:
     """Sums over the episodes that were begun: how many, and of them those with a target and those with a prediction.
 
     Returns ``planned_episodes``, ``target_episodes``, ``target_sum``, ``predicted_episodes``, ``predicted_sum``,

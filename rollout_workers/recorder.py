@@ -12,7 +12,7 @@ import numpy as np
 
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.rows import Columns, RowLayout
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 
 if TYPE_CHECKING:
     from rollout_workers.batch_env import StepResult
@@ -118,7 +118,7 @@ class Recorder:
         self._return_E[indices] = 0.0
         return left
 
-    def stamp(self, env_K: np.ndarray, stamps: list[Stamp]) -> None:
+    def stamp(self, env_K: np.ndarray, stamps: list[EpisodeMetadata]) -> None:
         """Takes what the episodes of the environments ``env_K`` were begun with whose first row is recorded next.
 
         A stamp gets its episode's id and travels with that row's chunk; one whose row is refused goes with the row.
@@ -207,7 +207,7 @@ class Recorder:
         self._truncated: np.ndarray = np.empty(shape, bool)
         self._valid: np.ndarray = np.empty(shape, bool)
         self._cuts: list[tuple[int, int]] = []  # (environment, step) of the refused rows
-        self._stamps: list[tuple[int, int, Stamp]] = []  # (environment, step) of the rows they begin with
+        self._stamps: list[tuple[int, int, EpisodeMetadata]] = []  # (environment, step) of the rows they begin with
         self._dropped = {NONFINITE_OBSERVATION: 0, NONFINITE_REWARD: 0}
 
     def _new_episodes(self, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from algorithms.interface import Aim, EpisodePolicy, Policy
+from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
 from replay.chunk import Chunk, RowTotals
 from replay.rows import RowLayout
@@ -60,7 +60,7 @@ class RolloutWorker:
         incarnation: int,
         seed: int,
         random_steps: int,
-        aim: Aim | None = None,
+        aim: PlanRequest | None = None,
         make_env: Callable[[str, int, int, bool], BatchEnv] = make_batch_env,
     ) -> None:
         given: Any = policy
@@ -239,7 +239,7 @@ class RolloutWorker:
         if self._plans is not None:  # after the weights: what runs is of the weights that it was begun with
             self._plans.load_state(_part(state, _PLANS))
 
-    def _make_plans(self, entropy: list[int], aim: Aim | None) -> RunningPlans | None:
+    def _make_plans(self, entropy: list[int], aim: PlanRequest | None) -> RunningPlans | None:
         """None for a policy that sees one observation at a time."""
         if not isinstance(self._actor, PlanActor):
             if aim is not None:

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from algorithms.weights import Weights
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 
 
 class RememberingPolicy:
     """``begun``: (environments, first observations, weights' bias) of every begin, in order."""
 
-    def __init__(self, obs_dim: int, action_dim: int, *, aim: Aim | None = None, predicts: bool = True) -> None:
+    def __init__(self, obs_dim: int, action_dim: int, *, aim: PlanRequest | None = None, predicts: bool = True) -> None:
         self.obs_dim, self.action_dim = obs_dim, action_dim
-        self.aim = Aim(mode="recall") if aim is None else aim
+        self.aim = PlanRequest(mode="recall") if aim is None else aim
         self.predicts = predicts
         self.begun: list[tuple[list[int], np.ndarray, float]] = []
 
@@ -32,7 +32,7 @@ class RememberingPolicy:
         self.steps_E = np.zeros(num_envs, np.int64)
         self.total_E = np.zeros(num_envs, np.float32)
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
         self.begun.append((env_K.tolist(), obs_KO.copy(), self.bias))
         for e, obs_O, stream in zip(env_K, obs_KO, rng.spawn(len(env_K)), strict=True):
             self.first_EO[e] = obs_O
@@ -40,7 +40,8 @@ class RememberingPolicy:
             self.steps_E[e], self.total_E[e] = 0, 0.0
         target = np.nan if self.aim.target_return is None else self.aim.target_return
         return [
-            Stamp(-1, self.aim.mode, target, float(obs_O.sum()) if self.predicts else np.nan, 4.0) for obs_O in obs_KO
+            EpisodeMetadata(-1, self.aim.mode, target, float(obs_O.sum()) if self.predicts else np.nan, 4.0)
+            for obs_O in obs_KO
         ]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:

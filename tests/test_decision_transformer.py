@@ -15,7 +15,7 @@ from algorithms.imitation.config import TransformerConfig
 from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window, initial_parameters, predict
-from algorithms.interface import AgentSpec, Aim
+from algorithms.interface import AgentSpec, PlanRequest
 
 SMALL = TransformerConfig(lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40)
 Parameters = dict[str, torch.Tensor]
@@ -140,7 +140,7 @@ def policy() -> DecisionTransformerPolicy:
 
 def played(policy: DecisionTransformerPolicy, target: float | None, steps: int = 10) -> tuple[float, float]:
     """The first action and the return in the world that the data comes from: acting -.6 earns 1, else .05."""
-    policy.aim = Aim(target_return=target)
+    policy.aim = PlanRequest(target_return=target)
     policy.reset(1)
     draw, total, first, reward = np.random.default_rng(5), 0.0, 0.0, 0.0
     policy.begin(np.array([0]), np.zeros((1, 2), np.float32), draw)
@@ -165,7 +165,7 @@ def test_without_a_target_it_asks_for_the_best_of_the_data_and_the_stamp_says_so
     policy: DecisionTransformerPolicy,
 ) -> None:
     best = summary_of(two_behaviours(32)).return_max
-    policy.aim = Aim()
+    policy.aim = PlanRequest()
     policy.reset(2)
     stamps = policy.begin(np.arange(2), np.zeros((2, 2), np.float32), np.random.default_rng(0))
     assert [stamp.target for stamp in stamps] == [best, best] and stamps[0].mode == "" and stamps[0].episode == -1
@@ -217,7 +217,7 @@ def test_ragged_episodes_side_by_side_act_as_each_would_alone_also_past_the_cont
     twins: dict[int, PlainPolicy] = {}
     for step in range(50):  # past max_steps too
         begun = np.array([e for e in range(3) if step == 0 or (e < 2 and step % (5 + 8 * e) == 0)], np.int64)
-        policy.aim = Aim(target_return=float(step))
+        policy.aim = PlanRequest(target_return=float(step))
         obs, reward = draw.normal(size=(3, 2)).astype(np.float32), draw.normal(size=3).astype(np.float32)
         if len(begun):
             policy.begin(begun, obs[begun], rng)
@@ -265,11 +265,14 @@ def test_what_cannot_be_asked_for_or_acted_on_is_named() -> None:
     policy, _ = lively_policy()
     obs, rng = np.zeros((2, 2), np.float32), np.random.default_rng(0)
     policy.reset(2)
-    for aim, text in ((Aim(mode="kl"), "mode 'kl', expected none"), (Aim(target_return=float("nan")), "finite number")):
+    for aim, text in (
+        (PlanRequest(mode="kl"), "mode 'kl', expected none"),
+        (PlanRequest(target_return=float("nan")), "finite number"),
+    ):
         policy.aim = aim
         with pytest.raises(ValueError, match=text):
             policy.begin(np.arange(2), obs, rng)
-    policy.aim = Aim()
+    policy.aim = PlanRequest()
     policy.begin(np.array([0]), obs[:1], rng)
     with pytest.raises(RuntimeError, match=r"of which \[1\] have not begun"):
         policy.act(obs, np.zeros(2, np.float32))

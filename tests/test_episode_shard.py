@@ -15,14 +15,16 @@ from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk, Wait
 from replay.config import DataConfig, ReplayConfig
 from replay.episode_shard import EpisodeShard, bytes_needed
 from replay.stages import StagedLimiter
-from replay.trajectories import EpisodeBlock, Stamp
+from replay.trajectories import EpisodeBlock, EpisodeMetadata
 
 NAN = float("nan")
 
 
 def stamped(chunk: Chunk, *stamps: tuple[int, str, float, float, float]) -> Chunk:
     first = chunk.worker << 48 | chunk.incarnation << 32
-    return dataclasses.replace(chunk, stamps=tuple(Stamp(first | counter, *rest) for counter, *rest in stamps))
+    return dataclasses.replace(
+        chunk, stamps=tuple(EpisodeMetadata(first | counter, *rest) for counter, *rest in stamps)
+    )
 
 
 def block_of(answer: EpisodeBlock | Wait) -> EpisodeBlock:

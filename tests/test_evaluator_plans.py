@@ -11,7 +11,7 @@ from linear_policy import LinearPolicy
 from numpy.random import SeedSequence
 from remembering_policy import RememberingPolicy
 
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from rollout_workers.batch_env import BatchEnv, StepResult
 from rollout_workers.envs import env_spec, make_batch_env, make_env
 from rollout_workers.evaluator import Evaluation, Evaluator
@@ -78,7 +78,7 @@ def test_all_episodes_are_planned_in_one_batch() -> None:
 def test_an_aim_is_for_one_evaluation() -> None:
     policy = RememberingPolicy(3, 1)
     evaluator = Evaluator("Pendulum-v1", policy, episodes=2)
-    aimed = evaluator.evaluate(policy.weights(0), aim=Aim(mode="st", target_return=-150.0))
+    aimed = evaluator.evaluate(policy.weights(0), aim=PlanRequest(mode="st", target_return=-150.0))
     assert (aimed.mode, aimed.target) == ("st", -150.0)
     plain = evaluator.evaluate(policy.weights(0))
     assert (plain.mode, plain.target) == ("recall", None)
@@ -87,7 +87,7 @@ def test_an_aim_is_for_one_evaluation() -> None:
 def test_an_aim_for_a_policy_that_makes_no_plans_is_refused() -> None:
     policy = LinearPolicy(3, 1)
     with pytest.raises(ValueError, match="expected none with a policy that makes no plans"):
-        Evaluator("Pendulum-v1", policy).evaluate(policy.weights(0), aim=Aim(mode="st"))
+        Evaluator("Pendulum-v1", policy).evaluate(policy.weights(0), aim=PlanRequest(mode="st"))
 
 
 @pytest.mark.parametrize("predicts", [True, False])

@@ -28,7 +28,7 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.objective import mode_weights
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.posterior import LOG_VARIANCE_RANGE, Posterior, PosteriorEncoder
-from algorithms.interface import AgentSpec, Aim
+from algorithms.interface import AgentSpec, PlanRequest
 from cluster.cli import main
 from replay.trajectories import Trajectories
 
@@ -243,7 +243,7 @@ def test_an_episode_of_the_cpu_preset_does_not_depend_on_how_many_run_beside_it(
     for envs in (11, 1):
         policy = GACPolicy(config, OBS, ACTION)
         policy.load_weights(weights)
-        policy.aim = Aim(mode=mode)
+        policy.aim = PlanRequest(mode=mode)
         policy.reset(envs)
         told.append(policy.begin(np.arange(envs), obs_TEO[0, :envs], np.random.default_rng(7))[0].predicted)
         none = np.zeros(envs, np.float32)

@@ -19,7 +19,7 @@ from algorithms.gac.history import History
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.trigger import surprise as surprise_of
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from rollout_workers.planning import seeded_streams
 
 O, A = 3, 2
@@ -101,7 +101,7 @@ def test_cached_acting_is_the_generator_on_the_whole_episode(config: GACConfig) 
 def test_an_episode_does_not_depend_on_how_many_run_beside_it(config: GACConfig, mode: str) -> None:
     obs_TEO = walk(20, 17)
     many, one = policy_of(config, 17), policy_of(config, 1)
-    many.aim = one.aim = Aim(mode=mode)
+    many.aim = one.aim = PlanRequest(mode=mode)
     told_many = many.begin(np.arange(17), obs_TEO[0], rng())
     told_one = one.begin(np.arange(1), obs_TEO[0, :1], rng())
     assert told_many[0].predicted == pytest.approx(told_one[0].predicted, abs=1e-3)
@@ -134,7 +134,7 @@ def test_a_saved_policy_goes_on_bit_by_bit(replan: str, source: str, mode: str) 
         WINDOW, replan=replan, replan_from=source, replan_every=6, replan_rest=5, replan_history=7
     )
     obs_TEO, policy = walk(40, 2), policy_of(config, 2, surprise=0.5)
-    policy.aim = Aim(mode=mode)
+    policy.aim = PlanRequest(mode=mode)
     policy.begin(np.arange(2), obs_TEO[0], rng())
     run(policy, obs_TEO[:15])
     other = policy_of(config, 5, surprise=0.5)
@@ -168,12 +168,12 @@ def test_stamps_say_the_mode_the_target_and_what_was_predicted() -> None:
     policy, obs_EO = policy_of(ONE_STEP, 2), walk(1, 2)[0]
     asked = {"prior": math.nan, "kl": math.nan, "max": math.nan, "st": 60.0}
     for mode, target in asked.items():
-        policy.aim = Aim(mode=mode)
+        policy.aim = PlanRequest(mode=mode)
         for stamp in policy.begin(np.arange(2), obs_EO, rng()):
             assert (stamp.episode, stamp.mode) == (-1, mode)
             assert stamp.target == target or (math.isnan(stamp.target) and math.isnan(target))
             assert math.isfinite(stamp.predicted) and stamp.variance > 0
-    policy.aim = Aim()
+    policy.aim = PlanRequest()
     assert policy.begin(np.array([1]), obs_EO[:1], rng())[0].mode == ONE_STEP.infer_mode
 
 
@@ -181,7 +181,7 @@ def test_without_a_target_st_asks_for_the_best_return_gathered_once_it_is_above_
     for gathered, expected in ((40.0, 60.0), (55.0, 60.0), (75.0, 75.0)):  # the dataset: 20 on average, 40 at best
         policy = policy_of(ONE_STEP, 1)
         policy.load_weights(weights_of(ONE_STEP) | {"return_high": torch.tensor(gathered)})
-        policy.aim = Aim(mode="st")
+        policy.aim = PlanRequest(mode="st")
         assert policy.begin(np.arange(1), walk(1, 1)[0], rng())[0].target == expected
 
 
@@ -191,7 +191,7 @@ def test_exploring_actions_are_the_generators_with_noise_of_each_episodes_own_de
     for config in (calm, noisy):
         for mode in ("explore", "kl"):
             policy = policy_of(config, 8)
-            policy.aim = Aim(mode=mode)
+            policy.aim = PlanRequest(mode=mode)
             policy.begin(np.arange(8), obs_EO, rng())
             acted[config is noisy, mode] = run(policy, np.stack([obs_EO] * 200))
     assert np.array_equal(acted[True, "kl"], acted[False, "kl"])
@@ -202,37 +202,37 @@ def test_exploring_actions_are_the_generators_with_noise_of_each_episodes_own_de
 
 def test_exploring_plans_ask_from_their_target_to_far_beyond_what_exploitation_predicts() -> None:
     low, obs_EO = policy_of(ONE_STEP, 3, target=-1000.0), walk(1, 3)[0]
-    low.aim = Aim(mode="kl")
+    low.aim = PlanRequest(mode="kl")
     exploited = [stamp.predicted for stamp in low.begin(np.arange(3), obs_EO, rng())]
-    low.aim = Aim(mode="explore")
+    low.aim = PlanRequest(mode="explore")
     asked = [[stamp.target for stamp in low.begin(np.arange(3), obs_EO, rng(seed))] for seed in range(40)]
     gaps_SE = (np.array(asked) + 1000.0) / (np.array(exploited) + 1000.0)
     assert 0 <= gaps_SE.min() < 0.1 and 5.5 < gaps_SE.max() < 6  # explore_reach
     assert np.median(gaps_SE) == pytest.approx(7**0.5 - 1, abs=0.4)
     high = policy_of(ONE_STEP, 3, target=500.0)
-    high.aim = Aim(mode="explore")
+    high.aim = PlanRequest(mode="explore")
     assert [stamp.target for stamp in high.begin(np.arange(3), obs_EO, rng())] == [500.0] * 3
     bare = policy_of(dataclasses.replace(ONE_STEP, explore_reach=0.0), 3, target=-1000.0)
-    bare.aim = Aim(mode="explore")
+    bare.aim = PlanRequest(mode="explore")
     assert [stamp.target for stamp in bare.begin(np.arange(3), obs_EO, rng())] == [-1000.0] * 3
 
 
 def test_a_mode_that_needs_a_target_and_has_none_says_what_to_do() -> None:
     obs_EO = walk(1, 1)[0]
     unknown = policy_of(ONE_STEP, 1, target=math.nan)
-    unknown.aim = Aim(mode="explore")
+    unknown.aim = PlanRequest(mode="explore")
     with pytest.raises(ValueError, match="needs a target return and none was given"):
         unknown.begin(np.arange(1), obs_EO, rng())
     strict = policy_of(dataclasses.replace(ONE_STEP, infer_target="required"), 1)
-    strict.aim = Aim(mode="st")
+    strict.aim = PlanRequest(mode="st")
     with pytest.raises(ValueError, match="set infer_target=best"):
         strict.begin(np.arange(1), obs_EO, rng())
-    strict.aim = Aim(mode="st", target_return=30.0)
+    strict.aim = PlanRequest(mode="st", target_return=30.0)
     assert strict.begin(np.arange(1), obs_EO, rng())[0].target == 30.0
 
 
 def test_a_target_outside_the_data_is_warned_of_once_or_clipped() -> None:
-    obs_EO, far = walk(1, 1)[0], Aim(mode="st", target_return=400.0)
+    obs_EO, far = walk(1, 1)[0], PlanRequest(mode="st", target_return=400.0)
     policy = policy_of(ONE_STEP, 1)
     policy.aim = far
     with pytest.warns(UserWarning, match="outside the returns 0 to 40"):

@@ -31,7 +31,7 @@ from algorithms.imitation.config import (
 from algorithms.imitation.decision_transformer import DecisionTransformer
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import AgentSpec, Aim, Collective
+from algorithms.interface import AgentSpec, Collective, PlanRequest
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
 SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
@@ -275,7 +275,7 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
     env_K, obs_KO, rng = np.arange(2), np.zeros((2, 2), np.float32), np.random.default_rng(0)
     stamps = policy.begin(env_K, obs_KO, rng)
     assert [stamp.mode for stamp in stamps] == ["", ""] and all(np.isnan(stamp.target) for stamp in stamps)
-    policy.aim = Aim(target_return=3.0)
+    policy.aim = PlanRequest(target_return=3.0)
     with pytest.raises(ValueError, match="can aim at nothing"):
         policy.begin(env_K, obs_KO, rng)
     with pytest.raises(ValueError, match="another policy's"):

@@ -10,9 +10,9 @@ from linear_policy import LinearPolicy
 from numpy.random import SeedSequence
 from remembering_policy import RememberingPolicy
 
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from algorithms.weights import CorruptWeights, Weights
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import NonFiniteAction, NoWeights
 from rollout_workers.batch_env import StepResult
 from rollout_workers.planning import PlanActor, RunningPlans, plans, seeded_streams, stamp_stats
@@ -130,7 +130,11 @@ def test_a_state_of_another_number_of_environments_is_refused() -> None:
 
 
 def test_stats_of_stamps_leave_out_what_was_not_asked_or_predicted() -> None:
-    stamps = [Stamp(0, "st", 5.0, 4.0, 1.0), Stamp(1, "st", 7.0, np.nan, np.nan), Stamp(2, "prior", np.nan, 1.0, 2.0)]
+    stamps = [
+        EpisodeMetadata(0, "st", 5.0, 4.0, 1.0),
+        EpisodeMetadata(1, "st", 7.0, np.nan, np.nan),
+        EpisodeMetadata(2, "prior", np.nan, 1.0, 2.0),
+    ]
     stats = stamp_stats(stamps)
     assert (stats["planned_episodes"], stats["target_episodes"], stats["target_sum"]) == (3, 2, 12)
     assert (stats["predicted_episodes"], stats["predicted_sum"], stats["predicted_variance_sum"]) == (2, 5, 3)
@@ -139,6 +143,6 @@ def test_stats_of_stamps_leave_out_what_was_not_asked_or_predicted() -> None:
 
 def test_an_aim_set_later_counts_from_the_next_begin_on() -> None:
     actor = loaded(RememberingPolicy(3, 1))
-    actor.policy.aim = Aim(mode="st", target_return=12.0)
+    actor.policy.aim = PlanRequest(mode="st", target_return=12.0)
     (stamp,) = actor.begin(np.array([2]), OBS_EO[2:3], [SeedSequence(0)])
     assert (stamp.mode, stamp.target) == ("st", 12.0)

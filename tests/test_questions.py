@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from algorithms.gac.config import cpu, timed
 from algorithms.gac.policy import GACPolicy
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from benchmarks.by_heart import packed
 from benchmarks.gac import TEST
 from benchmarks.markdown import filled, over_seeds, table
@@ -80,7 +80,7 @@ def begun(kind: type[P], ready: Callable[[P], None] = lambda policy: None, **pla
     """An untrained policy whose three episodes have begun; ``ready`` is called before they do."""
     config = dataclasses.replace(cpu(), infer_steps=2, infer_beam=1, infer_branches=1, **planning)
     policy = kind(config, 4, 2)
-    policy.aim = Aim(mode="kl")
+    policy.aim = PlanRequest(mode="kl")
     policy.reset(3)
     ready(policy)
     policy.begin(np.arange(3), np.eye(3, 4, dtype=np.float32), seeded_streams(plan_streams([1, 2, 3])))

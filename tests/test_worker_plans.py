@@ -16,7 +16,7 @@ from numpy.random import SeedSequence
 from remembering_policy import RememberingPolicy
 from tagged_env import LAYOUT, TaggedEnv
 
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from replay.rows import RowLayout
 from rollout_workers.acting import NoWeights
 from rollout_workers.batch_env import BatchEnv, StepResult
@@ -202,7 +202,7 @@ def test_a_state_of_a_policy_that_does_not_plan_is_refused() -> None:
 
 
 def test_an_aim_is_what_the_stamps_carry() -> None:
-    stamps = make_worker(aim=Aim(mode="st", target_return=-150.0)).collect().stamps
+    stamps = make_worker(aim=PlanRequest(mode="st", target_return=-150.0)).collect().stamps
     assert [(s.mode, s.target) for s in stamps] == [("st", -150.0)] * 3
 
 
@@ -210,7 +210,7 @@ def test_what_a_policy_cannot_follow_is_refused() -> None:
     with pytest.raises(ValueError, match=r"50 random steps .* set worker.random_steps to 0"):
         make_worker(random_steps=50)
     with pytest.raises(ValueError, match="makes no plans"):
-        make_worker(policy=LinearPolicy(3, 1), aim=Aim(mode="st"))
+        make_worker(policy=LinearPolicy(3, 1), aim=PlanRequest(mode="st"))
 
 
 def test_a_policy_that_plans_can_be_given_as_what_makes_it() -> None:

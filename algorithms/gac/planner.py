@@ -17,7 +17,7 @@ from algorithms.gac.inference import Inferred, Likelihood, draw_noise, infer_pla
 from algorithms.gac.model import GACModel
 from algorithms.gac.objective import mode_weights
 from algorithms.gac.target import settle_target
-from algorithms.interface import Aim, AimError
+from algorithms.interface import PlanRequest, PlanRequestError
 
 EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
 
@@ -29,24 +29,24 @@ class Planner:
         self.config, self.model = config, model
         self._told = ""
 
-    def asked(self, aim: Aim) -> tuple[str, float]:
+    def asked(self, aim: PlanRequest) -> tuple[str, float]:
         """The mode and the target return of an aim, in environment units; NaN where the mode asks for none.
 
         Raises:
-            AimError: a target that is not finite, none where the mode needs one and has no default, or one where it asks for none.
+            PlanRequestError: a target that is not finite, none where the mode needs one and has no default, or one where it asks for none.
             ValueError: an unknown mode.
         """
         mode = aim.mode or self.config.infer_mode
         if not mode_weights(self.config, mode).targeted:
             if aim.target_return is not None:
-                raise AimError(
+                raise PlanRequestError(
                     f"mode {mode} was given the target return {aim.target_return:g}, expected none: it asks for no return and would "
                     "not heed it; take mode st, or leave the target out"
                 )
             return mode, math.nan
         wanted = self._default(mode) if aim.target_return is None else aim.target_return
         if aim.target_return is None and math.isnan(wanted):
-            raise AimError(
+            raise PlanRequestError(
                 f"mode {mode} needs a target return and none was given, nor is there a default: nothing can be planned for; "
                 "give one in the environment's own units"
                 + (" or set infer_target=best" if mode == "st" else ", or train until the data's returns are known")

@@ -22,9 +22,9 @@ from algorithms.gac.planner import Planner
 from algorithms.gac.planning import MODES
 from algorithms.gac.trigger import Trigger, band_edge
 from algorithms.gac.unknown import decode_nan
-from algorithms.interface import Aim
+from algorithms.interface import PlanRequest
 from algorithms.state import load_weights, misfits
-from replay.trajectories import Stamp
+from replay.trajectories import EpisodeMetadata
 
 EXPLORE = MODES.index("explore")
 
@@ -42,7 +42,7 @@ class GACPolicy:
     def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        self.aim = Aim()
+        self.aim = PlanRequest()
         self.model = GACModel(config, obs_dim, action_dim).eval().requires_grad_(False)
         self.planner = Planner(config, self.model)
         self.inferred: Inferred | None = None  # what the last ``begin`` found, with the trace of its ascent
@@ -75,8 +75,8 @@ class GACPolicy:
         self._seed_E = np.zeros(num_envs, np.int64)  # of the draws of plans that are made again
         self._plans_E = np.zeros(num_envs, np.int64)  # made in this episode
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Plans for K episodes in one ascent; a Stamp each. Contract: EpisodePolicy.begin.
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
+        """Plans for K episodes in one ascent; an EpisodeMetadata each. Contract: EpisodePolicy.begin.
 
         Raises:
             ValueError: a mode that is none, or needs a target that is neither given nor known.
@@ -91,7 +91,7 @@ class GACPolicy:
         self._noise.begin(env_K, self._seed_E[env_K], self._mode_E[env_K] == EXPLORE)
         self._enter(env_K, obs_KO, self.inferred)
         told = zip(target_K.tolist(), self.inferred.predicted_K.tolist(), self.inferred.variance_K.tolist())
-        return [Stamp(-1, mode, *numbers) for numbers in told]
+        return [EpisodeMetadata(-1, mode, *numbers) for numbers in told]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """The generator's mean actions, disturbed where a plan explores; one token's work each.

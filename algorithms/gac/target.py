@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.interface import AimError
+from algorithms.interface import PlanRequestError
 from replay.trajectories import ReturnSummary
 
 
@@ -85,10 +85,10 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
         low, high: returns that the predictor has seen; NaN where that is not known, then nothing is outside.
 
     Raises:
-        AimError: a target that is not finite.
+        PlanRequestError: a target that is not finite.
     """
     if not math.isfinite(target):
-        raise AimError(
+        raise PlanRequestError(
             f"the target return is {target}, expected a finite number in the environment's own units: "
             "no plan has it; leave it out or give a number"
         )

@@ -18,10 +18,10 @@ from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.config import CloningConfig
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import AgentSpec, Aim, AimError
+from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.state import load_weights
 from algorithms.trainer import Loss
-from replay.trajectories import DataSummary, Stamp, Trajectories
+from replay.trajectories import DataSummary, EpisodeMetadata, Trajectories
 
 NOWHERE = float("nan")
 
@@ -73,7 +73,7 @@ class CloningPolicy:
 
     def __init__(self, config: CloningConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
-        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, Aim()
+        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
         self._matmul = matmul.choose(config.matmul)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim) | {"least_return": torch.zeros(())}
 
@@ -84,14 +84,16 @@ class CloningPolicy:
     def reset(self, num_envs: int) -> None:
         """Nothing to forget."""
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Stamps without a target; raises AimError when the aim asks for one, or for a mode."""
-        if self.aim != Aim():
-            raise AimError(
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
+        """Metadata without a target; raises PlanRequestError if one, or a mode, is requested."""
+        if self.aim != PlanRequest():
+            raise PlanRequestError(
                 f"behaviour cloning was asked for {_in_words(self.aim)}, expected neither a mode nor a target: it repeats what the "
                 "data does and can aim at nothing; drop them, or take dt or gac"
             )
-        return [Stamp(episode=-1, mode="", target=NOWHERE, predicted=NOWHERE, variance=NOWHERE) for _ in env_K]
+        return [
+            EpisodeMetadata(episode=-1, mode="", target=NOWHERE, predicted=NOWHERE, variance=NOWHERE) for _ in env_K
+        ]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A), float32, in [-1, 1]; the mean of what the data does."""
@@ -110,7 +112,7 @@ class CloningPolicy:
             raise ValueError(f"a cloned policy was given state {sorted(state)}, expected none: it is another policy's")
 
 
-def _in_words(aim: Aim) -> str:
+def _in_words(aim: PlanRequest) -> str:
     asked = [f"mode {aim.mode}"] if aim.mode else []
     return " and ".join(asked + ([] if aim.target_return is None else [f"the return {aim.target_return:g}"]))
 

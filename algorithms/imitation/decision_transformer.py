@@ -23,10 +23,10 @@ from algorithms.imitation.history import History
 from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_segments
 from algorithms.imitation.transformer import Window
-from algorithms.interface import AgentSpec, Aim, AimError
+from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.state import load_weights, misfits
 from algorithms.trainer import Loss
-from replay.trajectories import DataSummary, Stamp, Trajectories
+from replay.trajectories import DataSummary, EpisodeMetadata, Trajectories
 
 
 class DecisionTransformer(ImitationAgent):
@@ -84,7 +84,7 @@ class DecisionTransformer(ImitationAgent):
 class DecisionTransformerPolicy:
     """A decision transformer for acting; contract: algorithms.interface.EpisodePolicy.
 
-    ``aim.target_return`` is what an episode is asked for; None: the dataset's percentile that the learner was told. A
+    ``aim.target_return`` is what an episode is asked for; None: the percentile of the dataset's returns that the configuration names. A
     target beyond the data is taken as it is: what the policy then does is extrapolation.
 
     Each step evaluates the window of the last K steps anew, batched over the environments. That is what the network was
@@ -95,7 +95,7 @@ class DecisionTransformerPolicy:
 
     def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
-        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, Aim()
+        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
         self._matmul = matmul.choose(config.matmul)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
         self.reset(0)
@@ -108,12 +108,12 @@ class DecisionTransformerPolicy:
         """Forgets all windows; every environment must ``begin`` before the next ``act``."""
         self._history = History.empty(num_envs, self.config.context, self.obs_dim, self.action_dim)
 
-    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[Stamp]:
-        """Stamps with the return asked for; nothing is drawn. Raises AimError for an aim that cannot be followed."""
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
+        """Metadata with the requested return; nothing is drawn. Raises PlanRequestError for a request that cannot be met."""
         target = self._target()
         self._history.begin(env_K, target)
         nan = float("nan")
-        return [Stamp(episode=-1, mode="", target=target, predicted=nan, variance=nan) for _ in env_K]
+        return [EpisodeMetadata(episode=-1, mode="", target=target, predicted=nan, variance=nan) for _ in env_K]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A), float32, in [-1, 1]. Raises RuntimeError where an environment has not begun."""
@@ -150,14 +150,14 @@ class DecisionTransformerPolicy:
 
     def _target(self) -> float:
         if self.aim.mode:
-            raise AimError(
+            raise PlanRequestError(
                 f"a decision transformer was asked for mode {self.aim.mode!r}, expected none: it infers no plan; drop the "
                 "mode, and give a target return alone"
             )
         if self.aim.target_return is None:
             return float(self._weights["return_target"])
         if not math.isfinite(self.aim.target_return):
-            raise AimError(
+            raise PlanRequestError(
                 f"the target return is {self.aim.target_return}, expected a finite number: no action follows from it; "
                 "give one in the environment's units, or none for the dataset's best"
             )
