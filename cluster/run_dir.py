@@ -156,7 +156,13 @@ class RunDirectory:
     def count_start(self) -> int:
         """How often the run has been started before, this time counted from now on."""
         path = self.path / "control" / "starts"
-        count = int(path.read_text()) if path.exists() else 0
+        try:
+            count = int(path.read_bytes()) if path.exists() else 0
+        except ValueError as error:
+            raise RunError(
+                f"{path} holds no whole number ({error}), expected how often the run was started: what old workers sent could be taken for "
+                "new, so nothing was started; write a number into it that is no smaller"
+            ) from error
         write_atomic(path, str(count + 1).encode())
         return count + 1
 

@@ -320,6 +320,18 @@ def test_a_refused_resume_does_not_count_as_a_start(
     assert not (run / "control" / "starts").exists() and read(run / "summary.json")["exit"] == "completed"
 
 
+def test_a_damaged_count_of_starts_is_named_and_nothing_is_started(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ended, run)
+    (run / "control" / "starts").write_bytes(b"\xff")
+    assert main(["resume", str(run), "--steps", "256"]) == 1
+    told = capsys.readouterr().err
+    assert "starts holds no whole number" in told and "nothing was started" in told and "Traceback" not in told
+    assert read(run / "summary.json")["exit"] == "completed"
+
+
 def test_a_plan_is_made_of_what_the_command_line_found_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)first.*learner\.batch_size is 0"):
         make_plan(config_of(env=ENV, learner__batch_size=0), RunDirectory(tmp_path / "run"), 0, ["first"])
