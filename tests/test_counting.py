@@ -95,7 +95,7 @@ def test_after_shards_died_a_worker_raised_and_sigterm_every_step_is_stored_or_d
     stormy: RayRun, folder: Path
 ) -> None:
     rows = totals(stormy.run_dir)
-    assert rows["recorded"] == counted(folder), rows
+    assert rows["recorded"] == counted(folder, stormy.process.pid), rows
     assert rows["dropped"]["shard_restart"] > 0 and rows["dropped"]["worker_lost"] == 2, rows
     assert rows["stored"] == sum(on_disk(stormy.run_dir)), "the counters are not of what was saved"
     last = lines(stormy.run_dir / "metrics.jsonl")[-1]
@@ -121,7 +121,7 @@ def test_what_sigterm_says_was_saved_is_on_disk(stormy: RayRun) -> None:
 @pytest.fixture(scope="module")
 def killed(stormy: RayRun, folder: Path) -> Iterator[tuple[RayRun, int]]:
     """The run, gone on with; workers and shards are killed at once, and no checkpoint can be written at the end."""
-    before, rows = counted(folder), totals(stormy.run_dir)
+    before, rows = counted(folder, stormy.process.pid), totals(stormy.run_dir)
     assert before == rows["recorded"], "the test before this one"
     with driven(stormy.run_dir, "resume", str(stormy.run_dir), "--env", ENV) as run:
         run.wait_for_steps(rows["stored"] + 300)
@@ -134,17 +134,19 @@ def killed(stormy: RayRun, folder: Path) -> Iterator[tuple[RayRun, int]]:
         checkpoints.touch()
         run.process.terminate()
         assert run.end() == 143, run.told()[-3_000:]
-        yield run, before
+        yield run, stormy.process.pid
 
 
 def test_a_storm_of_kills_leaves_uncounted_only_what_a_killed_worker_had_not_said(
     killed: tuple[RayRun, int], folder: Path
 ) -> None:
-    run, _ = killed
+    run, first = killed
     rows = totals(run.run_dir)
     assert rows["stored"] == sum(on_disk(run.run_dir))
     rate = max(line["env_steps_per_s"] for line in lines(run.run_dir / "metrics.jsonl"))
-    unheard = counted(folder) - rows["recorded"]  # two workers that died with their shard: since the driver last looked
+    unheard = (
+        counted(folder, first, run.process.pid) - rows["recorded"]
+    )  # two workers that died with their shard: since the driver last looked
     assert 0 <= unheard <= 2 * ((UNACKED + 1) * CHUNK + 1 + 2.0 * rate), rows
 
 
