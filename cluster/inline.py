@@ -69,7 +69,8 @@ class InlineFleet:
         self.evaluator = make_evaluator(plan)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
-                worker.load_state({name: t.numpy() for name, t in found.part(f"worker-{index}").items()})
+                kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
+                self._say_cut(index, worker.load_state(kept))
         self.tally.workers = len(self.workers)
         self.tally.workers_started += len(self.workers)
         if not exact:
@@ -126,6 +127,18 @@ class InlineFleet:
     def close(self) -> None:
         for worker in getattr(self, "workers", []):
             worker.close()
+
+    def _say_cut(self, index: int, ended: dict[int, str]) -> None:
+        """Counts the episodes of worker ``index`` that could not be replayed, and says why: the environment is not its seed's."""
+        if not ended:
+            return
+        self.tally.episodes_cut["not_replayed"] += len(ended)
+        of, (first, why) = self.plan.config.worker.envs_per_worker, min(ended.items())
+        self.event(
+            f"worker {index}: {len(ended)} of {of} running episodes were cut, because replaying their actions did not lead to the "
+            f"saved observations (environment {first}: {why}): {self.plan.config.env} does not follow from its seed and actions alone, "
+            "so this run is not bit for bit as if it had never stopped; no transition joins the two"
+        )
 
     def _save_checkpoint(self) -> None:
         parts: dict[str, Any] = {}

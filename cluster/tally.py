@@ -42,6 +42,7 @@ class Tally:
         self.pretrain_updates = pretrain_updates
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.ledger = Ledger()
+        self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
         self.workers = self.workers_started = self.workers_restarted = 0
         self.memory_bytes = 0
         self.evaluation: dict[str, Any] = {}
@@ -60,6 +61,8 @@ class Tally:
         self.epoch = int(line.get("epoch", 0))
         self.workers_started = int(line.get("workers_started", 0))
         self.workers_restarted = int(line.get("workers_restarted", 0))
+        cut = "episodes_cut_"
+        self.episodes_cut.update({k.removeprefix(cut): int(n) for k, n in line.items() if k.startswith(cut)})
         prefix = "rows_dropped_"
         self.ledger.go_on_from(
             {name.removeprefix(prefix): int(rows) for name, rows in line.items() if name.startswith(prefix)}
@@ -131,6 +134,7 @@ class Tally:
             "rows_stored": self.env_steps,
             "rows_in_flight": self.ledger.in_flight,
             **{f"rows_dropped_{reason}": count for reason, count in self.dropped_rows().items()},
+            **{f"episodes_cut_{reason}": count for reason, count in self.episodes_cut.items()},
             "rows_duplicate": sum(s.duplicate_rows for s in shards),
             "size_rows": sum(s.size for s in shards),
             "fill": sum(s.size for s in shards) / max(1, sum(s.capacity for s in shards)),

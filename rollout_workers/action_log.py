@@ -6,7 +6,9 @@ Letters: E environments, T steps of the longest running episode.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
@@ -15,10 +17,18 @@ from rollout_workers.batch_env import EnvError
 _LIMIT = 100_000  # steps of one episode that are remembered
 
 
+class Replayed(NamedTuple):
+    """Where an environment is after its actions were replayed."""
+
+    obs: Any  # its last observation; None where no step was replayed
+    problem: str  # why the replay stopped early; "" where it did not
+
+
 class ActionLog:
     """The actions of every environment's running episode, at most 100,000 steps of each.
 
-    Exact for environments that are deterministic given a seed and the actions.
+    Exact for environments that are deterministic given a seed and the actions; whoever replays must compare where the
+    others arrive.
     """
 
     def __init__(self, vec: SyncVectorEnv) -> None:
@@ -54,10 +64,24 @@ class ActionLog:
             row[: len(log)] = np.array(log).reshape(-1, *row.shape[1:])
         return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Replays the actions in environments that were just reset with their episodes' seeds."""
-        for i, (env, steps) in enumerate(zip(self._vec.envs, state["steps"].tolist())):
-            self._actions[i] = list(state["actions"][i, :steps])
-            self._steps[i] = steps
-            for action in self._actions[i]:
-                env.step(action.copy())
+    def replay(self, state: dict[str, np.ndarray]) -> list[Replayed]:
+        """Takes what ``state`` gave, and replays the actions in environments that were just reset with their episodes' seeds.
+
+        Returns:
+            Where each environment is now.
+        """
+        self._steps = state["steps"].tolist()
+        self._actions = [list(row[:steps]) for row, steps in zip(state["actions"], self._steps)]
+        return [_replay(env, actions) for env, actions in zip(self._vec.envs, self._actions)]
+
+
+def _replay(env: gym.Env, actions: list[np.ndarray]) -> Replayed:
+    obs = None
+    for step, action in enumerate(actions, 1):
+        try:
+            obs, _, terminated, truncated, _ = env.step(action.copy())
+        except Exception as error:  # in a state that the saved episode never had, perhaps
+            return Replayed(obs, f"step {step} of {len(actions)} raised {type(error).__name__}: {error}")
+        if terminated or truncated:
+            return Replayed(obs, f"the episode ended at step {step} of {len(actions)}")
+    return Replayed(obs, "")

@@ -41,6 +41,10 @@ class BatchEnv(Protocol):
     action_high_A: np.ndarray
     max_episode_steps: int | None
 
+    @property
+    def not_replayed(self) -> dict[int, str]:
+        """The environments that the last ``load_state`` could not bring back, and why."""
+
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """Resets every environment, each with its own seed; observations (E, O) float32.
 
@@ -57,7 +61,11 @@ class BatchEnv(Protocol):
         """Everything that ``load_state`` needs for the following steps to be bit-identical."""
 
     def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
-        """Takes what ``state`` gave; the observations (E, O) to act on next."""
+        """Takes what ``state`` gave; the observations (E, O) to act on next.
+
+        An environment that could not be brought back to its saved observation is reset, for its next episode, and is in
+        ``not_replayed``: no transition may join the two.
+        """
 
     def close(self) -> None:
         """Frees the environments."""

@@ -52,6 +52,7 @@ class VectorBatchEnv:
         if isinstance(vec, SyncVectorEnv | AsyncVectorEnv):
             vec._add_info = functools.partial(_only_final_obs, vec.num_envs)  # type: ignore[method-assign]
         self._all_E = np.ones(vec.num_envs, dtype=bool)
+        self.not_replayed: dict[int, str] = {}
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """See BatchEnv."""
@@ -86,7 +87,7 @@ class VectorBatchEnv:
             valid_E, self._ended_E = ~self._ended_E, done_E
         elif np.count_nonzero(done_E):
             if self._mode is AutoresetMode.DISABLED:
-                obs_EO = self._restart(done_E)
+                obs_EO = self._restart(done_E, obs_EO)
             else:
                 next_obs_EO = self._with_final(obs_EO, done_E, infos)
         self._obs_EO = obs_EO
@@ -101,7 +102,7 @@ class VectorBatchEnv:
             return self._obs_EO.copy()
         if self._mode is not AutoresetMode.DISABLED:
             raise self._unsupported("reset some of its environments only")
-        self._obs_EO = self._restart(mask_E)
+        self._obs_EO = self._restart(mask_E, self._obs_EO)
         return self._obs_EO.copy()
 
     def state(self) -> dict[str, np.ndarray]:
@@ -118,7 +119,7 @@ class VectorBatchEnv:
         return common | self._log.state()
 
     def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
-        """See BatchEnv. Gymnasium's own environments are brought there by replaying the episode's actions."""
+        """See BatchEnv. Environments other than batched MuJoCo are brought there by replaying the episode's actions."""
         if state["obs"].shape != self._obs_EO.shape:
             raise EnvError(
                 f"a state with observations {state['obs'].shape}, expected {self._obs_EO.shape}: nothing was changed; "
@@ -127,11 +128,11 @@ class VectorBatchEnv:
         self._seeds = [int(seed) for seed in state["seeds"]]
         self._episode_E = np.array(state["episode"])
         self._obs_EO = np.array(state["obs"])
+        self.not_replayed = {}
         if self._mujoco is not None:
             self._mujoco.load_state(state)
         elif self._log is not None:
-            self._vec.reset(seed=[self._episode_seed(i) for i in range(self.num_envs)])
-            self._log.load_state(state)
+            self._replay(self._log, state)
         else:
             raise self._unsupported("take a state")
         return self._obs_EO.copy()
@@ -143,8 +144,21 @@ class VectorBatchEnv:
     def _episode_seed(self, index: int) -> int:
         return episode_seed(self._seeds[index], int(self._episode_E[index]))
 
-    def _restart(self, mask_E: np.ndarray) -> np.ndarray:
-        """Resets the environments of the mask with their next episodes' seeds; observations (E, O) of all."""
+    def _replay(self, log: ActionLog, state: dict[str, np.ndarray]) -> None:
+        """Replays the running episodes; those that do not arrive at the saved observations are ended."""
+        first, _ = self._vec.reset(seed=[self._episode_seed(i) for i in range(self.num_envs)])
+        first_EO = flatten_observations(first, self.num_envs)
+        for i, (obs, problem) in enumerate(log.replay(state)):
+            obs_O = first_EO[i] if obs is None else flatten_observation(obs)
+            if problem or not np.array_equal(obs_O, self._obs_EO[i], equal_nan=True):
+                self.not_replayed[i] = problem or f"step {int(state['steps'][i])} arrived at another observation"
+        if self.not_replayed:
+            mask_E = np.zeros(self.num_envs, dtype=bool)
+            mask_E[list(self.not_replayed)] = True
+            self._obs_EO = self._restart(mask_E, self._obs_EO)
+
+    def _restart(self, mask_E: np.ndarray, obs_EO: np.ndarray) -> np.ndarray:
+        """Resets the environments of the mask with their next episodes' seeds; ``obs_EO`` with their first observations."""
         chosen = np.flatnonzero(mask_E).tolist()
         seeds: list[int | None] = [None] * self.num_envs
         for i in chosen:
@@ -153,7 +167,7 @@ class VectorBatchEnv:
         obs, _ = self._vec.reset(seed=seeds, options={"reset_mask": mask_E})
         if self._log is not None:
             self._log.clear(chosen)
-        return flatten_observations(obs, self.num_envs)
+        return np.where(mask_E[:, None], flatten_observations(obs, self.num_envs), obs_EO)
 
     def _with_final(self, obs_EO: np.ndarray, done_E: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         if "final_obs" not in infos:

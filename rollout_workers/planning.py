@@ -117,10 +117,10 @@ class RunningPlans:
         """The environments, int64, that are in the middle of an episode and of its plan."""
         return np.flatnonzero(~self._begin_E)
 
-    def begin_anew(self) -> None:
-        """Begins an episode in every environment before its next action; whoever calls has ended those that ran."""
-        self._begin_E[:] = True
-        self._reward_E[:] = 0.0
+    def begin_anew(self, env_K: np.ndarray | slice = slice(None)) -> None:
+        """Begins episodes in these environments (all) before their next action; whoever calls has ended those that ran."""
+        self._begin_E[env_K] = True
+        self._reward_E[env_K] = 0.0
         self._any = True
 
     def take_seconds(self) -> float:

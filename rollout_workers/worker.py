@@ -221,8 +221,13 @@ class RolloutWorker:
             **({} if weights is None else {_WEIGHTS + name: value for name, value in _weights_state(weights).items()}),
         }
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Takes what ``state`` gave to a worker of the same settings: the next chunks are bit-identical."""
+    def load_state(self, state: dict[str, np.ndarray]) -> dict[int, str]:
+        """Takes what ``state`` gave to a worker of the same settings: the next chunks are bit-identical.
+
+        Returns:
+            The environments whose running episode ended here because replaying it did not lead to the saved observation,
+            with the reason: their next rows are a new episode's. Empty for environments that follow from seed and actions.
+        """
         missing = sorted({"env_steps", "rng"} - state.keys())
         if missing:
             raise ValueError(
@@ -238,6 +243,13 @@ class RolloutWorker:
             self._actor.replace(_weights_from_state(weights))
         if self._plans is not None:  # after the weights: what runs is of the weights that it was begun with
             self._plans.load_state(_part(state, _PLANS))
+        if self._env.not_replayed:
+            ended = np.array(sorted(self._env.not_replayed))
+            rows = self._recorder.begin_anew(ended, self._obs_EO)
+            if self._plans is not None:
+                self._plans.begin_anew(ended)
+            merge_stats(self._untold, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(ended))})
+        return dict(self._env.not_replayed)
 
     def _make_plans(self, entropy: list[int], aim: PlanRequest | None) -> RunningPlans | None:
         """None for a policy that sees one observation at a time."""

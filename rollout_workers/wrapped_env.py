@@ -36,6 +36,11 @@ class WrappedEnv:
         """See BatchEnv."""
         return self._inner.load_state(state)
 
+    @property
+    def not_replayed(self) -> dict[int, str]:
+        """See BatchEnv."""
+        return self._inner.not_replayed
+
     def close(self) -> None:
         """See BatchEnv."""
         self._inner.close()
