@@ -144,12 +144,14 @@ class ShardActor:
             self.changed.notify_all()
 
     async def stats(self) -> dict[str, Any]:
-        """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, and when
-        this process started."""
+        """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, when this
+        process started, and from what: the rows of a snapshot and warnings of newer ones, or None."""
         stats, now = self.shard.stats(), time.monotonic()
         silent_s = {worker: now - seen for worker, seen in stats.last_seen_s.items()}
         workers, full = self.shard.drain_stats(), self._full()
-        return {"stats": stats, "full": full, "workers": workers, "started": self.started, "silent_s": silent_s}
+        restored = None if self.found is None else (self.found.inserted, self.found.warnings)
+        began = {"started": self.started, "restored": restored}
+        return {"stats": stats, "full": full, "workers": workers, "silent_s": silent_s, **began}
 
     async def save(self) -> int:
         """Writes a snapshot, a segment at a time between the other calls; the rows stored over the run that it stands for."""

@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
     resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
+    resume.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="begin anew what is missing of checkpoints and snapshots, keep the rest (default: refuse)",
+    )
     add_env_again(resume)
     evaluate = _command(commands, "evaluate", _evaluate, "run deterministic episodes with a run's newest policy")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -338,7 +343,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from cluster.checks import check_tree, make_plan
     from cluster.drive import drive
-    from cluster.run_dir import RunDirectory
+    from cluster.missing import check_parts
+    from cluster.run_dir import RunDirectory, written_at_start
 
     check_tree()
     run = RunDirectory.open(arguments.run_dir)
@@ -347,12 +353,18 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
         settings["ray.address"] = arguments.address
     config = override(run.config(), settings)
-    run.hold()
+    with written_at_start(run.path):
+        run.hold()
     run.check_resumable(config)
+    lost = check_parts(run, config, arguments.accept_loss)
     _knock(config)
-    plan = dataclasses.replace(make_plan(config, run, 0), start=run.count_start())
-    run.write_config(config)
-    run.clear_outcome()
+    plan = make_plan(config, run, 0)
+    with written_at_start(run.path):
+        plan = dataclasses.replace(plan, start=run.count_start())
+        run.write_config(config)
+        run.clear_outcome()
+    for text in lost:
+        print(text)
     return drive(run, plan)
 
 

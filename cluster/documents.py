@@ -16,6 +16,7 @@ LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
 
 COUNTERS = {  # what a resumed run goes on from
     "env_steps", "updates", "version", "epoch", "rows_recorded", "workers_started", "workers_restarted", "time_s",
+    "failed_checkpoints", "failed_snapshots", "failed_reports", "written_checkpoints", "written_snapshots",
 }  # fmt: skip
 FIGURES = {
     "written", "pid", "metrics_port", "when", "wall_s", "env_steps_per_s", "updates_per_s", "replay_ratio",

@@ -13,6 +13,7 @@ from cluster.console import Console
 from cluster.curve import draw_curve
 from cluster.env_again import resume_words
 from cluster.errors import Interrupted, RunError
+from cluster.event_file import EventFile
 from cluster.exporter import Exporter
 from cluster.graph import Plan, offline_rows
 from cluster.run_dir import RunDirectory
@@ -33,7 +34,7 @@ def drive(run: RunDirectory, plan: Plan) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)
         exporter = _exporter(plan, stack)
-        events = _events(plan, run, stack)
+        events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
         caught = stack.enter_context(_signals())
 
         def outputs(line: dict[str, Any]) -> None:
@@ -41,7 +42,7 @@ def drive(run: RunDirectory, plan: Plan) -> int:
             if exporter is not None:
                 exporter.update(line)
             if events is not None:
-                _write_events(events, line, config.unit)
+                session.reports.attempt("events", lambda: events.write(line))
 
         stack.callback(console.close)
         console.event(f"run directory {run.path}")
@@ -57,7 +58,8 @@ def drive(run: RunDirectory, plan: Plan) -> int:
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
-        with Session(run, plan, outputs=outputs, event=console.event, facts=facts) as session:
+        session = Session(run, plan, outputs=outputs, event=console.event, facts=facts)
+        with session:
             while session.advance():
                 if caught:
                     session.finish("interrupted")
@@ -65,9 +67,11 @@ def drive(run: RunDirectory, plan: Plan) -> int:
             summary = session.finish()
             if session.saved is not None and session.saved.problems:
                 raise RunError(f"the run ended {_what_is_left(session)}")
-        draw_curve(run.path, run.path / "curve.png")
+        curve = run.path / "curve.png"
+        drawn = session.reports.attempt("curve.png", lambda: draw_curve(run.path, curve))
         console.close(summary)
-    print(f"curve: {run.path / 'curve.png'}")
+    if drawn:
+        print(f"curve: {curve}")
     return 0
 
 
@@ -106,28 +110,6 @@ def _exporter(plan: Plan, stack: contextlib.ExitStack) -> Exporter | None:
     exporter = Exporter(plan.run_dir.name, host=settings.host, port=settings.port)
     stack.callback(exporter.close)
     return exporter
-
-
-def _events(plan: Plan, run: RunDirectory, stack: contextlib.ExitStack) -> Any:
-    """A TensorBoard writer in the run directory, or None."""
-    if not plan.config.metrics.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter(str(run.events))
-    stack.callback(writer.close)
-    return writer
-
-
-def _write_events(writer: Any, line: dict[str, Any], unit: str) -> None:
-    step = line.get(unit, 0)
-    for name, value in line.items():
-        if name not in (unit, "time_s") and isinstance(value, (int, float)):
-            writer.add_scalar(
-                name.replace("_", "/", 1) if name.startswith(("loss_", "learner_", "eval_", "rows_")) else name,
-                value,
-                step,
-            )
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from cluster.evaluations import Evaluations
 from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
 from cluster.remote import cause, make_actor, root, started
+from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
 from cluster.tally import Tally
 from replay.limiter import dealt
@@ -42,10 +43,12 @@ class RayFleet:
         self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
         self.timeout_s = self.config.ray.call_timeout_s
         self.done = False
+        self.watch = SaveWatch(plan, tally, event)
         self._own_cluster = False
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
         self._closing = False
         self._next_stats = self._next_save = 0.0
+        self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
         self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
         self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._shard_started: dict[int, float] = {}
@@ -109,6 +112,7 @@ class RayFleet:
             self._next_save = now + self.config.replay.snapshot_s
             self._begin_save()
         self._check_saves()
+        self._check_checkpoints()
         self._evaluations.go_on()
         self.done = self._learners.finished
 
@@ -149,6 +153,7 @@ class RayFleet:
         snapshots = self._end_saves(min(deadline, time.monotonic() + self.timeout_s)) | late
         self._next_save = time.monotonic() + self.config.replay.snapshot_s
         learner = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
+        self.watch.checkpoint(learner)
         return look_at_disk(self.plan, learner, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
@@ -257,7 +262,7 @@ class RayFleet:
         self._shard_lost.pop(index, None)
         if self._shard_started.setdefault(index, told["started"]) != told["started"]:
             self._shard_started[index] = told["started"]
-            self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot")
+            self._say_restarted(index, told["restored"])
             self._learners.astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
@@ -265,6 +270,19 @@ class RayFleet:
             self._full.add(index)
         self._crew.hear(told["workers"], told["silent_s"])
         self.tally.add_shard(told["stats"], told["workers"])
+
+    def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:
+        """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was passed over, or nothing."""
+        if restored is None:
+            self.event(
+                f"WARNING: replay shard {index} was restarted by Ray and found no snapshot in {self.plan.shard_dir(index)}: it begins empty, "
+                "all rows that it held are lost and count as rows_dropped_shard_restart"
+            )
+            return
+        rows, warnings = restored
+        self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot, of {rows:,} rows")
+        for warning in warnings:
+            self.event(f"shard {index}: snapshot passed over: {warning}")
 
     def _close_when_full(self) -> None:
         """Once the shards have their rows, learners may use up what is left. (A worker may still wait for its place.)"""
@@ -287,8 +305,20 @@ class RayFleet:
                 ray.get(ref)
             except (RayTaskError, RayActorError) as error:
                 problems[index] = root(error)
-                self.event(f"a snapshot of shard {index} failed, the older one stays: {root(error)}")
+            self.watch.snapshot(index, problems.get(index, ""))
         return problems
+
+    def _check_checkpoints(self) -> None:
+        """What became of the checkpoints that the first learner wrote by itself. Never waits: a dead one's are not known."""
+        if self._outcomes is None and self._learners.actors:
+            actor = self._learners.actors[0]
+            self._outcomes = actor, actor.save_outcomes.remote()
+        if self._outcomes is None or not ray.wait([self._outcomes[1]], timeout=0)[0]:
+            return
+        (_, ref), self._outcomes = self._outcomes, None
+        with contextlib.suppress(RayActorError, RayTaskError):
+            for problem in ray.get(ref):
+                self.watch.checkpoint(problem)
 
     def _end_saves(self, deadline: float) -> dict[int, str]:
         """Waits for the snapshots that are being written; what went wrong, by shard."""

@@ -31,6 +31,7 @@ from cluster.graph import (
     snapshots_of,
     workers_of,
 )
+from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
 from cluster.tally import Tally
 from learners import checkpoint
@@ -50,6 +51,7 @@ class InlineFleet:
     def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None]) -> None:
         self.plan, self.tally, self.event = plan, tally, event
         self.done = False
+        self.watch = SaveWatch(plan, tally, event)
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
 
@@ -62,7 +64,7 @@ class InlineFleet:
         self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish, write_back=self._write_back)
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
         found = newest_checkpoint(plan)
-        exact = found is not None and self._restore(found)
+        exact = self._restore(found)
         self.incarnation = self._kept_incarnation(found) if exact else plan.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
         self.workers = [make_worker(plan, i, self.incarnation, random_steps) for i in range(workers_of(config))]
@@ -115,7 +117,10 @@ class InlineFleet:
             save = functools.partial(snapshots_of(self.plan.config).save, shard, self.plan.shard_dir(index))
             if problem := _tried(save):
                 snapshots[index] = problem
-        return look_at_disk(self.plan, _tried(self._save_checkpoint), snapshots)
+            self.watch.snapshot(index, problem)
+        problem = _tried(self._save_checkpoint)
+        self.watch.checkpoint(problem)
+        return look_at_disk(self.plan, problem, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
         """Nothing is on its way in one process, so what is left is to save."""
@@ -241,15 +246,16 @@ class InlineFleet:
         kept = found.part(_COUNTERS) if found is not None else {}
         return int(kept.get("incarnation", 0))
 
-    def _restore(self, found: checkpoint.Checkpoint) -> bool:
+    def _restore(self, found: checkpoint.Checkpoint | None) -> bool:
         """Learner and shards; whether the checkpoint and the snapshots are of one moment, so that all is as it was."""
+        loaded = self._load_shards()
+        if found is None:
+            if loaded:
+                self._settle()
+            return False
         for warning in found.warnings:
             self.event(f"checkpoint passed over: {warning}")
         self.learner.load_state(found.part(PART))
-        for index, shard in enumerate(self.shards):
-            info = snapshots_of(self.plan.config).load(shard, self.plan.shard_dir(index))
-            for warning in info.warnings if info else ():
-                self.event(f"snapshot passed over: {warning}")
         counters = found.part(_COUNTERS)
         if counters:
             self.turn, self.asked, *inserted = counters["counters"].tolist()
@@ -260,6 +266,21 @@ class InlineFleet:
                 and drawn == self.learner.updates * self.plan.config.learner.batch_size
             ):
                 return True
+        self._settle()
+        return False
+
+    def _load_shards(self) -> bool:
+        """The newest snapshot of each shard; whether any has one."""
+        found = False
+        for index, shard in enumerate(self.shards):
+            info = snapshots_of(self.plan.config).load(shard, self.plan.shard_dir(index))
+            found = found or info is not None
+            for warning in info.warnings if info else ():
+                self.event(f"snapshot passed over: {warning}")
+        return found
+
+    def _settle(self) -> None:
+        """Tells the shards what a learner that is not of their moment really had of them."""
         self.event(
             "checkpoint and snapshots are not of one moment: the run goes on, but not bit for bit as if it had never stopped"
         )
@@ -268,7 +289,6 @@ class InlineFleet:
         missing = dealt(total, [limiter.sampled for limiter in limiters], [limiter.inserted for limiter in limiters])
         for shard, rows in zip(self.shards, missing):
             shard.align(rows)
-        return False
 
 
 def _tried(write: Callable[[], Any]) -> str:

@@ -16,7 +16,17 @@ from ray.exceptions import RayActorError
 
 from cluster.actors import HELD, HOLD_S
 from cluster.errors import RunError
-from cluster.graph import Plan, learner_device, make_learner, newest_checkpoint, save_checkpoint, set_threads
+from cluster.graph import (
+    EPOCHS_A_START,
+    Plan,
+    learner_device,
+    make_learner,
+    newest_checkpoint,
+    save_checkpoint,
+    set_threads,
+)
+from cluster.missing import missing_checkpoint
+from cluster.run_dir import RunDirectory
 from replay.chunk import Block, Wait
 
 if TYPE_CHECKING:
@@ -60,7 +70,7 @@ class LearnerActor:
         self.asked = threading.Event()  # ``save`` wants the turn
         self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
-        self.told_troubles: deque[str] = deque(maxlen=REPORTS)
+        self.outcomes: deque[str] = deque(maxlen=REPORTS)  # why a checkpoint was not written, "" where it was
         self.told = -1  # updates that the newest report told of
 
     def meeting(self) -> str:
@@ -91,8 +101,11 @@ class LearnerActor:
         self._agree_on(found)
         if found is not None:
             self.learner.load_state(found.part(PART))
+        elif self.epoch % EPOCHS_A_START and (problem := missing_checkpoint(RunDirectory(self.plan.run_dir))):
+            raise RunError(f"the learner was restarted: {problem}, so the run ends here")
         elif self.rank == 0:
             self._save()
+            self.outcomes.append("")
         warnings = found.warnings if found else ()
         learner = self.learner
         self.fetched = self.learner.updates * self.plan.rank_batch
@@ -134,20 +147,21 @@ class LearnerActor:
             feed.stop()
         learner.publish()
         if self.rank == 0:
-            with self.turn:
-                self._save()
+            self._save_or_tell()
             ray.get(self.sent, timeout=config.ray.call_timeout_s)
         with self.turn:
             self._report()
         return learner.updates
 
     def _save_or_tell(self) -> None:
-        """A checkpoint that cannot be written (a full disk) is told of; learning goes on, and it is tried again in time."""
+        """A checkpoint; where it cannot be written (a full disk) learning goes on, and it is tried again in time."""
         try:
             with self.turn:
                 self._save()
         except OSError as error:
-            self.told_troubles.append(f"a checkpoint could not be written, the older ones stay: {error}")
+            self.outcomes.append(f"{type(error).__name__}: {error}")
+        else:
+            self.outcomes.append("")
 
     def stop(self) -> None:
         """Lets ``run`` finish the block in hand, write a checkpoint and return."""
@@ -184,9 +198,9 @@ class LearnerActor:
                 self.turn.release()
         return [self.kept.popleft() for _ in range(len(self.kept))]
 
-    def troubles(self) -> list[str]:
-        """What a person should know of, since the last call."""
-        return [self.told_troubles.popleft() for _ in range(len(self.told_troubles))]
+    def save_outcomes(self) -> list[str]:
+        """Of the checkpoints since the last call, ``save`` aside: why one was not written, "" for one that was."""
+        return [self.outcomes.popleft() for _ in range(len(self.outcomes))]
 
     def _report(self) -> None:
         self.kept.append(self.learner.report())

@@ -72,11 +72,11 @@ class LearnerGroup:
         return False
 
     def report(self, limit_s: float | None = None) -> None:
-        """Brings the first learner's reports to the tally and its troubles to the user; of a dead one its run() tells."""
+        """Brings the first learner's reports to the tally; of a dead one its run() tells."""
         timeout_s = self.config.ray.call_timeout_s if limit_s is None else limit_s
         for actor in self.actors[:1]:
             try:
-                reports, troubles = ray.get([actor.reports.remote(), actor.troubles.remote()], timeout=timeout_s)
+                reports = ray.get(actor.reports.remote(), timeout=timeout_s)
             except (RayActorError, GetTimeoutError):
                 return
             for report in reports:
@@ -86,8 +86,6 @@ class LearnerGroup:
                         f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
                     )
                 self._rollbacks = report.rollbacks
-            for trouble in troubles:
-                self.event(trouble)
 
     def save(self, limit_s: float) -> str:
         """Writes a checkpoint now; returns why that was not possible within ``limit_s``, "" when it was."""

@@ -6,28 +6,35 @@ evaluations.jsonl  env_steps, updates, wall_s, returns and lengths of every epis
 checkpoints/       the learner's state;  replay/shard-I/  the shards' snapshots;  events/  TensorBoard
 live.json          the newest line, the process id and the state of the run
 summary.json       written at the end;  failure.json  if it failed
-control/           requests of other commands (`drawbridge scale`) and their answers
+control/           requests of other commands (`drawbridge scale`), their answers, and room set aside for failure.json
 run.lock           held (flock) by the process that drives the run
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cluster.config import RunConfig, from_json, to_json
-from cluster.documents import Damaged, is_counter, misfits, read_object
+from cluster.documents import Damaged, is_counter, misfits, parsed, read_object
 from cluster.errors import RunError, UsageError
-from replay.durable import write_atomic
+from replay.durable import append_whole, fsync_directory, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
+RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
+OF_A_START = {  # what a run directory may hold before the run has begun
+    "run.lock", "config.json", "live.json", "failure.json", "control", "checkpoints", "replay", "events",
+}  # fmt: skip
 LOOK_S = 0.3  # longer than another command needs to see whether a run is alive
 PACKAGES = ("ray", "torch", "gymnasium", "mujoco", "minari", "numpy", "pyarrow", "onnxruntime", "safetensors")
 
@@ -43,10 +50,14 @@ class RunDirectory:
         self.events = self.path / "events"
         self.control = self.path / "control"
         self._lock: IO[str] | None = None
+        self._seen: tuple[int, int, int] | None = None  # which request was looked at last
 
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> RunDirectory:
-        """A new run directory, locked by this process; UsageError when something is there already."""
+        """A new run directory, locked by this process; UsageError when something is there already.
+
+        What a start left that never began to learn is no obstacle: it is removed.
+        """
         run = cls(path)
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             living = run.owner()
@@ -55,15 +66,42 @@ class RunDirectory:
                     f"run directory {run.path} belongs to a living run (process {living}); nothing was started; "
                     "watch it with `drawbridge status`, or choose another --run-dir"
                 )
-            raise UsageError(
-                f"run directory {run.path} exists and is not empty, expected a new one; nothing in it was touched; go on with "
-                f"it by `drawbridge resume {run.path}`, or choose another --run-dir"
-            )
-        for folder in (run.path, run.checkpoints, run.replay, run.control):
-            folder.mkdir(parents=True, exist_ok=True)
-        run.hold()
-        run.write_config(config)
+            if not run.path.is_dir() or not run._never_began():
+                raise UsageError(
+                    f"run directory {run.path} exists and is not empty, expected a new one; nothing in it was touched; go on with "
+                    f"it by `drawbridge resume {run.path}`, or choose another --run-dir"
+                )
+        with written_at_start(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.hold()
+            if not run._never_began():
+                raise UsageError(
+                    f"another run began in {run.path} meanwhile; nothing was started; choose another --run-dir"
+                )
+            for path in run.path.iterdir():
+                if path.name not in ("run.lock", "control"):
+                    _remove(path)
+            for folder in (run.checkpoints, run.replay):
+                folder.mkdir(parents=True, exist_ok=True)
+            run.write_config(config)
         return run
+
+    def _never_began(self) -> bool:
+        """Whether all there is comes from a start that was interrupted, failed or was refused before anything was learned."""
+        names = {path.name for path in self.path.iterdir()}
+        of_a_start = all(name in OF_A_START or name.endswith(".tmp") for name in names)
+        return "run.lock" in names and of_a_start and not self._has_learned()
+
+    def _has_learned(self) -> bool:
+        """Whether there is a row, or more than the checkpoint that learners write before their first update."""
+        if any(self.replay.glob("*/*")):
+            return True
+        count = len(list(self.checkpoints.glob("checkpoint-*")))
+        if not count:
+            return False
+        from learners import checkpoint
+
+        return count > 1 or (checkpoint.newest_meta(self.checkpoints) or {}).get("updates") != 0
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -103,6 +141,9 @@ class RunDirectory:
         lock.flush()
         os.set_inheritable(lock.fileno(), False)
         self._lock = lock
+        self.control.mkdir(exist_ok=True)
+        if not (self.control / "reserve").exists():
+            write_synced(self.control / "reserve", bytes(RESERVE_BYTES))
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _end_torn_line(self.path / name)
 
@@ -125,21 +166,40 @@ class RunDirectory:
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Adds one JSON object as one line to ``name`` (metrics.jsonl or evaluations.jsonl)."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.append_line(name, json.dumps(line).encode())
+
+    def append_line(self, name: str, text: bytes) -> None:
+        """Adds a line to ``name``, whole or not at all; one that was cut before it is ended first.
+
+        Raises:
+            OSError: it could not be written; what of it reached the file is taken back, if that is possible.
+        """
+        append_whole(self.path / name, lambda last: (b"" if last in (b"", b"\n") else b"\n") + text + b"\n")
 
     def write_live(self, line: dict[str, Any], state: str) -> None:
         self._write("live.json", {**line, "pid": os.getpid(), "state": state, "written": time.time()})
 
     def live(self) -> dict[str, Any]:
-        """The newest line of the run, empty before the first; RunError when its counters are none to go on from."""
-        data = self._read("live.json") if (self.path / "live.json").exists() else {}
+        """The newest line of the run, empty before the first; RunError when its counters are none to go on from.
+
+        Without live.json it is the last line of metrics.jsonl.
+        """
+        data = self._read("live.json") if (self.path / "live.json").exists() else self._last_line()
         if bad := [text for key, text in misfits(data).items() if is_counter(key)]:
             raise RunError(
                 f"{self.path / 'live.json'} cannot be used ({'; '.join(bad)}); a resumed run goes on from these counters, so nothing "
                 "was started; put a good copy back"
             )
         return data
+
+    def _last_line(self) -> dict[str, Any]:
+        """The last line of metrics.jsonl that is one, empty without."""
+        with contextlib.suppress(OSError):
+            for text in reversed((self.path / "metrics.jsonl").read_bytes().splitlines()):
+                with contextlib.suppress(Damaged):
+                    if isinstance(line := parsed(text), dict):
+                        return line
+        return {}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -148,7 +208,27 @@ class RunDirectory:
         return self._read("summary.json") if (self.path / "summary.json").exists() else None
 
     def write_failure(self, error: str, traceback: str) -> None:
-        self._write("failure.json", {"error": error, "traceback": traceback, "when": time.time()})
+        """Writes failure.json: where there is no room, into the file of RESERVE_BYTES that every start sets aside.
+
+        Raises:
+            OSError: not even there, as on a file system that is read-only.
+        """
+        when = time.time()
+        text = _encoded({"error": error, "traceback": traceback, "when": when})
+        try:
+            write_atomic(self.path / "failure.json", text)
+        except OSError:
+            if len(text) > RESERVE_BYTES:
+                most = RESERVE_BYTES // 32  # characters; one may take 12 bytes
+                text = _encoded({"error": error[:most], "traceback": traceback[-most:], "when": when})
+            with open(self.control / "reserve", "r+b") as reserve:
+                reserve.write(text)
+                reserve.truncate()
+                reserve.flush()
+                os.fsync(reserve.fileno())
+            os.replace(self.control / "reserve", self.path / "failure.json")
+            with contextlib.suppress(OSError):
+                fsync_directory(self.path)
 
     def failure(self) -> dict[str, Any]:
         return self._read("failure.json")
@@ -189,30 +269,53 @@ class RunDirectory:
         self._write("control/scale.json", {"id": ident, "workers": workers})
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
-            answer = self._read("control/answer.json") if (self.control / "answer.json").exists() else {}
+            answer: dict[str, Any] = {}
+            with contextlib.suppress(OSError, Damaged):  # what is there may be an earlier one, damaged since
+                answer = read_object(self.control / "answer.json")
             if answer.get("id") == ident:
-                if not answer["ok"]:
-                    raise RunError(answer["message"])
-                return str(answer["message"])
+                if not answer.get("ok"):
+                    raise RunError(str(answer.get("message")))
+                return str(answer.get("message"))
             time.sleep(0.1)
         raise RunError(
             f"the run in {self.path} did not answer within {deadline_s:.0f} s; it may still scale later; see `drawbridge status`"
         )
 
     def take_request(self) -> dict[str, Any] | None:
-        """The request of another command, once."""
+        """The request of another command, once: ``id``, a text, and ``workers``, a whole number.
+
+        Raises:
+            RunError: what is there is no request; it was moved aside, if that is possible.
+        """
         path = self.control / "scale.json"
-        if not path.exists():
+        try:
+            found = path.stat()
+        except OSError:
             return None
-        request = self._read("control/scale.json")
-        path.unlink()
+        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns, found.st_size)
+        if self._seen == before:  # it could not be removed
+            return None
+        try:
+            request = read_object(path)
+            if not isinstance(request.get("id"), str) or type(request.get("workers")) is not int:
+                raise Damaged("it has no id or no number of workers, expected what `drawbridge scale` writes")
+        except (OSError, Damaged) as error:
+            aside = path.with_name("scale.json.unreadable")
+            with contextlib.suppress(OSError):
+                os.replace(path, aside)
+            raise RunError(
+                f"{path} is no request ({error}): the number of workers stays and the run goes on; the file is {aside.name} now; give "
+                "`drawbridge scale` again"
+            ) from error
+        with contextlib.suppress(OSError):
+            path.unlink()
         return request
 
     def answer(self, request: dict[str, Any], ok: bool, message: str) -> None:
         self._write("control/answer.json", {"id": request["id"], "ok": ok, "message": message})
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
-        write_atomic(self.path / name, json.dumps(data, indent=1, default=str).encode())
+        write_atomic(self.path / name, _encoded(data))
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -222,6 +325,32 @@ class RunDirectory:
             raise RunError(
                 f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed; put a good copy back"
             ) from error
+
+
+@contextlib.contextmanager
+def written_at_start(path: Path) -> Iterator[None]:
+    """Turns an OSError of the files that a start writes in run directory ``path`` into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f"; {shutil.disk_usage(path if path.exists() else path.parent).free / 2**20:,.1f} MiB free there"
+        raise UsageError(
+            f"run directory {path} cannot be written ({error}{free}), expected room for the run's files: nothing was started; free "
+            "some space, make it writable, or choose another one"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _encoded(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, indent=1, default=str).encode()
 
 
 def _locked(lock: IO[str]) -> bool:

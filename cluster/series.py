@@ -98,6 +98,15 @@ _PROGRESS = (
         "when the newest figures were made; an old one means a stall",
     ),
     _plain("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes"),
+    _labelled(
+        "counter", "failed_writes", "writes", "what",
+        {"failed_checkpoints": "checkpoint", "failed_snapshots": "snapshot", "failed_reports": "report"},
+        "writes to the run directory that failed, by what: checkpoint, snapshot (of one shard), report (lines, live.json, events)",
+    ),
+    _labelled(
+        "gauge", "save_age_seconds", "s", "what", {"checkpoint_age_s": "checkpoint", "snapshot_age_s": "snapshot"},
+        "time since the newest complete checkpoint, and since every shard wrote a snapshot; since the start before the first",
+    ),
 )  # fmt: skip
 _REPLAY = (
     Series(

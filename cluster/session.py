@@ -1,7 +1,7 @@
 """One run from start to end: the loop that the command line and the RLlib face share.
 
 A fleet does the work (``inline.InlineFleet`` or ``fleet.RayFleet``); the session asks it to advance, writes down what it
-tells, evaluates when it is time, saves, and answers other commands.
+reports, evaluates when it is time, saves, and answers other commands. Nothing that cannot be reported ends a run (reports.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import psutil
 from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, pretrain_updates
+from cluster.reports import Reports
 from cluster.run_dir import RunDirectory
+from cluster.save_watch import SaveWatch
 from cluster.saved import Saved
 from cluster.tally import Tally
 from rollout_workers.evaluator import Evaluation
@@ -34,6 +36,7 @@ class Fleet(Protocol):
     """Who runs the parts of a run."""
 
     done: bool  # the run has its env steps and the learner the updates that belong to them
+    watch: SaveWatch  # what became of its saves
 
     def start(self) -> None:
         """Starts the parts, from the newest checkpoint and snapshots where there are any."""
@@ -107,6 +110,7 @@ class Session:
         )
         if before:
             self.tally.go_on_from(before)
+        self.reports = Reports(run, self.tally.failed, event)
         self.fleet: Fleet = _make_fleet(plan, self.tally, event)
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
@@ -116,12 +120,14 @@ class Session:
         self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
+        before = self.tally.env_steps_before, self.tally.updates
         try:
-            self.run.write_live({**self.run.live(), **self.facts}, self._state)
+            self._write_live(self.run.live())
             self.fleet.start()
         except BaseException as error:
             self._give_up(error)
             raise
+        self._say_what_is_lost(*before)
         every = self.config.evaluation.every_steps
         self._next_evaluation = (self.tally.progress // every + 1) * every if every else self.config.steps + 1
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
@@ -148,12 +154,12 @@ class Session:
         self._answer()
         now = time.monotonic()
         if now >= self._next_save and self.config.backend == "inline":
-            for problem in self.fleet.save().problems:
-                self.event(f"not saved: {problem}")
+            self.fleet.save()
             self._next_save = now + self.config.learner.checkpoint_s
         if now >= self._next_line:
             self._tell()
             self._next_line = now + self.config.metrics.line_s
+        self.fleet.watch.check()
         return not self.fleet.done
 
     def advance_to(self, env_steps: int) -> bool:
@@ -190,7 +196,7 @@ class Session:
             "saved": saved.as_json(),
             **self.tally.summary(),
         }
-        self.run.write_summary(summary)
+        self.reports.attempt("summary.json", lambda: self.run.write_summary(summary))
         self._state = "ended"
         self._tell()
         return summary
@@ -199,19 +205,31 @@ class Session:
         """Writes failure.json: what ended the run; then its last line, unless it was starting: the tally knows less then."""
         starting, self._state = self._state == "starting", "failed"
         line = self.run.live() if starting else self.tally.line()
-        self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
-        self.run.write_live({**line, **self.facts}, self._state)
+        try:
+            self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
+        except OSError as problem:
+            self.event(f"failure.json could not be written ({problem}); it would say: {error}")
+        self._write_live(line)
         if not starting:
-            self.run.append("metrics.jsonl", line)
+            self.reports.line("metrics.jsonl", line)
 
     def _give_up(self, error: BaseException) -> None:
-        """Writes down what ended the run and frees everything; a full disk must not hide ``error`` or keep actors alive."""
+        """Writes down what ended the run and frees everything; nothing here may hide ``error`` or keep actors alive."""
         try:
             self.fail(error)
-        except OSError as problem:
-            self.event(f"failure.json could not be written: {problem}")
+        except Exception as problem:
+            self.event(f"the end of the run could not be written down: {problem}")
         finally:
             self.fleet.close()
+
+    def _say_what_is_lost(self, env_steps: int, updates: int) -> None:
+        """Of a run that goes on: how far back it begins."""
+        rows, made = max(0, env_steps - self.tally.env_steps), max(0, updates - self.tally.updates)
+        if rows or made:
+            self.event(
+                f"the run goes on at {self.tally.env_steps:,} env steps and {self.tally.updates:,} updates, as they were saved: {rows:,} rows "
+                f"that it had are lost and count as dropped, {made:,} updates are owed again"
+            )
 
     def _evaluate(self) -> None:
         every = self.config.evaluation.every_steps
@@ -224,29 +242,36 @@ class Session:
         for evaluation in self.fleet.take_evaluations():
             self.evaluations.append(evaluation)
             record = {**dataclasses.asdict(evaluation), "time_s": round(self.tally.time_s, 3)}
-            self.run.append("evaluations.jsonl", record)
+            self.reports.line("evaluations.jsonl", record)
             self.tally.add_evaluation(record)
             for error in evaluation.errors:
                 self.event(f"evaluation: {error}")
 
     def _answer(self) -> None:
-        request = self.run.take_request()
+        self.reports.retry()
+        try:
+            request = self.run.take_request()
+        except RunError as error:
+            self.event(str(error))
+            return
         if request is None:
             return
         try:
-            message = self.fleet.scale(int(request["workers"]))
-        except (UsageError, RunError) as error:
-            self.run.answer(request, False, str(error))
-        else:
+            message, done = self.fleet.scale(request["workers"]), True
             self.event(message)
-            self.run.answer(request, True, message)
+        except (UsageError, RunError) as error:
+            message, done = str(error), False
+        self.reports.answer(lambda: self.run.answer(request, done, message))
 
     def _tell(self) -> None:
         self.tally.memory_bytes = _memory_bytes()
         line = self.tally.line()
-        self.run.append("metrics.jsonl", line)
-        self.run.write_live({**line, **self.facts}, self._state)
+        self.reports.line("metrics.jsonl", line)
+        self._write_live(line)
         self.outputs(line)
+
+    def _write_live(self, line: dict[str, Any]) -> None:
+        self.reports.attempt("live.json", lambda: self.run.write_live({**line, **self.facts}, self._state))
 
 
 def _make_fleet(plan: Plan, tally: Tally, event: Callable[[str], None]) -> Fleet:

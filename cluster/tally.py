@@ -16,6 +16,8 @@ from rollout_workers.recorder import merge_stats
 
 _SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")
 _SHARES = ("data_wait", "update", "publish", "other")
+SAVED = ("checkpoint", "snapshot")
+FAILED = (*SAVED, "report")
 
 
 class Tally:
@@ -45,7 +47,10 @@ class Tally:
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
         self.workers = self.workers_started = self.workers_restarted = 0
         self.memory_bytes = 0
+        self.failed = dict.fromkeys(FAILED, 0)  # writes to the run directory, over the run
+        self.written = dict.fromkeys(SAVED, 0)  # complete saves, over the run
         self.evaluation: dict[str, Any] = {}
+        self._saved_at = dict.fromkeys(SAVED, time.monotonic())
         self._began = time.monotonic() - before_s
         self._shards: dict[int, ShardStats] = {}
         self._window: dict[str, float] = {}  # workers' stats since the last line
@@ -63,6 +68,8 @@ class Tally:
         self.workers_restarted = int(line.get("workers_restarted", 0))
         cut = "episodes_cut_"
         self.episodes_cut.update({k.removeprefix(cut): int(n) for k, n in line.items() if k.startswith(cut)})
+        self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
+        self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
         prefix = "rows_dropped_"
         self.ledger.go_on_from(
             {name.removeprefix(prefix): int(rows) for name, rows in line.items() if name.startswith(prefix)}
@@ -74,6 +81,11 @@ class Tally:
         self.ledger.begin(max(0, (self._steps_before or 0) - self.env_steps))
         self._steps_before = None
         self._mark = (time.monotonic(), self.env_steps, self.updates, self.version)
+
+    @property
+    def env_steps_before(self) -> int:
+        """Rows that the run's earlier parts had stored or had on the way; 0 once ``settle_restart`` has settled them."""
+        return self._steps_before or 0
 
     @property
     def progress(self) -> int:
@@ -114,6 +126,11 @@ class Tally:
         for name in _SHARES:
             self._share_s[name] += report.time.get(name, 0.0) * report.wall_s
 
+    def saved(self, what: str) -> None:
+        """A checkpoint is complete, or a snapshot of every shard."""
+        self.written[what] += 1
+        self._saved_at[what] = time.monotonic()
+
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
         self.evaluation = evaluation
 
@@ -146,6 +163,9 @@ class Tally:
             "blocked_insert_s": sum(s.insert_blocked_s for s in shards),
             "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
             "memory_bytes": self.memory_bytes,
+            **{f"failed_{what}s": count for what, count in self.failed.items()},
+            **{f"written_{what}s": count for what, count in self.written.items()},
+            **{f"{what}_age_s": now - saved_at for what, saved_at in self._saved_at.items()},
         }
         if self.version > version:
             line["publish_interval_s"] = seconds / (self.version - version)

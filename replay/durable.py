@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -24,6 +26,26 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def append_whole(path: Path, make: Callable[[bytes], bytes]) -> None:
+    """Adds what ``make`` gives for the file's last byte (b"" of a new or empty one) to ``path``, all of it or nothing.
+
+    Raises:
+        OSError: it could not be written; what of it reached the file was taken back, if that is possible.
+    """
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+        data = memoryview(make(file.read(1) if size else b""))
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def fsync_directory(path: Path) -> None:

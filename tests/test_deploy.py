@@ -242,6 +242,13 @@ def line_at(seconds: float) -> dict[str, float]:
     windows = {"episodes": 1, "env_s": 0.2, "act_s": 0.1, "record_s": 0.01, "push_wait_s": 0.01}
     replay = {"size_rows": steps, "fill": 0.1, "replay_ratio": 1.0, "target_replay_ratio": 1.0}
     blocked = {"blocked_insert_s": 0.1 * seconds, "blocked_sample_s": 0.1 * seconds, "memory_bytes": 5e8, "workers": 2}
+    saves = {
+        "failed_checkpoints": 0,
+        "failed_snapshots": 0,
+        "failed_reports": 0,
+        "checkpoint_age_s": 9,
+        "snapshot_age_s": 9,
+    }
     policy = {"version": seconds, "epoch": 0, "policy_age_p50": 1, "policy_age_p95": 2, "publish_interval_s": 1.0}
     learner = {"learner_data_wait": 0.01, "learner_update": 0.9, "learner_publish": 0.02}
     returns = {"return_mean": 1.0, "return_min": 0.0, "return_max": 2.0, "length_mean": 1000, "eval_return_mean": 3.0}
@@ -269,7 +276,7 @@ def line_at(seconds: float) -> dict[str, float]:
     agent |= {"stage": 1, "online_episodes": seconds, "held_dataset_episodes": 100, "held_online_episodes": 20}
     agent |= {"episode_rows": steps, "lost_rows_end_lost": seconds, "planned_episodes": 1, "plan_s": 0.1}
     agent |= {"plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0}
-    return growing | windows | replay | blocked | policy | learner | returns | agent | {"eval_env_steps": 4000}
+    return growing | windows | replay | blocked | saves | policy | learner | returns | agent | {"eval_env_steps": 4000}
 
 
 @pytest.fixture

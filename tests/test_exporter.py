@@ -32,6 +32,7 @@ LINE = {
     "version": 62, "epoch": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
     "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01,
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
+    "failed_checkpoints": 0, "failed_snapshots": 2, "failed_reports": 5, "checkpoint_age_s": 30.0, "snapshot_age_s": 200.0,
     "return_mean": -10.0, "return_min": -50.0, "return_max": 30.0, "length_mean": 1000.0, "memory_bytes": 5e8,
     "eval_return_mean": 120.0, "eval_env_steps": 4000, "loss_critic_loss": 3.2, "loss_alpha": 0.08,
     "stage": 2, "online_episodes": 40, "held_dataset_episodes": 100, "held_online_episodes": 32, "episode_rows": 3600,
@@ -84,6 +85,9 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("episode_return", stat="min"): -50.0,
         key("learning", metric="alpha"): 0.08,
         key("evaluation_return"): 120.0,
+        key("failed_writes_total", what="checkpoint"): 0,
+        key("failed_writes_total", what="report"): 5,
+        key("save_age_seconds", what="snapshot"): 200.0,
     }
     assert {name: found[name] for name in expected} == expected
     assert found[key("last_line_timestamp_seconds")] == pytest.approx(time.time(), abs=30)

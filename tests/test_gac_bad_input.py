@@ -492,6 +492,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     (run / "summary.json").unlink()
     (run / "replay").mkdir()
     kept.rename(kept.with_name(".tmp-checkpoint-half"))
+    killed = read(run / "live.json") | {"written_checkpoints": 0, "written_snapshots": 0}
+    (run / "live.json").write_text(json.dumps(killed))
     assert main(["resume", str(run)]) == 0
     assert read(run / "summary.json")["eval_return_mean"] == read(whole / "summary.json")["eval_return_mean"]
 

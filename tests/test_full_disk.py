@@ -1,0 +1,274 @@
+"""Runs on a real file system that fills up: they go on, count and say it, and end by one rule where it stays full."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_runs import RayRun, ray_run
+from small_disk import SmallDisk, small_disk
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
+
+from cluster.cli import main
+from cluster.reports import LINES, Reports
+from cluster.run_dir import RESERVE_BYTES, RunDirectory
+from cluster.save_watch import CHECKPOINTS_FAILED
+
+PENDULUM = "InvertedPendulum-v5"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as mounted:
+        yield mounted
+
+
+def scraped(port: int) -> dict[str, float]:
+    """What the run's endpoint says: env steps, and failed writes by what failed."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        samples = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    found = {name.split('what="')[1].split('"')[0]: float(value) for name, value in samples if "failed_writes" in name}
+    return found | {"env_steps": float(next(value for name, value in samples if "env_steps_total" in name))}
+
+
+def balanced(rows: dict[str, Any]) -> bool:
+    return bool(rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()))
+
+
+def test_an_inline_run_goes_on_while_its_disk_is_full_counts_it_and_completes(disk: SmallDisk, tmp_path: Path) -> None:
+    run, log = disk.path / "run", tmp_path / "log"
+    often = {"metrics__line_s": 0.2, "metrics__port": 0, "metrics__tensorboard": "true", "learner__checkpoint_s": 2}
+    words = train_words(
+        run, PENDULUM, "--backend", "inline", "--steps", "100000000", evaluation__every_steps=0, **often
+    )
+    process = start(*words, log=log)
+    try:
+        wait_for(lambda: live(run).get("written_checkpoints", 0) > 0, "a checkpoint", log=log)
+        port = live(run)["metrics_port"]
+        assert scraped(port) | {"env_steps": 0} == {"env_steps": 0, "checkpoint": 0, "snapshot": 0, "report": 0}
+
+        def failing() -> bool:
+            seen = scraped(port)
+            return seen["checkpoint"] >= 1 and seen["snapshot"] >= 1 and seen["report"] >= 3
+
+        wait_for(disk.kept_full(failing), "failed writes of every kind", log=log)
+        steps = scraped(port)["env_steps"]
+        wait_for(disk.kept_full(lambda: scraped(port)["env_steps"] > steps), "env steps on a full disk", log=log)
+        told = log.read_text()
+        for part in (
+            f"{run}/live.json cannot be written ([Errno 28] No space left on device",
+            f"{run}/metrics.jsonl cannot be written",
+            f"{run}/events cannot be written",
+            f"the checkpoint could not be written to {run}/checkpoints (OSError: [Errno 28] No space left on device",
+            f"the snapshot of shard 0 could not be written to {run}/replay/shard-0",
+            "free there, the last one takes ",
+        ):
+            assert part in told, (part, told)
+        assert told.count("live.json cannot be written") == 1
+        disk.free()
+        wait_for(lambda: "the checkpoint is written again" in log.read_text(), "a checkpoint", log=log)
+        wait_for(lambda: live(run).get("failed_reports", 0) >= 3, "live.json", log=log)
+        for part in ("metrics.jsonl is written again, after ", "the snapshot of shard 0 is written again"):
+            assert part in log.read_text()
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text() and "saved: the checkpoint" in log.read_text().splitlines()[-1]
+    kept = lines(run / "metrics.jsonl")  # every line is JSON
+    assert [line["time_s"] for line in kept] == sorted(line["time_s"] for line in kept)
+    assert [line for line in kept if 0 < line["failed_reports"] < kept[-1]["failed_reports"]], "lines of the full disk"
+    (events,) = (run / "events").iterdir()
+    assert len(list(EventFileLoader(str(events)).Load())) > 10  # raises for a torn record
+    resumed = command("resume", str(run), "--steps", str(kept[-1]["env_steps"] + 200))
+    assert resumed.returncode == 0, resumed.stderr
+    assert balanced(read(run / "summary.json")["rows"]) and lines(run / "metrics.jsonl")[-1]["failed_reports"] >= 3
+
+
+def test_a_run_whose_disk_stays_full_ends_by_the_rule_with_a_clear_last_line_and_failure_json(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    run, log = disk.path / "run", tmp_path / "log"
+    often = {"metrics__line_s": 0.2, "learner__checkpoint_s": 0.05, "evaluation__every_steps": 0}
+    process = start(*train_words(run, PENDULUM, "--backend", "inline", "--steps", "100000000", **often), log=log)
+    try:
+        wait_for(lambda: any((run / "checkpoints").glob("checkpoint-*")), "a checkpoint", log=log)
+        wait_for(disk.kept_full(lambda: process.poll() is not None), "the end", log=log)
+    finally:
+        process.kill()
+    told = log.read_text()
+    assert process.returncode == 1 and "Traceback" not in told, told
+    last = told.strip().splitlines()[-1]
+    for part in (
+        f"drawbridge: error: {CHECKPOINTS_FAILED} checkpoints one after the other could not be written to {run}/checkpoints",
+        "No space left on device",
+        "MiB free there" if " MiB free there" in last else "KiB free there",
+        "the last one takes ",
+        "nothing that the run learns would last, so it ends",
+        f"drawbridge resume {run}",
+    ):
+        assert part in last, last
+    assert "WARNING: 3 one after the other: the checkpoint could not be written" in told
+    assert f"{CHECKPOINTS_FAILED - 3} more end the run" in told
+    failure = read(run / "failure.json")
+    assert "checkpoints one after the other" in failure["error"] and "RunError" in failure["traceback"]
+    assert not (run / "control" / "reserve").exists()  # it became failure.json
+    status = command("status", str(run))
+    assert ", failed" in status.stdout and status.returncode == 0
+    disk.free()
+    assert main(["resume", str(run), "--steps", str(live(run)["env_steps"] + 64)]) == 0
+    assert (run / "control" / "reserve").stat().st_size == RESERVE_BYTES
+
+
+def test_a_start_on_a_full_disk_is_refused_and_the_same_command_starts_once_there_is_room(
+    disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk.fill()
+    assert train_inline(disk.path / "run", PENDULUM, 128) == 2
+    told = capsys.readouterr().err
+    for part in (
+        f"run directory {disk.path / 'run'} cannot be written",
+        "No space left",
+        "nothing was started",
+        "free some",
+    ):
+        assert part in told
+    assert "Traceback" not in told
+    disk.free()
+    assert train_inline(disk.path / "run", PENDULUM, 128) == 0
+
+
+def test_a_line_that_did_not_fit_is_taken_back_and_comes_whole_later(disk: SmallDisk) -> None:
+    run, told = RunDirectory(disk.path), []
+    reports = Reports(run, failed := {"report": 0}, told.append)
+    reports.line("metrics.jsonl", {"first": 1})
+    disk.fill()
+    long = {"second": "x" * 100_000}
+    reports.line("metrics.jsonl", long)
+    reports.line("metrics.jsonl", {"third": 3})
+    assert failed["report"] == 2 and len(told) == 1
+    assert (run.path / "metrics.jsonl").read_text() == '{"first": 1}\n'
+    disk.free()
+    reports.line("metrics.jsonl", {"fourth": 4})
+    assert lines(run.path / "metrics.jsonl") == [{"first": 1}, long, {"third": 3}, {"fourth": 4}]
+    assert "written again, after 2 failed writes" in told[-1]
+
+
+def test_lines_that_wait_are_bounded_and_those_lost_are_said(tmp_path: Path) -> None:
+    run, told = RunDirectory(tmp_path / "gone"), []
+    reports = Reports(run, failed := {"report": 0}, told.append)
+    for number in range(LINES + 5):
+        reports.line("metrics.jsonl", {"number": number})
+    run.path.mkdir()
+    reports.line("metrics.jsonl", {"number": -1})
+    kept = [line["number"] for line in lines(run.path / "metrics.jsonl")]
+    assert kept == [*range(6, LINES + 5), -1] and failed["report"] == LINES + 5
+    assert "6 of its lines are lost" in told[-1]
+
+
+def test_half_a_line_of_another_writer_does_not_join_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"whole": 1}\n{"half": ')
+    RunDirectory(tmp_path).append("metrics.jsonl", {"next": 2})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"whole": 1}\n{"half": \n{"next": 2}\n'
+
+
+@pytest.mark.parametrize("size", [100, 10 * RESERVE_BYTES])
+def test_failure_json_is_written_on_a_full_disk_whatever_its_size(disk: SmallDisk, size: int) -> None:
+    run = RunDirectory(disk.path)
+    run.hold()
+    disk.fill()
+    with pytest.raises(OSError, match="No space left"):
+        (disk.path / "other").write_bytes(bytes(1 << 13))
+    run.write_failure("the root cause", "\U0001f4be" * size + "the last line")
+    written = json.loads((disk.path / "failure.json").read_bytes())
+    assert written["error"] == "the root cause" and written["traceback"].endswith("the last line")
+    run.release()
+
+
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayRun, SmallDisk]]:
+    """A run on Ray without an end, on a small disk; the tests below go on with it in turn."""
+    folder = tmp_path_factory.mktemp("full")
+    often = {"metrics__port": 0, "learner__checkpoint_s": 2, "replay__snapshot_s": 1, "evaluation__every_steps": 0}
+    with (
+        small_disk(folder / "disk", "48m") as disk,
+        ray_run(folder / "disk" / "run", "--steps", "100000000", "--workers", "2", **often) as run,
+    ):
+        run.wait(lambda: run.live().get("written_snapshots", 0) and run.live()["written_checkpoints"], "saves")
+        yield run, disk
+
+
+@pytest.mark.cluster
+def test_a_run_on_ray_goes_on_while_its_disk_is_full_and_counts_it(on_ray: tuple[RayRun, SmallDisk]) -> None:
+    run, disk = on_ray
+    port = run.live()["metrics_port"]
+
+    def failing() -> bool:
+        seen = scraped(port)
+        return seen["checkpoint"] >= 1 and seen["snapshot"] >= 1 and seen["report"] >= 3
+
+    run.wait(disk.kept_full(failing), "failed writes of every kind")
+    steps = scraped(port)["env_steps"]
+    run.wait(disk.kept_full(lambda: scraped(port)["env_steps"] > steps), "env steps on a full disk")
+    disk.free()
+    run.wait(lambda: "the checkpoint is written again" in run.told(), "a checkpoint")
+    run.wait(lambda: "the snapshot of shard 0 is written again" in run.told(), "a snapshot")
+    run.wait(lambda: run.live().get("failed_reports", 0) >= 3, "live.json")
+    line = run.live()
+    assert line["workers_restarted"] == 0 and line["epoch"] == 0, line
+    assert "Traceback" not in run.told()
+    lines(run.run_dir / "metrics.jsonl")  # every line is JSON
+
+
+@pytest.mark.cluster
+def test_a_request_that_is_none_does_not_end_a_run_and_the_next_one_is_answered(
+    on_ray: tuple[RayRun, SmallDisk],
+) -> None:
+    run, _ = on_ray
+    (run.run_dir / "control" / "answer.json").write_text("[")
+    for number, text in enumerate(("{", "[]", '{"id": 1}', '{"id": "x", "workers": "many"}'), start=1):
+        (run.run_dir / "control" / "scale.json.new").write_text(text)
+        (run.run_dir / "control" / "scale.json.new").replace(run.run_dir / "control" / "scale.json")
+        run.wait(lambda number=number: run.told().count("scale.json is no request") == number, text)
+    assert (run.run_dir / "control" / "scale.json.unreadable").read_text() == text
+    scaled = command("scale", str(run.run_dir), "--workers", "1")
+    assert scaled.returncode == 0, scaled.stderr
+
+
+@pytest.mark.cluster
+def test_a_shard_that_restarts_without_its_files_begins_empty_and_says_and_counts_it(
+    on_ray: tuple[RayRun, SmallDisk],
+) -> None:
+    run, disk = on_ray
+    (run.run_dir / "replay" / "shard-0").rename(disk.path / "taken")  # the next snapshot makes another one
+    held = run.live()["size_rows"]
+    (run.run_dir / "replay" / "shard-0").touch()  # that no snapshot can be written to before the shard is killed
+    run.kill_one("ray::ShardActor")
+    (run.run_dir / "replay" / "shard-0").unlink()
+    run.wait(lambda: "found no snapshot in" in run.told(), "the shard's restart")
+    assert "it begins empty, all rows that it held are lost and count as rows_dropped_shard_restart" in run.told()
+    run.wait(lambda: run.live().get("rows_dropped_shard_restart", 0) >= held, "the rows to be counted")
+    line = run.live()
+    dropped = sum(rows for name, rows in line.items() if name.startswith("rows_dropped_"))
+    assert line["rows_recorded"] == line["rows_stored"] + dropped, line
+
+
+@pytest.mark.cluster
+def test_a_learner_that_restarts_without_its_checkpoints_ends_the_run_and_does_not_begin_at_update_0(
+    on_ray: tuple[RayRun, SmallDisk],
+) -> None:
+    run, disk = on_ray
+    (run.run_dir / "checkpoints").rename(disk.path / "checkpoints")
+    (run.run_dir / "checkpoints").touch()  # that none can be written before the learner is killed
+    run.kill_one("ray::LearnerActor")
+    assert run.end() == 1, run.told()[-3_000:]
+    last = run.told().strip().splitlines()[-1]
+    assert "the learner was restarted" in last and "expected the checkpoints of a run that has made" in last, last
+    (run.run_dir / "checkpoints").unlink()
+    resumed = command("resume", str(run.run_dir))
+    assert resumed.returncode == 2 and "--accept-loss" in resumed.stderr, resumed.stderr
