@@ -13,10 +13,9 @@ import numpy as np
 from algorithms.gac.config import GACConfig
 from algorithms.gac.planning import MODES
 from algorithms.gac.policy import GACPolicy
-from rollout_workers.batch_env import EnvError, StepResult
-from rollout_workers.envs import make_batch_env
+from rollout_workers.env import EnvError, StepResult
+from rollout_workers.envs import WrappedEnv, make_batch_env
 from rollout_workers.maze import Maze, maze_of
-from rollout_workers.wrapped_env import WrappedEnv
 
 PUSHES = 3  # spawn key of an episode's push
 FAR = 0.5  # m, a push leads farther than this

@@ -24,7 +24,7 @@ from cluster.graph import Plan, set_threads
 from cluster.inspection import newest_weights
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, open_dataset
-from rollout_workers.batch_env import BatchEnv
+from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
 from rollout_workers.evaluator import Evaluation, Evaluator
 from rollout_workers.maze import Maze, maze_of

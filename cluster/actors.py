@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from cluster.courier import RUN_COMPLETE, STOPPED, Courier, Lost
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads, snapshots_of
 from replay.chunk import Ack, Block, Chunk, RowTotals, Wait
-from rollout_workers.env_registry import name_module
+from rollout_workers.env import name_module
 
 if TYPE_CHECKING:
     import numpy as np

@@ -225,7 +225,7 @@ def settings_of(pairs: list[str]) -> dict[str, str]:
 
 def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
     """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
-    from rollout_workers.env_registry import name_module
+    from rollout_workers.env import name_module
 
     config = make_preset(arguments.algorithm, arguments.preset)
     settings = settings_of(arguments.set)
@@ -297,7 +297,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from cluster.drive import drive
     from cluster.finetune import check_base, finetuned
     from cluster.run_dir import RunDirectory
-    from rollout_workers.env_registry import name_module
+    from rollout_workers.env import name_module
 
     check_tree()
     base = RunDirectory.open(arguments.run_dir)

@@ -148,7 +148,7 @@ def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Names
 
     def told(arguments: argparse.Namespace) -> None:
         from replay.stored_episode import DatasetError
-        from rollout_workers.batch_env import EnvError
+        from rollout_workers.env import EnvError
 
         try:
             run(arguments)

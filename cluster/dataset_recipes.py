@@ -147,7 +147,7 @@ def _write(
     references: tuple[float | None, float | None],
     **about: Any,
 ) -> Dataset:
-    from rollout_workers.env_registry import find_env
+    from rollout_workers.env import find_env
     from rollout_workers.envs import env_spec
 
     spec = env_spec(env_id)

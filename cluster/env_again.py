@@ -25,7 +25,7 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
         UsageError: the run is of another environment, or there is no run.
     """
     from cluster.run_dir import RunDirectory
-    from rollout_workers.env_registry import name_module
+    from rollout_workers.env import name_module
 
     if env_id is None:
         return

@@ -107,9 +107,8 @@ def best_return(weights: Weights) -> float:
 
 def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int) -> Trial:
     from algorithms.interface import PlanRequest
-    from rollout_workers.envs import make_batch_env
+    from rollout_workers.envs import GivenStarts, make_batch_env
     from rollout_workers.evaluator import Evaluator
-    from rollout_workers.given_starts import GivenStarts
 
     starts = STARTS if starts_P2 is None else len(starts_P2)
     start_E = np.repeat(np.arange(starts), PRIORS if mode == "prior" and maze is not None else 1)

@@ -45,11 +45,9 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.durable import write_atomic
-from rollout_workers.closing import close_or_warn
-from rollout_workers.env_registry import name_module
+from rollout_workers.env import ActionBox, close_or_warn, flatten_observations, name_module, observation_dim
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluation
-from rollout_workers.spaces import ActionBox, flatten_observations, observation_dim
 
 logger = logging.getLogger(__name__)
 

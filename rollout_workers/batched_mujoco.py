@@ -14,17 +14,24 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rollout_workers.batch_env import EnvError
-from rollout_workers.closing import close_or_warn
-from rollout_workers.env_registry import find_env
-from rollout_workers.fixed_goal import ENTRY_POINT as _FIXED_GOAL
-from rollout_workers.generator_state import pack_generator, unpack_generator
+from rollout_workers.env import FIXED_GOAL_ENTRY_POINT, EnvError, close_or_warn, find_env
 from rollout_workers.mujoco_stack import MujocoStack
-from rollout_workers.point_maze import FixedGoalPointMaze, PointMaze
-from rollout_workers.tasks import Outcome, Task
-from rollout_workers.tasks_balance import InvertedDoublePendulum, InvertedPendulum
-from rollout_workers.tasks_locomotion import Ant, HalfCheetah, Hopper, Humanoid, Swimmer, Walker2d
-from rollout_workers.tasks_reaching import Pusher, Reacher
+from rollout_workers.tasks import (
+    Ant,
+    FixedGoalPointMaze,
+    HalfCheetah,
+    Hopper,
+    Humanoid,
+    InvertedDoublePendulum,
+    InvertedPendulum,
+    Outcome,
+    PointMaze,
+    Pusher,
+    Reacher,
+    Swimmer,
+    Task,
+    Walker2d,
+)
 
 _MUJOCO = "gymnasium.envs.mujoco."
 _TASKS: dict[Any, Callable[[Any], Task]] = {  # by the entry point of Gymnasium's own environment
@@ -39,7 +46,7 @@ _TASKS: dict[Any, Callable[[Any], Task]] = {  # by the entry point of Gymnasium'
     _MUJOCO + "reacher_v5:ReacherEnv": Reacher,
     _MUJOCO + "pusher_v5:PusherEnv": Pusher,
     "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv": PointMaze,
-    _FIXED_GOAL: FixedGoalPointMaze,
+    FIXED_GOAL_ENTRY_POINT: FixedGoalPointMaze,
 }
 _KNOWN_KWARGS: dict[Any, set[str]] = {  # the others: none
     PointMaze: {"maze_map", "reward_type"},
@@ -94,7 +101,7 @@ class BatchedMujocoEnv(VectorEnv):
             frame_skip=self._task.frame_skip,
             num_envs=num_envs,
             contact_forces=self._task.contact_forces,
-            derived=self._task.derived,
+            extra_sensors=self._task.extra_sensors,
         )
         self.unstable_E: np.ndarray | None = None
         self._rngs: list[np.random.Generator] | None = None  # None before the first reset
@@ -170,7 +177,7 @@ class BatchedMujocoEnv(VectorEnv):
         before_ES = self._now_ES
         self.unstable_E = self._stack.step(self._task.control(self._stack, actions), indices)
         self._now_ES = self._stack.gather()
-        outcome = self._task.judge(before_ES, self._now_ES, self._goal_EG, actions)
+        outcome = self._task.compute_reward(before_ES, self._now_ES, self._goal_EG, actions)
         return outcome
 
     def _start(self, chosen: Any) -> None:
@@ -222,3 +229,27 @@ def _open_task(spec: gym.envs.registration.EnvSpec) -> tuple[Task, gym.spaces.Bo
         return task, env.action_space, observation_space
     finally:
         close_or_warn(env, spec.id)
+
+
+_MASK = (1 << 64) - 1
+
+
+def pack_generator(rng: np.random.Generator) -> np.ndarray:
+    """The state of a PCG64 generator, uint64 (6,): state and increment as two words each, and the spare 32 bits."""
+    state = rng.bit_generator.state
+    words = state["state"]
+    parts = [words["state"] >> 64, words["state"] & _MASK, words["inc"] >> 64, words["inc"] & _MASK]
+    return np.array([*parts, state["has_uint32"], state["uinteger"]], dtype=np.uint64)
+
+
+def unpack_generator(words_6: np.ndarray) -> np.random.Generator:
+    """The generator that ``pack_generator`` was given."""
+    high, low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in words_6)
+    bits = np.random.PCG64()
+    bits.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": high << 64 | low, "inc": inc_high << 64 | inc_low},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
+    return np.random.Generator(bits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import gymnasium as gym
@@ -11,13 +12,20 @@ import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rollout_workers.batch_env import BatchEnv, EnvError, StepResult, env_seeds, episode_seed
 from rollout_workers.batched_mujoco import BatchedMujocoEnv, has_fast_path
-from rollout_workers.closing import close_or_warn
-from rollout_workers.env_registry import find_env
-from rollout_workers.gym_vector import VectorBatchEnv
-from rollout_workers.spaces import ActionBox, observation_dim
-from rollout_workers.sync_envs import SyncEnvs
+from rollout_workers.env import (
+    ActionBox,
+    BatchEnv,
+    EnvError,
+    StepResult,
+    close_or_warn,
+    env_seeds,
+    episode_seed,
+    find_env,
+    observation_dim,
+)
+from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
+from rollout_workers.maze import maze_of
 
 __all__ = [
     "BatchEnv",
@@ -117,3 +125,127 @@ def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
     if spec.vector_entry_point is not None:
         return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
     return SyncEnvs([functools.partial(make_env, env_id)] * num_envs, env_id)
+
+
+def try_env(env_id: str, fast: bool, deadline_s: float) -> None:
+    """Resets and steps one environment as a worker does, with an action in the middle of its box.
+
+    Args:
+        fast: whether the batched path is taken where there is one.
+        deadline_s: for both together; an environment that hangs is left to its own thread.
+
+    Raises:
+        EnvError: it raised, hung, or returned what cannot be stored.
+    """
+    raised: list[BaseException] = []
+
+    def trial() -> None:
+        try:
+            _trial(env_id, fast)
+        except BaseException as error:  # also SystemExit, which would end a worker
+            raised.append(error)
+
+    thread = threading.Thread(target=trial, name="env-trial", daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    if thread.is_alive():
+        raise EnvError(
+            f"{env_id} did not finish one reset and one step within worker.step_timeout_s {deadline_s:g} s: every worker would be taken for "
+            "a hung one; see what it waits for, or raise worker.step_timeout_s"
+        )
+    if raised and isinstance(raised[0], EnvError):
+        raise raised[0]
+    if raised:
+        error = raised[0]
+        raise EnvError(
+            f"{env_id} raised {type(error).__name__} in its first reset or step ({error}), expected Gymnasium's reset(seed=, options=) -> "
+            "(observation, info) and step(action) -> (observation, reward, terminated, truncated, info): no worker could run it; correct "
+            "the environment, or wrap it"
+        ) from error
+
+
+def _trial(env_id: str, fast: bool) -> None:
+    env = make_batch_env(env_id, 1, 0, fast)
+    try:
+        env.reset()
+        result = env.step(np.zeros((1, env.action_dim), np.float32))
+        if not np.isfinite(result.reward_E).all():
+            raise EnvError(
+                f"{env_id} returned a reward in its first step that is no finite number (None counts as none), expected one: no row of "
+                "it could be stored; return a float from step()"
+            )
+    finally:
+        env.close()
+
+
+class WrappedEnv:
+    """A BatchEnv that does what ``inner`` does; a subclass overrides what it does otherwise."""
+
+    def __init__(self, inner: BatchEnv) -> None:
+        self._inner = inner
+        self.num_envs, self.obs_dim, self.action_dim = inner.num_envs, inner.obs_dim, inner.action_dim
+        self.action_low_A, self.action_high_A = inner.action_low_A, inner.action_high_A
+        self.max_episode_steps = inner.max_episode_steps
+
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """See BatchEnv."""
+        return self._inner.reset(seeds)
+
+    def step(self, actions_EA: np.ndarray) -> StepResult:
+        """See BatchEnv."""
+        return self._inner.step(actions_EA)
+
+    def force_reset(self, env_indices: list[int]) -> np.ndarray:
+        """See BatchEnv."""
+        return self._inner.force_reset(env_indices)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See BatchEnv."""
+        return self._inner.state()
+
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """See BatchEnv."""
+        return self._inner.load_state(state)
+
+    @property
+    def not_replayed(self) -> dict[int, str]:
+        """See BatchEnv."""
+        return self._inner.not_replayed
+
+    def close(self) -> None:
+        """See BatchEnv."""
+        self._inner.close()
+
+
+_TIME = 1  # columns before the positions in MuJoCo's state
+
+
+class GivenStarts(WrappedEnv):
+    """E point mazes with one fixed goal as a BatchEnv; the first episode of environment e begins at rest at ``start_E2[e]``.
+
+    Later episodes begin where the environment draws them.
+
+    Args:
+        env_id: FixedGoal id.
+        start_E2: (x, y) of every environment's start, m.
+
+    Raises EnvError for an environment of another kind.
+    """
+
+    def __init__(self, env_id: str, start_E2: np.ndarray) -> None:
+        maze = maze_of(env_id)
+        if maze is None or maze.goal_xy is None:
+            raise EnvError(
+                f"{env_id} was given starts, expected a maze with one goal: its state holds no position that is known, so nothing "
+                "was made; leave the starts out"
+            )
+        self._start_E2 = np.array(start_E2, dtype=np.float64)
+        super().__init__(make_batch_env(env_id, len(self._start_E2), 0))
+
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """See BatchEnv; at the given starts."""
+        self._inner.reset(seeds)
+        state = self._inner.state()
+        state["physics"][:, _TIME : _TIME + 2] = self._start_E2
+        state["obs"][:, :2] = self._start_E2
+        return self._inner.load_state(state)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from replay.trajectories import EpisodeMetadata
-from rollout_workers.batch_env import StepResult
-from rollout_workers.maze_path import MazePaths
+from rollout_workers.env import StepResult
+from rollout_workers.maze import MazePaths
 
 
 class EpisodeGroup:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from replay.stored_episode import StoredEpisode
-from rollout_workers.batch_env import BatchEnv, EnvError
-from rollout_workers.env_registry import find_env
+from rollout_workers.env import BatchEnv, EnvError, find_env
 from rollout_workers.envs import make_batch_env
 
 SIDE_BY_SIDE = 64

@@ -16,12 +16,11 @@ from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
 from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import Actor
-from rollout_workers.batch_env import BatchEnv
+from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
 from rollout_workers.episode_group import EpisodeGroup, asked, joined
 from rollout_workers.evaluation import BrokenEpisodes, Evaluation, EvaluationTimeout
-from rollout_workers.maze import Maze, maze_of
-from rollout_workers.maze_path import MazePaths
+from rollout_workers.maze import Maze, MazePaths, maze_of
 from rollout_workers.planning import PlanActor, plans
 
 __all__ = ["BrokenEpisodes", "Evaluation", "EvaluationTimeout", "Evaluator"]
@@ -218,7 +217,7 @@ class _Planning:
 
 def _without(env: BatchEnv, obs_EO: np.ndarray, bad_E: np.ndarray) -> np.ndarray:
     """Observations to act on after the environments of ``bad_E`` were reset."""
-    return _finite(env.cut(np.flatnonzero(bad_E).tolist())) if bad_E.any() else obs_EO
+    return _finite(env.force_reset(np.flatnonzero(bad_E).tolist())) if bad_E.any() else obs_EO
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A trajectory's return can only say how good its plan is when all trajectories are paid for the same thing: the maze data
 of D4RL visit random targets, and evaluation asks for one goal. Which cell that is here, and that starts are drawn from
-all cells (the goal's included), are choices of this project. Importing this module registers the ids.
+all cells (the goal's included), are choices of this project.
 
 Letters: K free cells.
 """
@@ -14,17 +14,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rollout_workers.batch_env import EnvError
+from rollout_workers.env import FIXED_GOAL, FIXED_GOALS, EnvError
 from rollout_workers.maze import maze_of
 
-ENTRY_POINT = "rollout_workers.fixed_goal:FixedGoalMaze"
-NAMESPACE = "FixedGoal/"
 START_NOISE = 0.25  # m, half-width in each coordinate around the centre of the start's cell
-_GOALS = {  # the map: (row, column) of the goal, time limit in steps as PointMaze has it
-    "UMaze": ((1, 1), 300),
-    "Medium": ((6, 6), 600),
-    "Large": ((7, 10), 800),
-}
 
 
 class FixedGoalMaze(gym.Env):
@@ -89,26 +82,11 @@ def fixed_goal_id(env_id: str) -> str:
 
     A FixedGoal id stays as it is. EnvError, naming those that exist, for anything else.
     """
-    known = [f"{NAMESPACE}{_maze_id(name)}" for name in _GOALS]
-    wanted = env_id if env_id.startswith(NAMESPACE) else NAMESPACE + env_id
+    known = [FIXED_GOAL + maze_id for maze_id in FIXED_GOALS]
+    wanted = env_id if env_id.startswith(FIXED_GOAL) else FIXED_GOAL + env_id
     if wanted not in known:
         raise EnvError(
             f"{env_id} has no variant with a fixed goal, expected one of {', '.join(known)}: a return there would say "
             "nothing about one plan; choose one of them"
         )
     return wanted
-
-
-def _maze_id(name: str) -> str:
-    return f"PointMaze_{name}-v3"
-
-
-def _register() -> None:
-    for name, (goal_cell, steps) in _GOALS.items():
-        env_id = NAMESPACE + _maze_id(name)
-        if env_id not in gym.registry:
-            kwargs = {"maze_id": _maze_id(name), "goal_cell": goal_cell}
-            gym.register(env_id, ENTRY_POINT, max_episode_steps=steps, kwargs=kwargs)
-
-
-_register()

@@ -6,16 +6,26 @@ Letters: E environments, O observation dim, A action dim.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rollout_workers.action_log import ActionLog
-from rollout_workers.batch_env import EnvError, StepResult, env_seeds, episode_seed
 from rollout_workers.batched_mujoco import BatchedMujocoEnv
-from rollout_workers.closing import close_or_warn
-from rollout_workers.spaces import ActionBox, flatten_observation, flatten_observations, observation_dim
+from rollout_workers.env import (
+    ActionBox,
+    EnvError,
+    StepResult,
+    close_or_warn,
+    env_seeds,
+    episode_seed,
+    flatten_checked,
+    flatten_observation,
+    flatten_observations,
+    observation_dim,
+)
 
 
 class VectorBatchEnv:
@@ -94,7 +104,7 @@ class VectorBatchEnv:
         reward_E = np.asarray(reward_E, dtype=np.float64)
         return StepResult(obs_EO.copy(), next_obs_EO, reward_E, terminated_E, truncated_E, valid_E.copy())
 
-    def cut(self, env_indices: list[int]) -> np.ndarray:
+    def force_reset(self, env_indices: list[int]) -> np.ndarray:
         """See BatchEnv; a vector environment that resets by itself is reset as a whole."""
         mask_E = np.zeros(self.num_envs, dtype=bool)
         mask_E[list(env_indices)] = True
@@ -209,3 +219,126 @@ def _autoreset_mode(vec: VectorEnv, env_id: str) -> AutoresetMode:
 def _max_episode_steps(vec: VectorEnv) -> int | None:
     spec = vec.envs[0].spec if isinstance(vec, SyncVectorEnv) else vec.spec
     return None if spec is None else spec.max_episode_steps
+
+
+class SyncEnvs(SyncVectorEnv):
+    """SyncVectorEnv with autoreset disabled, for what environments really return.
+
+    Infos are ignored: merging them fails on ragged arrays, mixed types and None, and nobody reads them. Observations
+    (E, O) are float32 and flat, in the order of sorted keys, checked against the space but not cast to its dtype. A
+    reward of one element is that number; None is NaN. Every reset passes ``options=None``. ``close`` closes every
+    environment and warns of those that raise.
+
+    Args:
+        makers: each makes one environment.
+        env_id: for messages.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], gym.Env]], env_id: str) -> None:
+        super().__init__(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        self._env_id = env_id
+        self._obs_E: list[np.ndarray] = [np.empty(0, np.float32)] * self.num_envs
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets all environments, or those of ``options["reset_mask"]``; observations (E, O) of all, and no infos."""
+        mask_E = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        for i in np.flatnonzero(mask_E):
+            obs, _ = self.envs[i].reset(seed=None if seed is None else seed[i], options=None)
+            self._obs_E[i] = flatten_checked(self.single_observation_space, obs, self._env_id)
+        return np.stack(self._obs_E), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Takes actions (E, *shape), which the environments may change; see the class for what comes back."""
+        for i, env in enumerate(self.envs):
+            obs, reward, self._terminations[i], self._truncations[i], _ = env.step(actions[i])
+            self._obs_E[i] = flatten_checked(self.single_observation_space, obs, self._env_id)
+            self._rewards[i] = reward if type(reward) is float else self._number(reward)
+        return np.stack(self._obs_E), self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), {}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self.envs:
+            close_or_warn(env, self._env_id)
+
+    def _number(self, reward: Any) -> float:
+        if reward is None:
+            return np.nan
+        try:
+            return float(np.asarray(reward).reshape(()))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EnvError(
+                f"{self._env_id} returned the reward {str(reward)[:80]!r} of type {type(reward).__name__}, expected one real "
+                "number: the step cannot be recorded and the worker stops; return a float from step()"
+            ) from error
+
+
+_LIMIT = 100_000  # steps of one episode that are remembered
+
+
+class Replayed(NamedTuple):
+    """Where an environment is after its actions were replayed."""
+
+    obs: Any  # its last observation; None where no step was replayed
+    problem: str  # why the replay stopped early; "" where it did not
+
+
+class ActionLog:
+    """The actions of every environment's running episode, at most 100,000 steps of each.
+
+    Exact for environments that are deterministic given a seed and the actions; whoever replays must compare where the
+    others arrive.
+    """
+
+    def __init__(self, vec: SyncVectorEnv) -> None:
+        self._vec = vec
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(vec.num_envs)]
+        self._steps = [0] * vec.num_envs
+
+    def clear(self, indices: Iterable[int]) -> None:
+        """A new episode has begun in these environments."""
+        for i in indices:
+            self._actions[i] = []
+            self._steps[i] = 0
+
+    def append(self, actions: np.ndarray) -> None:
+        """Remembers a copy of one step's actions (E, ...): environments may change those that they are given."""
+        actions = actions.copy()
+        for i, log in enumerate(self._actions):
+            self._steps[i] += 1
+            if self._steps[i] <= _LIMIT:
+                log.append(actions[i])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count."""
+        longest = max(self._steps)
+        if longest > _LIMIT:
+            raise EnvError(
+                f"an episode has run for {longest} steps, expected at most {_LIMIT} for replaying it: the "
+                "environment's state cannot be saved; register the environment with max_episode_steps"
+            )
+        space = self._vec.single_action_space
+        actions = np.zeros((len(self._actions), longest, *(space.shape or ())), dtype=space.dtype)
+        for row, log in zip(actions, self._actions):
+            row[: len(log)] = np.array(log).reshape(-1, *row.shape[1:])
+        return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
+
+    def replay(self, state: dict[str, np.ndarray]) -> list[Replayed]:
+        """Takes what ``state`` gave, and replays the actions in environments that were just reset with their episodes' seeds.
+
+        Returns:
+            Where each environment is now.
+        """
+        self._steps = state["steps"].tolist()
+        self._actions = [list(row[:steps]) for row, steps in zip(state["actions"], self._steps)]
+        return [_replay(env, actions) for env, actions in zip(self._vec.envs, self._actions)]
+
+
+def _replay(env: gym.Env, actions: list[np.ndarray]) -> Replayed:
+    obs = None
+    for step, action in enumerate(actions, 1):
+        try:
+            obs, _, terminated, truncated, _ = env.step(action.copy())
+        except Exception as error:  # in a state that the saved episode never had, perhaps
+            return Replayed(obs, f"step {step} of {len(actions)} raised {type(error).__name__}: {error}")
+        if terminated or truncated:
+            return Replayed(obs, f"the episode ended at step {step} of {len(actions)}")
+    return Replayed(obs, "")

@@ -4,7 +4,7 @@ Putting a row into the one MjData and taking it out again costs a microsecond, a
 the core's cache: measured against a MjData for each, and against mujoco.batch (which cannot call mj_rnePostConstraint,
 so it cannot give contact forces), this is as fast for HalfCheetah and 5 to 7 % faster for Humanoid.
 
-Letters: E environments, A actuators, N numbers of a state, X derived columns, S gathered columns.
+Letters: E environments, A actuators, N numbers of a state, X extra sensors, S gathered columns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MujocoStack:
         frame_skip: mj_step calls in one step.
         num_envs: E.
         contact_forces: call mj_rnePostConstraint after each step, which fills cfrc_ext.
-        derived: for the MjData, the 1-D float64 views that a row of ``gather`` has after qpos and qvel.
+        extra_sensors: for the MjData, the 1-D float64 views that a row of ``gather`` has after qpos and qvel.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MujocoStack:
         frame_skip: int,
         num_envs: int,
         contact_forces: bool,
-        derived: Callable[[mujoco.MjData], list[np.ndarray]],
+        extra_sensors: Callable[[mujoco.MjData], list[np.ndarray]],
     ) -> None:
         if model.ntree == 1:
             model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
@@ -48,10 +48,10 @@ class MujocoStack:
         self._data = mujoco.MjData(model)
         self._frame_skip = frame_skip
         self._contact_forces = contact_forces
-        self._views = derived(self._data)
+        self._views = extra_sensors(self._data)
         self._state_EN = np.zeros((num_envs, mujoco.mj_stateSize(model, _SPEC)))
-        self._derived_EX = np.zeros((num_envs, sum(view.size for view in self._views)))
-        self._rows = list(zip(self._state_EN, self._derived_EX))
+        self._sensors_EX = np.zeros((num_envs, sum(view.size for view in self._views)))
+        self._rows = list(zip(self._state_EN, self._sensors_EX))
         self._time_E = self._state_EN[:, 0]
         self._position_ES = self._state_EN[:, 1 : 1 + model.nq + model.nv]
         self.qvel_EV = self._state_EN[:, 1 + model.nq : 1 + model.nq + model.nv]  # live: what is written is stepped
@@ -69,22 +69,22 @@ class MujocoStack:
         spec, contact_forces = _SPEC, self._contact_forces
         self._ctrl_EA[:] = ctrl_EA
         self._time_E[:] = _MARK
-        for row, derived in self._rows if indices is None else [self._rows[i] for i in indices]:
+        for row, sensors in self._rows if indices is None else [self._rows[i] for i in indices]:
             put(model, data, row, spec)
             step(model, data, frame_skip)
             if contact_forces:
                 after(model, data)
             take(model, data, row, spec)
             if views:
-                np.concatenate(views, out=derived)
+                np.concatenate(views, out=sensors)
         unstable_E: np.ndarray = self._time_E < _MARK
         return unstable_E if np.count_nonzero(unstable_E) else None
 
     def gather(self) -> np.ndarray:
-        """qpos, qvel and the derived columns of every simulation, a new float64 array (E, S)."""
+        """qpos, qvel and the extra sensors of every simulation, a new float64 array (E, S)."""
         if not self._views:
             return self._position_ES.copy()
-        return np.concatenate([self._position_ES, self._derived_EX], axis=1)
+        return np.concatenate([self._position_ES, self._sensors_EX], axis=1)
 
     def start(self, index: int, qpos: np.ndarray, qvel: np.ndarray) -> None:
         """Puts one simulation into this state at time 0, with everything derived from it."""
@@ -93,16 +93,16 @@ class MujocoStack:
         data.qpos[:] = qpos
         data.qvel[:] = qvel
         mujoco.mj_forward(model, data)
-        row, derived = self._rows[index]
+        row, sensors = self._rows[index]
         mujoco.mj_getState(model, data, row, _SPEC)
         if self._views:
-            np.concatenate(self._views, out=derived)
+            np.concatenate(self._views, out=sensors)
 
     def state(self) -> dict[str, np.ndarray]:
         """``physics`` (E, N) and ``derived`` (E, X), float64."""
-        return {"physics": self._state_EN.copy(), "derived": self._derived_EX.copy()}
+        return {"physics": self._state_EN.copy(), "derived": self._sensors_EX.copy()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Takes what ``state`` gave."""
         self._state_EN[:] = state["physics"]
-        self._derived_EX[:] = state["derived"]
+        self._sensors_EX[:] = state["derived"]

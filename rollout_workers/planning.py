@@ -17,7 +17,7 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 from algorithms.interface import EpisodePolicy
 from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import NewestWeights
-from rollout_workers.batch_env import StepResult
+from rollout_workers.env import StepResult
 
 _PLANS = 2  # spawn key of the plans' streams; 0 and 1 are those of the environments and of the noise
 _STATE = ("begin_E", "reward_E", "begun_E")

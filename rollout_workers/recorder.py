@@ -15,7 +15,7 @@ from replay.rows import Columns, RowLayout
 from replay.trajectories import EpisodeMetadata
 
 if TYPE_CHECKING:
-    from rollout_workers.batch_env import StepResult
+    from rollout_workers.env import StepResult
 
 NONFINITE_OBSERVATION, NONFINITE_REWARD = "nonfinite_observation", "nonfinite_reward"  # why a row is refused
 MAX_WORKER, MAX_INCARNATION, MAX_EPISODE = 1 << 15, 1 << 16, 1 << 32  # what an episode's int64 id has room for

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.random import SeedSequence
 
 from rollout_workers.acting import Actor
-from rollout_workers.closing import close_or_warn
+from rollout_workers.env import ActionBox, close_or_warn, flatten_observation
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import plan_streams
 from rollout_workers.planning import PlanActor
-from rollout_workers.spaces import ActionBox, flatten_observation
 
 PACKAGES = {"egl": "libegl1 libopengl0 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
 PROBE_TIMEOUT_S = 60.0

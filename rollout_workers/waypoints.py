@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollout_workers.batch_env import EnvError
+from rollout_workers.env import EnvError
 from rollout_workers.maze import Maze
 from rollout_workers.noise_blocks import NoiseBlocks
 

@@ -19,8 +19,8 @@ from algorithms.weights import Weights
 from replay.chunk import Chunk, RowTotals
 from replay.rows import RowLayout
 from rollout_workers.acting import Actor
-from rollout_workers.batch_env import BatchEnv
 from rollout_workers.config import WorkerConfig
+from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
 from rollout_workers.planning import PlanActor, RunningPlans, plans, stamp_stats
 from rollout_workers.recorder import NONFINITE_OBSERVATION, NONFINITE_REWARD, Recorder, merge_stats
@@ -113,7 +113,7 @@ class RolloutWorker:
         """
         if self._plans is None or not len(running := self._plans.running):
             return 0
-        self._obs_EO = self._env.cut(running.tolist())
+        self._obs_EO = self._env.force_reset(running.tolist())
         rows = self._recorder.begin_anew(running, self._obs_EO)
         self._plans.begin_anew()
         merge_stats(self._untold, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(running))})
@@ -278,7 +278,7 @@ class RolloutWorker:
         return policy.sample_noise(self._rng, steps * self._envs).reshape(steps, self._envs, *policy.noise_shape)
 
     def _restart(self, refused: np.ndarray) -> np.ndarray:
-        obs_EO = self._env.cut(refused.tolist())
+        obs_EO = self._env.force_reset(refused.tolist())
         self._recorder.restart(refused, obs_EO)
         return obs_EO
 

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 
 from replay.rows import Columns, RowLayout
-from rollout_workers.batch_env import StepResult
+from rollout_workers.env import StepResult
 
 LAYOUT = RowLayout(obs_dim=3, action_dim=1)
 STEP = 1 / 32  # what the second observation grows by with each step: exact in float32
@@ -53,9 +53,9 @@ class TaggedEnv:
         self.made = 0  # env steps, by the environment's own count
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
-        return self.cut(list(range(self.num_envs)))
+        return self.force_reset(list(range(self.num_envs)))
 
-    def cut(self, env_indices: list[int]) -> np.ndarray:
+    def force_reset(self, env_indices: list[int]) -> np.ndarray:
         for e in env_indices:
             self._obs_EO[e] = self._rng.uniform(-1, 1), 0.0, self._rng.uniform(-1, 1)
             self._left_E[e] = self._rng.integers(2, 21)
@@ -74,7 +74,7 @@ class TaggedEnv:
         terminated_E = ended_E & (self._rng.random(self.num_envs) < 0.5)
         for e in np.flatnonzero(self._rng.random(self.num_envs) < self._faults):
             self._break(e, next_obs_EO, reward_E)
-        obs_EO = self.cut(np.flatnonzero(ended_E).tolist())
+        obs_EO = self.force_reset(np.flatnonzero(ended_E).tolist())
         obs_EO[~ended_E] = next_obs_EO[~ended_E]
         valid_E = np.ones(self.num_envs, bool)
         self.made += self.num_envs

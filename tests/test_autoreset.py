@@ -225,10 +225,10 @@ def test_cutting_starts_new_episodes_in_those_environments_alone(fast):
     env = make_batch_env("Hopper-v5", 3, seed=0, fast=fast)
     env.reset()
     before = env.step(np.zeros((3, 3), np.float32)).obs_EO
-    obs = env.cut([1])
+    obs = env.force_reset([1])
     np.testing.assert_array_equal(obs[[0, 2]], before[[0, 2]])
     assert (obs[1] != before[1]).any()
-    np.testing.assert_array_equal(env.cut([]), obs)
+    np.testing.assert_array_equal(env.force_reset([]), obs)
     single = gym.make("Hopper-v5")
     np.testing.assert_array_equal(obs[1], single.reset(seed=episode_seed(env_seeds(0, 3)[1], 1))[0].astype(np.float32))
 
@@ -238,7 +238,7 @@ def test_a_vector_environment_that_resets_itself_cannot_be_cut(mode):
     env = VectorBatchEnv(BatchedMujocoEnv("Hopper-v5", 2, mode), env_id="Hopper-v5")
     env.reset()
     with pytest.raises(EnvError, match="reset some of its environments only"):
-        env.cut([0])
+        env.force_reset([0])
 
 
 def test_a_replayed_state_goes_on_bit_identically():
@@ -255,7 +255,7 @@ def test_a_replayed_state_goes_on_bit_identically():
 
 
 def test_an_episode_too_long_to_replay_is_refused(monkeypatch):
-    monkeypatch.setattr("rollout_workers.action_log._LIMIT", 3)
+    monkeypatch.setattr("rollout_workers.gym_vector._LIMIT", 3)
     env = batch(AutoresetMode.DISABLED)
     env.reset()
     for _ in range(4):

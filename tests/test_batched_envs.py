@@ -9,9 +9,9 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rollout_workers.batched_mujoco import BatchedMujocoEnv, has_fast_path
+from rollout_workers.env import flatten_observation
 from rollout_workers.envs import EnvError, episode_seed, make_batch_env, make_env
 from rollout_workers.mujoco_stack import MujocoStack
-from rollout_workers.spaces import flatten_observation
 
 RUNNERS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5"]
 MUJOCO = [*RUNNERS, "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Pusher-v5"]
@@ -75,7 +75,7 @@ def test_switching_constraint_islands_off_is_bit_identical(env_id):
 def test_islands_stay_on_where_there_are_several_trees(env_id):
     off = int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
     model = make_env(env_id).unwrapped.model
-    MujocoStack(model, frame_skip=1, num_envs=1, contact_forces=False, derived=lambda data: [])
+    MujocoStack(model, frame_skip=1, num_envs=1, contact_forces=False, extra_sensors=lambda data: [])
     assert not model.opt.disableflags & off
 
 
@@ -178,7 +178,7 @@ def test_a_simulation_that_blows_up_is_shown_as_nan_not_as_mujocos_silent_restar
     result = env.step(np.zeros((2, 6), np.float32))
     assert np.isnan(result.next_obs_EO[1]).all() and np.isnan(result.obs_EO[1]).all()
     assert np.isfinite(result.next_obs_EO[0]).all()
-    assert np.isfinite(env.cut([1])).all()
+    assert np.isfinite(env.force_reset([1])).all()
     assert np.isfinite(env.step(np.zeros((2, 6), np.float32)).next_obs_EO).all()
 
 

@@ -26,8 +26,7 @@ from cluster.inspection import newest_weights
 from cluster.run_dir import RunDirectory
 from replay.chunk import CUT
 from replay.snapshot import load
-from rollout_workers.batch_env import EnvError
-from rollout_workers.env_registry import find_env
+from rollout_workers.env import EnvError, find_env
 from rollout_workers.envs import make_env
 from rollout_workers.episode_runs import EpisodeRuns
 from rollout_workers.maze import maze_of

@@ -17,7 +17,7 @@ from tiny_runs import read, train_inline, train_words
 from cluster.cli import main
 from cluster.errors import UsageError
 from replay.dataset import write_dataset
-from rollout_workers import env_registry
+from rollout_workers import env as envs
 
 MODULE = "module_of_a_stranger"
 ENV = f"{MODULE}:Strange-v0"
@@ -39,7 +39,7 @@ gym.register("Strange-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv"
     for name in (MODULE, f"PointMaze_{MODULE}"):
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(env_registry, "_named", set())
+    monkeypatch.setattr(envs, "_named", set())
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     yield path
     for name in (MODULE, f"PointMaze_{MODULE}"):
@@ -127,7 +127,7 @@ def test_the_command_line_names_the_module_of_a_run_and_names_it_again(
     assert main(words) == 0 and marker.exists()
     sys.modules.pop(MODULE)
     gym.registry.pop("Strange-v0")
-    env_registry._named.clear()  # another process
+    envs._named.clear()  # another process
     refused(["evaluate", str(run), "--episodes", "1"], capsys)
     assert main(["evaluate", str(run), "--episodes", "1", "--env", ENV]) == 0
     assert main(["resume", str(run), "--steps", "160", "--env", ENV]) == 0

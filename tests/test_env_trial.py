@@ -14,8 +14,8 @@ from gymnasium.spaces import Box
 from tiny_runs import train_words
 
 from cluster.cli import main
-from rollout_workers.batch_env import EnvError
-from rollout_workers.env_trial import try_env
+from rollout_workers.env import EnvError
+from rollout_workers.envs import try_env
 
 
 class Good(gym.Env[Any, Any]):

@@ -13,10 +13,9 @@ from linear_policy import LinearPolicy
 from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec
 from algorithms.weights import CorruptWeights, Weights
-from rollout_workers.batch_env import StepResult
+from rollout_workers.env import ActionBox, StepResult
 from rollout_workers.envs import env_spec, make_batch_env, make_env
 from rollout_workers.evaluator import BrokenEpisodes, EvaluationTimeout, Evaluator
-from rollout_workers.spaces import ActionBox
 
 PENDULUM = LinearPolicy(3, 1)
 
@@ -136,8 +135,8 @@ def breaking(environments: list[int], what: str) -> Callable:
                 return step._replace(reward_E=self.spoil(step.reward_E))
             return step._replace(obs_EO=self.spoil(step.obs_EO), next_obs_EO=self.spoil(step.next_obs_EO))
 
-        def cut(self, indices: list[int]) -> np.ndarray:
-            obs_EO = self.env.cut(indices)
+        def force_reset(self, indices: list[int]) -> np.ndarray:
+            obs_EO = self.env.force_reset(indices)
             return obs_EO if what == "reward" else self.spoil(obs_EO)
 
     return Breaking

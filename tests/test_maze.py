@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_workers.batch_env import EnvError
+from rollout_workers.env import EnvError
 from rollout_workers.envs import make_env
 from rollout_workers.maze import BALL, Maze, maze_of
 

@@ -26,9 +26,8 @@ from cluster.plan_trial import PRIORS, STARTS, Trial, best_return, chosen_starts
 from cluster.run_dir import RunDirectory
 from replay.dataset import write_dataset
 from replay.stored_episode import StoredEpisode
-from rollout_workers.batch_env import EnvError
-from rollout_workers.envs import make_env
-from rollout_workers.given_starts import GivenStarts
+from rollout_workers.env import EnvError
+from rollout_workers.envs import GivenStarts, make_env
 from rollout_workers.maze import BALL, Maze, maze_of
 
 MAZE = "FixedGoal/PointMaze_UMaze-v3"

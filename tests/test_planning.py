@@ -14,7 +14,7 @@ from algorithms.interface import PlanRequest
 from algorithms.weights import CorruptWeights, Weights
 from replay.trajectories import EpisodeMetadata
 from rollout_workers.acting import NonFiniteAction, NoWeights
-from rollout_workers.batch_env import StepResult
+from rollout_workers.env import StepResult
 from rollout_workers.planning import PlanActor, RunningPlans, plans, seeded_streams, stamp_stats
 
 OBS_EO = np.arange(12, dtype=np.float32).reshape(4, 3) / 8

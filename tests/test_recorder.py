@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from replay.admission import fault_of
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.rows import RowLayout
-from rollout_workers.batch_env import StepResult
+from rollout_workers.env import StepResult
 from rollout_workers.recorder import Recorder, merge_stats
 
 LAYOUT = RowLayout(obs_dim=2, action_dim=1)

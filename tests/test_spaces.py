@@ -10,9 +10,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_workers.env_registry import name_module
+from rollout_workers.env import ActionBox, flatten_observation, flatten_observations, name_module, observation_dim
 from rollout_workers.envs import EnvError, env_spec, make_batch_env
-from rollout_workers.spaces import ActionBox, flatten_observation, flatten_observations, observation_dim
 
 bounds = st.floats(-1e3, 1e3, width=32)
 

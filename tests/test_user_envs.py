@@ -14,10 +14,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from tiny_runs import lines, read, train_inline
 
 from replay.stored_episode import DatasetError, EpisodeLayout
-from rollout_workers.batch_env import EnvError
+from rollout_workers.env import ActionBox, EnvError
 from rollout_workers.envs import env_spec, make_batch_env
 from rollout_workers.gym_vector import VectorBatchEnv
-from rollout_workers.spaces import ActionBox
 
 ENV_ID = "drawbridge-test/User-v0"
 F = np.float32
@@ -148,7 +147,7 @@ def test_every_reset_gets_what_the_first_got() -> None:
     env.reset()
     for _ in range(5):
         env.step(zeros(2))
-    env.cut([0])
+    env.force_reset([0])
     assert given == [None] * 5
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollout_workers.batch_env import EnvError
+from rollout_workers.env import EnvError
 from rollout_workers.envs import make_batch_env
 from rollout_workers.maze import maze_of
 from rollout_workers.waypoints import ARRIVED, WaypointPlanner

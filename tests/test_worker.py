@@ -9,8 +9,8 @@ from linear_policy import LinearPolicy
 from replay.chunk import CUT, Chunk
 from replay.rows import RowLayout
 from rollout_workers.acting import NoWeights
-from rollout_workers.batch_env import StepResult
 from rollout_workers.config import WorkerConfig
+from rollout_workers.env import StepResult
 from rollout_workers.envs import env_spec, make_batch_env
 from rollout_workers.worker import RolloutWorker
 
@@ -180,9 +180,9 @@ class BreakingEnv:
         self.t += 1
         return step
 
-    def cut(self, env_indices: list[int]) -> np.ndarray:
+    def force_reset(self, env_indices: list[int]) -> np.ndarray:
         self.cuts.append((self.t - 1, env_indices))
-        return self.env.cut(env_indices)
+        return self.env.force_reset(env_indices)
 
 
 def test_nan_ends_an_episode_is_counted_and_never_stored() -> None:

@@ -19,8 +19,8 @@ from tagged_env import LAYOUT, TaggedEnv
 from algorithms.interface import PlanRequest
 from replay.rows import RowLayout
 from rollout_workers.acting import NoWeights
-from rollout_workers.batch_env import BatchEnv, StepResult
 from rollout_workers.config import WorkerConfig
+from rollout_workers.env import BatchEnv, StepResult
 from rollout_workers.gym_vector import VectorBatchEnv
 from rollout_workers.planning import seeded_streams
 from rollout_workers.worker import RolloutWorker
@@ -88,7 +88,7 @@ def slow_actions(seed: int, faults: float, steps: int, envs: int) -> list[np.nda
             actions.append(policy.act(obs_EO[e : e + 1], np.array([reward[e]], np.float32))[0])
         step = env.step(np.array(actions))
         good_E = np.isfinite(step.next_obs_EO).all(axis=1) & np.isfinite(step.reward_E)
-        obs_EO = step.obs_EO if good_E.all() else env.cut(np.flatnonzero(~good_E).tolist())
+        obs_EO = step.obs_EO if good_E.all() else env.force_reset(np.flatnonzero(~good_E).tolist())
         for e in range(envs):
             begin[e] = bool(not good_E[e] or step.terminated_E[e] or step.truncated_E[e])
             reward[e] = float(step.reward_E[e])

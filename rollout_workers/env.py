@@ -1,0 +1,350 @@
+"""What an environment is here: the contract of a batch, ids and their registration, spaces as flat vectors.
+
+Letters: E environments, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
+
+from replay.stored_episode import UNBOUNDED
+
+
+class EnvError(ValueError):
+    """An environment that cannot be trained on, or was used against its contract."""
+
+
+class StepResult(NamedTuple):
+    """One step of E environments."""
+
+    obs_EO: np.ndarray  # float32, what to act on next: the first observation of the new episode where one ended
+    next_obs_EO: np.ndarray  # float32, the true observation after the action, the last one where an episode ended
+    reward_E: np.ndarray  # float64
+    terminated_E: np.ndarray  # bool, the task ended: no value beyond
+    truncated_E: np.ndarray  # bool, cut by a time limit: the value goes on (both may be set; terminated wins)
+    valid_E: np.ndarray  # bool, False where the action was ignored and nothing happened that may be recorded
+
+
+class BatchEnv(Protocol):
+    """E environments with actions in [-1, 1] and same-step resets.
+
+    When an episode ends, the environment is reset inside the same ``step``, with the seed
+    ``episode_seed(env seed, episode number)``: a run depends on its seeds alone, not on how long it has been
+    running in one process. Observations are float32; NaN and infinity pass through (the recorder rejects them).
+    """
+
+    num_envs: int
+    obs_dim: int
+    action_dim: int
+    action_low_A: np.ndarray  # float64, the box of the environment itself, which [-1, 1] is mapped onto
+    action_high_A: np.ndarray
+    max_episode_steps: int | None
+
+    @property
+    def not_replayed(self) -> dict[int, str]:
+        """The environments that the last ``load_state`` could not bring back, and why."""
+
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """Resets every environment, each with its own seed; observations (E, O) float32.
+
+        None takes the seeds derived from the ``seed`` that the batch was made with.
+        """
+
+    def step(self, actions_EA: np.ndarray) -> StepResult:
+        """Applies actions (E, A) float32 in [-1, 1]; what lies outside is clipped."""
+
+    def force_reset(self, env_indices: list[int]) -> np.ndarray:
+        """Ends the episodes of these environments now and resets them; observations (E, O) of all environments."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that ``load_state`` needs for the following steps to be bit-identical."""
+
+    def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """Takes what ``state`` gave; the observations (E, O) to act on next.
+
+        An environment that could not be brought back to its saved observation is reset, for its next episode, and is in
+        ``not_replayed``: no transition may join the two.
+        """
+
+    def close(self) -> None:
+        """Frees the environments."""
+
+
+def env_seeds(seed: int, num_envs: int) -> list[int]:
+    """Seeds of ``num_envs`` environments, 32 bits each, from one seed of any size (numpy's SeedSequence)."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(num_envs)]
+
+
+def episode_seed(env_seed: int, episode: int) -> int:
+    """The seed that an environment's ``episode``-th episode starts with.
+
+    Episode 0 takes the environment's own seed, so that ``reset([s])`` starts where Gymnasium's
+    ``env.reset(seed=s)`` does. Episode n > 0 takes word n % 64 of ``SeedSequence([env_seed, n // 64])``, 32 bits.
+    """
+    if episode == 0:
+        return env_seed
+    return _seed_block(env_seed, episode // _BLOCK)[episode % _BLOCK]
+
+
+_BLOCK = 64
+
+
+@functools.lru_cache(maxsize=1024)
+def _seed_block(env_seed: int, block: int) -> list[int]:
+    """Seeds are drawn in blocks, since a SeedSequence costs as much as a short task's step."""
+    words: list[int] = np.random.SeedSequence([env_seed, block]).generate_state(_BLOCK).tolist()
+    return words
+
+
+FIXED_GOAL = "FixedGoal/"  # namespace of this project's mazes
+FIXED_GOAL_ENTRY_POINT = "rollout_workers.fixed_goal:FixedGoalMaze"  # datasets on disk name it too
+FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in steps as PointMaze has it
+    "PointMaze_UMaze-v3": ((1, 1), 300),
+    "PointMaze_Medium-v3": ((6, 6), 600),
+    "PointMaze_Large-v3": ((7, 10), 800),
+}
+
+_named: set[str] = set()  # modules that somebody who may run code here has named
+
+
+def name_module(env_id: str) -> None:
+    """Lets this process import the module of ``module:Id``; for an id without a module nothing changes.
+
+    For ids from a command line, from RLlib's configuration, and from the driver of a run to its actors: importing runs
+    code. Never for an id that was read from a file: a dataset or a run directory may come from anybody.
+    """
+    module, _, _ = env_id.rpartition(":")
+    if module:
+        _named.add(module)
+
+
+def find_env(env_id: str) -> EnvSpec:
+    """Gymnasium's registration of ``env_id``.
+
+    ``module:Id`` imports ``module`` first, as gymnasium.make does, if ``name_module`` has allowed it. gymnasium_robotics
+    (PointMaze, AntMaze, Fetch, ...) and shimmy (dm_control/...) are imported only when an id is not registered without
+    them; this project's mazes (FixedGoal/...) are registered when an id names them. EnvError when there is no such environment, with the
+    nearest ids, when a package that it needs is missing, and when the id names a module that nobody has allowed.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import_module(module, env_id)
+    elif name.startswith("dm_control/"):
+        _register_dm_control(env_id)
+    elif name.startswith(FIXED_GOAL):
+        _register_fixed_goal(env_id)
+    elif name not in gym.registry:
+        _register_robotics(env_id)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise EnvError(_unknown(env_id, name)) from error
+
+
+def _unknown(env_id: str, name: str) -> str:
+    by_folded = {known.casefold(): known for known in gym.registry}
+    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+    names = ", ".join(by_folded[folded] for folded in nearest) or "none is close"
+    return (
+        f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be "
+        "trained; correct the id, or write module:Id to import the module that registers it"
+    )
+
+
+def _import_module(module: str, env_id: str) -> None:
+    if module not in _named:
+        raise EnvError(
+            f"{env_id} names the module {module!r} and was read from a file, expected a module to be named on the command "
+            "line, because importing it runs its code and a dataset or a run directory may come from anybody: nothing was "
+            f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id}"
+        )
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise EnvError(
+            f"{env_id} names the module {module!r}, which did not import ({type(error).__name__}: {error}), expected a "
+            "module that registers the environment: it cannot be made; install it, or put its folder on PYTHONPATH"
+        ) from error
+
+
+def _register_robotics(env_id: str) -> None:
+    if any(known.startswith("PointMaze_") for known in gym.registry):
+        return
+    if importlib.util.find_spec("gymnasium_robotics") is None:
+        raise EnvError(
+            f"{env_id} is not one of Gymnasium's own environments, and gymnasium-robotics, which has PointMaze and the "
+            "like, is not installed, expected to be: it cannot be made; pip install -c constraints.txt "
+            "gymnasium-robotics, or correct the id"
+        )
+    gym.register_envs(importlib.import_module("gymnasium_robotics"))
+
+
+def _register_fixed_goal(env_id: str) -> None:
+    _register_robotics(env_id)
+    for maze_id, (goal_cell, steps) in FIXED_GOALS.items():
+        if FIXED_GOAL + maze_id not in gym.registry:
+            kwargs = {"maze_id": maze_id, "goal_cell": goal_cell}
+            gym.register(FIXED_GOAL + maze_id, FIXED_GOAL_ENTRY_POINT, max_episode_steps=steps, kwargs=kwargs)
+
+
+def _register_dm_control(env_id: str) -> None:
+    missing = [name for name in ("dm_control", "shimmy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvError(
+            f"{env_id} needs {' and '.join(missing)}, expected to be installed: DeepMind Control tasks cannot be made; "
+            "pip install -c constraints.txt -e '.[dmc]'"
+        )
+    gym.register_envs(importlib.import_module("shimmy"))
+
+
+class ActionBox:
+    """The one rescale from [-1, 1] to an environment's action box.
+
+    Raises EnvError unless ``space`` is a bounded Box of floats; ``env_id`` is for the message alone.
+    """
+
+    def __init__(self, space: gym.Space, env_id: str) -> None:
+        self._check(space, env_id)
+        assert isinstance(space, Box)
+        self.low_A = space.low.astype(np.float64).ravel()
+        self.high_A = space.high.astype(np.float64).ravel()
+        self._shape = space.shape
+        self._low_A, self._high_A = space.low.ravel(), space.high.ravel()
+        self._middle_A = ((self.high_A + self.low_A) / 2).astype(space.dtype)
+        self._half_A = ((self.high_A - self.low_A) / 2).astype(space.dtype)
+        ends_2A = self._middle_A - self._half_A, self._middle_A + self._half_A
+        self._exact = np.array_equal(ends_2A, (self._low_A, self._high_A))  # else rounding misses a bound
+
+    @property
+    def dim(self) -> int:
+        """A, the number of action coordinates."""
+        return int(self.low_A.size)
+
+    def rescale(self, actions_EA: np.ndarray) -> np.ndarray:
+        """Actions (E, A) in [-1, 1] as (E, *space.shape) in the box and of its dtype.
+
+        -1 is the lower bound, 0 the middle, 1 the upper bound. The result never leaves the box, neither by rounding nor
+        by an input outside [-1, 1]; NaN stays NaN.
+        """
+        if actions_EA.ndim != 2 or actions_EA.shape[1] != self.dim:
+            raise EnvError(
+                f"actions of shape {actions_EA.shape}, expected (environments, {self.dim}): nothing was stepped; "
+                "give one row of action coordinates for each environment"
+            )
+        scaled_EA = np.multiply(actions_EA, self._half_A, dtype=self._half_A.dtype, casting="same_kind")
+        scaled_EA += self._middle_A
+        np.maximum(scaled_EA, self._low_A, out=scaled_EA)
+        np.minimum(scaled_EA, self._high_A, out=scaled_EA)
+        if not self._exact:
+            np.copyto(scaled_EA, self._low_A, where=actions_EA <= -1)
+            np.copyto(scaled_EA, self._high_A, where=actions_EA >= 1)
+        return scaled_EA.reshape(-1, *self._shape) if len(self._shape) != 1 else scaled_EA
+
+    @staticmethod
+    def _check(space: gym.Space, env_id: str) -> None:
+        if not isinstance(space, Box):
+            raise EnvError(
+                f"{env_id} has the action space {space}, expected a Box of floats: policies here give continuous "
+                "actions, so it cannot be trained on; choose an environment with continuous actions"
+            )
+        if not np.issubdtype(space.dtype, np.floating) or not space.shape or 0 in space.shape:
+            raise EnvError(
+                f"{env_id} has actions of type {space.dtype} and shape {space.shape}, expected a non-empty vector of "
+                "floats: actions in [-1, 1] cannot be mapped onto it; wrap the environment with a float action Box"
+            )
+        bounds = np.stack([space.low.ravel(), space.high.ravel()]).astype(np.float64)
+        unbounded = np.flatnonzero(~(np.abs(bounds) < UNBOUNDED).all(axis=0))
+        if unbounded.size:
+            at = int(unbounded[0])
+            raise EnvError(
+                f"{env_id} has an unbounded action box: coordinate {at} is in [{space.low.ravel()[at]}, "
+                f"{space.high.ravel()[at]}], expected finite bounds below {UNBOUNDED:g}: actions in [-1, 1] "
+                "cannot be mapped onto it; wrap the environment with gymnasium.wrappers.RescaleAction or a Box with finite bounds"
+            )
+
+
+def observation_dim(space: gym.Space, env_id: str) -> int:
+    """O of a Box, or of a Dict of Boxes (nested ones too); anything else is an EnvError that names the part."""
+    if isinstance(space, gym.spaces.Dict):
+        return sum(observation_dim(space[key], f"{env_id} [{key!r}]") for key in sorted(space.keys()))
+    if not isinstance(space, Box):
+        raise EnvError(
+            f"{env_id} has the observation space {space}, expected a Box or a Dict of Boxes: it cannot be stored as a "
+            "vector of floats, so it cannot be trained on; wrap the environment with "
+            "gymnasium.wrappers.FlattenObservation or choose another one"
+        )
+    return int(np.prod(space.shape, dtype=np.int64))
+
+
+def flatten_observations(obs: Any, num_envs: int) -> np.ndarray:
+    """Batched observations as a new float32 (E, O) array; Dicts in the order of their sorted keys.
+
+    ``obs`` is (E, ...) or a Dict of such, as a gymnasium.vector.VectorEnv gives.
+    """
+    if isinstance(obs, np.ndarray):
+        return obs.reshape(num_envs, -1).astype(np.float32)
+    parts = _parts(obs, num_envs)
+    return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
+
+
+def flatten_checked(space: gym.Space, obs: Any, env_id: str) -> np.ndarray:
+    """As ``flatten_observation``; EnvError, naming the part, where ``obs`` has other keys or shapes than ``space``."""
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(obs, Mapping) or any(key not in obs for key in space):
+            seen = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+            raise EnvError(
+                f"{env_id} returned an observation with {seen}, expected the keys {sorted(space)} of its space: it "
+                "cannot be stored and the worker stops; return every key of the observation space"
+            )
+        return np.concatenate([flatten_checked(space[key], obs[key], f"{env_id} [{key!r}]") for key in sorted(space)])
+    try:
+        array = np.array(obs, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EnvError(
+            f"{env_id} returned {type(obs).__name__} as an observation ({error}), expected numbers of shape {space.shape}: "
+            "it cannot be stored and the worker stops; return an array from reset() and step()"
+        ) from error
+    if array.shape != space.shape:
+        raise EnvError(
+            f"{env_id} returned an observation of shape {array.shape}, expected {space.shape} as its space says: it cannot "
+            "be stored and the worker stops; return that shape from reset() and step(), or correct the space"
+        )
+    return array.ravel()
+
+
+def flatten_observation(obs: Any) -> np.ndarray:
+    """One environment's observation as a new float32 (O,) array; Dicts in the order of their sorted keys."""
+    if isinstance(obs, Mapping):
+        return np.concatenate([flatten_observation(obs[key]) for key in sorted(obs)])
+    return np.array(obs, dtype=np.float32).ravel()
+
+
+def _parts(obs: Any, num_envs: int) -> list[np.ndarray]:
+    if isinstance(obs, Mapping):
+        return [part for key in sorted(obs) for part in _parts(obs[key], num_envs)]
+    return [np.asarray(obs).reshape(num_envs, -1)]
+
+
+def close_or_warn(env: Any, env_id: str) -> None:
+    """Closes one environment, or a vector of them; an exception of its own becomes a RuntimeWarning."""
+    try:
+        env.close()
+    except Exception as error:
+        warnings.warn(
+            f"{env_id}: close() raised {type(error).__name__}: {error}; expected it to free the environment. Results are kept "
+            "and the run continues, but what the environment holds may stay in use until this process ends; mend its "
+            "close()",
+            RuntimeWarning,
+            stacklevel=2,
+        )
