@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
-from cluster.picture import INK, MODES, dress, new_figure, save_picture
+from cluster.pictures.maze_drawing import INK, MODES, dress, new_figure, save_picture
 
 STARTS = (TEST[0], TEST[1] // 2)
 STEPS = {"kl": "agent.infer_steps", "st": "agent.infer_steps", "max": "agent.infer_max_steps"}

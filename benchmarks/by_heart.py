@@ -17,7 +17,7 @@ from algorithms.interface import AgentSpec, PlanRequest
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
-from cluster.calibration import rank_correlation
+from cluster.pictures.calibration import rank_correlation
 from replay.dataset import Dataset
 from replay.stored_episode import StoredEpisode
 from replay.trajectories import Trajectories

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.wording import clock
+from cluster.metrics.wording import clock
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("prior", "st", "kl", "max")

@@ -215,9 +215,9 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     """Scores of one way to act; those of starts outside the goal apart."""
     from algorithms.interface import PlanRequest
     from cluster.checks import plan_of
+    from cluster.commands.evaluation import newest_weights
     from cluster.config import override
     from cluster.graph import make_evaluator, set_threads
-    from cluster.inspection import newest_weights
     from cluster.run_dir import RunDirectory
 
     run = RunDirectory(run_dir)

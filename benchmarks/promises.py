@@ -16,8 +16,8 @@ from algorithms.gac.target import Target, first_target, next_target
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
-from cluster.calibration import rank_correlation
 from cluster.graph import make_shard, snapshots_of
+from cluster.pictures.calibration import rank_correlation
 from replay.episode_shard import EpisodeShard
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the best return in the data

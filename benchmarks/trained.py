@@ -19,9 +19,9 @@ from algorithms.interface import PlanRequest
 from algorithms.weights import Weights
 from benchmarks.markdown import table
 from cluster.checks import plan_of
+from cluster.commands.evaluation import newest_weights
 from cluster.config import override
 from cluster.graph import Plan, set_threads
-from cluster.inspection import newest_weights
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, open_dataset
 from rollout_workers.env import BatchEnv

@@ -11,7 +11,7 @@
 Delivery is at least once; the shard's table of writers makes storage exactly once. Chunks are settled in the order in
 which they were collected, so what waits is bounded. However ``run`` ends, every chunk on the way is settled first: stored,
 or dropped under a reason in the worker's totals. The exception is a chunk whose answer was lost: only the shard can tell
-whether it was stored, so the worker counts it as recorded and the driver settles it (cluster/ledger.py). This file does not
+whether it was stored, so the worker counts it as recorded and the driver settles it (cluster/metrics/ledger.py). This file does not
 know what carries the messages.
 """
 

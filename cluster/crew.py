@@ -15,8 +15,8 @@ from cluster.actors import WorkerActor
 from cluster.courier import SETTLE_S, STOPPED
 from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, Plan, random_steps_left
+from cluster.metrics.tally import Tally
 from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
-from cluster.tally import Tally
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle

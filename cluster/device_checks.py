@@ -63,7 +63,7 @@ def endpoint_problems(config: RunConfig) -> list[str]:
     """An address on which the metrics endpoint cannot listen."""
     if config.metrics.problems() or config.metrics.port < 0:
         return []
-    from cluster.exporter import check_can_listen
+    from cluster.metrics.exporter import check_can_listen
 
     try:
         check_can_listen(config.metrics.host, config.metrics.port)

@@ -9,17 +9,17 @@ from types import FrameType
 from typing import Any
 
 from cluster.checks import memory_bytes
-from cluster.console import Console
-from cluster.curve import draw_curve
-from cluster.env_again import resume_words
+from cluster.commands.arguments import resume_words
 from cluster.errors import Interrupted, RunError
-from cluster.event_file import EventFile
-from cluster.exporter import Exporter
 from cluster.graph import Plan, offline_rows
+from cluster.metrics.console import Console
+from cluster.metrics.event_file import EventFile
+from cluster.metrics.exporter import Exporter
+from cluster.metrics.wording import algorithm_name
+from cluster.pictures.curve import draw_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from cluster.task_preset import unpublished
-from cluster.wording import algorithm_name
 
 
 def drive(run: RunDirectory, plan: Plan) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from cluster.commands.finetune import STAGED
 from cluster.config import READ_ON_EPISODES, OnlineConfig, RunConfig
-from cluster.finetune import STAGED
 from cluster.graph import Plan, workers_of
 from replay.config import ReplayConfig
 from replay.episode_shard import bytes_needed

@@ -24,10 +24,10 @@ from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
 from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
+from cluster.metrics.tally import Tally
 from cluster.remote import cause, make_actor, root, started
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
-from cluster.tally import Tally
 from replay.limiter import dealt
 from rollout_workers.evaluator import Evaluation
 

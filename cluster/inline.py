@@ -31,9 +31,9 @@ from cluster.graph import (
     snapshots_of,
     workers_of,
 )
+from cluster.metrics.tally import Tally
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
-from cluster.tally import Tally
 from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART

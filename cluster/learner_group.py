@@ -11,8 +11,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from cluster.errors import RunError
 from cluster.graph import EPOCHS_A_START, Plan
 from cluster.learner_actor import LearnerActor
+from cluster.metrics.tally import Tally
 from cluster.remote import SAME_FAILURE, cause, make_actor, root, started
-from cluster.tally import Tally
 
 
 class LearnerGroup:

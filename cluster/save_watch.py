@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cluster.errors import RunError
 from cluster.graph import Plan
+from cluster.metrics.tally import Tally
 from cluster.reports import free_words, size_words
-from cluster.tally import Tally
 from replay import snapshot_files
 
 CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s

@@ -19,11 +19,11 @@ import psutil
 from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, pretrain_updates
+from cluster.metrics.tally import Tally
 from cluster.reports import Reports
 from cluster.run_dir import RunDirectory
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved
-from cluster.tally import Tally
 from rollout_workers.evaluator import Evaluation
 
 GRACE_S = (

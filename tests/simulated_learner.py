@@ -26,7 +26,7 @@ from replay.limiter import dealt
 if TYPE_CHECKING:
     from simulated_run import SimulatedRun
 
-    from cluster.tally import Tally
+    from cluster.metrics.tally import Tally
 
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=2, publish_updates=8, nonfinite_skips=4, checkpoints_kept=3)
 META = {"env": "tagged"}

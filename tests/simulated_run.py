@@ -34,7 +34,7 @@ from turns import Turn
 
 from algorithms.weights import Weights
 from cluster.courier import RUN_COMPLETE, Courier, Lost
-from cluster.tally import Tally
+from cluster.metrics.tally import Tally
 from replay import snapshot
 from replay.chunk import Ack, Chunk
 from replay.config import ReplayConfig

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from tiny_runs import train_inline
 
-from cluster import collecting
 from cluster.checks import plan_of
-from cluster.collecting import (
+from cluster.commands import collecting
+from cluster.commands.collecting import (
     FIXED_STARTS,
     collect_agent_episodes,
     collect_maze_episodes,
     measure_agent_references,
     measure_references,
 )
+from cluster.commands.evaluation import newest_weights
 from cluster.config import RunConfig
 from cluster.errors import RunError, UsageError
 from cluster.graph import make_evaluator, make_shard
-from cluster.inspection import newest_weights
 from cluster.run_dir import RunDirectory
 from replay.chunk import CUT
 from replay.snapshot import load

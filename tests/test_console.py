@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
-from cluster.console import Console, in_words, plain_line
-from cluster.view import SILENT_AFTER_S, View, sparkline
-from cluster.wording import clock, number, percent, span
+from cluster.metrics.console import Console, in_words, plain_line
+from cluster.metrics.view import SILENT_AFTER_S, View, sparkline
+from cluster.metrics.wording import clock, number, percent, span
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE: dict[str, Any] = {
@@ -195,7 +195,7 @@ def test_a_broken_pipe_ends_the_showing_and_not_the_run() -> None:
 
 def test_a_real_terminal_gets_the_view_and_its_cursor_back() -> None:
     code = (
-        "from cluster.console import Console\n"
+        "from cluster.metrics.console import Console\n"
         "from tests.test_console import LINE, SUMMARY\n"
         "console = Console(total_steps=20_000, title='SoftGAC on HalfCheetah-v5')\n"
         "console.update(LINE)\nconsole.event('checkpoint written')\nconsole.close(SUMMARY)\n"

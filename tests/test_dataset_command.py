@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import train_words
 
 from cluster.cli import main
-from cluster.dataset_recipes import env_name
+from cluster.commands.dataset_recipes import env_name
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 
 ENV = "FixedGoal/PointMaze_UMaze-v3"

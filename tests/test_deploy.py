@@ -27,10 +27,11 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.cli import _parser, resolve
+from cluster.cli import _parser
+from cluster.commands.train import resolve
 from cluster.connection import HEALTH
-from cluster.exporter import Exporter
-from cluster.series import METRICS
+from cluster.metrics.catalogue import METRICS
+from cluster.metrics.exporter import Exporter
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"

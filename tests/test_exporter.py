@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.cli import main
 from cluster.errors import UsageError
-from cluster.exporter import MAX_CONNECTIONS, Exporter
-from cluster.series import METRICS
+from cluster.metrics.catalogue import METRICS
+from cluster.metrics.exporter import MAX_CONNECTIONS, Exporter
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 LINE = {

@@ -15,8 +15,8 @@ from tiny_runs import TINY, lines, read, train_inline
 from cluster.cli import main
 from cluster.graph import Plan
 from cluster.inline import InlineFleet
+from cluster.metrics.tally import Tally
 from cluster.run_dir import RunDirectory
-from cluster.tally import Tally
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 from replay.offline_rows import OfflineRows
 

@@ -14,8 +14,8 @@ from tiny_runs import lines, read
 
 from cluster.checks import make_plan
 from cluster.cli import main
+from cluster.commands.finetune import finetuned
 from cluster.config import flatten, make_preset
-from cluster.finetune import finetuned
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from replay.dataset import open_dataset, write_dataset

@@ -57,7 +57,11 @@ def test_no_file_reads_or_writes_pickles() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    (["--help"], ["train", "--help"], ["presets"], ["config", "cpu"], ["train"], ["train", "sac", "--env", "X", "--steps", "no"]),
+    (
+        ["--help"], ["train", "--help"], ["presets"], ["config", "cpu"], ["train"], ["train", "softgac"],
+        ["train", "sac", "--env", "X", "--steps", "no"], ["status", "/nowhere"], ["scale", "/nowhere", "--workers", "2"],
+        ["evaluate", "/nowhere"], ["resume", "/nowhere"],
+    ),
     ids=" ".join,
 )  # fmt: skip
 def test_what_needs_no_learning_starts_without_the_libraries_of_learning(words: list[str]) -> None:

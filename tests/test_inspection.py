@@ -10,7 +10,8 @@ import torch
 from tiny_runs import train_inline
 
 from cluster.checks import plan_of
-from cluster.inspection import evaluate, newest_weights, status
+from cluster.commands.evaluation import evaluate, newest_weights
+from cluster.commands.status import status
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
 

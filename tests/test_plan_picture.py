@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, make_dataset, pairs, train_words
 
-from cluster.calibration import draw_calibration, rank_correlation, ranks
 from cluster.checks import plan_of
 from cluster.cli import main
+from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
-from cluster.inspection import newest_weights
-from cluster.maze_drawing import check_start, wall_centres
-from cluster.plan_trial import PRIORS, STARTS, Trial, best_return, chosen_starts, spread_starts, try_modes
+from cluster.pictures.calibration import draw_calibration, rank_correlation, ranks
+from cluster.pictures.maze_drawing import check_start, wall_centres
+from cluster.pictures.plan_trial import PRIORS, STARTS, Trial, best_return, chosen_starts, spread_starts, try_modes
 from cluster.run_dir import RunDirectory
 from replay.dataset import write_dataset
 from replay.stored_episode import StoredEpisode

@@ -13,7 +13,8 @@ import pytest
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import ActorCritic
 from benchmarks import demo_gac
-from cluster.cli import _parser, resolve
+from cluster.cli import _parser
+from cluster.commands.train import resolve
 from cluster.config import flatten, make_preset
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.chart import Line, draw_chart, thin, tick_text, ticks
-from cluster.curve import draw_curve
 from cluster.errors import UsageError
-from cluster.report import NotARun, bootstrap_interval, grouped, read_run, write_report
+from cluster.pictures.chart import Line, draw_chart, thin, tick_text, ticks
+from cluster.pictures.curve import draw_curve
+from cluster.pictures.report import NotARun, bootstrap_interval, grouped, read_run, write_report
 
 
 def make_run(

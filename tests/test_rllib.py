@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 from tiny_runs import TINY
 
 from cluster.errors import RunError, UsageError
-from cluster.rllib import ENDLESS, SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib.config import ENDLESS
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
 
@@ -300,7 +301,8 @@ def test_a_bounded_run_is_done_with_all_its_updates(inline: Any) -> None:
 
 
 def test_a_stopped_run_leaves_a_run_directory_that_the_commands_read(inline: Any) -> None:
-    from cluster.inspection import evaluate, status
+    from cluster.commands.evaluation import evaluate
+    from cluster.commands.status import status
 
     algo = inline()
     algo.train()

@@ -18,11 +18,11 @@ from algorithms import ALGORITHMS
 from cluster import device_checks
 from cluster.checks import make_plan
 from cluster.cli import main
+from cluster.commands.status import status, status_in_words
 from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, to_json
 from cluster.errors import RunError, UsageError
 from cluster.history import read_run
-from cluster.inspection import status, status_in_words
-from cluster.report import write_report
+from cluster.pictures.report import write_report
 from cluster.run_dir import RunDirectory
 from replay.option import problem_with
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from cluster.history import Run, read_run
-from cluster.wording import algorithm_name, count, number
+from cluster.metrics.wording import algorithm_name, count, number
 
 EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue over grey: told apart without hue
 

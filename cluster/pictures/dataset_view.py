@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.wording import number
+from cluster.metrics.wording import number
 from replay.dataset import Dataset
 from replay.stored_episode import StoredEpisode
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_policy
-from cluster.maze_drawing import check_start
+from cluster.pictures.maze_drawing import check_start
 from rollout_workers.maze import Maze, maze_of
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from cluster.checks import plan_of
+from cluster.commands.dataset_recipes import Progress, replayed_episodes
+from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_policy, set_threads
 from cluster.history import evaluation_records
-from cluster.inspection import newest_weights
-from cluster.replayed import Progress, replayed_episodes
 from cluster.run_dir import RunDirectory
 from replay.stored_episode import StoredEpisode
 from rollout_workers.acting import Actor

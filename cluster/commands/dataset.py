@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.env_again import add_env_again, name_env_again
+from cluster.commands.arguments import add_command, add_env_again, count, name_env_again, scale, seconds, whole
 from cluster.errors import RunError, UsageError
 
 KINDS = ("medium", "replay", "expert", "mixed")
@@ -27,7 +27,7 @@ def add_dataset(commands: Any) -> None:
     _add_agent(kinds)
     take = _command(actions, "import", _import, "copy a Minari folder in, or download an id from Minari's remote")
     take.add_argument("source", metavar="ID|PATH", help="a folder, an id (D4RL/pointmaze/umaze-v2), or hf://OWNER/ID")
-    take.add_argument("--timeout", type=_positive, default=3600.0, help="seconds for a download (default: 3600)")
+    take.add_argument("--timeout", type=seconds, default=3600.0, help="seconds for a download (default: 3600)")
     _add_force(take)
     _command(actions, "list", _list, "the datasets that are there")
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
@@ -43,10 +43,10 @@ def add_dataset(commands: Any) -> None:
 def _add_maze(kinds: Any) -> None:
     maze = _command(kinds, "maze", _make_maze, "a waypoint planner to random targets in a maze with one fixed goal")
     maze.add_argument("--env", required=True, help="PointMaze_UMaze-v3, PointMaze_Medium-v3 or PointMaze_Large-v3")
-    maze.add_argument("--episodes", type=_count, required=True, help="episodes to collect")
-    maze.add_argument("--noise", type=_share, default=0.5, help="standard deviation of action noise (default: 0.5)")
-    maze.add_argument("--dwell", type=_whole, default=0, help="steps at a target before the next (default: 0)")
-    maze.add_argument("--seed", type=_whole, default=1, help="of everything random (default: 1)")
+    maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
+    maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
+    maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
+    maze.add_argument("--seed", type=whole, default=1, help="of everything random (default: 1)")
     maze.add_argument("--id", help="(default: drawbridge/NAME-dDWELL-v0, NAME as pointmaze-umaze)")
     _add_force(maze)
 
@@ -60,15 +60,15 @@ def _add_agent(kinds: Any) -> None:
         required=True,
         help="medium: its newest policy with exploration; expert: without; mixed: half and half; replay: its replay",
     )
-    agent.add_argument("--episodes", type=_count, required=True, help="episodes; for replay at most")
-    agent.add_argument("--seed", type=_whole, default=1, help="of everything random (default: 1)")
+    agent.add_argument("--episodes", type=count, required=True, help="episodes; for replay at most")
+    agent.add_argument("--seed", type=whole, default=1, help="of everything random (default: 1)")
     agent.add_argument("--id", help="(default: drawbridge/NAME-KIND-v0, NAME as halfcheetah)")
     add_env_again(agent)
     _add_force(agent)
 
 
 def _make_maze(arguments: argparse.Namespace) -> None:
-    from cluster.dataset_recipes import make_maze
+    from cluster.commands.dataset_recipes import make_maze
 
     made = make_maze(
         arguments.id,
@@ -83,7 +83,7 @@ def _make_maze(arguments: argparse.Namespace) -> None:
 
 
 def _make_agent(arguments: argparse.Namespace) -> None:
-    from cluster.dataset_recipes import make_agent
+    from cluster.commands.dataset_recipes import make_agent
 
     name_env_again(arguments.run, arguments.env)
     made = make_agent(
@@ -98,7 +98,7 @@ def _make_agent(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from cluster.dataset_recipes import export_replay
+    from cluster.commands.dataset_recipes import export_replay
 
     name_env_again(arguments.run_dir, arguments.env)
     print(_one_line(export_replay(arguments.id, arguments.run_dir, force=arguments.force)))
@@ -131,7 +131,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from cluster.dataset_view import describe_dataset
+    from cluster.pictures.dataset_view import describe_dataset
     from replay.dataset import open_dataset
 
     if arguments.plot is not None and arguments.plot.suffix != ".png":
@@ -161,36 +161,8 @@ def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Names
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-    parser.set_defaults(command=_told(run))
-    return parser
+    return add_command(commands, name, _told(run), help)
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a dataset of that id")
-
-
-def _count(text: str) -> int:
-    return _number(text, 1, "a whole number of at least 1", whole=True)
-
-
-def _whole(text: str) -> int:
-    return _number(text, 0, "a whole number of at least 0", whole=True)
-
-
-def _share(text: str) -> float:
-    return _number(text, 0, "a number of at least 0")
-
-
-def _positive(text: str) -> float:
-    return _number(text, 1e-3, "a number above 0")
-
-
-def _number(text: str, least: float, expected: str, whole: bool = False) -> Any:
-    try:
-        value = float(text.replace("_", ""))
-        if least <= value < float("inf") and (not whole or value == int(value)):
-            return int(value) if whole else value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.history import agent_metrics
-from cluster.wording import clock, number, percent
+from cluster.metrics.wording import clock, number, percent
 
 LABEL_WIDTH = 8
 SILENT_AFTER_S = 10.0  # without news from the run, the view says so

@@ -1,214 +1,38 @@
-"""The RLlib face: ``SoftGACConfig`` and ``SoftGAC`` drive the fleet of this project where RLlib's own parts would run.
-
-    config = SoftGACConfig().environment("HalfCheetah-v5").env_runners(num_env_runners=2)
-    algo = config.build_algo()
-    algo.train(), algo.evaluate(), algo.save_to_path(path), SoftGAC.from_checkpoint(path), tune.Tuner(SoftGAC, ...)
-
-Used of RLlib: Algorithm, AlgorithmConfig (stable) with Trainable's setup, step, save_checkpoint, load_checkpoint and
-cleanup. What touches the beta RLModule is in ``PolicyModule`` alone; nothing touches Learner, LearnerGroup or EnvRunner.
-The fleet starts with the first call that needs it, works while ``train`` runs, and is held in between.
-"""
+"""SoftGAC and SAC as RLlib Algorithms whose work a fleet of this project does."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
-import math
 import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
+from ray.tune import PlacementGroupFactory, Trainable
 
-from algorithms import ALGORITHMS
-from algorithms.interface import Policy
-from algorithms.weights import Weights
 from cluster.checks import make_plan
-from cluster.config import RunConfig, make_preset, override
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan
+from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
+from cluster.rllib.module import PolicyModule
+from cluster.rllib.results import episode_results, evaluated, newest, windowed
+from cluster.rllib.saved import FORMAT, SAVED, local, read_saved
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.durable import write_atomic
-from rollout_workers.env import ActionBox, close_or_warn, flatten_observations, name_module, observation_dim
-from rollout_workers.envs import make_env
-from rollout_workers.evaluator import Evaluation
+from rollout_workers.env import name_module
 
 logger = logging.getLogger(__name__)
-
-ENDLESS = 10**15  # env steps of a run whose caller decides when it ends
-SAVED = "drawbridge_rllib.json"  # written last: a folder without it is no checkpoint
-FORMAT = 1
-
-MAPPED = {  # RLlib's setting -> ours. None, where RLlib's default would stand, leaves the preset's value
-    "num_env_runners": "worker.workers",
-    "num_envs_per_env_runner": "worker.envs_per_worker",
-    "num_cpus_per_env_runner": "worker.cpus",
-    "max_num_env_runner_restarts": "worker.restart_budget",
-    "num_learners": "learner.learners",
-    "num_cpus_per_learner": "learner.cpus",
-    "num_gpus_per_learner": "learner.gpus",
-    "gamma": "agent.gamma",
-    "seed": "seed",
-    "evaluation_duration": "evaluation.episodes",
-}
-SAVED_SETTINGS = (*MAPPED, "env", "preset", "fleet_settings", "env_steps_per_iteration", "evaluation_interval")
-CALLBACKS = ("on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded")
-READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
-    *SAVED_SETTINGS,
-    *(f"callbacks_{name}" for name in CALLBACKS),
-    "callbacks_class",
-    "num_cpus_for_main_process",
-    "custom_resources_for_main_process",
-    "metrics_num_episodes_for_smoothing",
-    "log_level",
-    "log_sys_usage",
-    "stats_cls_lookup",
-    "algo_class",
-    "class",
-    "_is_frozen",
-    "in_evaluation",
-    "simple_optimizer",
-    "policies",  # more than one are seen by is_multi_agent
-}
-
-
-class FleetConfig(AlgorithmConfig):
-    """RLlib's configuration of a Drawbridge algorithm; ``run_config`` says what it means to the fleet.
-
-    Carried: ``environment`` (a Gymnasium id), ``env_runners`` (num_env_runners: worker processes, 0 for the whole graph
-    in this process; num_envs_per_env_runner; num_cpus_per_env_runner), ``learners`` (num_learners: 0 and 1 are one
-    learner; CPUs and GPUs), ``evaluation`` (interval, duration in episodes), ``debugging(seed=)``, ``callbacks`` of the
-    driver, ``resources`` of the main process and ``training`` as below. Any other setting that differs from its
-    default is an error that names it.
-    """
-
-    algorithm: ClassVar[str]
-
-    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class)
-        for name in MAPPED:
-            if name != "evaluation_duration":  # RLlib checks this one, and would not take None
-                setattr(self, name, None)
-        self.num_cpus_for_main_process = 0.1  # type: ignore[assignment]  # the driver looks on; its fleet reserves its own
-        self.preset = "cpu"
-        self.fleet_settings: dict[str, Any] = {}
-        self.env_steps_per_iteration = 1_000
-
-    def training(
-        self,
-        *,
-        preset: str | None = None,
-        set: dict[str, Any] | None = None,
-        env_steps_per_iteration: int | None = None,
-        **settings: Any,
-    ) -> FleetConfig:
-        """Sets how the fleet trains.
-
-        Args:
-            preset: "cpu" or "paper".
-            set: our settings by dotted key, as in ``drawbridge config PRESET``: {"replay.replay_ratio": 1.0}. Calls add up.
-                ``steps`` bounds the run, which has no end of its own.
-            env_steps_per_iteration: env steps that one ``train()`` makes, to the end of the chunk that reaches them.
-            settings: RLlib's own, of which ``gamma`` is carried.
-        """
-        super().training(**settings)
-        if preset is not None:
-            self.preset = preset
-        if set is not None:
-            self.fleet_settings = {**self.fleet_settings, **set}
-        if env_steps_per_iteration is not None:
-            self.env_steps_per_iteration = env_steps_per_iteration
-        return self
-
-    def validate(self) -> None:
-        """Raises UsageError, a ValueError, that lists every setting which cannot be carried out."""
-        self.run_config()
-        super().validate()
-
-    def run_config(self) -> RunConfig:
-        """The configuration of the fleet."""
-        problems = [*self._unsupported(), *self._inconsistent()]
-        settings = {key: str(value) for key, value in self.fleet_settings.items()}
-        for name, key in MAPPED.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if key in settings:
-                problems.append(
-                    f"{name}={value} and training(set={{{key!r}: ...}}) set the same thing; give one of them"
-                )
-            settings[key] = str(value)
-        if self.num_learners == 0:
-            settings["learner.learners"] = "1"
-        if self.num_env_runners == 0:
-            settings |= {"worker.workers": "1", "backend": "inline"}
-        settings.setdefault("steps", str(ENDLESS))
-        settings |= {"env": str(self.env), "evaluation.every_steps": "0"}
-        try:
-            config = override(make_preset(self.algorithm, self.preset, str(self.env)), settings)
-        except UsageError as error:
-            problems.append(str(error))
-        if problems:
-            raise UsageError(
-                f"{type(self).__name__} cannot be carried out; nothing was started:\n"
-                + "\n".join(f"  - {text}" for text in problems)
-            )
-        return config
-
-    def _unsupported(self) -> list[str]:
-        default = vars(type(self)().update_from_dict(type(self)().to_dict()))
-        found = [
-            f"{name}={value!r} is not carried by this face, which leaves data, models, connectors and sampling to its own fleet; leave "
-            "it at its default, or use training(set={...}) with the fleet's own setting"
-            for name, value in vars(self).items()
-            if name not in READ and not name.startswith("__") and not (name in default and _same(value, default[name]))
-        ]
-        if self.is_multi_agent:
-            found.append("several policies are configured; the fleet trains one")
-        return found
-
-    def _inconsistent(self) -> list[str]:
-        found = []
-        if not isinstance(self.env, str):
-            found.append(
-                f"env is {self.env!r}, expected the id of a registered Gymnasium environment, as workers make it by name"
-            )
-        if type(self.env_steps_per_iteration) is not int or self.env_steps_per_iteration < 1:
-            found.append(
-                f"env_steps_per_iteration is {self.env_steps_per_iteration!r}, expected a whole number of at least 1: train() would do nothing"
-            )
-        if "env" in self.fleet_settings or "evaluation.every_steps" in self.fleet_settings:
-            found.append(
-                "training(set=) has env or evaluation.every_steps: use environment() and evaluation(evaluation_interval=)"
-            )
-        for kind in _listed(self.callbacks_class):
-            foreign = [
-                n
-                for n in dir(RLlibCallback)
-                if n.startswith("on_") and getattr(kind, n) is not getattr(RLlibCallback, n)
-            ]
-            found += [
-                f"callback {kind.__name__}.{name} would never be called, as no episode passes through RLlib; carried are {', '.join(CALLBACKS)}"
-                for name in foreign
-                if name not in CALLBACKS
-            ]
-        return found
 
 
 class FleetAlgorithm(Algorithm):
@@ -240,7 +64,7 @@ class FleetAlgorithm(Algorithm):
     def setup(self, config: Any) -> None:
         """Proves the configuration; the fleet starts when it is first needed, so that a restore comes before it."""
         logging.getLogger("ray.rllib").setLevel(config.log_level)
-        self.callbacks = [kind() for kind in _listed(config.callbacks_class)]
+        self.callbacks = [kind() for kind in listed(config.callbacks_class)]
         self._session: Session | None = None
         self._failed = False
         self._run: RunDirectory | None = None  # prepared, locked
@@ -297,7 +121,7 @@ class FleetAlgorithm(Algorithm):
         """evaluation_duration deterministic episodes, episode i from seed evaluation.seed + i; training is held."""
         self._call_back("on_evaluate_start", metrics_logger=self.metrics)
         with self._driving() as session:
-            found = {"env_runners": _episode_results(_evaluated(session))}
+            found = {"env_runners": episode_results(evaluated(session))}
         self._call_back("on_evaluate_end", metrics_logger=self.metrics, evaluation_metrics=found)
         return found
 
@@ -306,7 +130,7 @@ class FleetAlgorithm(Algorithm):
         if module_id != DEFAULT_MODULE_ID:
             return None
         with self._driving() as session:
-            weights = _newest(session)
+            weights = newest(session)
         if self._module is None:
             self._module = PolicyModule.of(self._run_config)
         if self._module_order != weights.order:
@@ -317,7 +141,7 @@ class FleetAlgorithm(Algorithm):
     def get_weights(self, policies: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
         """The acting policy's weights by name, under the one module's id."""
         with self._driving() as session:
-            return {DEFAULT_MODULE_ID: {name: np.array(value) for name, value in _newest(session).unpack().items()}}
+            return {DEFAULT_MODULE_ID: {name: np.array(value) for name, value in newest(session).unpack().items()}}
 
     def compute_single_action(self, observation: Any, *, explore: bool = False) -> np.ndarray:  # type: ignore[override]
         """The action for one observation of the environment, in the environment's action box; noise-free unless ``explore``."""
@@ -345,7 +169,7 @@ class FleetAlgorithm(Algorithm):
             raise UsageError(
                 "save_to_path(state=, filesystem=) is not carried: nothing was saved; give a local path alone"
             )
-        folder = Path(tempfile.mkdtemp()) if path is None else _local(path)
+        folder = Path(tempfile.mkdtemp()) if path is None else local(path)
         with self._driving() as session:
             session.advance_to(session.env_steps)
             problems = session.fleet.save().problems
@@ -377,8 +201,8 @@ class FleetAlgorithm(Algorithm):
             raise UsageError(
                 "restore_from_path(component=, filesystem=) is not carried: nothing was changed; give a local path alone"
             )
-        folder = _local(path)
-        told = _read_saved(folder, self._run_config.algorithm)
+        folder = local(path)
+        told = read_saved(folder, self._run_config.algorithm)
         if checkpoint.load_newest(folder / "checkpoints", self._plan.identity()) is None:
             raise UsageError(
                 f"{folder} holds no learner checkpoint: nothing was changed; give a folder that save_to_path wrote"
@@ -405,8 +229,8 @@ class FleetAlgorithm(Algorithm):
         """
         if filesystem is not None:
             raise UsageError("from_checkpoint(filesystem=) is not carried: nothing was started; give a local path")
-        folder = _local(path)
-        told = _read_saved(folder, cls.config_class.algorithm)
+        folder = local(path)
+        told = read_saved(folder, cls.config_class.algorithm)
         if config is None:
             if ":" in str(told["settings"].get("env")):
                 raise UsageError(
@@ -490,7 +314,7 @@ class FleetAlgorithm(Algorithm):
         )
         return {
             "env_runners": {
-                **_windowed(self._episodes),
+                **windowed(self._episodes),
                 "num_episodes": int(sum(each.get("episodes", 0) for each in lines)),
                 "num_env_steps_sampled": made,
                 "num_env_steps_sampled_lifetime": session.env_steps,
@@ -529,81 +353,10 @@ class FleetAlgorithm(Algorithm):
             shutil.copy(run.path / name, folder / name)
 
     def _call_back(self, name: str, **arguments: Any) -> None:
-        for call in [getattr(each, name) for each in self.callbacks] + _listed(
+        for call in [getattr(each, name) for each in self.callbacks] + listed(
             getattr(self.config, f"callbacks_{name}")
         ):
             call(algorithm=self, **arguments)
-
-
-class PolicyModule(TorchRLModule):
-    """The acting policy as an RLModule for inference; everything of RLlib's module API that is used is here.
-
-    ``forward_inference`` (noise-free) and ``forward_exploration`` take {"obs": (B, ...) arrays or tensors, or a Dict of
-    them} and give "actions", float32 (B, A) in [-1, 1], and "actions_for_env", (B, *action_space.shape) in the
-    environment's box. There is no forward_train: learners of this project train the policy.
-
-    model_config: {"algorithm": name, "agent": the agent's settings as a dict, "seed": of the exploration noise}.
-    """
-
-    model_config: Any
-    observation_space: Any
-    action_space: Any
-
-    @classmethod
-    def of(cls, config: RunConfig) -> PolicyModule:
-        """The module for a run's environment and agent, with weights of no use until ``set_state``."""
-        env = make_env(config.env)
-        try:
-            settings = {"algorithm": config.algorithm, "agent": dataclasses.asdict(config.agent), "seed": config.seed}
-            return cls(
-                observation_space=env.observation_space,
-                action_space=env.action_space,
-                inference_only=True,
-                model_config=settings,
-            )
-        finally:
-            close_or_warn(env, config.env)
-
-    def setup(self) -> None:
-        algorithm = ALGORITHMS[self.model_config["algorithm"]]
-        agent = algorithm.config_class(**self.model_config["agent"])
-        self.box = ActionBox(self.action_space, "the module")
-        obs_dim = observation_dim(self.observation_space, "the module")
-        self.policy = cast(Policy, algorithm.make_policy(agent, obs_dim, self.box.dim))
-        self.rng = np.random.default_rng(self.model_config.get("seed", 0))
-        self.weights: dict[str, np.ndarray] = {}
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
-        """The policy's weights by name; empty before the first ``set_state``."""
-        return dict(self.weights)
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Takes weights by name; ValueError names every one that is missing, surplus or misshapen."""
-        self.policy.load_weights(state)
-        self.weights = {name: np.array(value, np.float32) for name, value in state.items()}
-
-    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
-        obs_BO = self._flat(batch)
-        return self._actions(obs_BO, np.zeros((len(obs_BO), *self.policy.noise_shape), np.float32))
-
-    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
-        obs_BO = self._flat(batch)
-        return self._actions(obs_BO, self.policy.sample_noise(self.rng, len(obs_BO)))
-
-    def _flat(self, batch: dict[str, Any]) -> np.ndarray:
-        obs = batch[Columns.OBS]
-        leaf = obs
-        while isinstance(leaf, dict):
-            leaf = next(iter(leaf.values()))
-        return flatten_observations(obs, len(leaf))
-
-    def _actions(self, obs_BO: np.ndarray, noise: np.ndarray) -> dict[str, torch.Tensor]:
-        with torch.inference_mode():
-            action_BA = self.policy.act(torch.from_numpy(obs_BO), torch.from_numpy(noise)).clone()
-        return {
-            Columns.ACTIONS: action_BA,
-            Columns.ACTIONS_FOR_ENV: torch.from_numpy(self.box.rescale(action_BA.numpy())),
-        }
 
 
 class SoftGAC(FleetAlgorithm):
@@ -633,102 +386,6 @@ class SACConfig(FleetConfig):
 
 
 SoftGAC.config_class, SAC.config_class = SoftGACConfig, SACConfig
-
-
-def _evaluated(session: Session) -> Evaluation:
-    """One evaluation of the newest policy, waited for."""
-    _newest(session)
-    limit_s = session.config.evaluation.timeout_s + session.config.ray.start_timeout_s
-    deadline, before = time.monotonic() + limit_s, len(session.evaluations)
-    session.fleet.request_evaluation(session.config.evaluation.episodes)
-    while len(session.evaluations) == before:
-        session.advance()
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"no evaluation ended within {limit_s:.0f} s; raise evaluation.timeout_s or lower evaluation_duration"
-            )
-    return session.evaluations[-1]
-
-
-def _newest(session: Session) -> Weights:
-    """The newest published policy; a learner that has just started publishes its first within seconds."""
-    limit_s = session.config.ray.start_timeout_s
-    deadline = time.monotonic() + limit_s
-    while (weights := session.fleet.weights()) is None:
-        session.advance()
-        if time.monotonic() > deadline:
-            raise RunError(f"the learner published no policy within {limit_s:.0f} s, expected one at its start")
-    return weights
-
-
-def _episode_results(evaluation: Evaluation) -> dict[str, Any]:
-    returns, lengths = evaluation.returns, evaluation.lengths
-    return {
-        "episode_return_mean": evaluation.return_mean,
-        "episode_return_min": min(returns),
-        "episode_return_max": max(returns),
-        "episode_len_mean": float(np.mean(lengths)),
-        "episode_len_min": min(lengths),
-        "episode_len_max": max(lengths),
-        "num_episodes": len(returns),
-        "num_env_steps_sampled": sum(lengths),
-        "episode_returns": returns,
-        "weights_seq_no": evaluation.version,
-    }
-
-
-def _windowed(lines: deque[dict[str, Any]]) -> dict[str, float]:
-    """Over the newest episodes; nan before the first one has ended."""
-    count = sum(line["episodes"] for line in lines)
-    if not count:
-        return dict.fromkeys(
-            ("episode_return_mean", "episode_return_min", "episode_return_max", "episode_len_mean"), math.nan
-        )
-    return {
-        "episode_return_mean": sum(line["return_mean"] * line["episodes"] for line in lines) / count,
-        "episode_return_min": min(line["return_min"] for line in lines),
-        "episode_return_max": max(line["return_max"] for line in lines),
-        "episode_len_mean": sum(line["length_mean"] * line["episodes"] for line in lines) / count,
-    }
-
-
-def _read_saved(folder: Path, algorithm: str) -> dict[str, Any]:
-    """What save_to_path told of itself."""
-    try:
-        told = dict(json.loads((folder / SAVED).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder} is no checkpoint of this face ({error}); nothing was started; give a folder that save_to_path or Tune wrote"
-        ) from error
-    if (told.get("format"), told.get("algorithm")) != (FORMAT, algorithm):
-        raise UsageError(
-            f"{folder} holds a checkpoint of {told.get('algorithm')!r}, format {told.get('format')}, expected {algorithm!r}, format "
-            f"{FORMAT}; nothing was started; use the class that wrote it"
-        )
-    return told
-
-
-def _local(path: Any) -> Path:
-    """A folder of this machine for a path, a file:// address or a Ray Checkpoint."""
-    if isinstance(path, Checkpoint):
-        return Path(path.to_directory())
-    text = str(path).removeprefix("file://")
-    if "://" in text:
-        raise UsageError(
-            f"{path} is not on this machine; nothing was read or written; give a local folder and copy it, or let Tune do so"
-        )
-    return Path(text).resolve()
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:
-        return one is other
 
 
 def _batch_of_one(obs: Any) -> Any:

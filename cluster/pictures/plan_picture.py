@@ -13,13 +13,24 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from cluster.checks import plan_of
+from cluster.commands.evaluation import newest_weights
 from cluster.graph import Plan, set_threads
-from cluster.inspection import newest_weights
-from cluster.maze_drawing import draw_maze, draw_start, draw_way
-from cluster.picture import INK, MARKERS, MODES, SOFT, check_png, dress, new_figure, save_picture
-from cluster.plan_trial import Trial, best_return, chosen_starts, maze_of_plans, planning_policy, try_modes
+from cluster.metrics.wording import algorithm_name, count, number
+from cluster.pictures.maze_drawing import (
+    INK,
+    MARKERS,
+    MODES,
+    SOFT,
+    check_png,
+    draw_maze,
+    draw_start,
+    draw_way,
+    dress,
+    new_figure,
+    save_picture,
+)
+from cluster.pictures.plan_trial import Trial, best_return, chosen_starts, maze_of_plans, planning_policy, try_modes
 from cluster.run_dir import RunDirectory
-from cluster.wording import algorithm_name, count, number
 from rollout_workers.maze import Maze
 
 HEAD = ("mode", "predicted", "achieved", "KL, nats", "goal reached", "path / shortest")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import RunError
-from cluster.picture import GOAL, INK, MODES, SOFT, dress, new_figure, save_picture
-from cluster.wording import algorithm_name, count, number
+from cluster.metrics.wording import algorithm_name, count, number
+from cluster.pictures.maze_drawing import GOAL, INK, MODES, SOFT, dress, new_figure, save_picture
 
 
 def rank_correlation(one_N: Sequence[float] | np.ndarray, other_N: Sequence[float] | np.ndarray) -> float | None:

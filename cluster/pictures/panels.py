@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cluster.chart import Line, draw_chart
 from cluster.history import Run, agent_metrics
+from cluster.pictures.chart import Line, draw_chart
 
 AXES = {"env_steps": "environment steps", "updates": "updates"}  # what a run's length is counted in, in words
 EPISODES = (  # key of a metrics line, title, unit

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.chart import COLOURS, Line, draw_chart
-from cluster.env_again import resume_words
+from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
-from cluster.page import page, table
-from cluster.panels import AXES, Shown, small_charts
-from cluster.wording import algorithm_name, clock, number, percent
+from cluster.metrics.wording import algorithm_name, clock, number, percent
+from cluster.pictures.chart import COLOURS, Line, draw_chart
+from cluster.pictures.page import page, table
+from cluster.pictures.panels import AXES, Shown, small_charts
 
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
 

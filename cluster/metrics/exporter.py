@@ -20,7 +20,7 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
-from cluster.series import METRICS, WINDOW_SUMS, Line
+from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.ledger import Ledger
+from cluster.metrics.ledger import Ledger
 from replay.chunk import RowTotals
 from replay.counters import ShardStats
 from rollout_workers.recorder import merge_stats

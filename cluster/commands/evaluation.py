@@ -1,10 +1,9 @@
-"""Commands that look at a run without driving it: evaluate and status."""
+"""Deterministic episodes with a run's newest policy: what ``drawbridge evaluate`` measures."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 from algorithms.weights import Weights
 from cluster.checks import plan_of
 from cluster.config import override
-from cluster.documents import number
-from cluster.env_again import resume_words
 from cluster.errors import RunError, UsageError
 from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
-from cluster.history import document, evaluation_records
 from cluster.run_dir import RunDirectory
 
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
@@ -74,7 +70,7 @@ def evaluate(
     }
     found |= _normalised(plan, result) | (_planned(result) if plan.config.learns_from_episodes else {})
     if plot is not None:
-        from cluster.calibration import draw_calibration
+        from cluster.pictures.calibration import draw_calibration
 
         draw_calibration(found, plot)
     return found
@@ -98,8 +94,8 @@ def _acting(plan: Plan, settings: dict[str, str]) -> Plan:
 
 def _check_plot(plan: Plan, path: Path) -> None:
     """UsageError, before any episode, unless there will be predicted returns to draw into a PNG."""
-    from cluster.picture import check_png
-    from cluster.plan_trial import planning_policy
+    from cluster.pictures.maze_drawing import check_png
+    from cluster.pictures.plan_trial import planning_policy
 
     check_png(path)
     planning_policy(plan)
@@ -169,7 +165,7 @@ def _planned(result: Evaluation) -> dict[str, Any]:
     found = {name: getattr(result, name) for name in names}
     if not result.predicted:
         return found
-    from cluster.calibration import rank_correlation
+    from cluster.pictures.calibration import rank_correlation
 
     return found | {"rank_correlation": rank_correlation(result.predicted, result.returns)}
 
@@ -232,67 +228,3 @@ def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: PlanRequest 
     actor: Any = PlanActor(policy) if plans(policy) else Actor(policy, backend=plan.config.worker.backend)
     actor.load(weights)
     record_video(plan.config.env, actor, path, seed=seed)
-
-
-def status(run_dir: Path) -> dict[str, Any]:
-    """What is known of a run: its state, newest line, last evaluation, and how it ended if it did."""
-    run = RunDirectory.open(run_dir)
-    notes: list[str] = []
-    config, owner = run.config(), run.owner()
-    live, summary, failure = (document(run.path / f"{name}.json", notes) for name in ("live", "summary", "failure"))
-    state = live.get("state", "unknown")
-    if state in ("starting", "running", "finishing") and owner is None:
-        state = "lost"
-    evaluations = evaluation_records(run.path, config.unit, notes)
-    found = {
-        "run_dir": str(run.path),
-        "state": state,
-        "pid": owner,
-        "algorithm": config.algorithm,
-        "env": config.env,
-        "seed": config.seed,
-        "backend": config.backend,
-        "steps": config.steps,
-        "unit": config.unit,
-        "silent_s": round(time.time() - live["written"], 1) if number(live.get("written")) else None,
-        "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
-        "last_evaluation": evaluations[-1][0] if evaluations else None,
-        "summary": summary or None,
-        "notes": notes,
-    }
-    if (run.path / "failure.json").exists():
-        found["failure"] = failure
-    return found
-
-
-def status_in_words(found: dict[str, Any]) -> str:
-    """``status`` for a person."""
-    unit = found["unit"]
-    live = {key: value for key, value in found["live"].items() if value is not None}
-    lines = [
-        f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
-        + (f" (process {found['pid']})" if found["pid"] else ""),
-    ]
-    if "env_steps" in live:
-        bounds = {unit: f" of {found['steps']:,}"}
-        ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
-        lines += [
-            f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
-            f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
-            + (ratio if unit == "env_steps" else ""),
-            f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
-            f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
-            f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
-        ]
-    last = found["last_evaluation"]
-    if last:
-        mean = sum(last["returns"]) / len(last["returns"])
-        lines.append(
-            f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last[unit]:,} {unit.replace('_', ' ')}"
-        )
-    if "failure" in found:
-        lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")
-    lines += [f"  note       {text}" for text in found["notes"]]
-    if found["state"] in ("lost", "failed"):
-        lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")
-    return "\n".join(lines)

@@ -17,8 +17,8 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.text import Text
 
-from cluster.view import View
-from cluster.wording import clock, count, in_words, number
+from cluster.metrics.view import View
+from cluster.metrics.wording import clock, count, in_words, number
 
 __all__ = ["Console", "in_words"]
 

@@ -1,0 +1,126 @@
+"""Types of the command line's arguments: what cannot be meant is a usage error before any command runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UsageError
+from cluster.run_dir import RunDirectory
+from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
+
+
+def point(text: str) -> tuple[float, float]:
+    """Two finite numbers with a comma between."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, such as -1,1") from None
+    return x, y
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, also written as 25e3 or 25_000."""
+    return int(_number(text, 1, COUNT_LIMIT, f"a whole number of at least 1 and at most {COUNT_LIMIT:g}", whole=True))
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return int(_number(text, 0, COUNT_LIMIT, f"a whole number of at least 0 and at most {COUNT_LIMIT:g}", whole=True))
+
+
+def seed(text: str) -> int:
+    """A seed that every generator takes."""
+    return int(_number(text, 0, SEED_LIMIT, f"a whole number from 0 to {SEED_LIMIT}", whole=True))
+
+
+def scale(text: str) -> float:
+    """A number of at least 0."""
+    return _number(text, 0, SIZE_LIMIT, f"a number of at least 0 and at most {SIZE_LIMIT:g}")
+
+
+def seconds(text: str) -> float:
+    """A time that can be waited for."""
+    return _number(text, 1e-3, SIZE_LIMIT, f"a number of seconds above 0 and up to {SIZE_LIMIT:g}")
+
+
+def _number(text: str, least: float, most: float, expected: str, whole: bool = False) -> float:
+    try:
+        value = float(text.replace("_", ""))
+        if least <= value <= most and (not whole or value == int(value)):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+
+def add_env_again(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--env`` to a command that takes a run directory."""
+    parser.add_argument(
+        "--env",
+        metavar="MODULE:ID",
+        help="the run's environment again, where its id names a module: only the command line has modules imported",
+    )
+
+
+def name_env_again(run_dir: Path, env_id: str | None) -> None:
+    """Lets the module of ``env_id`` be imported, if that is the environment of the run; None: no module is.
+
+    Raises:
+        UsageError: the run is of another environment, or there is no run.
+    """
+    run = RunDirectory.open(run_dir)
+    if env_id is None:
+        return
+    from rollout_workers.env import name_module
+
+    theirs = run.config().env
+    if env_id != theirs:
+        raise UsageError(
+            f"--env {env_id} was given to a run of {theirs}, expected its own environment: what was learned there would not hold "
+            "in another, so nothing was done; leave --env out, or repeat the run's own if it names a module"
+        )
+    name_module(env_id)
+
+
+def resume_words(run_dir: Path | str, env_id: str) -> str:
+    """The command that goes on with a run, for messages."""
+    again = f" --env {shlex.quote(env_id)}" if ":" in env_id else ""
+    return f"drawbridge resume {run_dir}{again}"
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, help: str = "any field of `drawbridge config PRESET`; may be repeated"
+) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=help,
+    )
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def settings_of(pairs: list[str]) -> dict[str, str]:
+    """What --set asked for, by key."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: expected KEY=VALUE; nothing was started")
+        settings[key] = value
+    return settings

@@ -1,0 +1,83 @@
+"""``evaluate`` and ``plan``: commands that act with a run's newest policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.commands.arguments import (
+    add_command,
+    add_env_again,
+    add_settings,
+    count,
+    name_env_again,
+    point,
+    seed,
+    settings_of,
+)
+
+
+def add_evaluate(commands: Any) -> None:
+    evaluate = add_command(commands, "evaluate", _evaluate, "run deterministic episodes with a run's newest policy")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    evaluate.add_argument("--episodes", type=count, default=10, help="episodes (default: 10)")
+    evaluate.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
+    evaluate.add_argument(
+        "--mode",
+        choices=["prior", "st", "kl", "max"],
+        help="how a policy that plans infers its plan (default: the run's)",
+    )
+    evaluate.add_argument(
+        "--target-return", type=float, metavar="Y", help="return to ask for, in the environment's units (st, dt)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also record a video of the first episode")
+    evaluate.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
+    )
+    add_env_again(evaluate)
+    add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
+
+
+def add_plan(commands: Any) -> None:
+    plan = add_command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
+    plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    plan.add_argument("--start", type=point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
+    plan.add_argument("--plot", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    plan.add_argument("--seed", type=seed, default=10_000, help="of starts and samples (default: 10000)")
+    add_env_again(plan)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    name_env_again(arguments.run_dir, arguments.env)
+    from cluster.commands.evaluation import evaluate, evaluation_in_words
+
+    result = evaluate(
+        arguments.run_dir,
+        arguments.episodes,
+        arguments.seed,
+        arguments.video,
+        mode=arguments.mode,
+        target_return=arguments.target_return,
+        plot=arguments.plot,
+        settings=settings_of(arguments.set),
+    )
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print(evaluation_in_words(result))
+        if arguments.video:
+            print(f"video: {arguments.video}")
+        if arguments.plot:
+            print(f"picture: {arguments.plot}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    name_env_again(arguments.run_dir, arguments.env)
+    from cluster.pictures.plan_picture import draw_plans
+
+    print(draw_plans(arguments.run_dir, arguments.plot, start=arguments.start, seed=arguments.seed))
+    return 0

@@ -1,0 +1,139 @@
+"""Commands that look at runs and settings without acting: ``status``, ``scale``, ``report``, ``presets`` and ``config``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from algorithms import ALGORITHMS
+from cluster.commands.arguments import add_command, count, resume_words, seconds
+from cluster.config import PRESETS, describe, make_preset
+from cluster.documents import number
+from cluster.errors import RunError
+from cluster.history import document, evaluation_records
+from cluster.run_dir import RunDirectory
+
+
+def add_status(commands: Any) -> None:
+    scale = add_command(commands, "scale", _scale, "change the number of rollout workers while the run goes on")
+    scale.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    scale.add_argument("--workers", type=count, required=True, help="rollout workers from now on, 1 to 4096")
+    scale.add_argument(
+        "--timeout", type=seconds, default=120.0, help="seconds to wait for the run's answer (default: 120)"
+    )
+    status = add_command(commands, "status", _status, "how a run is going, or how it ended")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    report = add_command(commands, "report", _report, "one self-contained HTML page with the curves of these runs")
+    report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument(
+        "--output", type=Path, default=Path("report.html"), help="where the page goes (default: report.html)"
+    )
+    add_command(commands, "presets", _presets, "the named configurations")
+    config = add_command(commands, "config", _config, "every field of a preset: value, unit, meaning")
+    config.add_argument("preset", metavar="PRESET", help=", ".join(PRESETS))
+    config.add_argument("--env", metavar="ID", help="resolve what preset paper sets by task (default: HalfCheetah-v5)")
+    config.add_argument("--algorithm", default="softgac", choices=list(ALGORITHMS), help="(default: softgac)")
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    print(RunDirectory.open(arguments.run_dir).request_workers(arguments.workers, arguments.timeout))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    found = status(arguments.run_dir)
+    print(json.dumps(found) if arguments.json else status_in_words(found))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from cluster.pictures.report import write_report
+
+    try:
+        write_report(arguments.run_dirs, arguments.output)
+    except OSError as error:
+        raise RunError(
+            f"{arguments.output} could not be written ({error}); give --output a file that can be"
+        ) from error
+    print(arguments.output)
+    return 0
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    for name, make in PRESETS.items():
+        print(f"{name:8} {(make.__doc__ or '').strip()}")
+    print("\n`drawbridge config PRESET` shows every field of one.")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    print(describe(make_preset(arguments.algorithm, arguments.preset, arguments.env)))
+    return 0
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    """What is known of a run: its state, newest line, last evaluation, and how it ended if it did."""
+    run = RunDirectory.open(run_dir)
+    notes: list[str] = []
+    config, owner = run.config(), run.owner()
+    live, summary, failure = (document(run.path / f"{name}.json", notes) for name in ("live", "summary", "failure"))
+    state = live.get("state", "unknown")
+    if state in ("starting", "running", "finishing") and owner is None:
+        state = "lost"
+    evaluations = evaluation_records(run.path, config.unit, notes)
+    found = {
+        "run_dir": str(run.path),
+        "state": state,
+        "pid": owner,
+        "algorithm": config.algorithm,
+        "env": config.env,
+        "seed": config.seed,
+        "backend": config.backend,
+        "steps": config.steps,
+        "unit": config.unit,
+        "silent_s": round(time.time() - live["written"], 1) if number(live.get("written")) else None,
+        "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
+        "last_evaluation": evaluations[-1][0] if evaluations else None,
+        "summary": summary or None,
+        "notes": notes,
+    }
+    if (run.path / "failure.json").exists():
+        found["failure"] = failure
+    return found
+
+
+def status_in_words(found: dict[str, Any]) -> str:
+    """``status`` for a person."""
+    unit = found["unit"]
+    live = {key: value for key, value in found["live"].items() if value is not None}
+    lines = [
+        f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
+        + (f" (process {found['pid']})" if found["pid"] else ""),
+    ]
+    if "env_steps" in live:
+        bounds = {unit: f" of {found['steps']:,}"}
+        ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
+        lines += [
+            f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
+            f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
+            + (ratio if unit == "env_steps" else ""),
+            f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
+            f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
+            f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
+        ]
+    last = found["last_evaluation"]
+    if last:
+        mean = sum(last["returns"]) / len(last["returns"])
+        lines.append(
+            f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last[unit]:,} {unit.replace('_', ' ')}"
+        )
+    if "failure" in found:
+        lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")
+    lines += [f"  note       {text}" for text in found["notes"]]
+    if found["state"] in ("lost", "failed"):
+        lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")
+    return "\n".join(lines)

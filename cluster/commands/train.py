@@ -1,0 +1,243 @@
+"""``train``, ``finetune`` and ``resume``: commands that drive a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from algorithms import ALGORITHMS
+from cluster.commands.arguments import add_command, add_env_again, add_settings, count, name_env_again, settings_of
+from cluster.config import RunConfig, make_preset, override
+from cluster.errors import UsageError
+from cluster.run_dir import RunDirectory, written_at_start
+
+if TYPE_CHECKING:
+    from cluster.graph import Plan
+
+FLAGS = {
+    "steps": "steps",
+    "seed": "seed",
+    "backend": "backend",
+    "workers": "worker.workers",
+    "envs_per_worker": "worker.envs_per_worker",
+    "shards": "replay.shards",
+    "learners": "learner.learners",
+    "device": "learner.device",
+    "address": "ray.address",
+}
+
+
+def add_train(commands: Any) -> None:
+    train = add_command(commands, "train", _train, "train a policy")
+    train.add_argument("algorithm", choices=list(ALGORITHMS))
+    train.add_argument("--env", help="Gymnasium environment id (default: the dataset's)")
+    train.add_argument(
+        "--dataset", metavar="ID", help="Minari dataset to learn from: id or path (see `drawbridge dataset`)"
+    )
+    train.add_argument(
+        "--preset",
+        default="cpu",
+        help="cpu (two cores), timed (gac on long episodes) or paper (published settings; needs a GPU) (default: cpu)",
+    )
+    train.add_argument(
+        "--steps",
+        type=count,
+        help="env steps of the whole run; of gac, bc, percent-bc and dt: updates (default: the preset's)",
+    )
+    train.add_argument("--workers", type=count, help="rollout worker processes (default: the preset's)")
+    train.add_argument(
+        "--envs-per-worker", type=count, help="environments a worker steps as one batch (default: the preset's)"
+    )
+    train.add_argument("--shards", type=count, help="replay shard processes (default: 1)")
+    train.add_argument("--learners", type=count, help="learner processes that share one update (default: 1)")
+    train.add_argument(
+        "--backend", choices=["ray", "inline"], help="ray: actors; inline: one process, deterministic (default: ray)"
+    )
+    train.add_argument(
+        "--address", help="Ray cluster to run on, host:port (default: RAY_ADDRESS, else one of the run's own)"
+    )
+    train.add_argument("--seed", type=int, help="seed of everything random (default: 1)")
+    train.add_argument("--run-dir", type=Path, help="a new directory for the run (default: runs/ENV-ALGORITHM-SEED-N)")
+    train.add_argument("--device", choices=["cpu", "cuda", "auto"], help="where learners compute (default: auto)")
+    add_settings(train)
+
+
+def add_finetune(commands: Any) -> None:
+    finetune = add_command(
+        commands, "finetune", _finetune, "go on online with the newest policy of an offline run, as a new run"
+    )
+    finetune.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    finetune.add_argument(
+        "--stages", type=count, help="times that episodes are gathered and then learned from (default: 3)"
+    )
+    finetune.add_argument("--episodes-per-stage", type=count, help="episodes gathered in a stage (default: 500)")
+    finetune.add_argument("--updates-per-stage", type=count, help="updates that follow (default: 2500)")
+    finetune.add_argument(
+        "--target", choices=["moving", "fixed"], help="return that exploring plans ask for (default: moving)"
+    )
+    finetune.add_argument("--steps", type=count, help="env steps of an actor-critic's run (default: as its base run)")
+    finetune.add_argument("--dataset", metavar="ID", help="dataset to mix in (default: the base run's)")
+    finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
+    finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
+    finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
+    finetune.add_argument("--seed", type=int, help="(default: the base run's)")
+    finetune.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the new run (default: RUN_DIR-finetune-N)"
+    )
+    add_settings(finetune)
+
+
+def add_resume(commands: Any) -> None:
+    resume = add_command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
+    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
+    resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
+    resume.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="begin anew what is missing of checkpoints and snapshots, keep the rest (default: refuse)",
+    )
+    add_env_again(resume)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    problems: list[str] = []
+    config = resolve(arguments, problems)  # before the imports of learning, which take seconds
+    from cluster.checks import check_tree, make_plan
+    from cluster.drive import drive
+
+    check_tree()
+    path = arguments.run_dir or _new_run_dir(config)
+    plan = make_plan(config, RunDirectory(path), 0, problems)  # every problem is found before anything is written
+    _read_dataset(plan)
+    _knock(config)
+    return drive(RunDirectory.create(path, config), plan)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    base = RunDirectory.open(arguments.run_dir)
+    from cluster.checks import check_tree, make_plan
+    from cluster.commands.finetune import check_base, finetuned
+    from cluster.drive import drive
+    from rollout_workers.env import name_module
+
+    check_tree()
+    settings = settings_of(arguments.set)
+    for flag in ("dataset", "env", "backend", "seed", "steps"):
+        if getattr(arguments, flag) is not None:
+            settings[flag] = str(getattr(arguments, flag))
+    name_module(settings.get("env", ""))
+    for flag in ("stages", "episodes_per_stage", "updates_per_stage"):
+        if getattr(arguments, flag) is not None:
+            settings[f"online.{flag}"] = str(getattr(arguments, flag))
+    if arguments.address:
+        settings["ray.address"] = arguments.address
+    problems: list[str] = []
+    config = finetuned(base, settings, arguments.target, problems)
+    path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
+    plan = make_plan(config, RunDirectory(path), 0, problems)
+    check_base(plan)
+    _read_dataset(plan)
+    _knock(config)
+    return drive(RunDirectory.create(path, config), plan)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    run = RunDirectory.open(arguments.run_dir)
+    from cluster.checks import check_tree, make_plan
+    from cluster.drive import drive
+    from cluster.missing import check_parts
+
+    check_tree()
+    name_env_again(run.path, arguments.env)
+    settings = {"steps": str(arguments.steps)} if arguments.steps else {}
+    if arguments.address:
+        settings["ray.address"] = arguments.address
+    config = override(run.config(), settings)
+    with written_at_start(run.path):
+        run.hold()
+    run.check_resumable(config)
+    lost = check_parts(run, config, arguments.accept_loss)
+    _knock(config)
+    plan = make_plan(config, run, 0)
+    with written_at_start(run.path):
+        plan = dataclasses.replace(plan, start=run.count_start())
+        run.write_config(config)
+        run.clear_outcome()
+    for text in lost:
+        print(text)
+    return drive(run, plan)
+
+
+def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
+    """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
+    config = make_preset(arguments.algorithm, arguments.preset)
+    settings = settings_of(arguments.set)
+    if arguments.dataset:
+        settings["dataset"] = arguments.dataset
+    elif config.learns_from_episodes and "dataset" not in settings:
+        raise UsageError(
+            f"train {arguments.algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
+            "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
+        )
+    if arguments.env:
+        from rollout_workers.env import name_module
+
+        name_module(arguments.env)
+    settings["env"] = arguments.env or _env_of_dataset(settings.get("dataset", ""))
+    if arguments.steps and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
+        settings.setdefault("agent.updates", str(arguments.steps))
+    for flag, key in FLAGS.items():
+        value = getattr(arguments, flag)
+        if value is not None:
+            settings[key] = str(value)
+    return override(make_preset(arguments.algorithm, arguments.preset, settings["env"]), settings, problems)
+
+
+def _env_of_dataset(name: str) -> str:
+    if not name:
+        raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
+    from replay.dataset import DatasetError, open_dataset
+
+    try:
+        found = open_dataset(name).env_id
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
+    if not found:
+        raise UsageError(
+            f"{name} does not name its environment, so nothing could be evaluated and nothing was started; give --env"
+        )
+    return found
+
+
+def _new_run_dir(config: RunConfig) -> Path:
+    stem = f"{config.env}-{config.algorithm}-{config.seed}".replace("/", "_").replace(":", "_")
+    return _unused(Path("runs") / stem)
+
+
+def _unused(stem: Path) -> Path:
+    """``stem``-N with the least N that is not there yet."""
+    number = 1
+    while (path := stem.with_name(f"{stem.name}-{number}")).exists():
+        number += 1
+    return path
+
+
+def _read_dataset(plan: Plan) -> None:
+    """One pass over a new run's dataset, which is kept for its learner: what cannot be learned from is found here."""
+    from replay.dataset import DatasetError
+
+    try:
+        if plan.dataset is not None:
+            plan.dataset.summary()
+    except DatasetError as error:
+        raise UsageError(f"{error}; nothing was started") from error
+
+
+def _knock(config: RunConfig) -> None:
+    from cluster.connection import knock
+
+    if config.backend == "ray":
+        knock(config.ray.address)
