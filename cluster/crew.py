@@ -106,7 +106,7 @@ class Crew:
         try:
             totals = ray.get(ref)
         except (RayTaskError, RayActorError) as error:
-            self._replace(index, member, cause(error))
+            self._replace(index, member, cause(error), "died" if isinstance(error, RayActorError) else "raised")
         else:
             member.finished = True
             self.tally.end_writer(index, member.incarnation, totals, STOPPED)
@@ -136,6 +136,7 @@ class Crew:
                     index,
                     member,
                     f"worker {index} of {self.config.env} was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
+                    "hung",
                 )
 
     def scale(self, workers: int) -> str:
@@ -163,8 +164,8 @@ class Crew:
         self._retire({index: member for index, member in self._members.items() if not member.finished}, limit_s)
         self._count()
 
-    def _replace(self, index: int, member: Member, why: str) -> None:
-        """A new incarnation in the slot, or the end of the run when the budget is spent or nothing comes of it."""
+    def _replace(self, index: int, member: Member, why: str, reason: str) -> None:
+        """A new incarnation in the slot, counted by ``reason``, or the end of the run when the budget is spent or nothing comes of it."""
         budget = self.config.worker.restart_budget
         member.first_failure = member.first_failure or why
         failures = member.failures + 1
@@ -180,7 +181,7 @@ class Crew:
                 f"halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
             )
         self._restarts += 1
-        self.tally.workers_restarted += 1
+        self.tally.restarts[reason] += 1
         self.event(f"worker {index} restarted: {root(why)}")
         self.start(index, failures, member.first_failure)
 

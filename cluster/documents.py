@@ -11,17 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.metrics.catalogue import find_metric, is_resumed
+
 DEPTH = 20  # levels of nesting; a run writes four
 LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
 
-COUNTERS = {  # what a resumed run goes on from
-    "env_steps", "updates", "version", "epoch", "rows_recorded", "workers_started", "workers_restarted", "time_s",
-    "failed_checkpoints", "failed_snapshots", "failed_reports", "written_checkpoints", "written_snapshots",
-}  # fmt: skip
-FIGURES = {
-    "written", "pid", "metrics_port", "when", "wall_s", "env_steps_per_s", "updates_per_s", "replay_ratio",
-    "target_replay_ratio", "size_rows", "fill", "policy_age_p50", "policy_age_p95", "workers", "eval_return_mean",
-    "eval_return_std", "eval_episodes", "eval_env_steps", "policy_version",
+FIGURES = {  # of live.json, summary.json and failure.json, beside those of a metrics record
+    "written", "pid", "metrics_port", "when", "wall_s", "eval_return_std", "eval_episodes", "policy_version",
 }  # fmt: skip
 TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback"}
 GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
@@ -70,9 +66,9 @@ def misfits(data: Mapping[str, Any]) -> dict[str, str]:
     for key, value in data.items():
         if key in GROUPS and isinstance(value, dict):
             bad, expected = not all(_counted(name, item) for name, item in value.items()), "an object of numbers"
-        elif is_counter(key):
+        elif is_resumed(key):
             bad, expected = not (number(value) and value >= 0), "a number of at least 0"
-        elif key in FIGURES:
+        elif key in FIGURES or (key not in GROUPS and find_metric(key)):
             bad = not (value is None or number(value) or (isinstance(value, float) and not math.isfinite(value)))
             expected = "a number"
         elif key in GROUPS:
@@ -82,11 +78,6 @@ def misfits(data: Mapping[str, Any]) -> dict[str, str]:
         if bad:
             found[key] = f"{key} is {_kind(value)}, expected {expected}"
     return found
-
-
-def is_counter(key: str) -> bool:
-    """Whether a metrics line counts something under ``key`` that a resumed run goes on from."""
-    return key in COUNTERS or key.startswith("rows_dropped_")
 
 
 def number(value: Any) -> bool:

@@ -13,14 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.documents import Damaged, is_counter, misfits, number, parsed, read_object
+from cluster.documents import Damaged, misfits, number, parsed, read_object
 from cluster.errors import UsageError
+from cluster.metrics.catalogue import is_resumed
 
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
-AGENT_METRICS = (  # without their prefix "loss_", as agents name them
-    "critic_loss", "actor_loss", "alpha", "alpha_loss", "control_energy", "control_energy_per_step_coord", "q_mean",
-    "critic_grad_norm", "actor_grad_norm", "sigma_mean", "entropy", "nonfinite",
-)  # fmt: skip
 
 
 class NotARun(UsageError):
@@ -118,12 +115,6 @@ def unit_of(config: Mapping[str, Any]) -> str:
     return "updates" if config.get("unit") == "updates" else "env_steps"
 
 
-def agent_metrics(line: Mapping[str, Any]) -> dict[str, str]:
-    """The keys of a metrics line that come from the agent's update, by the agent's own name: alpha -> loss_alpha."""
-    prefixed = {key.removeprefix("loss_"): key for key in line if key.startswith("loss_")}
-    return {name: name for name in AGENT_METRICS if name in line} | prefixed
-
-
 def read_run(path: str | Path) -> Run:
     """Reads a run directory, running or ended.
 
@@ -210,7 +201,7 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _usable(key: str, value: Any) -> bool:
-    if is_counter(key):
+    if is_resumed(key):
         return number(value) and value >= 0
     return number(value) or isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.config import RunConfig, from_json, to_json
-from cluster.documents import Damaged, is_counter, misfits, parsed, read_object
+from cluster.documents import Damaged, misfits, parsed, read_object
 from cluster.errors import RunError, UsageError
+from cluster.metrics.catalogue import is_resumed
 from replay.durable import append_whole, fsync_directory, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +186,7 @@ class RunDirectory:
         Without live.json it is the last line of metrics.jsonl.
         """
         data = self._read("live.json") if (self.path / "live.json").exists() else self._last_line()
-        if bad := [text for key, text in misfits(data).items() if is_counter(key)]:
+        if bad := [text for key, text in misfits(data).items() if is_resumed(key)]:
             raise RunError(
                 f"{self.path / 'live.json'} cannot be used ({'; '.join(bad)}); a resumed run goes on from these counters, so nothing "
                 "was started; put a good copy back"

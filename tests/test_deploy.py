@@ -239,7 +239,7 @@ def line_at(seconds: float) -> dict[str, float]:
     """A metrics line of a healthy run, ``seconds`` after its start: every key that a series is read from."""
     steps = 1000 * seconds
     growing = {"time_s": seconds, "env_steps": steps, "updates": steps, "rows_recorded": steps, "rows_stored": steps}
-    growing |= {"rows_dropped_nonfinite": seconds, "rows_duplicate": seconds, "workers_restarted": seconds // 60}
+    growing |= {"rows_dropped_nonfinite": seconds, "rows_duplicate": seconds, "workers_restarted_hung": seconds // 60}
     windows = {"episodes": 1, "env_s": 0.2, "act_s": 0.1, "record_s": 0.01, "push_wait_s": 0.01}
     replay = {"size_rows": steps, "fill": 0.1, "replay_ratio": 1.0, "target_replay_ratio": 1.0}
     blocked = {"blocked_insert_s": 0.1 * seconds, "blocked_sample_s": 0.1 * seconds, "memory_bytes": 5e8, "workers": 2}

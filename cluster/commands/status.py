@@ -125,11 +125,11 @@ def status_in_words(found: dict[str, Any]) -> str:
             f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
             f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
         ]
-    last = found["last_evaluation"]
-    if last:
-        mean = sum(last["returns"]) / len(last["returns"])
+    evaluation = found["last_evaluation"]
+    if evaluation:
+        mean = sum(evaluation["returns"]) / len(evaluation["returns"])
         lines.append(
-            f"  evaluated  {mean:,.1f} over {len(last['returns'])} episodes at {last[unit]:,} {unit.replace('_', ' ')}"
+            f"  evaluated  {mean:,.1f} over {len(evaluation['returns'])} episodes at {evaluation[unit]:,} {unit.replace('_', ' ')}"
         )
     if "failure" in found:
         lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")

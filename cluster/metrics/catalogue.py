@@ -1,198 +1,278 @@
-"""Every Prometheus series of a run: its name, its unit, and where in a metrics line its values come from.
+"""Every quantity that a run reports: the keys of metrics records, the Prometheus series made of them, units, charts.
 
-docs/metrics.md is this list for people, and a test holds the two together. No series is of a single worker: a
-fleet of thousands would be thousands of series, most of them dead.
+docs/metrics.md is this list for people; tests hold it, the records of real runs and the dashboard to it. No series is of
+a single worker: a fleet of thousands would be thousands of series, most of them dead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from cluster.history import agent_metrics
-
-Line = Mapping[str, Any]
-Readings = Iterable[tuple[tuple[str, ...], float]]  # (values of the series' own labels, value)
-WINDOW_SUMS = (
-    "episodes",
-    "planned_episodes",
-    "env_s",
-    "act_s",
-    "plan_s",
-    "record_s",
-    "push_wait_s",
-)  # of one window: counters add them up
+Line = Mapping[str, Any]  # one metrics record
+Kind = Literal["counter", "gauge"]
+Keys = Mapping[str, tuple[str, ...]]  # key of a metrics record -> the values of its series' labels
+AGENT_PREFIX = "loss_"  # of the keys that an agent's update reports
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Series:
-    """One metric. ``labels`` stand beside run, role and shard, which every metric has."""
+class Metric:
+    """One quantity.
 
-    name: str  # without the prefix drawbridge_ and the suffix _total of counters
-    kind: Literal["counter", "gauge"]
+    Attributes:
+        series: Prometheus name without ``drawbridge_`` and ``_total``; "" for a quantity that is not exported.
+        keys: the keys of a metrics record that hold it. A key that ends in ``*`` stands for every key of that beginning; a
+            label's value ``*`` is the rest of the key.
+        labels: names of the series' own labels; run, role and shard come first in every series.
+        window: records hold the sum since the previous record; the exported counter adds them up.
+        resumed: a resumed run continues from it, so a damaged value must not be used.
+        charts: title of the chart that the report draws of a key.
+    """
+
+    series: str
+    kind: Kind
     unit: str
-    meaning: str
+    help: str
+    keys: Keys
     labels: tuple[str, ...] = ()
-    read: Callable[[Line], Readings]
+    window: bool = False
+    resumed: bool = False
+    charts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
-        return f"drawbridge_{self.name}{'_total' if self.kind == 'counter' else ''}"
+        return f"drawbridge_{self.series}{'_total' if self.kind == 'counter' else ''}"
+
+    def match(self, key: str) -> tuple[str, ...] | None:
+        """The values of the labels for ``key``; None if the key is of another quantity."""
+        if key in self.keys:
+            return self.keys[key]
+        for pattern, values in self.keys.items():
+            if pattern.endswith("*") and key.startswith(pattern[:-1]):
+                return tuple(key.removeprefix(pattern[:-1]) if value == "*" else value for value in values)
+        return None
+
+    def read(self, line: Line) -> Iterator[tuple[tuple[str, ...], float]]:
+        """(values of the labels, value) of every sample in a record."""
+        for key, value in line.items():
+            labels = self.match(key)
+            if labels is not None:
+                yield labels, value
 
 
-def _plain(kind: Literal["counter", "gauge"], name: str, unit: str, key: str, meaning: str) -> Series:
-    """A series without labels of its own, read from one key."""
-    return Series(
-        name=name, kind=kind, unit=unit, meaning=meaning, read=lambda line: [((), line[key])] if key in line else []
+def _metric(
+    kind: Kind,
+    series: str,
+    unit: str,
+    key: str,
+    help: str,
+    *,
+    chart: str = "",
+    resumed: bool = False,
+    window: bool = False,
+) -> Metric:
+    """A quantity with one key and no labels of its own."""
+    charts = {key: chart} if chart else {}
+    return Metric(
+        series=series, kind=kind, unit=unit, help=help, keys={key: ()}, resumed=resumed, window=window, charts=charts
     )
 
 
-def _labelled(
-    kind: Literal["counter", "gauge"], name: str, unit: str, label: str, keys: dict[str, str], meaning: str
-) -> Series:
-    """A series with one label, whose values come from one key each: {key: label's value}."""
-
-    def read(line: Line) -> Readings:
-        return [((value,), line[key]) for key, value in keys.items() if key in line]
-
-    return Series(name=name, kind=kind, unit=unit, meaning=meaning, labels=(label,), read=read)
-
-
-def _rows(line: Line) -> Readings:
-    for outcome in ("recorded", "stored", "duplicate"):
-        if f"rows_{outcome}" in line:
-            yield (outcome, ""), line[f"rows_{outcome}"]
-    for key, value in line.items():
-        if key.startswith("rows_dropped_"):
-            yield ("dropped", key.removeprefix("rows_dropped_")), value
-
-
-def _episode_rows(line: Line) -> Readings:
-    if "episode_rows" in line:
-        yield ("whole", ""), line["episode_rows"]
-    for key, value in line.items():
-        if key.startswith("lost_rows_"):
-            yield ("lost", key.removeprefix("lost_rows_")), value
-
-
-def _restarts(line: Line) -> Readings:
-    prefix = "workers_restarted_"
-    named = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
-    yield from (((reason,), value) for reason, value in named.items())
-    if "workers_restarted" in line:
-        yield ("unnamed",), max(0.0, line["workers_restarted"] - sum(named.values()))
-
-
-def _learning(line: Line) -> Readings:
-    return (((name,), line[key]) for name, key in agent_metrics(line).items())
-
-
-_PROGRESS = (
-    _plain("counter", "env_steps", "env steps", "env_steps", "environment steps recorded since the run began"),
-    _plain("counter", "updates", "updates", "updates", "gradient updates of the learner"),
-    _plain("counter", "episodes", "episodes", "episodes", "episodes that ended while exploring"),
-    _plain("gauge", "run_seconds", "s", "time_s", "wall time since the run began"),
-    _plain(
+PROGRESS = (
+    _metric("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
+    _metric("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),
+    _metric("gauge", "", "env steps/s", "env_steps_per_s", "since the previous record", chart="Environment steps"),
+    _metric("gauge", "", "updates/s", "updates_per_s", "since the previous record", chart="Updates"),
+    _metric("counter", "episodes", "episodes", "episodes", "exploring episodes that ended", window=True),
+    _metric("gauge", "run_seconds", "s", "time_s", "wall time since the run began", resumed=True),
+    _metric(
         "gauge", "last_line_timestamp_seconds", "s since 1970", "heard_at",
-        "when the newest figures were made; an old one means a stall",
+        "time of the newest metrics record; an old one means a stall",
     ),
-    _plain("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes"),
-    _labelled(
-        "counter", "failed_writes", "writes", "what",
-        {"failed_checkpoints": "checkpoint", "failed_snapshots": "snapshot", "failed_reports": "report"},
-        "writes to the run directory that failed, by what: checkpoint, snapshot (of one shard), report (lines, live.json, events)",
+    _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
+    Metric(
+        series="failed_writes", kind="counter", unit="writes", labels=("what",), resumed=True,
+        keys={"failed_checkpoints": ("checkpoint",), "failed_snapshots": ("snapshot",), "failed_reports": ("report",)},
+        help="failed writes to the run directory, by what: checkpoint, snapshot (of one shard), report (records, live.json, events)",
     ),
-    _labelled(
-        "gauge", "save_age_seconds", "s", "what", {"checkpoint_age_s": "checkpoint", "snapshot_age_s": "snapshot"},
-        "time since the newest complete checkpoint, and since every shard wrote a snapshot; since the start before the first",
+    Metric(
+        series="", kind="counter", unit="writes", labels=("what",), resumed=True,
+        keys={"written_checkpoints": ("checkpoint",), "written_snapshots": ("snapshot",)},
+        help="complete checkpoints, and times that every shard wrote a snapshot",
     ),
-)  # fmt: skip
-_REPLAY = (
-    Series(
-        name="rows", kind="counter", unit="rows", labels=("outcome", "reason"), read=_rows,
-        meaning="transitions by what became of them: recorded = stored + dropped (by reason), without rows in flight; a duplicate "
-        "was sent again and not stored again",
-    ),
-    _plain("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
-    _plain("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use"),
-    _plain("gauge", "replay_ratio", "updates/env step", "replay_ratio", "updates made for each env step after warm-up"),
-    _plain(
-        "gauge", "replay_ratio_target", "updates/env step", "target_replay_ratio", "the replay ratio the limiter holds"
-    ),
-    _labelled(
-        "counter", "blocked_seconds", "s", "side", {"blocked_insert_s": "insert", "blocked_sample_s": "sample"},
-        "time the limiter held back one side: insert (workers are ahead) or sample (the learner is ahead)",
+    Metric(
+        series="save_age_seconds", kind="gauge", unit="s", labels=("what",),
+        keys={"checkpoint_age_s": ("checkpoint",), "snapshot_age_s": ("snapshot",)},
+        help="time since the newest complete checkpoint, and since every shard wrote a snapshot; since the start before the first",
     ),
 )  # fmt: skip
-_ROLLOUT = (
-    _plain("gauge", "workers", "processes", "workers", "rollout workers running"),
-    Series(
-        name="worker_restarts", kind="counter", unit="restarts", labels=("reason",), read=_restarts,
-        meaning="rollout workers replaced, by reason; unnamed where none was given",
+DROP_REASONS = (  # exported from 0, so that a first loss shows as an increase; rejected chunks have reasons of their own
+    "nonfinite_observation", "nonfinite_reward", "worker_lost", "shard_restart", "restart", "stopped", "run_complete",
+)  # fmt: skip
+REPLAY = (
+    Metric(
+        series="rows", kind="counter", unit="rows", labels=("outcome", "reason"), resumed=True,
+        keys={
+            "rows_recorded": ("recorded", ""), "rows_stored": ("stored", ""), "rows_duplicate": ("duplicate", ""),
+            "rows_dropped_*": ("dropped", "*"),
+        },
+        help="transitions by outcome: recorded = stored + dropped (by reason), without rows in flight; a duplicate was sent "
+        "again and not stored again",
     ),
-    _labelled(
-        "counter", "rollout_seconds", "s", "part", 
-        {"env_s": "env", "act_s": "act", "plan_s": "plan", "record_s": "record", "push_wait_s": "push_wait"},
-        "time of all workers by part: env (stepping), act (the policy), plan (beginning episodes), record, push_wait "
-        "(waiting for a shard)",
+    _metric("gauge", "", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
+    _metric("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
+    _metric("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use", chart="Replay fill"),
+    _metric(
+        "gauge", "replay_ratio", "updates/env step", "replay_ratio", "updates made for each env step after warm-up",
+        chart="Replay ratio",
     ),
-    _labelled(
-        "gauge", "episode_return", "sum of rewards", "stat",
-        {"return_mean": "mean", "return_min": "min", "return_max": "max"},
-        "return of the exploring episodes of the last window: mean, min, max",
-    ),
-    _labelled(
-        "gauge", "episode_length_steps", "env steps", "stat", {"length_mean": "mean"},
-        "length of the exploring episodes of the last window: mean",
+    _metric("gauge", "replay_ratio_target", "updates/env step", "target_replay_ratio", "the replay ratio the limiter holds"),
+    Metric(
+        series="blocked_seconds", kind="counter", unit="s", labels=("side",),
+        keys={"blocked_insert_s": ("insert",), "blocked_sample_s": ("sample",)},
+        help="time that the limiter made one side wait: insert (workers are ahead) or sample (the learner is ahead)",
     ),
 )  # fmt: skip
-_EPISODES = (
-    _plain(
+RESTART_REASONS = ("raised", "died", "hung")  # of a worker: its code raised, its process died, it sent nothing
+ROLLOUT = (
+    _metric("gauge", "workers", "processes", "workers", "rollout workers running"),
+    _metric("counter", "", "processes", "workers_started", "worker slots started", resumed=True),
+    _metric("counter", "", "restarts", "workers_restarted", "rollout workers replaced, for any reason", resumed=True),
+    Metric(
+        series="worker_restarts", kind="counter", unit="restarts", labels=("reason",), resumed=True,
+        keys={"workers_restarted_*": ("*",)},
+        help="rollout workers replaced, by reason: raised (its code raised), died (its process is gone), hung (it sent nothing)",
+    ),
+    Metric(
+        series="", kind="counter", unit="episodes", labels=("reason",), resumed=True, keys={"episodes_cut_*": ("*",)},
+        help="running episodes that the driver ended on an inline resume",
+    ),
+    Metric(
+        series="rollout_seconds", kind="counter", unit="s", labels=("part",), window=True,
+        keys={
+            "env_s": ("env",), "act_s": ("act",), "plan_s": ("plan",), "record_s": ("record",), "push_wait_s": ("push_wait",),
+        },
+        help="time of all workers by part: env (stepping), act (the policy), plan (planning at the start of episodes), record, "
+        "push_wait (waiting for a shard)",
+    ),
+    Metric(
+        series="episode_return", kind="gauge", unit="sum of rewards", labels=("stat",),
+        keys={"return_mean": ("mean",), "return_min": ("min",), "return_max": ("max",)},
+        charts={"return_mean": "Training return"},
+        help="return of the exploring episodes that ended since the previous record: mean, min, max",
+    ),
+    Metric(
+        series="episode_length_steps", kind="gauge", unit="env steps", labels=("stat",), keys={"length_mean": ("mean",)},
+        charts={"length_mean": "Episode length"},
+        help="length of the exploring episodes that ended since the previous record: mean",
+    ),
+)  # fmt: skip
+EPISODES = (
+    _metric(
         "gauge", "stage", "stages", "stage",
-        "online stage whose episodes are gathered or were gathered last, of the slowest shard; 0 before the first",
+        "online stage whose episodes are being gathered or were gathered last, of the slowest shard; 0 before the first",
     ),
-    _plain("counter", "online_episodes", "episodes", "online_episodes", "whole episodes that shards stored of workers"),
-    _labelled(
-        "gauge", "held_episodes", "episodes", "origin",
-        {"held_dataset_episodes": "dataset", "held_online_episodes": "online"},
-        "episodes held by all shards, by where they come from",
+    _metric("counter", "online_episodes", "episodes", "online_episodes", "complete episodes of workers that shards stored"),
+    Metric(
+        series="held_episodes", kind="gauge", unit="episodes", labels=("origin",),
+        keys={"held_dataset_episodes": ("dataset",), "held_online_episodes": ("online",)},
+        help="episodes held by all shards, by origin",
     ),
-    Series(
-        name="episode_rows", kind="counter", unit="rows", labels=("outcome", "reason"), read=_episode_rows,
-        meaning="stored transitions by what became of their episodes: whole, or lost (by reason); those still open are "
+    Metric(
+        series="episode_rows", kind="counter", unit="rows", labels=("outcome", "reason"),
+        keys={"episode_rows": ("complete", ""), "lost_rows_*": ("lost", "*")},
+        help="stored transitions by the outcome of their episodes: complete, or lost (by reason); those of partial episodes are "
         "in neither",
     ),
-    _plain("counter", "planned_episodes", "episodes", "planned_episodes", "episodes that were begun with a plan"),
-    _labelled(
-        "gauge", "plan_return", "sum of rewards", "stat",
-        {"plan_target_mean": "target", "plan_predicted_mean": "predicted", "plan_predicted_std": "predicted_std"},
-        "return of the plans of the last window, before they are acted out: mean target, mean prediction, standard "
-        "deviation that the model gives it; episode_return is what they brought",
+    _metric("gauge", "", "rows", "open_rows", "stored transitions of partial episodes"),
+    _metric("counter", "planned_episodes", "episodes", "planned_episodes", "episodes that began with a plan", window=True),
+    Metric(
+        series="plan_return", kind="gauge", unit="sum of rewards", labels=("stat",),
+        keys={
+            "plan_target_mean": ("target",), "plan_predicted_mean": ("predicted",), "plan_predicted_std": ("predicted_std",),
+        },
+        help="return of the plans made since the previous record, before they are acted out: mean target, mean prediction, the "
+        "model's standard deviation; compare episode_return",
     ),
 )  # fmt: skip
-_LEARNER = (
-    _plain("gauge", "policy_version", "versions", "version", "newest published policy"),
-    _plain("gauge", "policy_epoch", "epochs", "epoch", "grows by one with each restart of the learner"),
-    _labelled(
-        "gauge", "policy_age_versions", "versions", "quantile", {"policy_age_p50": "0.5", "policy_age_p95": "0.95"},
-        "how far behind the newest policy the acting one was when its rows were stored: median and 95th percentile",
+LEARNER = (
+    _metric("gauge", "policy_version", "versions", "version", "newest published policy", resumed=True),
+    _metric("gauge", "policy_epoch", "epochs", "epoch", "grows by one with each restart of the learner", resumed=True),
+    Metric(
+        series="policy_age_versions", kind="gauge", unit="versions", labels=("quantile",),
+        keys={"policy_age_p50": ("0.5",), "policy_age_p95": ("0.95",)},
+        charts={"policy_age_p95": "Policy age, 95th percentile"},
+        help="how far behind the newest policy the acting one was when its rows were stored: median and 95th percentile",
     ),
-    _plain("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
-    _labelled(
-        "gauge", "learner_time_ratio", "0 to 1", "part",
-        {"learner_data_wait": "data_wait", "learner_update": "update", "learner_publish": "publish"},
-        "share of the learner's time in the last window: data_wait, update, publish",
+    _metric("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
+    Metric(
+        series="learner_time_ratio", kind="gauge", unit="0 to 1", labels=("part",),
+        keys={
+            "learner_data_wait": ("data_wait",), "learner_update": ("update",), "learner_publish": ("publish",),
+            "learner_other": ("other",),
+        },
+        charts={"learner_data_wait": "Learner waits for data"},
+        help="share of the learner's time since the previous record: data_wait, update, publish, other",
     ),
-    Series(
-        name="learning", kind="gauge", unit="the metric's own", labels=("metric",), read=_learning,
-        meaning="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, ...; "
+    Metric(
+        series="learning", kind="gauge", unit="the metric's own", labels=("metric",), keys={f"{AGENT_PREFIX}*": ("*",)},
+        help="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, ...; "
         "of GAC elbo, action_nll, return_nll, return_error, kl_total, kl_token, active_dims, collapse, ...",
     ),
-    _plain(
+    _metric(
         "gauge", "evaluation_return", "sum of rewards", "eval_return_mean",
         "mean return of the deterministic policy in the last evaluation",
     ),
-    _plain("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
+    _metric("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
+    _metric("gauge", "", "updates", "eval_updates", "updates at that evaluation"),
 )  # fmt: skip
-METRICS = _PROGRESS + _REPLAY + _ROLLOUT + _EPISODES + _LEARNER
+CATALOGUE = PROGRESS + REPLAY + ROLLOUT + EPISODES + LEARNER
+METRICS = tuple(metric for metric in CATALOGUE if metric.series)  # those that Prometheus sees
+WINDOW_SUMS = tuple(key for metric in CATALOGUE if metric.window for key in metric.keys)
+
+AGENT_CHARTS = {  # what agents report, in the order of the report's charts: title, unit
+    "elbo": ("ELBO", "nats a trajectory"),
+    "return_error": ("Return error", "root mean square, the return's unit"),
+    "kl_token": ("KL of a plan token", "nats"),
+    "active_dims": ("Active latent dimensions", "share"),
+    "kl_total": ("KL of a plan", "nats"),
+    "action_nll": ("Action term", "negative log likelihood, nats a step"),
+    "return_nll": ("Return term", "negative log likelihood, nats"),
+    "next_state_error": ("Next-state error", "mean square, data deviations"),
+    "action_mse": ("Action error", "mean square"),
+    "collapse": ("Posterior collapse", "1: alarm"),
+    "critic_loss": ("Critic loss", ""),
+    "actor_loss": ("Actor loss", ""),
+    "alpha": ("Temperature alpha", ""),
+    "control_energy": ("Control energy", "nats"),
+    "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
+    "q_mean": ("Q, mean", "discounted return"),
+    "imitated": ("Steps imitated", "share of those drawn"),
+    "critic_grad_norm": ("Critic gradient norm", ""),
+    "grad_norm": ("Gradient norm", ""),
+    "learning_rate": ("Learning rate", ""),
+    "sigma_mean": ("Bridge noise sigma, mean", ""),
+    "nonfinite": ("Non-finite updates skipped", "of one call"),
+}
+
+
+def find_metric(key: str) -> Metric | None:
+    """The quantity that a record holds under ``key``; None for a key that no run writes."""
+    return next((metric for metric in CATALOGUE if metric.match(key) is not None), None)
+
+
+def is_resumed(key: str) -> bool:
+    """Whether a resumed run continues from the value under ``key``."""
+    metric = find_metric(key)
+    return metric is not None and metric.resumed
+
+
+def agent_metrics(keys: Iterable[str]) -> dict[str, str]:
+    """Keys of a record that come from the agent's update, by the agent's own name: {"alpha": "loss_alpha"}."""
+    return {key.removeprefix(AGENT_PREFIX): key for key in keys if key.startswith(AGENT_PREFIX)}
+
+
+def charts() -> dict[str, tuple[str, str]]:
+    """{key: (title, unit)} of the report's charts of the run itself; ``AGENT_CHARTS`` has those of the agent."""
+    return {key: (title, metric.unit) for metric in CATALOGUE for key, title in metric.charts.items()}

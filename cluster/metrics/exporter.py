@@ -119,7 +119,7 @@ class _Lines(Collector):
         for series in METRICS:
             family: Any = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
             metric = family(
-                f"drawbridge_{series.name}", f"{series.meaning} ({series.unit})", labels=(*self._labels, *series.labels)
+                f"drawbridge_{series.series}", f"{series.help} ({series.unit})", labels=(*self._labels, *series.labels)
             )
             for labels, value in series.read(line):
                 if series.kind == "gauge" or math.isfinite(value):

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS
 from cluster.metrics.ledger import Ledger
 from replay.chunk import RowTotals
 from replay.counters import ShardStats
 from rollout_workers.recorder import merge_stats
 
 _SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")
+_NONE_DROPPED = dict.fromkeys(DROP_REASONS, 0)
 _SHARES = ("data_wait", "update", "publish", "other")
 SAVED = ("checkpoint", "snapshot")
 FAILED = (*SAVED, "report")
@@ -45,7 +47,8 @@ class Tally:
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.ledger = Ledger()
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
-        self.workers = self.workers_started = self.workers_restarted = 0
+        self.workers = self.workers_started = 0
+        self.restarts = Counter(dict.fromkeys(RESTART_REASONS, 0))  # of workers, by reason
         self.memory_bytes = 0
         self.failed = dict.fromkeys(FAILED, 0)  # writes to the run directory, over the run
         self.written = dict.fromkeys(SAVED, 0)  # complete saves, over the run
@@ -65,15 +68,14 @@ class Tally:
         self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
         self.epoch = int(line.get("epoch", 0))
         self.workers_started = int(line.get("workers_started", 0))
-        self.workers_restarted = int(line.get("workers_restarted", 0))
-        cut = "episodes_cut_"
-        self.episodes_cut.update({k.removeprefix(cut): int(n) for k, n in line.items() if k.startswith(cut)})
+        self.restarts.update(_by_reason(line, "workers_restarted_"))
+        unnamed = int(line.get("workers_restarted", 0)) - self.workers_restarted
+        if unnamed > 0:  # of an earlier version, which gave no reasons
+            self.restarts["unnamed"] = unnamed
+        self.episodes_cut.update(_by_reason(line, "episodes_cut_"))
         self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
         self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
-        prefix = "rows_dropped_"
-        self.ledger.go_on_from(
-            {name.removeprefix(prefix): int(rows) for name, rows in line.items() if name.startswith(prefix)}
-        )
+        self.ledger.go_on_from(_by_reason(line, "rows_dropped_"))
         self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
@@ -86,6 +88,11 @@ class Tally:
     def env_steps_before(self) -> int:
         """Rows that the run's earlier parts had stored or had on the way; 0 once ``settle_restart`` has settled them."""
         return self._steps_before or 0
+
+    @property
+    def workers_restarted(self) -> int:
+        """Rollout workers replaced so far."""
+        return self.restarts.total()
 
     @property
     def progress(self) -> int:
@@ -150,7 +157,7 @@ class Tally:
             "rows_recorded": self.recorded,
             "rows_stored": self.env_steps,
             "rows_in_flight": self.ledger.in_flight,
-            **{f"rows_dropped_{reason}": count for reason, count in self.dropped_rows().items()},
+            **{f"rows_dropped_{reason}": count for reason, count in (_NONE_DROPPED | self.dropped_rows()).items()},
             **{f"episodes_cut_{reason}": count for reason, count in self.episodes_cut.items()},
             "rows_duplicate": sum(s.duplicate_rows for s in shards),
             "size_rows": sum(s.size for s in shards),
@@ -158,6 +165,7 @@ class Tally:
             "workers": self.workers,
             "workers_started": self.workers_started,
             "workers_restarted": self.workers_restarted,
+            **{f"workers_restarted_{reason}": count for reason, count in self.restarts.items()},
             "version": self.version,
             "epoch": self.epoch,
             "blocked_insert_s": sum(s.insert_blocked_s for s in shards),
@@ -225,6 +233,11 @@ class Tally:
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
         }
+
+
+def _by_reason(line: dict[str, Any], prefix: str) -> dict[str, int]:
+    """{reason: count} of the keys of a record that begin with ``prefix``."""
+    return {key.removeprefix(prefix): int(count) for key, count in line.items() if key.startswith(prefix)}
 
 
 def _episodes(window: dict[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.history import agent_metrics
+from cluster.metrics.catalogue import agent_metrics
 from cluster.metrics.wording import clock, number, percent
 
 LABEL_WIDTH = 8
