@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,26 @@ def over_seeds(values: Sequence[float | None], digits: int = 1) -> str:
         return mean
     told = ("-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}" for value in values)
     return f"{mean} ({' / '.join(told)})"
+
+
+def pivoted(text: str, rows: Sequence[int], column: int, cell: str) -> str:
+    """A smaller table of the means in ``text``, without each seed's value.
+
+    Args:
+        text: a table of ``table``.
+        rows: numbers of the columns whose cells name a row of the new table.
+        column: number of the column whose cells head the new columns.
+        cell: format of a new cell from the old columns' means, for example "{2} -> {3}"; the last old row wins.
+    """
+    _, _, *lines = (
+        [re.sub(r" \([^)]*\)", "", part).strip() for part in line.strip("| ").split(" |")] for line in text.splitlines()
+    )
+    heads = list(dict.fromkeys(line[column] for line in lines))
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[at] for at in rows), {})[line[column]] = cell.format(*line)
+    body = [[*names, *(cells.get(head, "") for head in heads)] for names, cells in found.items()]
+    return table([*[""] * len(rows), *heads], body)
 
 
 def filled(page: str, tables: Mapping[str, str]) -> str:

@@ -4,10 +4,10 @@
     python benchmarks/questions.py paths latents --runs runs/gac              tables of some questions
     python benchmarks/questions.py all --runs runs/gac                        of all that train nothing
     python benchmarks/questions.py posteriors ablations --out runs/questions  these train runs of their own
-    python benchmarks/questions.py page                                       puts the tables into docs/gac-questions.md
+    python benchmarks/questions.py page                                       puts headlines into docs/gac-questions.md
 
 Each table is written to OUT/NAME.md. Scores: 0 is the random policy, 100 the planner; means over training seeds, each
-seed's value behind them. One torch thread.
+seed's value behind them; the page shows means of the longer tables only. One torch thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ascents, by_heart, plan_quality, promises, replanning, training_choices  # noqa: E402
 from benchmarks.gac import dataset_id  # noqa: E402
-from benchmarks.markdown import filled  # noqa: E402
+from benchmarks.markdown import filled, pivoted  # noqa: E402
 from benchmarks.trained import Trained, told, trained  # noqa: E402
 from replay.dataset import Dataset, open_dataset  # noqa: E402
 
@@ -69,6 +69,18 @@ TRAINING: dict[str, Ask] = {
     "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
     "ablations": lambda a: training_choices.ablations(a.out, a.updates, a.seeds[0]),
 }
+PRINTED = {"runs", "target-walk", "replanning-watchful"}  # not on the page
+HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
+    "target": ((0, 1), 2, "{3} -> {5}"),
+    "replanning": ((1,), 0, "{2} / {3}"),
+    "paths": ((1,), 0, "{2} / {3}"),
+    "kl": ((0,), 1, "{3}"),
+    "dynamics": ((0, 1), 2, "{3} -> {5}"),
+    "calibration": ((0,), 1, "{2} -> {3} ({5})"),
+    "calibration-online": ((0,), 1, "{2} -> {3} ({5})"),
+    "sweep": ((0,), 1, "{4}"),
+    "sweep-online": ((0,), 1, "{4}"),
+}
 
 
 def main() -> None:
@@ -89,8 +101,13 @@ def main() -> None:
             (arguments.out / f"{name}.md").write_text(text + "\n")
             print(f"{name}, {time.process_time() - began:.0f} s of CPU\n\n{text}\n", flush=True)
     if "page" in arguments.what:
-        tables = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
-        PAGE.write_text(filled(PAGE.read_text(), tables))
+        made = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
+        PAGE.write_text(filled(PAGE.read_text(), {name: headline(name, made[name]) for name in set(made) - PRINTED}))
+
+
+def headline(name: str, text: str) -> str:
+    """The table of the question ``name`` as the page shows it."""
+    return pivoted(text, *HEADLINES[name]) if name in HEADLINES else text
 
 
 def _of(arguments: argparse.Namespace, runs: list[Trained]) -> list[Trained]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,10 +18,11 @@ from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from benchmarks.by_heart import packed
 from benchmarks.gac import TEST
-from benchmarks.markdown import filled, over_seeds, table
+from benchmarks.markdown import filled, over_seeds, pivoted, table
 from benchmarks.plan_quality import FixedPlan, path_ratios, planner_ratios
 from benchmarks.promises import target_walk
 from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
+from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
 from benchmarks.training_choices import ABLATIONS, timed_settings
 from cluster.config import make_preset, override
 from replay.stored_episode import StoredEpisode
@@ -180,3 +182,31 @@ def test_a_page_takes_its_tables_between_their_marks_and_keeps_the_rest() -> Non
         and over_seeds([None]) == "-"
         and over_seeds([2.0], 2) == "2.00"
     )
+
+
+def test_a_pivoted_table_has_the_means_by_two_keys_and_the_last_row_wins() -> None:
+    long = table(
+        ["", "", "steps", "predicted", "achieved"],
+        [
+            ["a", "kl", "1", "5.0 (4.0 / 6.0)", "1.0 (0.0 / 2.0)"],
+            ["a", "kl", "9", "7.5 (7.0 / 8.0) %", "2.0"],
+            ["b", "kl", "9", "", "3.0"],
+            ["b", "kl", "9", "-", "4.0"],
+        ],
+    )
+    assert pivoted(long, (0, 1), 2, "{3} -> {4}").splitlines()[2:] == [
+        "| a | kl | 5.0 -> 1.0 | 7.5 % -> 2.0 |",
+        "| b | kl |  | - -> 4.0 |",
+    ]
+
+
+def test_every_question_has_one_place_on_the_page_and_its_headline_fits_it() -> None:
+    page = PAGE.read_text()
+    shown = set(re.findall(r"<!-- table (\S+) -->", page))
+    assert shown == ({*ASKED, *TRAINING}) - PRINTED and set(HEADLINES) <= shown
+    assert filled(page, {name: headline(name, _wide(name)) for name in shown}).count("<!-- end -->") == len(shown)
+
+
+def _wide(name: str) -> str:
+    """A table of as many columns as the headline of ``name`` may read."""
+    return table([""] * 9, [[str(i) for i in range(9)]])
