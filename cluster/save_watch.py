@@ -15,7 +15,7 @@ from cluster.errors import RunError
 from cluster.graph import Plan
 from cluster.metrics.tally import Tally
 from cluster.reports import free_words, size_words
-from replay import snapshot_files
+from replay.manifest import Damaged, read_manifest
 
 CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s
 WARN = (3, 10)  # failures of a part one after the other that are said once more
@@ -84,12 +84,12 @@ class SaveWatch:
 
 def _need(directory: Path) -> str:
     """What the newest checkpoint or snapshot in ``directory`` takes, as far as there is one."""
-    with contextlib.suppress(OSError, snapshot_files.Damaged, ValueError):
+    with contextlib.suppress(OSError, Damaged, ValueError):
         newest = max(
             entry.path for entry in os.scandir(directory) if entry.name.startswith(("checkpoint-", "manifest-"))
         )
         if newest.endswith(".json"):
-            size = sum(int(entry["bytes"]) for entry in snapshot_files.read_manifest(Path(newest))["segments"])
+            size = sum(int(entry["bytes"]) for entry in read_manifest(Path(newest))["segments"])
         else:
             size = sum(entry.stat().st_size for entry in os.scandir(newest))
         return f", the last one takes {size_words(size)}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.graph import Plan
 from replay import snapshot_files
+from replay.manifest import Damaged, read_manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,8 @@ def _updates(directory: Path) -> int | None:
 
 
 def _rows(directory: Path) -> int | None:
-    with contextlib.suppress(OSError, snapshot_files.Damaged):
+    with contextlib.suppress(OSError, Damaged):
         for number in snapshot_files.intact(directory):
-            manifest = snapshot_files.read_manifest(snapshot_files.manifest_path(directory, number))
+            manifest = read_manifest(snapshot_files.manifest_path(directory, number))
             return int(manifest["state"]["table"]["inserted"])
     return None

@@ -3,7 +3,7 @@
 A checkpoint is a directory ``checkpoint-00000042`` with two files:
 
     tensors.safetensors   every tensor by name; parts of a run share one file under prefixes ("learner/", "worker3/")
-    manifest.json         the caller's ``meta``, size and BLAKE2b-256 of each other file, and the manifest's own digest
+    manifest.json         the caller's ``meta``, and what ``replay.manifest`` says of the tensors
 
 It is written under a temporary name, synced file by file, renamed, and the parent is synced: a crash or a full disk at
 any moment leaves the older checkpoints as they were. Nothing in it is a pickle, so reading one runs no code.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -28,9 +27,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from replay.durable import fsync_directory, write_synced
+from replay.durable import fsync_directory
+from replay.manifest import Damaged, full_length, newest_valid, read_file, read_manifest, seal, write_file
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _TEMPORARY = ".tmp-checkpoint-"
@@ -112,13 +112,9 @@ def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None
     Raises:
         CheckpointError: there are some, and not one can be used. Starting from scratch is left to the user to decide.
     """
-    problems = []
-    for path in _checkpoints(Path(directory)):
-        try:
-            tensors, meta = _read(path, expect)
-        except _Unusable as problem:
-            problems.append(f"{path}: {problem}")
-            continue
+    found, problems = newest_valid(_checkpoints(Path(directory)), lambda path: (path, *_read(path, expect)))
+    if found is not None:
+        path, tensors, meta = found
         return Checkpoint(tensors=tensors, meta=meta, path=path, warnings=tuple(problems))
     if problems:
         listing = "\n  ".join(problems)
@@ -136,9 +132,9 @@ def newest_meta(directory: Path) -> dict[str, Any] | None:
     Reads no tensors, so a flipped bit in them goes unnoticed here.
     """
     for path in _checkpoints(Path(directory)):
-        with contextlib.suppress(_Unusable, OSError):
+        with contextlib.suppress(Damaged):
             manifest = _manifest(path)
-            if (path / TENSORS).stat().st_size == manifest["files"][TENSORS]["bytes"]:
+            if full_length(path, manifest["segments"]):
                 return dict(manifest["meta"])
     return None
 
@@ -147,13 +143,9 @@ def problem_of(path: Path) -> str | None:
     """Why the checkpoint at ``path`` cannot be used, or None when it is complete and intact."""
     try:
         _verify(path)
-    except _Unusable as problem:
+    except Damaged as problem:
         return str(problem)
     return None
-
-
-class _Unusable(Exception):
-    """The named problem of one checkpoint."""
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -167,24 +159,15 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
-def _canonical(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True, indent=1).encode()
-
-
 def _write(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    data = safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
-    write_synced(directory / TENSORS, data)
+    entry = write_file(
+        directory / TENSORS, safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
+    )
     try:
-        files = {TENSORS: {"bytes": len(data), "blake2b": _digest(data)}}
-        manifest = {"format": FORMAT, "meta": json.loads(json.dumps(dict(meta))), "files": files}
+        manifest = seal({"format": FORMAT, "meta": dict(meta), "segments": [entry]})
     except (TypeError, ValueError) as error:
         raise ValueError(f"a checkpoint's meta must be JSON: {error}; nothing was written") from error
-    manifest["digest"] = _digest(_canonical(manifest))
-    write_synced(directory / MANIFEST, _canonical(manifest))
+    write_file(directory / MANIFEST, manifest)
     fsync_directory(directory)
 
 
@@ -210,7 +193,7 @@ def _read(path: Path, expect: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor
     wanted = json.loads(json.dumps(expect))
     differing = [line for key in wanted for line in _differing(key, meta.get(key, _ABSENT), wanted[key])]
     if differing:
-        raise _Unusable(f"made with another configuration: {'; '.join(differing)}")
+        raise Damaged(f"made with another configuration: {'; '.join(differing)}")
     return safetensors.torch.load(data), meta
 
 
@@ -234,35 +217,18 @@ def _shown(value: Any) -> str:
 
 
 def _verify(path: Path) -> tuple[dict[str, Any], bytes]:
-    """(meta, bytes of the tensors) of an intact checkpoint, else raises _Unusable."""
+    """(meta, bytes of the tensors) of an intact checkpoint; Damaged otherwise."""
     manifest = _manifest(path)
-    entry = manifest["files"][TENSORS]
-    data = _bytes(path / TENSORS)
-    if len(data) != entry["bytes"]:
-        raise _Unusable(f"{TENSORS} is truncated: {len(data)} bytes, expected {entry['bytes']}")
-    if _digest(data) != entry["blake2b"]:
-        raise _Unusable(f"{TENSORS} is damaged: its digest differs from the one written with it")
-    return manifest["meta"], data
+    return manifest["meta"], read_file(path, manifest["segments"][0])
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        data = _bytes(path / MANIFEST)
-        manifest = json.loads(data)
-        intact = data == _canonical(manifest) and manifest.pop("digest") == _digest(_canonical(manifest))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _Unusable(f"{MANIFEST} is damaged or truncated: {type(error).__name__}") from error
-    if not intact:
-        raise _Unusable(f"{MANIFEST} is damaged: its digest differs from the one written with it")
+    manifest = read_manifest(path / MANIFEST)
+    if manifest["format"] == 1:
+        entry = manifest["files"][TENSORS]
+        return manifest | {"segments": [{"file": TENSORS, "bytes": entry["bytes"], "digest": entry["blake2b"]}]}
     if manifest["format"] != FORMAT:
-        raise _Unusable(f"format {manifest['format']}, this version reads {FORMAT}")
+        raise Damaged(
+            f"format {manifest['format']}, this version reads 1 and {FORMAT}; use the version of Drawbridge that wrote it"
+        )
     return manifest
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise _Unusable(f"{path.name} is missing") from None
-    except OSError as error:
-        raise _Unusable(f"{path.name} cannot be read: {error.strerror}") from error

@@ -17,7 +17,7 @@ from safetensors.numpy import save as to_safetensors
 
 from replay import snapshot_files as files
 from replay.base_shard import BaseShard
-from replay.durable import write_synced
+from replay.manifest import Entry, write_file, write_manifest
 from replay.snapshot_files import SnapshotInfo
 
 
@@ -37,7 +37,7 @@ class BaseSaving(ABC):
         self._number = files.next_number(self.directory)
         self._kept = shard.config.snapshots_kept
         self._manifest = identity | {"number": self._number, "state": shard.state()}
-        self._entries: dict[int, dict[str, Any]] = {}  # segment -> its file, digest and bytes
+        self._entries: dict[int, Entry] = {}  # by segment
         self._written: list[Path] = []
         self._bytes = 0
         self._info: SnapshotInfo | None = None
@@ -97,14 +97,13 @@ class BaseSaving(ABC):
         data = to_safetensors(arrays)
         path = self.directory / files.segment_name(index, self._number)
         self._written.append(path)
-        write_synced(path, data)
-        self._entries[index] = {"file": path.name, "digest": files.digest(data), "bytes": len(data)}
+        self._entries[index] = write_file(path, data)
         self._bytes += len(data)
 
     def _write_manifest(self) -> None:
         path = files.manifest_path(self.directory, self._number)
         manifest = self._manifest | {"segments": [self._entries[index] for index in range(len(self._entries))]}
-        size = files.write_manifest(path, manifest)
+        size = write_manifest(path, manifest)
         self._info = SnapshotInfo(
             number=self._number,
             path=path,

@@ -27,6 +27,7 @@ from safetensors.numpy import load as from_safetensors
 
 from replay import snapshot_files as files
 from replay.base_saving import BaseSaving
+from replay.manifest import Entry
 from replay.shard import ReplayShard
 from replay.snapshot_files import SnapshotError, SnapshotInfo
 from replay.table import Saved, Table
@@ -138,7 +139,7 @@ class Saving(BaseSaving):
         return numbers
 
 
-def _reusable(table: Table, directory: Path) -> dict[int, dict[str, Any]]:
+def _reusable(table: Table, directory: Path) -> dict[int, Entry]:
     """Files of the table's last snapshot in this directory that still say what it holds."""
     if table.saved is None or table.saved.directory != directory:
         return {}

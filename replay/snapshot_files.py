@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from replay.durable import write_atomic
+from replay.manifest import Damaged, full_length, newest_valid, read_file, read_manifest
 
-_READ_BYTES = 1 << 20
 _NAME = re.compile(r"\.?(?:manifest|segment-\d+)-(\d+)\.(?:json|safetensors)(?:\.\d+\.tmp)?")
-
-
-class Damaged(Exception):
-    """A file that is not what was written."""
 
 
 class SnapshotError(RuntimeError):
@@ -80,50 +73,6 @@ def next_number(directory: Path) -> int:
     return 1 + max((number_of(path) for path in directory.iterdir()), default=0)
 
 
-def digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
-
-
-def write_manifest(path: Path, manifest: dict[str, Any]) -> int:
-    """Puts ``manifest`` in place in one step, or leaves nothing of it; returns its size in bytes."""
-    data = json.dumps({"digest": digest(_canonical(manifest)), "manifest": manifest}).encode()
-    try:
-        write_atomic(path, data)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return len(data)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest whose digest is right; Damaged otherwise."""
-    try:
-        content = json.loads(path.read_bytes())
-        manifest, expected = content["manifest"], content["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path.name} cannot be read: {error!r}") from error
-    seen = digest(_canonical(manifest))
-    if seen != expected:
-        raise Damaged(f"{path.name} has digest {seen}, expected {expected}")
-    return manifest
-
-
-def check_file(path: Path, entry: dict[str, Any]) -> None:
-    """Damaged unless the file has the size and the digest that the manifest's ``entry`` says."""
-    state, size = blake2b(digest_size=16), 0
-    try:
-        with open(path, "rb") as file:
-            while data := file.read(_READ_BYTES):
-                state.update(data)
-                size += len(data)
-    except OSError as error:
-        raise Damaged(f"{path.name} cannot be read: {error!r}") from error
-    if size != entry["bytes"]:
-        raise Damaged(f"{path.name} has {size} bytes, expected {entry['bytes']}")
-    if state.hexdigest() != entry["digest"]:
-        raise Damaged(f"{path.name} has digest {state.hexdigest()}, expected {entry['digest']}")
-
-
 def newest_sound(directory: Path, identity: dict[str, Any], items: str) -> Found | None:
     """The newest snapshot that is intact to the last bit; None if the directory has none at all.
 
@@ -134,22 +83,22 @@ def newest_sound(directory: Path, identity: dict[str, Any], items: str) -> Found
     Raises:
         SnapshotError: every snapshot is damaged, or the newest readable one is of another shard.
     """
-    warnings: list[str] = []
-    for path in _manifests(directory):
-        try:
-            manifest = read_manifest(path)
-            _check_identity(path, manifest, identity, items)
-            for entry in manifest["segments"]:
-                check_file(directory / entry["file"], entry)
-        except Damaged as damage:
-            warnings.append(f"snapshot {number_of(path)}: {damage}; passed over for an older one")
-            continue
-        return Found(path, manifest, tuple(warnings))
-    if not warnings:
+
+    def read(path: Path) -> Found:
+        manifest = read_manifest(path)
+        _check_identity(path, manifest, identity, items)
+        for entry in manifest["segments"]:
+            read_file(directory, entry)
+        return Found(path, manifest, ())
+
+    found, faults = newest_valid(_manifests(directory), read, lambda path: f"snapshot {number_of(path)}")
+    if found is not None:
+        return found._replace(warnings=tuple(f"{fault}; passed over for an older one" for fault in faults))
+    if not faults:
         return None
     raise SnapshotError(
-        f"none of the {len(warnings)} snapshots in {directory} can be loaded:\n  "
-        + "\n  ".join(warnings)
+        f"none of the {len(faults)} snapshots in {directory} can be loaded:\n  "
+        + "\n  ".join(faults)
         + f"\nExpected at least one intact: starting without the {items} would go unnoticed, so it is refused; restore the files, or "
         "remove the directory to start without them"
     )
@@ -158,13 +107,9 @@ def newest_sound(directory: Path, identity: dict[str, Any], items: str) -> Found
 def intact(directory: Path) -> Iterator[int]:
     """Numbers of the snapshots whose manifests can be read and whose files are there in full length, newest first."""
     for path in _manifests(directory):
-        try:
-            entries = read_manifest(path)["segments"]
-            whole = all((directory / entry["file"]).stat().st_size == entry["bytes"] for entry in entries)
-        except (Damaged, FileNotFoundError):
-            continue
-        if whole:
-            yield number_of(path)
+        with contextlib.suppress(Damaged):
+            if full_length(directory, read_manifest(path)["segments"]):
+                yield number_of(path)
 
 
 def remove_garbage(directory: Path, numbers: Iterable[int]) -> None:
@@ -194,7 +139,3 @@ def _check_identity(path: Path, manifest: dict[str, Any], identity: dict[str, An
             f"{path} is of another shard: {'; '.join(wrong)}. Its {items} would be misread, so nothing was loaded; resume with the "
             "configuration it was written under, or start with an empty directory"
         )
-
-
-def _canonical(manifest: dict[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True).encode()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from replay.chunk import Chunk
+from replay.manifest import Entry
 from replay.rows import RowLayout
 
 SEGMENT_BYTES = 4 << 20  # about what a snapshot writes at once
@@ -30,7 +31,7 @@ class Saved(NamedTuple):
     """The snapshot against which ``Table.dirty`` is counted."""
 
     directory: Path
-    entries: dict[int, dict[str, Any]]  # segment -> its file, digest and bytes
+    entries: dict[int, Entry]  # by segment
     numbers: tuple[int, ...]  # of the snapshots there that are this table's own, oldest first
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from learners import checkpoint
 from learners.checkpoint import MANIFEST, TENSORS, CheckpointError, load_newest, prefixed, save
+from replay import manifest
 
 CONFIG = {"algorithm": "softgac", "batch_size": 256}
 
@@ -135,7 +137,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_intact(
             fired.append(path)
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(manifest, "write_synced", full)
     with pytest.raises(OSError, match="No space left"):
         _save(tmp_path, 2, keep=1)
     assert fired and [p.name for p in tmp_path.iterdir()] == [older.name]
@@ -147,8 +149,8 @@ def test_files_and_directories_are_synced_before_and_after_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    real_write, real_sync, real_rename = checkpoint.write_synced, checkpoint.fsync_directory, checkpoint.os.rename
-    monkeypatch.setattr(checkpoint, "write_synced", lambda p, d: (events.append(p.name), real_write(p, d)))
+    real_write, real_sync, real_rename = manifest.write_synced, checkpoint.fsync_directory, checkpoint.os.rename
+    monkeypatch.setattr(manifest, "write_synced", lambda p, d: (events.append(p.name), real_write(p, d)))
     monkeypatch.setattr(checkpoint, "fsync_directory", lambda p: (events.append(f"dir {p.name}"), real_sync(p)))
     monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: (events.append("rename"), real_rename(a, b)))
     directory = tmp_path / "checkpoints"
@@ -166,6 +168,33 @@ def test_meta_that_is_not_json_and_keep_below_one_are_refused_leaving_nothing(tm
     with pytest.raises(ValueError, match="at least 1"):
         save(tmp_path, {}, {}, keep=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_format_1_is_read_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    """As b591b3b and before wrote them: the digest stands among the manifest's fields, the tensors' under ``files``."""
+    path = _save(tmp_path, 7)
+    data = (path / TENSORS).read_bytes()
+    files = {TENSORS: {"bytes": len(data), "blake2b": blake2b(data, digest_size=32).hexdigest()}}
+    old = {"format": 1, "meta": {**CONFIG, "updates": 7}, "files": files}
+    canonical = json.dumps(old, sort_keys=True, indent=1).encode()
+    old["digest"] = blake2b(canonical, digest_size=32).hexdigest()
+    (path / MANIFEST).write_bytes(json.dumps(old, sort_keys=True, indent=1).encode())
+    loaded = load_newest(tmp_path, CONFIG)
+    assert loaded is not None and loaded.meta["updates"] == 7 and loaded.part("learner")["w"].unique().item() == 7
+    assert checkpoint.newest_meta(tmp_path) == loaded.meta
+    _flip(path / MANIFEST, 100)
+    with pytest.raises(CheckpointError, match=r"manifest.json is damaged"):
+        load_newest(tmp_path, CONFIG)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    content = manifest.read_manifest(path / MANIFEST)
+    manifest.write_manifest(path / MANIFEST, content | {"format": 3})
+    with pytest.raises(
+        CheckpointError, match=r"format 3, this version reads 1 and 2; use the version .* that wrote it"
+    ):
+        load_newest(tmp_path, CONFIG)
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:

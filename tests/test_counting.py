@@ -13,7 +13,8 @@ from ray_runs import RayRun, driven, ray_run
 from tiny_runs import command, lines, read
 
 from learners import checkpoint
-from replay.snapshot_files import intact, manifest_path, read_manifest
+from replay.manifest import read_manifest
+from replay.snapshot_files import intact, manifest_path
 
 pytestmark = pytest.mark.cluster
 

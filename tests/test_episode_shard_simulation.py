@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shard_chunks import make_chunk
 
-from replay import base_saving, episode_assembly, episode_snapshot
+from replay import episode_assembly, episode_snapshot, manifest
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.episode_shard import EpisodeShard
 from replay.trajectories import EpisodeBlock
@@ -217,7 +217,7 @@ def test_a_shard_of_episodes_does_what_lists_of_arrays_would(monkeypatch: pytest
     from hypothesis.stateful import run_state_machine_as_test
 
     monkeypatch.setattr(episode_assembly, "LATE", LATE)
-    monkeypatch.setattr(base_saving, "write_synced", lambda path, data: path.write_bytes(data))
+    monkeypatch.setattr(manifest, "write_synced", lambda path, data: path.write_bytes(data))
     assert len(list(source(LENGTHS)())) == len(LENGTHS)
     run_state_machine_as_test(
         Simulation, settings=settings(deadline=None, max_examples=25, stateful_step_count=30, phases=PHASES)

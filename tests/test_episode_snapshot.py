@@ -10,7 +10,7 @@ import pytest
 from episode_parts import P, free_shard, make_shard
 from shard_chunks import make_chunk
 
-from replay import base_saving, episode_snapshot, snapshot_files
+from replay import episode_snapshot, manifest, snapshot_files
 from replay.chunk import TERMINATED
 from replay.episode_shard import EpisodeShard
 from replay.episode_snapshot import Saving, load, save
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_older_snapshots_and_nothing_of_the_new_one(
         path.write_bytes(data[:10])
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(base_saving, "write_synced", full)
+    monkeypatch.setattr(manifest, "write_synced", full)
     with pytest.raises(OSError, match="no space"):
         saving.step()
     assert {path.name for path in tmp_path.iterdir()} == before

@@ -11,7 +11,7 @@ from ray_runs import RayRun, ray_run
 from tiny_runs import command, lines, read, wait_for
 
 from learners import checkpoint
-from replay.snapshot_files import read_manifest
+from replay.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 

@@ -1,0 +1,126 @@
+"""Manifests: the one file that makes a snapshot or a checkpoint out of others, by their names, lengths and digests.
+
+    {"digest": BLAKE2b-256 of the manifest, "manifest": {"segments": [{"file", "bytes", "digest"}, ...], ...}}
+
+The named files are synced before their manifest is, so what a valid manifest names is on the disk. Whatever is not as it was
+written is ``Damaged``, to the last bit. Nothing here is a pickle: reading runs no code.
+
+Files of earlier versions are read too: digests of 128 bits, and checkpoints of format 1, which keep the digest among their fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from replay.durable import write_atomic, write_synced
+
+DIGEST_BYTES = 32
+T = TypeVar("T")
+
+
+class Entry(TypedDict):
+    """A file that a manifest names."""
+
+    file: str
+    bytes: int
+    digest: str
+
+
+class Damaged(Exception):
+    """A file that is not what was written; the message names the file and its fault."""
+
+
+def write_file(path: Path, data: bytes) -> Entry:
+    """Writes ``data`` durably; the entry that a manifest names it by."""
+    write_synced(path, data)
+    return {"file": path.name, "bytes": len(data), "digest": _digest(data)}
+
+
+def read_file(directory: Path, entry: Entry) -> bytes:
+    """The bytes of the file that ``entry`` names; Damaged unless they are those that were written."""
+    name, data = entry["file"], _bytes(directory / entry["file"])
+    if len(data) != entry["bytes"]:
+        raise Damaged(f"{name} is truncated: {len(data)} bytes, expected {entry['bytes']}")
+    if _digest(data, entry["digest"]) != entry["digest"]:
+        raise Damaged(f"{name} is damaged: its digest differs from the one written with it")
+    return data
+
+
+def full_length(directory: Path, entries: Iterable[Entry]) -> bool:
+    """Whether each of the files is there with as many bytes as were written. Reads none."""
+    try:
+        return all((directory / entry["file"]).stat().st_size == entry["bytes"] for entry in entries)
+    except FileNotFoundError:
+        return False
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """The content of a manifest's file. TypeError or ValueError unless it is JSON."""
+    return json.dumps({"digest": _digest(_canonical(manifest)), "manifest": manifest}).encode()
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> int:
+    """Puts ``manifest`` in place in one step, or leaves nothing of it; its size in bytes."""
+    data = seal(manifest)
+    try:
+        write_atomic(path, data)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return len(data)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest as it was written; Damaged otherwise."""
+    data = _bytes(path)
+    try:
+        content = json.loads(data)
+        digest = content["digest"]
+        if "manifest" in content:
+            manifest, intact = content["manifest"], data == json.dumps(content).encode()
+            sealed = _canonical(manifest)
+        else:  # a checkpoint of format 1
+            intact = data == json.dumps(content, sort_keys=True, indent=1).encode()
+            manifest = {key: value for key, value in content.items() if key != "digest"}
+            sealed = json.dumps(manifest, sort_keys=True, indent=1).encode()
+        intact = intact and digest == _digest(sealed, digest)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{path.name} is damaged or truncated: {type(error).__name__}") from error
+    if not intact:
+        raise Damaged(f"{path.name} is damaged: its digest differs from the one written with it")
+    return dict(manifest)
+
+
+def newest_valid(
+    paths: Iterable[Path], read: Callable[[Path], T], name: Callable[[Path], str] = str
+) -> tuple[T | None, list[str]]:
+    """What ``read`` gives of the first of ``paths`` (newest first) that is not Damaged, and the fault of each path before it."""
+    faults: list[str] = []
+    for path in paths:
+        try:
+            return read(path), faults
+        except Damaged as fault:
+            faults.append(f"{name(path)}: {fault}")
+    return None, faults
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _digest(data: bytes, like: str = "0" * 2 * DIGEST_BYTES) -> str:
+    """In hexadecimal, of the length of ``like``."""
+    return blake2b(data, digest_size=len(like) // 2).hexdigest()
+
+
+def _canonical(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True).encode()
