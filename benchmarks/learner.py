@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -33,6 +32,7 @@ import torch
 
 from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec
+from cluster.connection import connect, disconnect
 from learners.config import LearnerConfig
 from learners.feed import Feed
 from learners.learner import Learner
@@ -131,12 +131,9 @@ class RLlibSAC:
     """RLlib's SAC with everything local and its updates counted at the learner group."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        import ray
         from ray.rllib.algorithms.sac import SACConfig
 
-        self._ray = ray
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        self._own_cluster = connect(None, cpus=1, object_store_bytes=1 << 30)
         config = (
             SACConfig()
             .environment("HalfCheetah-v5")
@@ -170,7 +167,7 @@ class RLlibSAC:
 
     def close(self) -> None:
         self.algorithm.stop()
-        self._ray.shutdown()
+        disconnect(self._own_cluster)
 
 
 def measure(runs: dict[str, Callable[[float], int]], repeats: int, seconds: float) -> dict[str, dict[str, float]]:

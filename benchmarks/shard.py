@@ -9,7 +9,6 @@ CPU seconds of this process (wall seconds with --ray), medians over repeats. Set
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -17,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
 
+from cluster.connection import connect, disconnect
 from replay.chunk import Block, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
@@ -124,7 +123,7 @@ def through_ray(capacity: int, seconds: float) -> None:
         def sample(self, updates: int) -> object:
             return self.shard.sample(updates, BATCH)
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    own = connect(None, cpus=1, object_store_bytes=2 << 30)
     try:
         actor = ray.remote(num_cpus=1)(Server).remote()
         for updates in (8, 16, 32):
@@ -140,7 +139,7 @@ def through_ray(capacity: int, seconds: float) -> None:
                 f"through Ray, {updates} x {BATCH} a block: {rows / (time.perf_counter() - start):,.0f} rows/s (wall)"
             )
     finally:
-        ray.shutdown()
+        disconnect(own)
 
 
 def main() -> None:

@@ -155,7 +155,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="CPU seconds of each measurement (default 0.5)")
     parser.add_argument("--json", type=Path, help="write the table there")
     arguments = parser.parse_args()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     torch.set_num_threads(1)
     heads = f"{'ours/s':>9} {'RLlib/s':>9} {'ratio':>7} {'bound':>6} {'stepping':>9} {'share':>6}"
     print(f"{'env':16} {'envs':>4} {'policy':15} {heads} {'gymnasium':>10}")

@@ -9,37 +9,51 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import UsageError
+from cluster.own_cluster import LOOPBACK, start_cluster, stop_cluster
 from cluster.run_dir import ROOT
 
 CONNECT_TIMEOUT_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 HTTP2_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # an empty frame: length 0, type 4, no flags, stream 0
+ASKED = ("/ray.rpc.NodeInfoGcsService/CheckAlive", "/ray.rpc.RayletDriver/ClusterInfo")  # of a head; of a client server
 HEALTH = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "5"}
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> bool:
+def connect(
+    address: str | None,
+    *,
+    cpus: float,
+    object_store_bytes: int,
+    start_timeout_s: float = 120.0,
+    event: Callable[[str], None] = lambda text: None,
+) -> bool:
     """Connects this process to Ray; returns whether it started a cluster of its own, which ends with it.
+
+    A cluster of its own has a token of its own (``own_cluster``). On one that is given, the user's RAY_AUTH_MODE and token stand.
 
     Args:
         address: of a running cluster ("host:port", "ray://host:port", "auto"); None takes RAY_ADDRESS, which
             ``ray job submit`` sets, and starts a local cluster where that is unset too.
         cpus: logical CPUs the run reserves; a local cluster is made to hold them.
         object_store_bytes: of a local cluster.
+        start_timeout_s: deadline for a local cluster to start.
+        event: called with every line worth a person's attention.
 
     Raises:
-        UsageError: nobody answers at ``address``.
+        UsageError: nobody answers at ``address``, or it asks for a token that this process does not have.
+        RunError: a local cluster did not start in time.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the learner is no background task
     address = address or os.environ.get("RAY_ADDRESS")
@@ -48,12 +62,13 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
         for name, value in HEALTH.items():
             os.environ.setdefault(f"RAY_health_check_{name}", value)
         with _own_signals():
-            ray.init(
-                address="local",
+            start_cluster(
+                start_timeout_s,
+                event,
                 include_dashboard=False,
                 num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
                 object_store_memory=object_store_bytes,
-                runtime_env={"env_vars": threads()},
+                runtime_env={"env_vars": threads() | LOOPBACK},
                 **common,
             )
         return True
@@ -63,7 +78,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> boo
     try:
         with _own_signals():
             ray.init(address=address, runtime_env={"env_vars": threads(), **tree}, **common)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, TimeoutError, AuthenticationError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
 
@@ -80,11 +95,8 @@ def threads() -> dict[str, str]:
 
 def disconnect(own: bool) -> None:
     """Leaves the cluster; a cluster of our own ends."""
-    import ray
-
-    if own and ray.is_initialized():
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+    if own:
+        stop_cluster()
 
 
 @contextlib.contextmanager
@@ -99,22 +111,38 @@ def _own_signals() -> Iterator[None]:
 
 
 def knock(address: str | None) -> None:
-    """A quick answer whether anybody listens where ``connect`` would go: Ray itself tries for a minute.
+    """A quick answer whether a cluster would have this process where ``connect`` would go: Ray itself tries for a minute.
 
     Raises:
-        UsageError: nobody does.
+        UsageError: nobody listens there, or the cluster asks for a token that this process does not have.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "", "local", "auto"):
+    if address in (None, "", "local"):
         return
-    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    there = _found() if address == "auto" else address
+    if not there:
+        return
+    parts = urlsplit(there if "://" in there else f"ray-gcs://{there}")
     try:
-        port = parts.port or (10001 if parts.scheme == "ray" else 6379)
-        with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S) as peer:
+        host, port = parts.hostname or "", parts.port or (10001 if parts.scheme == "ray" else 6379)
+        with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as peer:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 _greet(peer)
     except (OSError, ValueError) as error:
         raise UsageError(_unreachable(address, str(error))) from error
+    _show_token(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", ASKED[parts.scheme == "ray"])
+
+
+def _found() -> str:
+    """Where Ray goes for "auto", as far as it is written down; "" when ``ray.init`` has to search."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.services import find_bootstrap_address
+
+    found = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+    if not found or found == "auto":
+        return ""
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does for "auto"
+    return str(found)
 
 
 def _greet(peer: socket.socket) -> None:
@@ -124,6 +152,39 @@ def _greet(peer: socket.socket) -> None:
     header = peer.recv(9)
     if len(header) < 4 or header[3] != HTTP2_SETTINGS[3]:
         raise ConnectionError("what listens there does not speak gRPC")
+
+
+def _show_token(address: str, target: str, method: str) -> None:
+    """One call with the token that Ray would show, if any. What else is wrong with the peer, ``ray.init`` finds out."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.exceptions import AuthenticationError
+
+    try:
+        with contextlib.closing(init_grpc_channel(target)) as channel:
+            channel.unary_unary(method)(b"", timeout=CONNECT_TIMEOUT_S)
+    except AuthenticationError as error:  # the user's settings ask for a token and name none that can be read
+        raise UsageError(_locked(address, str(error).split(". ", 1)[0])) from error
+    except grpc.RpcError as error:
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise UsageError(
+                _locked(address, "the one shown is wrong" if _has_token() else "none was shown")
+            ) from error
+
+
+def _has_token() -> bool:
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
+
+
+def _locked(address: str, why: str) -> str:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    return (
+        f"--address {address}: the cluster asks for a token ({why}; RAY_AUTH_MODE is {mode or 'unset'}), expected RAY_AUTH_MODE=token and the "
+        "token that its head was started with; nothing was started; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the "
+        "token, or RAY_AUTH_TOKEN to the token itself"
+    )
 
 
 def _unreachable(address: str, why: str) -> str:

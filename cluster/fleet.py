@@ -64,7 +64,11 @@ class RayFleet:
             + config.ray.shard_cpus * replay.shards
         )
         self._own_cluster = connect(
-            config.ray.address or None, cpus=cpus, object_store_bytes=config.ray.object_store_bytes
+            config.ray.address or None,
+            cpus=cpus,
+            object_store_bytes=config.ray.object_store_bytes,
+            start_timeout_s=config.ray.start_timeout_s,
+            event=self.event,
         )
         quota = None if config.learns_from_episodes else math.ceil(config.steps / replay.shards)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
@@ -195,9 +199,7 @@ class RayFleet:
 
     def close(self) -> None:
         """Ends every actor of this run; the cluster too, if the run started it."""
-        if not ray.is_initialized():
-            return
-        for actors in self._actors:
+        for actors in self._actors if ray.is_initialized() else ():
             for actor in actors():
                 with contextlib.suppress(Exception):  # what is dead already must not keep the others alive
                     ray.kill(actor, no_restart=True)

@@ -64,6 +64,7 @@ class LearnerActor:
         self.config = plan.config
         self.shards, self.store = shards, store
         self.collective: TorchCollective | None = None
+        self.listener: socket.socket | None = None  # of the rank where the others meet
         self.stopping = threading.Event()
         # Whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint.
         self.turn = threading.Lock()
@@ -74,11 +75,12 @@ class LearnerActor:
         self.told = -1  # updates that the newest report told of
 
     def meeting(self) -> str:
-        """Where the ranks meet: a free port of this host."""
+        """Where the ranks meet: a port of this node's address, on which this rank listens from now on; "" of one learner."""
+        if self.config.learner.learners == 1:
+            return ""
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"tcp://{host}:{probe.getsockname()[1]}"
+        self.listener = socket.create_server((host, 0))
+        return f"tcp://{host}:{self.listener.getsockname()[1]}"
 
     def begin(self, meeting: str) -> Begun:
         """Meets the other ranks and takes the newest valid checkpoint, if there is one: the same on every rank."""
@@ -95,6 +97,7 @@ class LearnerActor:
                 init_method=meeting,
                 timeout_s=config.ray.call_timeout_s,
                 device=device,
+                listener=self.listener,
             )
         self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective, self._write_back)
         found = newest_checkpoint(self.plan)

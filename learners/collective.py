@@ -17,8 +17,10 @@ A NaN on one rank reaches every rank through the sum, so all ranks skip the same
 from __future__ import annotations
 
 import datetime
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -40,6 +42,8 @@ class TorchCollective:
         init_method: where rank 0's store listens or the file that all share: "tcp://host:port", "file:///path".
         timeout_s: deadline of the meeting, of every reduction and of every barrier.
         device: where ``barrier`` and NCCL run; the reductions take tensors that lie there.
+        listener: rank 0's socket, bound to the host and port of ``init_method`` and taken over; without one, torch's store
+            listens on every interface.
 
     Raises:
         CollectiveError: the learners did not all meet in time; or, later, a reduction failed. On NCCL a reduction
@@ -55,6 +59,7 @@ class TorchCollective:
         init_method: str,
         timeout_s: float = 60.0,
         device: torch.device | str = "cpu",
+        listener: socket.socket | None = None,
     ) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
         self.backend, self.device = backend, torch.device(device)
@@ -65,13 +70,29 @@ class TorchCollective:
             "meeting the others",
             lambda: dist.init_process_group(
                 backend,
-                init_method=init_method,
+                **self._place(init_method, listener),
                 rank=rank,
                 world_size=world_size,
                 timeout=datetime.timedelta(seconds=timeout_s),
                 device_id=self.device if backend == "nccl" else None,
             ),
         )
+
+    def _place(self, init_method: str, listener: socket.socket | None) -> dict[str, Any]:
+        """Where the learners meet, as ``init_process_group`` takes it."""
+        place = urlsplit(init_method)
+        if place.scheme != "tcp":
+            return {"init_method": init_method}
+        store = dist.TCPStore(
+            place.hostname or "",
+            place.port or 0,
+            self.world_size,
+            self.rank == 0,
+            datetime.timedelta(seconds=self.timeout_s),
+            multi_tenant=True,
+            master_listen_fd=listener.detach() if listener is not None else None,
+        )
+        return {"store": store}
 
     def mean_(self, tensor: torch.Tensor) -> None:
         """Replaces ``tensor`` in place by its mean over the learners (no gradient)."""

@@ -108,6 +108,13 @@ def test_the_jobs_ray_is_the_pinned_one_and_notices_a_lost_node_as_fast_as_a_loc
     assert {name: environment[f"RAY_health_check_{name}"] for name in HEALTH} == HEALTH
 
 
+def test_the_cluster_of_the_job_asks_for_a_token_because_it_listens_beyond_its_pods() -> None:
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    for pod in PODS:  # the operator sets these itself, from its Secret
+        given = [item["name"] for item in pod["spec"]["containers"][0].get("env", [])]
+        assert not [name for name in given if name.startswith("RAY_AUTH")]
+
+
 def entrypoint_commands() -> tuple[str, list[str], list[str]]:
     """The file the entrypoint looks for, and the arguments of its two commands, resume and train."""
     bash, option, script = shlex.split(JOB["spec"]["entrypoint"])

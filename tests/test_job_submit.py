@@ -1,10 +1,11 @@
-"""A cluster that is running already: ``ray job submit`` from a clean clone, and ``--address`` from a checkout."""
+"""A cluster that is running already and asks for a token: ``ray job submit`` from a clean clone, ``--address`` from a checkout."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,10 +23,10 @@ from tiny_runs import ROOT, command, read, train_words, wait_for
 pytestmark = pytest.mark.cluster
 
 BIN = Path(sys.executable).parent
+TAKEN = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
+    **{name: value for name, value in os.environ.items() if name not in TAKEN},
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # `python` in a job is the one of whoever started the cluster
-    "RAY_AUTH_MODE": "disabled",
 }
 
 
@@ -34,7 +35,9 @@ class Cluster:
     """Where a cluster listens."""
 
     address: str
+    client: str  # of its Ray client server
     dashboard: str
+    environment: dict[str, str]  # of a user who has the token
 
 
 def _free_ports(count: int) -> list[int]:
@@ -45,9 +48,10 @@ def _free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, token: str) -> bool:
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(asked, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -68,17 +72,20 @@ def cluster() -> Iterator[Cluster]:
     """A head node of this test's own, started as an operator does and ended by its processes' ids."""
     folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
     gcs, dashboard, client, agent = _free_ports(4)
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    environment = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     started = subprocess.run(
         [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
          f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--num-cpus=6",
          "--object-store-memory=300000000", "--disable-usage-stats"],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         url = f"http://127.0.0.1:{dashboard}"
-        wait_for(lambda: _answers(f"{url}/api/version"), "the dashboard", 120)
-        yield Cluster(address=f"127.0.0.1:{gcs}", dashboard=url)
+        wait_for(lambda: _answers(f"{url}/api/version", token.read_text()), "the dashboard", 120)
+        yield Cluster(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", url, environment)
     finally:
         ours = _of_session(folder)
         for process in ours:
@@ -116,7 +123,7 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
     told = subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".",
          "--runtime-env-json", settings, "--", *entry],
-        cwd=clone, env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+        cwd=clone, env=cluster.environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
     assert "succeeded" in told.stdout and completed(run_dir)
@@ -129,7 +136,30 @@ def test_an_address_joins_the_running_cluster_from_a_checkout_and_leaves_it_runn
     cluster: Cluster, tmp_path: Path
 ) -> None:
     words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
-    told = command(*words)
+    told = command(*words, env=cluster.environment)
     assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
     assert completed(tmp_path / "run")
-    assert _answers(f"{cluster.dashboard}/api/version")
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="ascii")
+    assert _answers(f"{cluster.dashboard}/api/version", token)
+
+
+NO_TOKEN: dict[str, tuple[dict[str, str], str]] = {
+    "nothing set": ({}, "none was shown; RAY_AUTH_MODE is unset"),
+    "switched off": ({"RAY_AUTH_MODE": "disabled"}, "none was shown; RAY_AUTH_MODE is disabled"),
+    "another token": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "the one shown is wrong"),
+    "no such file": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/none"}, "file cannot be opened or is empty: /none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_TOKEN)
+def test_without_the_token_the_running_cluster_is_refused_at_once_and_by_name(
+    case: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    given, why = NO_TOKEN[case]
+    address = cluster.client if case == "another token" else cluster.address
+    words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", address)
+    told = command(*words, env=ENVIRONMENT | given, timeout=30)  # Ray by itself tries for 50 s
+    assert told.returncode == 2, told.stderr[-3_000:]
+    last = told.stderr.strip().splitlines()[-1]
+    assert "the cluster asks for a token" in last and why in last and "set RAY_AUTH_MODE=token" in last
+    assert not (tmp_path / "run").exists()

@@ -43,9 +43,11 @@ def train_inline(run_dir: Path, env: str, steps: int, *flags: str, **settings: A
     return main(train_words(run_dir, env, "--backend", "inline", "--steps", str(steps), *flags, **settings))
 
 
-def command(*words: str, timeout: float = 240.0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """A finished ``python -m cluster`` in a process of its own."""
-    return subprocess.run(_argv(words), capture_output=True, text=True, timeout=timeout, cwd=cwd)
+def command(
+    *words: str, timeout: float = 240.0, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A finished ``python -m cluster`` in a process of its own; ``env``: all of its variables, instead of this process's."""
+    return subprocess.run(_argv(words), capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
 
 
 def start(*words: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -1,0 +1,78 @@
+"""A second host: a network namespace of its own, joined to this one by a pair of virtual interfaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Host:
+    """Another host, and the address at which it sees this one."""
+
+    name: str
+    address_of_ours: str
+
+    def words(self, *words: str) -> list[str]:
+        """``words`` as a command that runs over there."""
+        return ["ip", "netns", "exec", self.name, *words]
+
+
+@contextlib.contextmanager
+def second_host() -> Iterator[Host]:
+    """Root alone may make one: for others, and where the kernel forbids it, the test is skipped."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("a second network namespace takes root and iproute2")
+    number = os.getpid()
+    name, ours, theirs = f"dbt{number}", f"dba{number}", f"dbb{number}"
+    net = f"198.18.{number >> 6 & 255}.{(number & 63) << 2}"  # RFC 2544: for tests, never routed
+    stem, last = net.rsplit(".", 1)
+    address, there = f"{stem}.{int(last) + 1}", f"{stem}.{int(last) + 2}"
+    try:
+        try:
+            _ip("netns", "add", name)
+            _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no second network namespace here: {error.stderr.strip()}")
+        _ip("addr", "add", f"{address}/30", "dev", ours)
+        _ip("link", "set", ours, "up")
+        _ip("-n", name, "addr", "add", f"{there}/30", "dev", theirs)
+        _ip("-n", name, "link", "set", theirs, "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        yield Host(name, address)
+    finally:
+        for words in (("link", "del", ours), ("netns", "del", name)):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip(*words)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
+
+
+REACH = """
+import socket, sys
+for word in sys.argv[2:]:
+    try:
+        socket.create_connection((sys.argv[1], int(word)), timeout=5).close()
+        print(word)
+    except OSError:
+        pass
+"""
+
+
+def reached(host: Host, ports: list[int]) -> list[int]:
+    """Those of ``ports`` that accept a connection from ``host``; one that is known to be open is tried too."""
+    with socket.create_server((host.address_of_ours, 0)) as known:
+        port = known.getsockname()[1]
+        words = host.words("python3", "-c", REACH, host.address_of_ours, *map(str, [port, *ports]))
+        told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert str(port) in told, "the other host does not reach this one at all"
+    return [int(word) for word in told if word != str(port)]

@@ -1,0 +1,135 @@
+"""A cluster that a run starts for itself: nobody reaches it from another host, and on this one it asks for its own token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from network import Host, reached, second_host
+from ray_runs import RayRun, ray_run
+from tiny_runs import ROOT, wait_for
+
+from cluster.connection import knock
+from cluster.errors import UsageError
+
+pytestmark = pytest.mark.cluster
+
+RAY = Path(sys.executable).parent / "ray"
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def going(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+    """A run of two learners without an end, of a user who has set nothing of Ray's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in AUTH:
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(home))
+        settings = {"learner__learners": 2, "evaluation__every_steps": 0}
+        with ray_run(tmp_path_factory.mktemp("own") / "run", "--steps", "100000000", **settings) as run:
+            run.wait_for_steps(200)
+            yield run
+
+
+def listening(run: RayRun) -> list[tuple[str, int]]:
+    """Addresses and ports on which the run's processes accept connections."""
+    processes = [psutil.Process(run.process.pid), *run.children()]
+    found = [connection for process in processes for connection in process.net_connections("tcp")]
+    return [(str(c.laddr.ip), int(c.laddr.port)) for c in found if c.status == psutil.CONN_LISTEN]
+
+
+def head(run: RayRun) -> psutil.Process:
+    return run.children("gcs_server")[0]
+
+
+def gcs_port(run: RayRun) -> int:
+    return next(int(c.laddr.port) for c in head(run).net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+
+
+def joined(host: Host, address: str) -> str:
+    """What `ray start --address` says over there, until it was refused or has joined; it would try for minutes."""
+    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    log = folder / "told"
+    words = host.words(str(RAY), "start", f"--address={address}", f"--temp-dir={folder}", "--num-cpus=1", "--block")
+    with open(log, "w", encoding="utf-8") as file:
+        joining = subprocess.Popen(
+            words,
+            stdout=file,
+            stderr=file,
+            env={name: value for name, value in os.environ.items() if name not in AUTH},
+        )
+    try:
+        signs = ("Failed to connect to GCS", "Ray runtime started")
+        wait_for(
+            lambda: any(sign in log.read_text() for sign in signs), "`ray start` to be refused or to join", 90, log
+        )
+        return log.read_text()
+    finally:
+        for process in (*psutil.Process(joining.pid).children(recursive=True), joining):
+            process.kill()
+        joining.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_from_another_host_no_port_of_the_run_is_reached_and_ray_start_cannot_join(going: RayRun) -> None:
+    ports = listening(going)
+    assert len(ports) >= 8, ports  # head, raylet, agents, driver, actors, the learners' own
+    with second_host() as host:
+        assert reached(host, [port for _, port in ports]) == []
+        assert [where for where in ports if where[0] not in LOOPBACK] == []
+        assert "Failed to connect to GCS" in joined(host, f"{host.address_of_ours}:{gcs_port(going)}")
+
+
+def test_on_this_host_the_cluster_asks_for_its_token_which_only_its_user_can_read(
+    going: RayRun, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="the cluster asks for a token"):
+        knock(f"127.0.0.1:{gcs_port(going)}")
+    told = head(going).environ()
+    token = Path(told["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600 and token.stat().st_uid == os.geteuid()
+    assert len(token.read_text(encoding="ascii")) == 64 and "RAY_AUTH_TOKEN" not in told
+    assert not (home / ".ray" / "auth_token").exists()  # a later `ray start` of this user would ask for it
+
+
+BESIDE = """
+import os
+import ray
+from cluster.connection import connect, disconnect
+
+own = connect(None, cpus=1, object_store_bytes=100_000_000)
+print(own, ray.get(ray.remote(lambda: os.environ["RAY_AUTH_TOKEN_PATH"]).remote(), timeout=120))
+disconnect(own)
+print(sorted(name for name in os.environ if name.startswith("RAY_AUTH")))
+"""
+
+
+def test_a_second_cluster_beside_it_has_a_token_of_its_own_and_the_end_of_either_leaves_none(going: RayRun) -> None:
+    token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
+    given = {name: value for name, value in os.environ.items() if name not in AUTH} | {"RAY_AUTH_TOKEN": "theirs"}
+    told = subprocess.run(
+        [sys.executable, "-c", BESIDE], cwd=ROOT, env=given, capture_output=True, text=True, timeout=200
+    )
+    assert told.returncode == 0, told.stderr[-3_000:]
+    own, path, left = told.stdout.replace("\n", " ", 1).split(maxsplit=2)
+    assert own == "True" and path != str(token) and not Path(path).exists()
+    assert left.strip() == "['RAY_AUTH_TOKEN']"  # the user's settings are as they were
+    going.wait_for_steps(going.live()["env_steps"] + 200)
+    going.process.terminate()
+    assert going.end() == 143, going.told()[-3_000:]
+    assert not token.exists()
