@@ -99,10 +99,11 @@ def _private_token() -> Iterator[None]:
 
 def _read_again() -> None:
     """Ray reads its settings and the token once a process."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    import ray
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = ray._raylet  # without type stubs
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

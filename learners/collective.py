@@ -83,7 +83,7 @@ class TorchCollective:
         place = urlsplit(init_method)
         if place.scheme != "tcp":
             return {"init_method": init_method}
-        store = dist.TCPStore(
+        store = dist.distributed_c10d.TCPStore(
             place.hostname or "",
             place.port or 0,
             self.world_size,
