@@ -83,7 +83,8 @@ class TorchCollective:
         place = urlsplit(init_method)
         if place.scheme != "tcp":
             return {"init_method": init_method}
-        store = dist.distributed_c10d.TCPStore(
+        stores: Any = dist  # TCPStore has no type
+        store = stores.TCPStore(
             place.hostname or "",
             place.port or 0,
             self.world_size,
