@@ -14,14 +14,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from algorithms import c51, matmul
-from algorithms.batch_renorm import Renorm
+from algorithms import c51, runtime
 from algorithms.config import ActorCriticConfig
-from algorithms.critic import TwinCritic, evaluate
-from algorithms.flat import FlatAdam, FlatParameters
+from algorithms.critic import Renorm, TwinCritic, evaluate
 from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
-from algorithms.trainer import Loss, TrainedAgent, Trainer
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.rows import RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
@@ -110,7 +108,7 @@ class ActorCritic(TrainedAgent):
             rows_UBD: float32 packed rows on the agent's device; this learner's share of each batch.
         """
         done, total = 0, rows_UBD.shape[0]
-        with matmul.library(self.matmul):
+        with runtime.library(self.matmul):
             while done < total:
                 to_actor = self.cycle - self.updates % self.cycle
                 take = min(to_actor, total - done)
@@ -126,7 +124,7 @@ class ActorCritic(TrainedAgent):
         the last. ``updates`` stays, because no graph can count on the host: whole cycles leave the actor's turn where
         it is. For capture, register ``generator`` with the graph.
         """
-        with matmul.library(self.matmul):
+        with runtime.library(self.matmul):
             self._group(rows_CBD, with_actor=True)
 
     def update_with(self, rows_BD: torch.Tensor, noise: UpdateNoise, *, with_actor: bool) -> dict[str, torch.Tensor]:
@@ -134,7 +132,7 @@ class ActorCritic(TrainedAgent):
 
         The actor's step sees the same states and the updated critics. For checks against another implementation.
         """
-        with matmul.library(self.matmul):
+        with runtime.library(self.matmul):
             columns = self.layout.views(rows_BD)
             following = self._follow(columns.next_obs, noise.next)
             skipped = self._critic_step(rows_BD, following.action_RA, following.cost_R)

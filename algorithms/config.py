@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from replay.option import COUNT, RATE, WIDTH, WIDTH_LIMIT, option, range_problems
 
@@ -131,3 +132,36 @@ class ActorCriticConfig:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
         if found := self.problems():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
+
+GYM_MUJOCO = (
+    "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum", "Pusher",
+    "Reacher", "Swimmer", "Walker2d",
+)  # fmt: skip
+ROBOTS = ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1")  # HumanoidBench: h1-walk-v0, h1hand-push-v0
+GYM_SUPPORT = 1600.0  # the support is [-1600, 1600]
+THREE_MILLION = ("humanoid-run", "h1-hurdle")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """The paper's constants of one task."""
+
+    suite: str
+    v_max: float  # the support is [-v_max, v_max]
+    bridge_width: int  # units
+    steps: int  # env steps of a run
+
+
+def published(env_id: str) -> Published | None:
+    """What the paper sets for ``env_id``; None for a task of a suite that it does not name."""
+    namespace, _, name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2]).rpartition("/")
+    steps = 3_000_000 if name in THREE_MILLION else 1_000_000
+    if namespace == "dm_control":
+        dog = name.split("-")[0] == "dog"
+        return Published(suite="DMC", v_max=200.0, bridge_width=256 if dog else 512, steps=steps)
+    if not namespace and name.split("-")[0] in ROBOTS and "-" in name:
+        return Published(suite="HumanoidBench", v_max=200.0, bridge_width=512, steps=steps)
+    if not namespace and name in GYM_MUJOCO:
+        return Published(suite="Gym MuJoCo", v_max=GYM_SUPPORT, bridge_width=512, steps=1_000_000)
+    return None

@@ -86,7 +86,7 @@ def run_sb3(env_id: str, seed: int) -> list[dict[str, Any]]:
     import torch
     from stable_baselines3 import SAC
 
-    from algorithms import matmul
+    from algorithms import runtime as matmul
 
     torch.set_num_threads(1)
     with matmul.library(matmul.choose("auto")):

@@ -118,7 +118,7 @@ def online_stages(runs: Sequence[Trained]) -> str:
 
 def last_gain(run: Trained) -> float:
     """delta_y over the predictor's standard error after the last stage."""
-    from algorithms.gac.unknown import decode_nan
+    from algorithms.gac.target import decode_nan
     from cluster.graph import newest_checkpoint
     from learners.learner import PART
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.config import RunConfig, from_json, to_json
-from cluster.documents import Damaged, misfits, parsed, read_object
 from cluster.errors import RunError, UsageError
+from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from replay.durable import append_whole, fsync_directory, write_atomic, write_synced
 

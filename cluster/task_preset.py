@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from algorithms.published_tasks import GYM_SUPPORT, published
+from algorithms.config import GYM_SUPPORT, published
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig

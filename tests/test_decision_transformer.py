@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, summary_of, two_behaviours
 
 from algorithms.imitation.config import TransformerConfig
-from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
+from algorithms.imitation.decision_transformer import (
+    DecisionTransformer,
+    DecisionTransformerPolicy,
+    Window,
+    initial_parameters,
+    predict,
+)
 from algorithms.imitation.segments import draw_segments
-from algorithms.imitation.transformer import Window, initial_parameters, predict
 from algorithms.interface import AgentSpec, PlanRequest
 
 SMALL = TransformerConfig(lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40)

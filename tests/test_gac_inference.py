@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from algorithms.gac.beam import beam_search
 from algorithms.gac.config import GACConfig
-from algorithms.gac.inference import Inferred, draw_noise, infer_plan, noise_draws
+from algorithms.gac.inference import Inferred, beam_search, draw_noise, infer_plan, noise_draws
+from algorithms.gac.losses import cautious, kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
 from algorithms.gac.model import GACModel
-from algorithms.gac.objective import cautious, kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
 from algorithms.gac.planning import MODES, PlanningConfig
 
 N, D, OBS = 4, 3, 2

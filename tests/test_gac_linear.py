@@ -21,13 +21,13 @@ from tiny_episodes import TINY, make_dataset, pairs
 from tiny_runs import read
 
 from algorithms.gac.agent import GAC
+from algorithms.gac.bound import LOG_VARIANCE_RANGE, Posterior, PosteriorEncoder
 from algorithms.gac.config import GACConfig, cpu
 from algorithms.gac.generator import Generated
 from algorithms.gac.inference import draw_noise, infer_plan, noise_draws
+from algorithms.gac.losses import mode_weights
 from algorithms.gac.model import GACModel
-from algorithms.gac.objective import mode_weights
 from algorithms.gac.policy import GACPolicy
-from algorithms.gac.posterior import LOG_VARIANCE_RANGE, Posterior, PosteriorEncoder
 from algorithms.interface import AgentSpec, PlanRequest
 from cluster.cli import main
 from replay.trajectories import Trajectories

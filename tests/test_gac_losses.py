@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from algorithms.gac import losses
-from algorithms.gac.alarm import active_share, collapsed
-from algorithms.gac.bound import lower_bound
-from algorithms.gac.posterior import Posterior
+from algorithms.gac.bound import Posterior, active_share, collapsed, lower_bound
 from algorithms.gac.segments import per_trajectory, sampled, whole
 
 DIMS: dict[str, Any] = {"obs_dim": OBS, "action_dim": ACTION, "ahead": 3}

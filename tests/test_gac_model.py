@@ -11,8 +11,8 @@ import torch
 from gac_batches import ACTION, OBS, SHAPES, episodes, small, summary
 from torch.distributions import Normal, kl_divergence
 
-from algorithms.gac.attention import attend
 from algorithms.gac.config import GACConfig, cpu, paper, timed
+from algorithms.gac.generator import attend
 from algorithms.gac.model import GACModel
 from algorithms.gac.prior import AutoregressivePrior
 from algorithms.gac.segments import whole

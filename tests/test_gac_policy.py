@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.random import SeedSequence
 
 from algorithms.gac.config import GACConfig, cpu
-from algorithms.gac.history import History
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
-from algorithms.gac.trigger import surprise as surprise_of
+from algorithms.gac.segments import History
+from algorithms.gac.target import surprise as surprise_of
 from algorithms.interface import PlanRequest
 from rollout_workers.planning import seeded_streams
 

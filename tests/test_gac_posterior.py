@@ -9,9 +9,9 @@ import torch
 from gac_batches import ACTION, LENGTHS, OBS, episodes, made, small
 from torch.distributions import Normal
 
-from algorithms.flat import FlatAdam
+from algorithms.gac.bound import Posterior, cosine, fresh, refine, stored
 from algorithms.gac.losses import kl_standard
-from algorithms.gac.posterior import Posterior, cosine, fresh, refine, stored
+from algorithms.trainer import FlatAdam
 
 SHAPE = (4, 3)  # tokens, width
 

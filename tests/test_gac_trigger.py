@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.trigger import Trigger, band_edge, surprise
+from algorithms.gac.target import Trigger, band_edge, surprise
 
 E, O, STEPS = 16, 4, 500
 NOISE = 0.1

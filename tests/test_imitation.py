@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
 from test_learner import HostReads
 
-from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning
+from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning, action_error
 from algorithms.imitation.config import (
     CloningConfig,
     ImitationConfig,
@@ -29,7 +29,6 @@ from algorithms.imitation.config import (
     transformer_paper,
 )
 from algorithms.imitation.decision_transformer import DecisionTransformer
-from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, Collective, PlanRequest
 

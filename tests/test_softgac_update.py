@@ -12,7 +12,7 @@ import torch
 from softgac_twin import bridge_autograd, evaluate_autograd, joint_autograd, project_loop
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algorithms import ALGORITHMS, matmul
+from algorithms import ALGORITHMS, runtime
 from algorithms.actor_critic import UpdateNoise
 from algorithms.interface import AgentSpec, Solo
 
@@ -320,14 +320,14 @@ def test_the_paper_preset_has_the_published_constants():
 
 
 def test_products_by_onednn_are_taken_only_where_they_keep_float32s_accuracy():
-    choice = matmul.choose("auto")
-    assert choice == "mkl" or matmul.onednn_error() < matmul.FLOAT32_ERROR
+    choice = runtime.choose("auto")
+    assert choice == "mkl" or runtime.onednn_error() < runtime.FLOAT32_ERROR
     before = torch.backends.mkldnn.matmul.fp32_precision
-    with matmul.library("onednn"):
+    with runtime.library("onednn"):
         pass
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     with pytest.raises(ValueError, match="take auto"):
-        matmul.choose("fastest")
+        runtime.choose("fastest")
 
 
 def test_sac_pays_the_log_density_of_its_action():

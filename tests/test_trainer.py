@@ -10,9 +10,8 @@ import pytest
 import torch
 from gac_batches import Pair
 
-from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.interface import AgentSpec, Collective, Solo
-from algorithms.trainer import Loss, Step, TrainedAgent, Trainer
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, Step, TrainedAgent, Trainer
 
 LR, DECAY, CLIP = 0.05, 0.1, 0.7
 START = {"w": torch.tensor([[0.3, -0.2], [0.8, 0.5], [-0.6, 0.1]]), "b": torch.tensor([0.4, -0.9])}

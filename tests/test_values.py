@@ -15,7 +15,7 @@ import torch
 from tiny_runs import read, train_inline, train_words
 
 from algorithms import ALGORITHMS
-from cluster import device_checks
+from cluster import checks as device_checks
 from cluster.checks import make_plan
 from cluster.cli import main
 from cluster.commands.status import status, status_in_words

@@ -14,18 +14,26 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from algorithms import matmul
-from algorithms.flat import FlatAdam, FlatParameters
-from algorithms.gac.bound import MEASURES, Bound, lower_bound, measures
+from algorithms import runtime as matmul
+from algorithms.gac.bound import (
+    MEASURES,
+    Bound,
+    Posterior,
+    PosteriorEncoder,
+    cosine,
+    fresh,
+    lower_bound,
+    measures,
+    refine,
+    stored,
+)
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import LEAST_ROW
 from algorithms.gac.model import LEARNED_LATE, PERCENTILES, GACModel
-from algorithms.gac.posterior import Posterior, PosteriorEncoder, cosine, fresh, refine, stored
 from algorithms.gac.segments import Segments, sampled, whole
-from algorithms.gac.target import Target, asked_for, first_target, next_target
-from algorithms.gac.unknown import decode_nan, encode_nan
+from algorithms.gac.target import Target, asked_for, decode_nan, encode_nan, first_target, next_target
 from algorithms.interface import AgentSpec
-from algorithms.trainer import Loss, TrainedAgent, Trainer
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")

@@ -6,15 +6,20 @@ stand in losses.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from algorithms.gac.alarm import active_share, collapsed
+from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import Encoder, perceptron
 from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, step_log_prob
 from algorithms.gac.model import GACModel
-from algorithms.gac.posterior import Posterior
 from algorithms.gac.segments import Segments, per_trajectory
+from algorithms.trainer import FlatAdam
 from replay.trajectories import Trajectories
 
 MEASURES = (
@@ -103,3 +108,152 @@ def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bo
         collapsed(kl, model.config.alarm_nats),
     )
     return torch.stack(values)
+
+
+LOG_VARIANCE_RANGE = (-8.0, 1.0)  # of the encoder
+LOG_VARIANCE_START = -2.0  # of the encoder
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian over z0 for each trajectory."""
+
+    mean_Bnd: torch.Tensor
+    log_variance_Bnd: torch.Tensor
+
+    def draw(self, eps_Bnd: torch.Tensor) -> torch.Tensor:
+        """z0 = mu + sigma eps."""
+        return self.mean_Bnd + (0.5 * self.log_variance_Bnd).exp() * eps_Bnd
+
+    def packed(self) -> torch.Tensor:
+        """(B, P) float32 without gradient, as it is written back beside the episodes."""
+        return torch.cat([self.mean_Bnd.flatten(1), self.log_variance_Bnd.flatten(1)], 1).detach()
+
+
+def fresh(config: GACConfig, trajectories: int, like: torch.Tensor) -> Posterior:
+    """mu = 0 and log sigma^2 as configured, where every search begins [LPT]."""
+    shape = (trajectories, config.tokens, config.token_width)
+    return Posterior(like.new_zeros(shape), like.new_full(shape, config.inner_log_variance))
+
+
+def stored(config: GACConfig, batch: Trajectories) -> Posterior:
+    """What was last written back, or ``fresh`` where nothing was; finite whatever was stored."""
+    start = fresh(config, len(batch), batch.posterior_BP)
+    halves = batch.posterior_BP.view(len(batch), 2, config.tokens, config.token_width)
+    known = (batch.visits_B > 0) & halves.flatten(1).isfinite().all(1)
+    return Posterior(*(torch.where(known[:, None, None], halves[:, i], start[i]) for i in range(2)))
+
+
+def refine(config: GACConfig, start: Posterior, bound: Callable[[Posterior], torch.Tensor]) -> Posterior:
+    """``inner_steps`` AdamW steps on (mu, log sigma^2), each trajectory's own, with the networks frozen [P, LPT].
+
+    Args:
+        bound: the ELBO (B,) of a posterior, by one eps that it reuses. Only its gradient with respect to the posterior
+            is taken, so no network's gradient is touched.
+
+    Returns:
+        The last one, without gradient; ``start`` for a trajectory whose search left the finite numbers.
+    """
+    value = torch.stack(list(start)).detach().clone()
+    grad, never = torch.zeros_like(value), torch.zeros((), device=value.device)
+    adam = FlatAdam(value.view(-1), grad.view(-1), lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    for step in range(config.inner_steps):
+        adam.lr = config.inner_lr * cosine(step / config.inner_steps, config.inner_lr_end)
+        leaf = value.detach().requires_grad_()
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(-bound(Posterior(leaf[0], leaf[1])).sum(), leaf)
+        grad.copy_(found)
+        adam.step(never)
+    sound_B = value.isfinite().flatten(2).all(2).all(0)[:, None, None]
+    return Posterior(*(torch.where(sound_B, value[i], start[i].detach()) for i in range(2)))
+
+
+def cosine(share: float, end: float) -> float:
+    """1 at share 0, ``end`` at share 1 and after, half a cosine between."""
+    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+class PosteriorEncoder(nn.Module):
+    """The amortised form: one pass of a small Transformer, trained with the networks on the same bound.
+
+    Stretches: token k looks at ``posterior_points`` steps of its own stretch of the episode and attention joins the
+    stretches. Set: one MLP looks at each of all those steps, and their mean gives every token. With ``posterior_return``
+    the return is seen too. Steps after the episode's end count as absent.
+    """
+
+    def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.posterior_width
+        self.pooled = config.posterior_sees == "set"
+        seen = features + action_dim + 1
+        if self.pooled:
+            self.step = perceptron(seen, width, width, 3)
+            self.read = nn.Linear(width + config.posterior_return, width)
+            self.law = _law(width, config.tokens * config.token_width)
+            return
+        self.embed = nn.Linear(config.posterior_points * seen, width)
+        self.embed_return = nn.Linear(1, width, bias=False) if config.posterior_return else None
+        self.place_nC = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.encoder = Encoder(width, config.posterior_heads, config.posterior_layers)
+        self.law = _law(width, config.token_width)
+
+    def forward(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> Posterior:
+        """q of each trajectory, in float32; differentiable in the encoder's parameters.
+
+        ``shift`` in [0, 1): where in its share of the longest episode each step that is looked at lies.
+        """
+        with model.region():
+            if self.pooled:
+                return self._of_set(batch, model, shift)
+            x = self.embed(self.observed(batch, model, shift).flatten(2)) + self.place_nC
+            if self.embed_return is not None:
+                x = x + self.embed_return(model.normalise_return(batch.return_B)[:, None, None])
+            mean, log_variance = self.law(self.encoder(x)).float().chunk(2, -1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def _of_set(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float) -> Posterior:
+        seen_BnKX = self.observed(batch, model, shift)
+        there_BnK1 = seen_BnKX[..., -1:]
+        mean_BC = (self.step(seen_BnKX) * there_BnK1).sum((1, 2)) / there_BnK1.sum((1, 2)).clamp(min=1.0)
+        if self.config.posterior_return:
+            mean_BC = torch.cat([mean_BC, model.normalise_return(batch.return_B).unsqueeze(1)], 1)
+        law = self.law(F.silu(self.read(F.silu(mean_BC)))).float()
+        mean, log_variance = law.unflatten(1, (2, self.config.tokens, self.config.token_width)).unbind(1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def observed(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> torch.Tensor:
+        """(B, n, K, X + A + 1): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
+        count = self.config.tokens * self.config.posterior_points
+        share = (torch.arange(count, device=batch.offset.device) + shift) / count
+        time_K = (share * model.horizon).long()
+        length_B1 = batch.offset.diff().unsqueeze(1)
+        there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
+        rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
+        obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
+        seen = torch.cat([model.featurise(obs) * there_BK1, action * there_BK1, there_BK1], -1)
+        return seen.unflatten(1, (self.config.tokens, self.config.posterior_points))
+
+
+def _law(width: int, floats: int) -> nn.Linear:
+    """Means and log-variances of ``floats`` coordinates, near the prior's mean at first."""
+    law = nn.Linear(width, 2 * floats)
+    with torch.no_grad():
+        law.weight.mul_(0.3)
+        law.bias[floats:] = LOG_VARIANCE_START
+    return law
+
+
+ACTIVE_NATS = 0.01  # mean KL above which a dimension counts as active (Burda et al., 2016, have the same threshold)
+
+
+def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:
+    """Share (0-d) of the n d latent dimensions whose KL, averaged over trajectories, is above ACTIVE_NATS."""
+    return (kl_Bnd.mean(0) > ACTIVE_NATS).float().mean()
+
+
+def collapsed(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:
+    """1 (0-d float32) where the mean KL a token is below ``least`` nats, else 0; on the device, without a look at it.
+
+    The generator then works without the plan and the return cannot be steered: raise ``free_bits``, lower
+    ``kl_weight``, shorten ``window`` or raise ``history_dropout``.
+    """
+    return (kl_Bnd.sum(-1).mean() < least).float()

@@ -14,8 +14,8 @@ import torch
 
 from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, Likelihood, draw_noise, infer_plan, noise_draws
+from algorithms.gac.losses import mode_weights
 from algorithms.gac.model import GACModel
-from algorithms.gac.objective import mode_weights
 from algorithms.gac.target import settle_target
 from algorithms.interface import PlanRequest, PlanRequestError
 

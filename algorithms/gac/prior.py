@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from algorithms.gac.attention import Encoder, perceptron
 from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import Encoder, perceptron
 
 LOG_STD_RANGE = (-4.0, 2.0)  # of a token given those before it
 

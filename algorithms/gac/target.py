@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import PlanRequestError
 from replay.trajectories import ReturnSummary
@@ -106,3 +109,84 @@ def return_range(config: PlanningConfig, low: float, high: float) -> tuple[float
     """The returns that count as inside the data: those seen, and ``infer_target_margin`` of their range on either side."""
     margin = config.infer_target_margin * (high - low)
     return low - margin, high + margin
+
+
+def surprise(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
+    """Mean over O of squared errors of z-scored observations, each by its own precision, (N,) float32."""
+    return (np.square(error_NO) * precision_O).mean(-1, dtype=np.float32)
+
+
+def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
+    """The error above which a step is outside the band; ``quantiles`` (101,): percentiles of the errors on the data.
+
+    Raises ValueError while the model has not been calibrated: no error would be a surprise and none expected.
+    """
+    if not np.isfinite(quantiles).all():
+        raise ValueError(
+            "replan=surprise needs a calibrated model, and this one's surprise quantiles are unknown: nothing could be "
+            "told from the ordinary; train it (or replan=scheduled, replan=none)"
+        )
+    return float(quantiles[config.replan_quantile] * config.replan_margin)
+
+
+class Trigger:
+    """Watches E environments, each at its own step; ``fired`` says whose plan is to be made again now.
+
+    ``edge`` and ``precision_O`` are the model's and set by who has it.
+    """
+
+    def __init__(self, config: PlanningConfig, num_envs: int, obs_dim: int, horizon: int) -> None:
+        self.config, self.horizon, self.edge = config, horizon, np.inf
+        self.precision_O = np.ones(obs_dim, np.float32)  # of the predictions, one over their variance
+        self.since_E = np.zeros(num_envs, np.int64)  # steps since the plan in force was made
+        self.outside_E = np.zeros(num_envs, np.int64)  # steps in a row outside the band
+        self.expected_EhO = np.zeros((num_envs, horizon, obs_dim), np.float32)  # ring: what was said about since % h
+        self.error_EO = np.zeros((num_envs, obs_dim), np.float32)  # of the last step
+        self._env_E = np.arange(num_envs)
+
+    @property
+    def watches(self) -> bool:
+        """Whether predictions are needed."""
+        return self.config.replan == "surprise"
+
+    def begin(self, env_K: np.ndarray) -> None:
+        """A new plan is in force in ``env_K``: what was expected under the old one counts no more."""
+        self.since_E[env_K] = 0
+        self.outside_E[env_K] = 0
+
+    def fired(self, obs_EO: np.ndarray) -> np.ndarray:
+        """The environments (K,) int64 to plan again, given the normalised observations of now.
+
+        To be called once a step, before ``step``.
+        """
+        if self.config.replan == "scheduled":
+            return np.flatnonzero(self.since_E >= self.config.replan_every)
+        if not self.watches:
+            return self._env_E[:0]
+        error_EO = self.expected_EhO[self._env_E, self.since_E % self.horizon] - obs_EO
+        jumps = self.config.replan_signal == "jump" and self.horizon > 1
+        seen_EO, ripe = (error_EO - self.error_EO, self.horizon + 1) if jumps else (error_EO, self.horizon)
+        self.error_EO[:] = error_EO
+        outside_E = (surprise(seen_EO, self.precision_O) > self.edge) & (self.since_E >= ripe)
+        self.outside_E[:] = np.where(outside_E, self.outside_E + 1, 0)
+        ripe_E = (self.outside_E >= self.config.replan_patience) & (self.since_E >= self.config.replan_rest)
+        return np.flatnonzero(ripe_E)
+
+    def step(self, expected_EO: np.ndarray | None) -> None:
+        """One step is taken; ``expected_EO`` is what the plans say of the normalised observation h steps from now."""
+        if self.watches and expected_EO is not None:
+            self.expected_EhO[self._env_E, self.since_E % self.horizon] = expected_EO
+        self.since_E += 1
+
+
+UNKNOWN = -3e38  # in float32's range, far beyond any return or error
+
+
+def encode_nan(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` (float) with UNKNOWN where it has NaN."""
+    return torch.where(tensor.isnan(), UNKNOWN, tensor)
+
+
+def decode_nan(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` (float) with NaN where it has UNKNOWN."""
+    return torch.where(tensor < UNKNOWN / 2, math.nan, tensor)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from algorithms import matmul
-from algorithms.flat import FlatAdam, FlatParameters
+from algorithms import runtime as matmul
 from algorithms.imitation.config import ImitationConfig
 from algorithms.interface import AgentSpec
-from algorithms.trainer import Loss, TrainedAgent, Trainer
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.trajectories import DataSummary, ReturnSummary, Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")

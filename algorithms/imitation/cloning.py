@@ -7,20 +7,20 @@ does their mean. %BC (Chen et al., 2021, section 5.1) imitates the episodes whos
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
 
-from algorithms import matmul
-from algorithms.imitation import perceptron
+from algorithms import runtime as matmul
+from algorithms.imitation import cloning as perceptron
 from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.config import CloningConfig
-from algorithms.imitation.losses import action_error
 from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
-from algorithms.state import load_weights
-from algorithms.trainer import Loss
+from algorithms.trainer import Loss, lecun_normal
+from algorithms.weights import load_weights
 from replay.trajectories import DataSummary, EpisodeMetadata, Trajectories
 
 NOWHERE = float("nan")
@@ -124,3 +124,33 @@ def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) ->
 
 def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
     return {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim)}
+
+
+def initial_parameters(
+    obs_dim: int, action_dim: int, *, layers: int, width: int, draw: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """``linear{l}.weight`` (in, out) LeCun-normal and ``linear{l}.bias`` (out,) zero, for each hidden layer and the last."""
+    initial: dict[str, torch.Tensor] = {}
+    for l, (fan_in, fan_out) in enumerate(itertools.pairwise([obs_dim, *[width] * layers, action_dim])):
+        initial[f"linear{l}.weight"] = lecun_normal((fan_in, fan_out), draw)
+        initial[f"linear{l}.bias"] = torch.zeros(fan_out)
+    return initial
+
+
+def predict(parameters: dict[str, torch.Tensor], obs_RO: torch.Tensor, layers: int) -> torch.Tensor:
+    """Actions (R, A) in [-1, 1] for normalised observations (R, O)."""
+    h = obs_RO
+    for l in range(layers + 1):
+        h = torch.addmm(parameters[f"linear{l}.bias"], h, parameters[f"linear{l}.weight"])
+        h = torch.relu(h) if l < layers else torch.tanh(h)
+    return h
+
+
+def action_error(predicted_XA: torch.Tensor, action_XA: torch.Tensor, weight_X: torch.Tensor) -> torch.Tensor:
+    """sum_x w_x (1/A) |a^_x - a_x|^2, X any leading shape: twice a unit Gaussian's negative log-likelihood, but for a
+    constant, a coordinate. A SUM, to be divided by sum_x w_x over all learners, so that they weigh steps alike.
+
+    Where the weight is 0 neither value nor gradient depends on the two actions, not even on a NaN among them.
+    """
+    difference_XA = torch.where(weight_X[..., None] > 0, predicted_XA - action_XA, 0.0)
+    return (difference_XA.square().mean(-1) * weight_X).sum()

@@ -16,7 +16,7 @@ from algorithms.interface import AgentSpec
 from algorithms.sac.config import SACConfig
 from algorithms.sac.gaussian import gaussian, initial_parameters
 from algorithms.sac.losses import log_prob
-from algorithms.state import load_weights
+from algorithms.weights import load_weights
 
 
 class GaussianActor:

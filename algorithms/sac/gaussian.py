@@ -9,7 +9,7 @@ import itertools
 
 import torch
 
-from algorithms.flat import lecun_normal
+from algorithms.trainer import lecun_normal
 
 
 def initial_parameters(

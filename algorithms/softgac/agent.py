@@ -15,7 +15,7 @@ from algorithms.interface import AgentSpec
 from algorithms.softgac import bridge
 from algorithms.softgac.config import SoftGACConfig
 from algorithms.softgac.losses import control_energy, energy_budget
-from algorithms.state import load_weights
+from algorithms.weights import load_weights
 
 
 class BridgeActor:

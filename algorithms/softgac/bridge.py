@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from algorithms.flat import xavier_uniform
+from algorithms.trainer import xavier_uniform
 
 LAYER_NORM_EPS = 1e-6
 EDGE = 1.0 - 1e-6  # the base law's U stays inside (-EDGE, EDGE), so that atanh is finite

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.flat import FlatAdam, FlatParameters
 from algorithms.losses import actor_loss, temperature_loss
 from algorithms.softgac import bridge
 from algorithms.softgac.losses import control_energy, energy_budget
+from algorithms.trainer import FlatAdam, FlatParameters
 
 MODES = ((-0.7, 0.5), (0.63, 0.5), (-0.05, -0.58))
 HEIGHTS = (1.0, 1.0, 1.0)

@@ -11,9 +11,8 @@ from typing import Any
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, count, resume_words, seconds
 from cluster.config import PRESETS, describe, make_preset
-from cluster.documents import number
 from cluster.errors import RunError
-from cluster.history import document, evaluation_records
+from cluster.history import document, evaluation_records, number
 from cluster.run_dir import RunDirectory
 
 

@@ -100,7 +100,7 @@ def best_return(weights: Weights) -> float:
     """The highest return among those that the predictor was trained on; NaN where it is not known."""
     import torch
 
-    from algorithms.gac.unknown import decode_nan
+    from algorithms.gac.target import decode_nan
 
     return float(decode_nan(torch.as_tensor(weights.unpack()["return_high"])))
 

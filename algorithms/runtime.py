@@ -8,6 +8,7 @@ in float32. Where it would really round to bfloat16, a probe product shows it, a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import pathlib
 from collections.abc import Iterator
@@ -63,3 +64,16 @@ def _is_amd() -> bool:
         return "AuthenticAMD" in pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT_BYTES = 1 << 30  # blocks below this come from the heap, and the heap's free end stays up to this size
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Sets glibc's thresholds for the whole process, once; False, and no change, where there is no mallopt."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)) & bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
