@@ -1,4 +1,4 @@
-"""What README.md and docs/ say exists does: commands, flags and settings, files, tests, links. No command is run."""
+"""What README.md, CONTRIBUTING.md and docs/ say exists does: commands, flags and settings, files, tests, links. No command is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster.config import flatten, make_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG = make_preset("softgac", "cpu")
 # docs/softgac.md names methods of an agent, too.
 SETTINGS = {key for name in ALGORITHMS for key in flatten(make_preset(name, "cpu"))} | {
@@ -29,7 +29,7 @@ COMPONENTS = [
     field.name for field in dataclasses.fields(CONFIG) if dataclasses.is_dataclass(getattr(CONFIG, field.name))
 ]
 TARGETS = set(re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split())  # type: ignore[index]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def code_lines(page: Path) -> list[str]:
