@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -37,6 +38,42 @@ def test_a_folder_imports_only_what_the_architecture_allows(folder: str) -> None
         names = imported(path)
         assert names & MAY_IMPORT.keys() <= MAY_IMPORT[folder], f"{path} imports {names & MAY_IMPORT.keys()}"
         assert folder == "cluster" or "ray" not in names, f"{path} imports ray, which only cluster/ may"
+
+
+def run_time_imports(path: Path) -> set[str]:
+    """Dotted names that a file imports when it runs, inside functions too; not those for type checkers alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    graph = {name: run_time_imports(path) & names.keys() - {name} for name, path in names.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the files of a circle
+
+
+def test_files_and_functions_stay_short_enough_to_read() -> None:
+    for folder in MAY_IMPORT:
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert text.count("\n") <= 400, f"{path} has more than 400 lines"
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    lines = (node.end_lineno or 0) - node.lineno + 1
+                    assert lines <= 80, f"{path}: {node.name} has {lines} lines, more than 80"
 
 
 def test_no_module_is_named_like_one_of_the_standard_library() -> None:
