@@ -138,6 +138,19 @@ def test_every_file_test_and_link_named_exists(page: Path) -> None:
     assert not set(missing) - outside, f"{page.name} names {missing}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"(?m)^#+ (.*)$", text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_every_heading_linked_to_exists(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / link if link else page), f"{page.name} links to {link}#{anchor}"
+
+
 def test_the_readme_is_short_and_has_nothing_left_to_fill_in() -> None:
     text = README.read_text()
     assert len(text.splitlines()) < 150
