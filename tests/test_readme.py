@@ -138,6 +138,14 @@ def test_every_file_test_and_link_named_exists(page: Path) -> None:
     assert not set(missing) - outside, f"{page.name} names {missing}"
 
 
+@every_page
+def test_every_name_shown_with_its_file_is_defined_there(page: Path) -> None:
+    for name, listed in re.findall(r"`([\w/]+\.py): ([\w., ]+)`", page.read_text()):
+        (path,) = (base / name for base in (ROOT, ROOT / "algorithms") if (base / name).exists())
+        for word in listed.split(", "):
+            assert re.search(rf"(?m)\b(def|class) {word.split('.')[-1]}\b", path.read_text()), f"{name} has no {word}"
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub calls the headings of a page in links."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
