@@ -165,6 +165,7 @@ class StoreActor:
     """Holds the newest weights: one object a version, owned here, so that it outlives the learner that made it."""
 
     def __init__(self) -> None:
+        self.process_began = time.time()
         self.order = (-1, -1)
         self.newest: list[ray.ObjectRef[Weights]] = []
 
@@ -173,6 +174,10 @@ class StoreActor:
         if weights.order > self.order:
             self.order = weights.order
             self.newest = [ray.put(weights)]
+
+    def started(self) -> float:
+        """When this process started: another one is empty until the next publication."""
+        return self.process_began
 
     def fetch(self) -> list[ray.ObjectRef[Weights]]:
         """A list with the newest weights' reference, empty before the first publication."""
@@ -199,6 +204,7 @@ class WorkerActor:
             fetch=self._fetch,
             max_unacked=config.worker.max_unacked,
             timeout_s=self.timeout_s,
+            patience_s=2 * self.timeout_s + config.ray.start_timeout_s,
         )
 
     def run(self) -> RowTotals:

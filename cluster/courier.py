@@ -50,7 +50,9 @@ class Courier:
         answer: waits for the answer to a handle, at most ``timeout_s``; raises Lost.
         fetch: the newest weights, None before the first publication; raises Lost.
         max_unacked: chunks on the way, at least 1. Beyond, the courier waits for the oldest one's answer.
-        timeout_s: deadline of every wait: for one answer, for a shard that stays lost, for the first weights.
+        timeout_s: deadline of the wait for one answer.
+        patience_s: deadline of every wait for a part that is being restarted: a shard that stays lost, a learner before its
+            first publication. Long enough for the driver to notice and to replace it; None: ``timeout_s``.
         clock, sleep: seconds.
     """
 
@@ -63,6 +65,7 @@ class Courier:
         fetch: Callable[[], Weights | None],
         max_unacked: int,
         timeout_s: float,
+        patience_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -71,6 +74,7 @@ class Courier:
         self.pending: deque[tuple[Chunk, Any]] = deque()  # on the way, oldest first, each with its handle
         self._send, self._answer, self._fetch = send, answer, fetch
         self._limit, self._timeout_s = max_unacked, timeout_s
+        self._patience_s = timeout_s if patience_s is None else patience_s
         self._clock, self._sleep = clock, sleep
         self._lost_since: float | None = None  # when the shard last stopped answering
         self._held = False  # the shard has held rows back since the running episodes were begun
@@ -83,8 +87,8 @@ class Courier:
         When the worker raises, the chunks on the way are settled before its error is.
 
         Raises:
-            Lost: the shard gave no answer for ``timeout_s``.
-            RunError: no weights came for ``timeout_s`` although the next chunk needs them.
+            Lost: the shard gave no answer for ``patience_s``.
+            RunError: no weights came for ``patience_s`` although the next chunk needs them.
         """
         self._load((0, 0))
         try:
@@ -137,7 +141,7 @@ class Courier:
             self._held = False
 
     def _ask(self, handle: Any) -> Ack:
-        """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``timeout_s``."""
+        """The shard's answer; a lost one counts as "wait" until the shard has been lost for ``patience_s``."""
         limit_s = self._timeout_s
         if self._settle_by is not None:
             limit_s = min(limit_s, max(0.5, self._settle_by - self._clock()))
@@ -148,7 +152,7 @@ class Courier:
             now = self._clock()
             if self._lost_since is None:
                 self._lost_since = now
-            if now - self._lost_since > self._timeout_s:
+            if now - self._lost_since > self._patience_s:
                 raise
             return Ack(status="wait", epoch=0, version=0, retry_after_s=LOST_RETRY_S)
         self._lost_since = None
@@ -157,14 +161,14 @@ class Courier:
 
     def _wait_for_weights(self) -> bool:
         """Whether the next chunk can be collected; waits for a policy when it needs one: a learner may still be loading."""
-        deadline = self._clock() + self._timeout_s
+        deadline = self._clock() + self._patience_s
         while self.worker.needs_weights and not self.stopping:
             self._load((0, 0))
             if not self.worker.needs_weights:
                 break
             if self._clock() > deadline:
                 raise RunError(
-                    f"the store had no good weights for {self._timeout_s:.0f} s, expected the learner's first publication: this "
+                    f"the store had no good weights for {self._patience_s:.0f} s, expected the learner's first publication: this "
                     "worker cannot act and ends; look at what the learner says"
                 )
             self._sleep(WEIGHTS_RETRY_S)

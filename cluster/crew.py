@@ -44,6 +44,8 @@ class Member:
 class Crew:
     """Rollout workers by their index; worker i writes to shard i modulo their number.
 
+    A worker is watched, and replaced when it fails, for as long as its shard takes rows.
+
     Args:
         shards, store: actors that the workers talk to.
         cpus: what one worker reserves.
@@ -57,6 +59,8 @@ class Crew:
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
         self._heard: dict[int, float] = {}  # when a shard last heard of a worker, monotonic clock
+        self._full: set[int] = set()  # shards that take no more rows
+        self._silent: set[int] = set()  # shards of whose workers nothing is known now
         self._restarts = 0  # of this start of the run: the budget's
 
     @property
@@ -70,8 +74,10 @@ class Crew:
 
     @property
     def finished(self) -> bool:
-        """Whether every worker has returned because its shard has the rows of the run."""
-        return bool(self._members) and not self.runs
+        """Whether every worker has returned, or is not needed any more, because its shard has the rows of the run."""
+        return bool(self._members) and not any(
+            self._is_needed(index) for index, member in self._members.items() if not member.finished
+        )
 
     def start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
         """A worker in slot ``index``: a new incarnation each time."""
@@ -122,12 +128,24 @@ class Crew:
         for worker, seconds in silent_s.items():
             self._heard[worker] = max(self._heard.get(worker, 0.0), time.monotonic() - seconds)
 
+    def excuse(self, shard: int | None = None) -> None:
+        """The workers of ``shard`` (None: all) waited for a part that did not answer: their silence so far is not their fault."""
+        for index in self._members:
+            if shard is None or index % len(self._shards) == shard:
+                self._heard[index] = time.monotonic()
+
+    def note(self, full: set[int], silent: set[int]) -> None:
+        """Takes which shards have their rows, so that their workers are not needed any more, and which do not answer now."""
+        self._full, self._silent = set(full), set(silent)
+
     def watch(self) -> None:
         """Replaces workers that were silent for too long: an environment whose step hangs."""
         limit = self.config.worker.step_timeout_s
         now = time.monotonic()
         for index, member in list(self._members.items()):
-            if member.finished or not self._is_up(index, member):
+            if member.finished or not self._is_needed(index) or not self._is_up(index, member):
+                continue
+            if index % len(self._shards) in self._silent:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
             silent = now - max(member.began + grace, self._heard.get(index, 0.0))
@@ -166,6 +184,12 @@ class Crew:
 
     def _replace(self, index: int, member: Member, why: str, reason: str) -> None:
         """A new incarnation in the slot, counted by ``reason``, or the end of the run when the budget is spent or nothing comes of it."""
+        if not self._is_needed(index):
+            self._end({index: member}, WORKER_LOST)
+            member.finished = True
+            self._count()
+            self.event(f"worker {index} failed and is not replaced, as its shard has all its rows: {root(why)}")
+            return
         budget = self.config.worker.restart_budget
         member.first_failure = member.first_failure or why
         failures = member.failures + 1
@@ -184,6 +208,10 @@ class Crew:
         self.tally.restarts[reason] += 1
         self.event(f"worker {index} restarted: {root(why)}")
         self.start(index, failures, member.first_failure)
+
+    def _is_needed(self, index: int) -> bool:
+        """Whether a worker's shard still takes rows."""
+        return index % len(self._shards) not in self._full
 
     def _is_up(self, index: int, member: Member) -> bool:
         """Whether a worker has its place on the cluster. One that waits is told of, not replaced; if all wait, the run halts."""

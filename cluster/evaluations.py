@@ -1,4 +1,8 @@
-"""Evaluations of a run on Ray: one evaluator beside the training, a bounded queue of policies before it."""
+"""Evaluations of a run on Ray: one evaluator beside the training, a bounded queue of policies before it.
+
+An evaluator that hangs is killed once its evaluation has taken evaluation.timeout_s (its own deadline) and ray.call_timeout_s
+more, or ray.start_timeout_s more while its process starts. Nothing here blocks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.actors import EvaluatorActor
 from cluster.errors import RunError
@@ -24,7 +28,7 @@ class Evaluations:
 
     def __init__(self, plan: Plan, event: Callable[[str], None]) -> None:
         self.plan, self.event, self.config = plan, event, plan.config
-        self._queue: deque[tuple[Any, int]] = deque()
+        self._queue: deque[tuple[Any, int, float]] = deque()  # what the store is asked for, episodes, since when
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
         self._failures = 0
@@ -39,30 +43,50 @@ class Evaluations:
     @property
     def pending(self) -> bool:
         """Whether something is still to come in its time."""
-        return bool(self._queue or self._run is not None) and time.monotonic() < self._due + 1
+        return bool(self._queue) or (self._run is not None and time.monotonic() < self._due + 1)
 
     @property
     def actors(self) -> list[Any]:
         return [self._evaluator]
 
-    def request(self, weights: Any, episodes: int) -> None:
-        """Queues an evaluation of the policy behind the reference ``weights``."""
+    def request(self, fetched: Any, episodes: int) -> None:
+        """Queues an evaluation of the newest policy.
+
+        Args:
+            fetched: reference of the store's answer: a list with the policy's reference, empty before the first.
+            episodes: how many to run.
+        """
         if len(self._queue) == WAITING:
             self._queue.popleft()
             self.event("an evaluation was given up: the evaluator is slower than evaluation.every_steps asks")
-        self._queue.append((weights, episodes))
+        self._queue.append((fetched, episodes, time.monotonic()))
         self.go_on()
 
     def go_on(self) -> None:
         """Begins the next evaluation when the evaluator is free; gives up one that takes too long."""
-        now = time.monotonic()
+        now, settings = time.monotonic(), self.config.evaluation
         if self._run is not None and now > self._due:
-            self.event(f"an evaluation took longer than {self.config.evaluation.timeout_s:.0f} s and was given up")
+            self.event(
+                f"an evaluation took longer than {settings.timeout_s:.0f} s (evaluation.timeout_s) and was given up; the evaluator "
+                "is replaced"
+            )
             self._restart()
-        if self._run is None and self._queue:
-            weights, episodes = self._queue.popleft()
-            self._run = self._evaluator.evaluate.remote(weights, episodes)
-            self._due = now + self.config.evaluation.timeout_s + self.config.ray.start_timeout_s
+        while self._run is None and self._queue:
+            fetched, episodes, since = self._queue[0]
+            try:
+                refs = ray.get(fetched, timeout=0)
+            except GetTimeoutError as error:
+                if now - since < self.config.ray.call_timeout_s:
+                    return
+                refs = self._left_out(error)
+            except RayActorError as error:
+                refs = self._left_out(error)
+            self._queue.popleft()
+            if refs:
+                up = ray.wait([self._up], timeout=0)[0]
+                self._run = self._evaluator.evaluate.remote(refs[0], episodes)
+                self._due = now + settings.timeout_s + self.config.ray.call_timeout_s
+                self._due += 0.0 if up else self.config.ray.start_timeout_s
 
     def look_at(self, ref: Any) -> None:
         """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times in a row end the run."""
@@ -83,8 +107,13 @@ class Evaluations:
         taken, self._done = self._done, []
         return taken
 
+    def _left_out(self, error: Exception) -> list[Any]:
+        self.event(f"an evaluation was left out, the store of weights did not answer: {root(error)}")
+        return []
+
     def _start(self) -> None:
         self._evaluator = make_actor(EvaluatorActor, num_cpus=0).remote(self.plan)
+        self._up = self._evaluator.__ray_ready__.remote()
 
     def _restart(self) -> None:
         ray.kill(self._evaluator, no_restart=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from algorithms.weights import Weights
 from cluster.actors import ShardActor, StoreActor
@@ -25,6 +25,7 @@ from cluster.evaluations import Evaluations
 from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.tally import Tally
+from cluster.pulse import LISTEN_S, Pulse, listen
 from cluster.remote import cause, make_actor, root, started
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
@@ -34,6 +35,9 @@ from rollout_workers.evaluator import Evaluation
 STATS_S = 1.0
 SEAL_S = 2.0  # for shards to answer at the end of a run
 LEAST_S = 1.0  # for a step of the end, however late it is
+ALIGN_S = 1.0  # how long learners and shards are waited for when their counts are settled; then it is tried again
+PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
+DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
 
 
 class RayFleet:
@@ -52,7 +56,9 @@ class RayFleet:
         self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
         self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._shard_started: dict[int, float] = {}
-        self._shard_lost: dict[int, float] = {}  # since when a shard does not answer
+        self._shard_lost: dict[int, float] = {}  # since when a shard is known to be dead, or killed because it hung
+        self._shard_hung: dict[int, str] = {}  # why the driver killed a shard that is not back yet
+        self._store_started = 0.0
         self._full: set[int] = set()  # shards that have the rows of the run
 
     def start(self) -> None:
@@ -75,6 +81,8 @@ class RayFleet:
         self._shards = [make.remote(self.plan, index, quota) for index in range(replay.shards)]
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
         self._actors.append(lambda: [*self._shards, self._store])
+        self._shard_pulses = [Pulse(shard.stats.remote) for shard in self._shards]
+        self._store_pulse = Pulse(self._store.started.remote)
         self._evaluations = Evaluations(self.plan, self.event)
         self._actors.append(lambda: self._evaluations.actors)
         warnings = self._await([shard.restored.remote() for shard in self._shards], "replay shards to start")
@@ -86,8 +94,16 @@ class RayFleet:
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
         self._crew = Crew(self.plan, self.tally, self.event, self._shards, self._store, worker_cpus)
         self._actors.append(lambda: self._crew.actors)
-        self._start_learners()
-        self._take_stats()
+        self._learners.begin()
+        self._align()
+        self._learners.run()
+        self._take_stats(self.timeout_s)
+        if len(self._shard_started) < replay.shards:
+            raise RunError(
+                f"of {replay.shards} replay shards {len(self._shard_started)} told their counters within {self.timeout_s:.0f} s "
+                "(ray.call_timeout_s), expected all of them: the run halts before its first step and can be resumed; look at the "
+                "shards' logs, or raise ray.call_timeout_s"
+            )
         self.tally.settle_restart()
         for index in range(workers_of(config)):
             self._crew.start(index)
@@ -112,6 +128,9 @@ class RayFleet:
             self._take_stats()
             self._crew.watch()
             self._close_when_full()
+        if self._learners.go_on():
+            self._align()
+            self._learners.run()
         if now >= self._next_save:
             self._next_save = now + self.config.replay.snapshot_s
             self._begin_save()
@@ -126,13 +145,7 @@ class RayFleet:
 
     def request_evaluation(self, episodes: int) -> None:
         """Queues an evaluation of the newest policy; training does not wait for it."""
-        try:
-            refs = ray.get(self._store.fetch.remote(), timeout=self.timeout_s)
-        except (RayActorError, GetTimeoutError) as error:
-            self.event(f"an evaluation was left out, the store of weights did not answer: {root(error)}")
-            return
-        if refs:
-            self._evaluations.request(refs[0], episodes)
+        self._evaluations.request(self._store.fetch.remote(), episodes)
 
     def take_evaluations(self) -> list[Evaluation]:
         return self._evaluations.take()
@@ -146,7 +159,8 @@ class RayFleet:
     def hold_at(self, env_steps: int) -> None:
         """Stores no rows beyond ``env_steps`` until called with a higher number: workers wait, the learner catches up."""
         self._hold = math.ceil(env_steps / len(self._shards))
-        self._await([shard.hold_at.remote(self._hold) for shard in self._shards], "replay shards to take a new bound")
+        for shard in self._shards:
+            shard.hold_at.remote(self._hold)
 
     def save(self, limit_s: float | None = None) -> Saved:
         """Snapshots of every shard, then a checkpoint of the learner, as they are now."""
@@ -183,11 +197,11 @@ class RayFleet:
 
     def _take_last_stats(self) -> None:
         """The last counters, of the parts that still answer."""
-        refs = [shard.stats.remote() for shard in self._shards]
+        refs, asked_at = [shard.stats.remote() for shard in self._shards], time.monotonic()
         ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
         for index, ref in enumerate(refs):
             try:
-                self._shard_told(index, ray.get(ref, timeout=0))
+                self._shard_told(index, ray.get(ref, timeout=0), asked_at)
             except (RayActorError, RayTaskError, GetTimeoutError) as error:
                 self.event(f"replay shard {index} gave no last counters: {root(error)}")
         self._learners.report(SEAL_S)
@@ -205,73 +219,89 @@ class RayFleet:
                     ray.kill(actor, no_restart=True)
         disconnect(self._own_cluster)
 
-    def _start_learners(self) -> None:
-        self._learners.start()
-        self._align()
-        self._learners.run()
-
     def _look_at(self, ref: Any) -> None:
         if ref in self._learners.runs:
-            if self._learners.look_at(ref):
-                self._align()
-                self._learners.run()
+            self._learners.look_at(ref)
         elif ref in self._evaluations.runs:
             self._evaluations.look_at(ref)
         else:
+            self._take_stats()  # whether its shard is full now decides what its failure means
             self._crew.look_at(ref)
 
     def _align(self) -> None:
         """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
-        rows that are held and updates that were kept. A part that is dead now is asked again at the next look."""
+        rows that are held and updates that were kept. A part that is dead or silent now is asked again at the next look."""
         learners = self._learners.actors
+        asked = [learner.fetched_rows.remote() for learner in learners], [s.counts.remote() for s in self._shards]
         try:
-            fetched = ray.get([learner.fetched_rows.remote() for learner in learners], timeout=self.timeout_s)
-            counts = ray.get([shard.counts.remote() for shard in self._shards], timeout=self.timeout_s)
+            fetched, counts = (ray.get(refs, timeout=ALIGN_S) for refs in asked)
         except (RayActorError, GetTimeoutError):
             return
         for shard, rows in zip(self._shards, dealt(sum(fetched), *zip(*counts))):
             shard.align.remote(rows)
         self._learners.astray = False
 
-    def _take_stats(self) -> None:
-        """Counters of shards and learners. A part that does not answer now is asked again; a dead one is found by its run."""
-        refs = [shard.stats.remote() for shard in self._shards]
-        for index, ref in enumerate(refs):
-            try:
-                told = ray.get(ref, timeout=self.timeout_s)
-            except RayActorError as error:
-                self._shard_silent(index, error)
-                continue
-            except GetTimeoutError:
-                raise RunError(
-                    f"replay shard {index} did not answer within {self.timeout_s:.0f} s; the run halts and can be resumed"
-                ) from None
-            self._shard_told(index, told)
-        self._learners.report()
-        if self._learners.astray:
+    def _take_stats(self, seconds: float = LISTEN_S) -> None:
+        """Counters of shards and learners, in at most ``seconds``. A part that does not answer in that time is listened to
+        again at the next look; one that is silent for ray.call_timeout_s hangs and is killed, and comes back or is replaced."""
+        listen([*self._shard_pulses, self._store_pulse, *self._learners.pulses], seconds)
+        unheard = {index for index in range(len(self._shards)) if not self._hear_shard(index)}
+        if not self._hear_store():
+            unheard.update(range(len(self._shards)))  # who wants newer weights waits for it
+        self._crew.note(self._full, unheard)
+        if self._learners.silent_s > PAUSE_S:
+            self._crew.excuse()  # who has no weights yet waits for them
+        self._learners.watch()
+        if self._learners.astray and self._learners.runs and not self._shard_lost:
             self._align()
 
-    def _shard_silent(self, index: int, error: RayActorError) -> None:
-        """A shard that Ray is restarting is given its time; one that it gave up ends the run."""
-        since = self._shard_lost.setdefault(index, time.monotonic())
-        if time.monotonic() - since > self.timeout_s:
+    def _hear_shard(self, index: int) -> bool:
+        """Takes a shard's answer; whether it gave one. Its workers are not to blame for the time in which it did not."""
+        pulse = self._shard_pulses[index]
+        try:
+            told = pulse.answer()
+        except RayActorError as error:
+            self._shard_lost.setdefault(index, time.monotonic())
+            self._shard_silent(index, error)
+            return False
+        if told is None:
+            self._shard_silent(index)
+            return False
+        self._shard_told(index, told, pulse.asked_at)
+        if index in self._shard_lost or pulse.took_s > PAUSE_S:
+            self._crew.excuse(index)
+        self._shard_lost.pop(index, None)
+        self._shard_hung.pop(index, None)
+        return True
+
+    def _shard_silent(self, index: int, error: RayActorError | None = None) -> None:
+        """A shard that hangs is killed, one that Ray is restarting is given its time; one that Ray gave up ends the run."""
+        silent_s, since = self._shard_pulses[index].silent_s, self._shard_lost.get(index)
+        if since is None and silent_s > self.timeout_s:
+            why = f"it did not answer for {silent_s:.0f} s (ray.call_timeout_s {self.timeout_s:g})"
+            self.event(f"replay shard {index} hangs: {why}; it is killed, and Ray restarts it from its newest snapshot")
+            ray.kill(self._shards[index], no_restart=False)
+            self._shard_lost[index], self._shard_hung[index] = time.monotonic(), f" The driver killed it: {why}."
+        if since is None:
+            return
+        gone_s, limit_s = time.monotonic() - since, self.timeout_s + self.config.ray.start_timeout_s
+        if gone_s > (DEAD_S if isinstance(error, ActorDiedError) else limit_s):
             raise RunError(
-                f"replay shard {index} is gone for {self.timeout_s:.0f} s (ray.shard_restart_budget "
-                f"{self.config.ray.shard_restart_budget}); the run halts and can be resumed from its snapshot.\n{cause(error)}"
+                f"replay shard {index} is gone for {gone_s:.0f} s, expected Ray to restart it (ray.shard_restart_budget "
+                f"{self.config.ray.shard_restart_budget}); the run halts and can be resumed from its snapshot."
+                f"{self._shard_hung.get(index, '')}\n{cause(error) if error else 'It does not answer.'}"
             )
 
-    def _shard_told(self, index: int, told: dict[str, Any]) -> None:
-        self._shard_lost.pop(index, None)
+    def _shard_told(self, index: int, told: dict[str, Any], asked_at: float) -> None:
         if self._shard_started.setdefault(index, told["started"]) != told["started"]:
             self._shard_started[index] = told["started"]
             self._say_restarted(index, told["restored"])
             self._learners.astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
-        if told["full"]:
-            self._full.add(index)
+        (self._full.add if told["full"] else self._full.discard)(index)
         self._crew.hear(told["workers"], told["silent_s"])
-        self.tally.add_shard(told["stats"], told["workers"])
+        self.tally.add_shard(told["stats"], told["workers"], asked_at)
 
     def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:
         """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was passed over, or nothing."""
@@ -285,6 +315,31 @@ class RayFleet:
         self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot, of {rows:,} rows")
         for warning in warnings:
             self.event(f"shard {index}: snapshot passed over: {warning}")
+
+    def _hear_store(self) -> bool:
+        """Sees that the store answers; whether it did. One that was restarted is empty and is given the newest policy again."""
+        pulse = self._store_pulse
+        try:
+            started_at = pulse.answer()
+        except RayActorError:
+            return False  # Ray restarts it
+        if started_at is None:
+            if pulse.silent_s > self.timeout_s:
+                self.event(
+                    f"the store of weights hangs: it did not answer for {pulse.silent_s:.0f} s (ray.call_timeout_s "
+                    f"{self.timeout_s:g}); it is killed, and Ray restarts it"
+                )
+                ray.kill(self._store, no_restart=False)
+                self._store_pulse = Pulse(self._store.started.remote)
+            return False
+        if self._store_started and started_at != self._store_started:
+            self.event("the store of weights was restarted by Ray; it is given the newest policy again")
+            self._learners.publish_again()
+            self._crew.excuse()
+        elif pulse.took_s > PAUSE_S:
+            self._crew.excuse()
+        self._store_started = started_at
+        return True
 
     def _close_when_full(self) -> None:
         """Once the shards have their rows, learners may use up what is left. (A worker may still wait for its place.)"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.actors import HELD, HOLD_S
 from cluster.errors import RunError
@@ -26,6 +26,7 @@ from cluster.graph import (
     set_threads,
 )
 from cluster.missing import missing_checkpoint
+from cluster.remote import root
 from cluster.run_dir import RunDirectory
 from replay.chunk import Block, Wait
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
+LISTEN_S = 0.5  # between two looks at whether the learner is to stop, while a shard does not answer
 POLL_S = 0.2  # between two meetings of ranks of which one has no block
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
@@ -53,6 +55,15 @@ class Begun:
     version: int
     epoch: int
     warnings: tuple[str, ...]  # checkpoints that were passed over
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class News:
+    """What a learner tells the driver."""
+
+    reports: list[LearnerReport]  # counters, losses and time split since the last news, oldest first
+    troubles: list[str]  # what a person should know of, since the last news
+    busy_s: float  # since ``run`` last began or ended a block, a checkpoint or a look for a block
 
 
 class LearnerActor:
@@ -72,7 +83,10 @@ class LearnerActor:
         self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
         self.outcomes: deque[str] = deque(maxlen=REPORTS)  # why a checkpoint was not written, "" where it was
+        self.troubles: deque[str] = deque(maxlen=REPORTS)  # what a person should know of
         self.told = -1  # updates that the newest report told of
+        self.moved = time.monotonic()  # when ``run`` last began or ended something
+        self.newest: Weights | None = None  # what was published last
 
     def meeting(self) -> str:
         """Where the ranks meet: a port of this node's address, on which this rank listens from now on; "" of one learner."""
@@ -127,6 +141,7 @@ class LearnerActor:
             deadline_s=deadline_s,
             source="the replay shards",
         )
+        self.moved = time.monotonic()
         learner.publish()
         saved = reported = time.monotonic()
         try:
@@ -143,6 +158,7 @@ class LearnerActor:
                         self._report()
                         reported = now
                 if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
+                    self.moved = time.monotonic()
                     self._save_or_tell()
                     saved = now
         finally:
@@ -151,7 +167,7 @@ class LearnerActor:
         learner.publish()
         if self.rank == 0:
             self._save_or_tell()
-            ray.get(self.sent, timeout=config.ray.call_timeout_s)
+            self._await_store()
         with self.turn:
             self._report()
         return learner.updates
@@ -191,19 +207,28 @@ class LearnerActor:
         """Rows that this rank had from the shards, those of the checkpoint it began with included."""
         return self.fetched
 
-    def reports(self) -> list[LearnerReport]:
-        """Counters, losses and time split since the last call, oldest first. An idle learner's newest are among them."""
+    def tell(self) -> News:
+        """What happened since the last call. The newest report of an idle learner is in it."""
         if self.turn.acquire(blocking=False):
             try:
                 if self.learner.updates != self.told:
                     self._report()
             finally:
                 self.turn.release()
-        return [self.kept.popleft() for _ in range(len(self.kept))]
+        return News(
+            reports=[self.kept.popleft() for _ in range(len(self.kept))],
+            troubles=[self.troubles.popleft() for _ in range(len(self.troubles))],
+            busy_s=time.monotonic() - self.moved,
+        )
 
     def save_outcomes(self) -> list[str]:
         """Of the checkpoints since the last call, ``save`` aside: why one was not written, "" for one that was."""
         return [self.outcomes.popleft() for _ in range(len(self.outcomes))]
+
+    def publish_again(self) -> None:
+        """Gives the store what was published last, because it was restarted and is empty."""
+        if self.newest is not None:
+            self.sent = self.store.publish.remote(self.newest)
 
     def _report(self) -> None:
         self.kept.append(self.learner.report())
@@ -221,6 +246,7 @@ class LearnerActor:
 
         began, waited_s, fed, ended = time.monotonic(), feed.waited_s, None, False
         while True:
+            self.moved = time.monotonic()
             try:
                 if fed is None:
                     fed = feed.get(POLL_S)
@@ -286,19 +312,38 @@ class LearnerActor:
         return fetch
 
     def _ask(self, shard: Any) -> Block | EpisodeBlock | Wait:
-        """Asks one shard; while Ray restarts a dead one, asks again until the deadline."""
+        """Asks one shard. While it is dead or silent this waits: the driver finds that out and has Ray restart it, which takes
+        no longer than the limit here. That says nothing against the workers, nor does it last beyond ``stop``."""
         config = self.config
-        deadline = time.monotonic() + config.ray.call_timeout_s
+        limit_s = 2 * config.ray.call_timeout_s + config.ray.start_timeout_s
         hold_s = HOLD_S if len(self.shards) == 1 else HOLD_S / 20  # another shard may have a block while this one waits
-        while True:
+        began, ref = time.monotonic(), None
+        while not self.stopping.is_set():
             order = self.learner.epoch, self.learner.version
-            try:
+            if ref is None:
                 ref = shard.sample.remote(config.learner.updates_per_call, self.plan.rank_batch, *order, hold_s)
-                return ray.get(ref, timeout=config.ray.call_timeout_s)
-            except RayActorError:
-                if time.monotonic() > deadline or self.stopping.is_set():
-                    raise
-                time.sleep(0.2)
+            try:
+                return ray.get(ref, timeout=hold_s + LISTEN_S)
+            except GetTimeoutError:
+                seen = "did not answer"
+            except RayActorError as error:
+                seen, ref = f"was gone ({root(error)})", None
+                time.sleep(LISTEN_S)
+            self.excused = time.monotonic()
+            if self.excused - began > limit_s:
+                raise RunError(
+                    f"replay shard {self.shards.index(shard)} {seen} for {limit_s:.0f} s, expected an answer, or a restart by Ray "
+                    "in that time (2 ray.call_timeout_s + ray.start_timeout_s): this learner has no blocks and stops; look at "
+                    "the shard's log, or raise ray.call_timeout_s if it is merely slow"
+                )
+        return Wait(reason="stopping", retry_after_s=0.0)
+
+    def _await_store(self) -> None:
+        """Waits until the store has the last policy; one that died or hangs is the driver's to restart and to fill again."""
+        try:
+            ray.get(self.sent, timeout=self.config.ray.call_timeout_s)
+        except (RayActorError, GetTimeoutError) as error:
+            self.troubles.append(f"the store of weights did not take the last policy: {root(error)}")
 
     def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:
         """Tells the shard and does not wait: what is lost on the way is inferred again."""
@@ -306,7 +351,7 @@ class LearnerActor:
             self.shards[block.shard].write_back.remote(slot_B, generation_B, value_BP)
 
     def _publish(self, weights: Weights) -> None:
-        self.sent = self.store.publish.remote(weights)
+        self.newest, self.sent = weights, self.store.publish.remote(weights)
         if self.config.learns_from_episodes:
             for shard in self.shards:
                 shard.hear.remote(*weights.order)

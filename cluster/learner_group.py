@@ -1,7 +1,21 @@
-"""The learners of a run on Ray: all ranks start together, and are replaced together from the newest checkpoint."""
+"""The learners of a run on Ray: all ranks start together, and are replaced together from the newest checkpoint.
+
+    phase       waits for                                deadline
+    meeting     a place on the cluster for every rank    ray.start_timeout_s
+    beginning   every rank to have met the others and    ray.start_timeout_s + ray.call_timeout_s
+                loaded the checkpoint
+    running     an answer of every rank                  ray.call_timeout_s
+                the end of the block in hand             ray.start_timeout_s + ray.call_timeout_s
+
+Whatever misses its deadline, or dies, costs one restart of the budget. Nothing here blocks for longer than a second but
+``begin``, which is called once, before the run goes on.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +24,13 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.errors import RunError
 from cluster.graph import EPOCHS_A_START, Plan
-from cluster.learner_actor import LearnerActor
+from cluster.learner_actor import Begun, LearnerActor, News
 from cluster.metrics.tally import Tally
-from cluster.remote import SAME_FAILURE, cause, make_actor, root, started
+from cluster.pulse import Pulse
+from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
+
+SLICE_S = 0.25
+BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
 
 
 class LearnerGroup:
@@ -25,8 +43,12 @@ class LearnerGroup:
         self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
         self.actors: list[Any] = []
         self.runs: list[Any] = []  # references that are ready when a learner has returned or failed
+        self.pulses: list[Pulse] = []  # of the learners that run
         self.astray = False
         self._shards, self._store = shards, store
+        self._phase = "none"
+        self._starting: list[Any] = []  # references of the phase that a start is in
+        self._due = 0.0  # when that phase must be over
         self._starts = 0
         self._stopping = False
         self._rollbacks = 0  # of the learners that run now, as told
@@ -36,61 +58,72 @@ class LearnerGroup:
     @property
     def finished(self) -> bool:
         """Whether every learner has made the updates that belong to the run."""
-        return bool(self.actors) and not self.runs
+        return self._phase == "running" and not self.runs
 
-    def start(self) -> None:
-        """All ranks, from the newest checkpoint, in an epoch above all before."""
-        config, limit_s = self.config.learner, self.config.ray.start_timeout_s
-        self._starts += 1
-        self._rollbacks = 0
-        epoch = self.plan.start * EPOCHS_A_START + self._starts - 1
-        make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
-        self.actors = [
-            make.remote(self.plan, rank, epoch, self._shards, self._store) for rank in range(config.learners)
-        ]
-        meeting = started(self.actors[0].meeting.remote(), "the first learner to start", limit_s)
-        begun = started([actor.begin.remote(meeting) for actor in self.actors], "learners to start", limit_s)
-        for warning in begun[0].warnings:
-            self.event(f"checkpoint passed over: {warning}")
-        self.tally.begin_learning(begun[0].updates, begun[0].epoch, begun[0].version)
-        self.astray = True
+    @property
+    def silent_s(self) -> float:
+        """For how long a learner has not answered; without an end while they are being restarted."""
+        if self._phase != "running":
+            return math.inf
+        return max((pulse.silent_s for pulse in self.pulses), default=0.0)
+
+    def begin(self) -> None:
+        """The first start: waits for all ranks; RunError says what failed."""
+        self._start()
+        while self._phase != "ready":
+            ray.wait(self._starting, timeout=SLICE_S)
+            if failed := self._go_on():
+                raise RunError(f"failed while waiting for learners to start:\n{failed}")
+
+    def go_on(self) -> bool:
+        """Takes a restart that is under way a step further; True once the learners are ready to ``run``."""
+        if self._phase in ("meeting", "beginning") and not self._stopping and (failed := self._go_on()):
+            self._replace(failed)
+        return self._phase == "ready"
 
     def run(self) -> None:
         """Lets the learners begin to learn."""
+        self._phase = "running"
         self.runs = [actor.run.remote() for actor in self.actors]
+        self.pulses = [Pulse(actor.tell.remote) for actor in self.actors]
 
-    def look_at(self, ref: Any) -> bool:
-        """Takes a reference of ``runs`` that is ready; returns whether all learners were replaced and must be run again."""
+    def look_at(self, ref: Any) -> None:
+        """Takes a reference of ``runs`` that is ready: a learner has returned, or all are replaced."""
         try:
             ray.get(ref)
         except (RayTaskError, RayActorError) as error:
             if not self._stopping:
-                self._replace(cause(error))
-                return True
+                self._replace(self._blame(self.runs))
+                return
             self.event(f"a learner did not end in order, its newest checkpoint stays: {root(error)}")
         self.runs.remove(ref)
-        return False
 
-    def report(self, limit_s: float | None = None) -> None:
-        """Brings the first learner's reports to the tally; of a dead one its run() tells."""
-        timeout_s = self.config.ray.call_timeout_s if limit_s is None else limit_s
-        for actor in self.actors[:1]:
+    def watch(self) -> None:
+        """Takes what the learners answered since the last call, and replaces them when one of them hangs."""
+        hung = ""
+        for rank, pulse in enumerate(self.pulses):
             try:
-                reports = ray.get(actor.reports.remote(), timeout=timeout_s)
-            except (RayActorError, GetTimeoutError):
-                return
-            for report in reports:
-                self.tally.add_learner(report)
-                if report.rollbacks > self._rollbacks:
-                    self.event(
-                        f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
-                    )
-                self._rollbacks = report.rollbacks
+                news = pulse.answer()
+            except RayActorError:
+                continue  # its run() tells
+            if news is not None and rank == 0:
+                self._take(news)
+            hung = hung or self._hangs(rank, news)
+        if hung and self.runs:
+            self._replace(hung)
+
+    def report(self, limit_s: float) -> None:
+        """Takes the last counters of the first learner, if it answers within ``limit_s``."""
+        for actor in self.actors[:1]:
+            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+                self._take(ray.get(actor.tell.remote(), timeout=limit_s))
 
     def save(self, limit_s: float) -> str:
         """Writes a checkpoint now; returns why that was not possible within ``limit_s``, "" when it was."""
-        if not self.actors:
+        if self._phase == "none":
             return "the learner had not started"
+        if self._phase != "running":
+            return "the learners were being restarted"
         try:
             ray.get(self.actors[0].save.remote(), timeout=limit_s)
         except GetTimeoutError:
@@ -99,25 +132,128 @@ class LearnerGroup:
             return root(error)
         return ""
 
+    def publish_again(self) -> None:
+        """Gives the store the newest policy once more: it was restarted, empty. Does not wait."""
+        for actor in self.actors[:1]:
+            actor.publish_again.remote()
+
     def stop(self) -> None:
         """Lets every learner return after the block in hand; does not wait, and replaces none from now on."""
         self._stopping = True
         for actor in self.actors:
             actor.stop.remote()
 
+    def _start(self) -> None:
+        """All ranks, from the newest checkpoint, in an epoch above all before."""
+        config = self.config.learner
+        self._starts += 1
+        self._rollbacks = 0
+        epoch = self.plan.start * EPOCHS_A_START + self._starts - 1
+        make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
+        self.actors = [
+            make.remote(self.plan, rank, epoch, self._shards, self._store) for rank in range(config.learners)
+        ]
+        self.runs, self.pulses = [], []
+        self._enter("meeting", [actor.meeting.remote() for actor in self.actors], self.config.ray.start_timeout_s)
+
+    def _enter(self, phase: str, refs: list[Any], limit_s: float) -> None:
+        self._phase, self._starting, self._due = phase, refs, time.monotonic() + limit_s
+
+    def _go_on(self) -> str:
+        """Looks at the start under way; returns why it failed, empty while it has not."""
+        ready, waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
+        try:
+            ray.get(ready)
+        except (RayTaskError, RayActorError):
+            return self._blame(self._starting)
+        limits = self.config.ray
+        if waiting and time.monotonic() > self._due:
+            if self._phase == "meeting":
+                return no_place(limits.start_timeout_s, "every learner to start")
+            return (
+                f"{len(waiting)} of {len(self.actors)} learners did not load their checkpoint within "
+                f"{limits.start_timeout_s + limits.call_timeout_s:.0f} s (ray.start_timeout_s + ray.call_timeout_s): they hang"
+            )
+        if waiting:
+            return ""
+        answers = ray.get(self._starting)
+        if self._phase == "meeting":
+            refs = [actor.begin.remote(answers[0]) for actor in self.actors]
+            self._enter("beginning", refs, limits.start_timeout_s + limits.call_timeout_s)
+        else:
+            self._take_begun(answers[0])
+        return ""
+
+    def _take_begun(self, begun: Begun) -> None:
+        self._enter("ready", [], 0.0)
+        for warning in begun.warnings:
+            self.event(f"checkpoint passed over: {warning}")
+        self.tally.begin_learning(begun.updates, begun.epoch, begun.version)
+        self.astray = True
+
+    def _take(self, news: News) -> None:
+        """Brings the first learner's reports to the tally and its troubles to the user."""
+        for report in news.reports:
+            self.tally.add_learner(report)
+            if report.rollbacks > self._rollbacks:
+                self.event(
+                    f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
+                )
+            self._rollbacks = report.rollbacks
+        for trouble in news.troubles:
+            self.event(trouble)
+
+    def _hangs(self, rank: int, news: News | None) -> str:
+        """That a learner hangs, and how that was noticed; empty when it does not."""
+        limits = self.config.ray
+        if (silent_s := self.pulses[rank].silent_s) > limits.call_timeout_s:
+            return f"learner {rank} hangs: it did not answer for {silent_s:.0f} s (ray.call_timeout_s {limits.call_timeout_s:g})"
+        limit_s = limits.start_timeout_s + limits.call_timeout_s
+        if news is not None and news.busy_s > limit_s:
+            return (
+                f"learner {rank} hangs: it has been busy with one block or one checkpoint for {news.busy_s:.0f} s "
+                f"(ray.start_timeout_s + ray.call_timeout_s: {limit_s:g})"
+            )
+        return ""
+
+    def _blame(self, refs: list[Any]) -> str:
+        """Why learners failed, of ``refs`` at least one: a process that died or raised by itself, or hangs, before the others,
+        whose reductions failed because of it."""
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=BLAME_S)
+        found: list[tuple[int, str]] = []
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except RayActorError as error:
+                found.append((0, f"{cause(error)} (learner {refs.index(ref)})"))
+            except RayTaskError as error:
+                found.append((3 if "CollectiveError" in cause(error) else 1, cause(error)))
+        limit_s = self.config.ray.call_timeout_s
+        for rank, pulse in enumerate(self.pulses):
+            if pulse.silent_s > limit_s / 2:
+                found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s"))
+        return min(found)[1]
+
     def _replace(self, why: str) -> None:
+        """Kills all ranks and starts them again, or ends the run when the budget is spent or nothing comes of it."""
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        self.runs, self.pulses = [], []
+        if self._stopping:
+            self._phase = "running"
+            self.event(f"the learners did not end in order, the newest checkpoint stays: {root(why)}")
+            return
+        if self._phase == "beginning" and "cluster.errors.RunError" in why:  # another try would find the same
+            raise RunError(why)
         budget = self.config.learner.restart_budget
         if self.tally.updates > self._progress:
             self._failures.clear()
         self._progress = self.tally.updates
         self._failures.append(why)
-        for actor in self.actors:
-            ray.kill(actor, no_restart=True)
-        self.runs = []
         if len(self._failures) >= SAME_FAILURE or self._starts > budget or "learners.guard.Halt" in why:
             raise RunError(
                 f"the learner failed and is not restarted (starts: {self._starts}, learner.restart_budget {budget}), so the run "
                 f"halts; it can be resumed. The first failure:\n{self._failures[0]}"
             )
         self.event(f"learner restarted from the newest checkpoint: {root(why)}")
-        self.start()
+        self._start()

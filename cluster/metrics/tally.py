@@ -46,6 +46,7 @@ class Tally:
         self.pretrain_updates = pretrain_updates
         self.env_steps = self.updates = self.version = self.epoch = 0
         self.ledger = Ledger()
+        self._writer_ended_at = -math.inf  # the newest end of a writer, monotonic clock
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
         self.workers = self.workers_started = 0
         self.restarts = Counter(dict.fromkeys(RESTART_REASONS, 0))  # of workers, by reason
@@ -109,16 +110,22 @@ class Tally:
         """Rows recorded of which it is known whether they are stored or dropped: all but those in flight."""
         return self.env_steps + sum(self.dropped_rows().values())
 
-    def add_shard(self, stats: ShardStats, reports: list[Any]) -> None:
-        """Takes a shard's counters, asked for after every ``end_writer`` so far, and the workers' timings that came through it."""
+    def add_shard(self, stats: ShardStats, reports: list[Any], asked_at: float = math.inf) -> None:
+        """Takes a shard's counters, asked for at ``asked_at`` (monotonic clock), and the workers' timings that came through it.
+
+        Counters that were asked for before a writer ended do not say what is left of it: they are passed over for the next ones.
+        """
         for report in reports:
             merge_stats(self._window, report.stats)
+        if asked_at < self._writer_ended_at:
+            return
         self.ledger.add_shard(stats)
         self._shards[stats.shard] = stats
         self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
 
     def end_writer(self, worker: int, incarnation: int, totals: RowTotals | None, reason: str) -> None:
         """A worker incarnation has ended: what it recorded and is not stored is dropped for ``reason``."""
+        self._writer_ended_at = time.monotonic()
         self.ledger.end((worker, incarnation), totals, reason)
 
     def begin_learning(self, updates: int, epoch: int, version: int) -> None:

@@ -1,0 +1,139 @@
+"""Processes of a real run are stopped (SIGSTOP) or killed while they start: the part itself is replaced, and nobody else.
+
+One run of two learners goes on through all of it but the last, and is resumed from there to its end. A stopped process answers
+nothing and dies of nothing but SIGKILL, as one does whose native code hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from ray_runs import RayRun, driven, ray_run
+from tiny_runs import command, lines, read, wait_for
+
+pytestmark = pytest.mark.cluster
+
+ANSWER_S = 7.0  # ray.call_timeout_s
+DEAF_S = 3.0  # longest time between two metrics lines of a driver that waits for nobody
+SETTINGS: dict[str, Any] = {
+    "ray__call_timeout_s": ANSWER_S,
+    "worker__step_timeout_s": 6,
+    "worker__restart_budget": 0,
+    "learner__restart_budget": 10,
+    "learner__checkpoint_s": 2,
+    "replay__snapshot_s": 2,
+    "evaluation__every_steps": 0,
+    "evaluation__timeout_s": 4,
+    "ray__shard_restart_budget": 1,
+}
+
+
+@contextlib.contextmanager
+def stopped(run: RayRun, title: str) -> Iterator[int]:
+    """One process with ``title`` is stopped for the time of the block, unless it is killed in it; its id."""
+    victim = run.wait(lambda: run.children(title), f"a process {title}")[0]
+    victim.send_signal(signal.SIGSTOP)
+    try:
+        yield int(victim.pid)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGCONT)
+
+
+def goes_on(run: RayRun, updates: int = 100) -> None:
+    """Waits until the run has gathered and learned more, and checks that every worker is still the first of its slot."""
+    before = run.live()
+    run.wait_for_steps(before["env_steps"] + 150)
+    run.wait(lambda: run.live()["updates"] > before["updates"] + updates, "more updates")
+    assert run.live()["workers_restarted"] == 0, run.told()[-3_000:]
+
+
+@pytest.fixture(scope="module")
+def going(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+    run_dir = tmp_path_factory.mktemp("hung") / "run"
+    flags = ("--steps", "100000000", "--workers", "2", "--learners", "2")
+    with ray_run(run_dir, *flags, **SETTINGS) as run:
+        run.wait_for_steps(500)
+        run.wait(lambda: any((run_dir / "checkpoints").glob("checkpoint-*")), "a checkpoint")
+        yield run
+
+
+def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(going: RayRun) -> None:
+    before = going.live()
+    with stopped(going, "ray::LearnerActor") as victim:
+        told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
+        assert told.stdout.strip() == "rollout workers: 2 -> 3", told.stderr
+        going.wait(lambda: "hangs: it did not answer for" in going.told(), "the learner to be found", ANSWER_S + 12)
+        going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch", 60)
+        assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
+    assert "learner restarted from the newest checkpoint: learner" in going.told()
+    goes_on(going)
+    times = [line["time_s"] for line in lines(going.run_dir / "metrics.jsonl") if line["time_s"] >= before["time_s"]]
+    assert max(after - earlier for earlier, after in itertools.pairwise(times)) < DEAF_S, times
+    told = command("scale", str(going.run_dir), "--workers", "2")
+    assert told.returncode == 0, told.stderr
+    going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "the third worker to leave")
+
+
+def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: RayRun) -> None:
+    before = going.live()
+    old = {child.pid for child in going.children("ray::LearnerActor")}
+    restarts = going.told().count("learner restarted from the newest checkpoint")
+    going.kill_one("ray::LearnerActor")
+    started = going.wait(
+        lambda: [child for child in going.children("ray::LearnerActor") if child.pid not in old], "a learner to start"
+    )
+    started[0].kill()
+    assert going.live()["epoch"] == before["epoch"], "it was killed before it had begun"
+    going.wait(lambda: going.live()["epoch"] >= before["epoch"] + 2, "the second epoch after that")
+    assert going.told().count("learner restarted from the newest checkpoint") == restarts + 2
+    goes_on(going)
+
+
+def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody_else_is_blamed(going: RayRun) -> None:
+    going.wait(lambda: list((going.run_dir / "replay" / "shard-0").glob("manifest-*.json")), "a snapshot")
+    before = going.live()
+    with stopped(going, "ray::ShardActor"), stopped(going, "ray::StoreActor"):
+        for text in (
+            "replay shard 0 hangs: it did not answer for",
+            "the store of weights hangs: it did not answer for",
+        ):
+            going.wait(lambda text=text: text in going.told(), text, ANSWER_S + 12)
+        for text in ("replay shard 0 was restarted by Ray", "it is given the newest policy again"):
+            going.wait(lambda text=text: text in going.told(), text, 60)
+    goes_on(going)
+    line = going.live()
+    assert line["epoch"] == before["epoch"], "the learners waited for their shard"
+    assert line["version"] > before["version"]
+
+
+def test_a_shard_that_hangs_with_no_restart_left_ends_the_run_with_that_cause(going: RayRun) -> None:
+    with stopped(going, "ray::ShardActor"):
+        assert going.end() == 1, going.told()[-3_000:]
+    failure = read(going.run_dir / "failure.json")["error"]
+    assert "replay shard 0 is gone" in failure and "ray.shard_restart_budget 1" in failure
+    assert "it did not answer for" in failure and "ray.call_timeout_s" in failure and "can be resumed" in failure
+    wait_for(lambda: not [p for p in going.alive() if "ray::" in " ".join(p.cmdline())], "the run's actors to end", 30)
+
+
+def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator_is_stopped(going: RayRun) -> None:
+    assert going.process.poll() is not None, "the test before this one ends the run"
+    before = going.live()
+    steps = before["env_steps"] + 600
+    with driven(going.run_dir, "resume", str(going.run_dir), "--steps", str(steps)) as run:
+        run.wait(lambda: run.live()["epoch"] > before["epoch"] + 1 and run.live()["state"] == "running", "it to run")
+        run.wait_for_steps(steps - 400)
+        with stopped(run, "ray::EvaluatorActor"):
+            assert run.end() == 0, run.told()[-3_000:]
+        assert "an evaluation took longer than 4 s" in run.told() and "learner restarted" not in run.told()
+    summary = read(going.run_dir / "summary.json")
+    assert summary["exit"] == "completed" and summary["env_steps"] >= steps and summary["workers"]["restarted"] == 0
+    assert summary["updates"] > before["updates"]
+    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    assert versions == sorted(versions)
