@@ -25,7 +25,7 @@ from cluster.evaluations import Evaluations
 from cluster.graph import Plan, workers_of
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.tally import Tally
-from cluster.pulse import LISTEN_S, Pulse, listen
+from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
 from cluster.remote import cause, make_actor, root, started
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
@@ -241,22 +241,25 @@ class RayFleet:
             shard.align.remote(rows)
         self._learners.astray = False
 
-    def _take_stats(self, seconds: float = LISTEN_S) -> None:
-        """Counters of shards and learners, in at most ``seconds``. A part that does not answer in that time is listened to
-        again at the next look; one that is silent for ray.call_timeout_s hangs and is killed, and comes back or is replaced."""
-        listen([*self._shard_pulses, self._store_pulse, *self._learners.pulses], seconds)
-        unheard = {index for index in range(len(self._shards)) if not self._hear_shard(index)}
-        if not self._hear_store():
-            unheard.update(range(len(self._shards)))  # who wants newer weights waits for it
-        self._crew.note(self._full, unheard)
+    def _take_stats(self, seconds: float = ANSWER_WAIT_S) -> None:
+        """Takes the counters of shards and learners, in at most ``seconds``.
+
+        The answer of a part that is later is taken by a later call. A part that is silent for ray.call_timeout_s hangs: it is
+        killed and restarted.
+        """
+        ask_all([*self._shard_pulses, self._store_pulse, *self._learners.pulses], seconds)
+        silent = {index for index in range(len(self._shards)) if not self._take_shard_answer(index)}
+        if not self._check_store():
+            silent.update(range(len(self._shards)))  # workers that fetch newer weights wait for it
+        self._crew.note(self._full, silent)
         if self._learners.silent_s > PAUSE_S:
-            self._crew.excuse()  # who has no weights yet waits for them
+            self._crew.excuse()  # workers without weights wait for them
         self._learners.watch()
         if self._learners.astray and self._learners.runs and not self._shard_lost:
             self._align()
 
-    def _hear_shard(self, index: int) -> bool:
-        """Takes a shard's answer; whether it gave one. Its workers are not to blame for the time in which it did not."""
+    def _take_shard_answer(self, index: int) -> bool:
+        """Takes a shard's counters and returns whether it answered. Its workers are not blamed for the time in which it did not."""
         pulse = self._shard_pulses[index]
         try:
             told = pulse.answer()
@@ -316,8 +319,8 @@ class RayFleet:
         for warning in warnings:
             self.event(f"shard {index}: snapshot passed over: {warning}")
 
-    def _hear_store(self) -> bool:
-        """Sees that the store answers; whether it did. One that was restarted is empty and is given the newest policy again."""
+    def _check_store(self) -> bool:
+        """Returns whether the store answered. One that was restarted is empty: the learner publishes its newest policy again."""
         pulse = self._store_pulse
         try:
             started_at = pulse.answer()

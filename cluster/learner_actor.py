@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
-LISTEN_S = 0.5  # between two looks at whether the learner is to stop, while a shard does not answer
+STOP_POLL_S = 0.5  # between two looks at whether the learner is to stop, while a shard does not answer
 POLL_S = 0.2  # between two meetings of ranks of which one has no block
 REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
@@ -207,7 +207,7 @@ class LearnerActor:
         """Rows that this rank had from the shards, those of the checkpoint it began with included."""
         return self.fetched
 
-    def tell(self) -> News:
+    def news(self) -> News:
         """What happened since the last call. The newest report of an idle learner is in it."""
         if self.turn.acquire(blocking=False):
             try:
@@ -323,12 +323,12 @@ class LearnerActor:
             if ref is None:
                 ref = shard.sample.remote(config.learner.updates_per_call, self.plan.rank_batch, *order, hold_s)
             try:
-                return ray.get(ref, timeout=hold_s + LISTEN_S)
+                return ray.get(ref, timeout=hold_s + STOP_POLL_S)
             except GetTimeoutError:
                 seen = "did not answer"
             except RayActorError as error:
                 seen, ref = f"was gone ({root(error)})", None
-                time.sleep(LISTEN_S)
+                time.sleep(STOP_POLL_S)
             self.excused = time.monotonic()
             if self.excused - began > limit_s:
                 raise RunError(

@@ -85,7 +85,7 @@ class LearnerGroup:
         """Lets the learners begin to learn."""
         self._phase = "running"
         self.runs = [actor.run.remote() for actor in self.actors]
-        self.pulses = [Pulse(actor.tell.remote) for actor in self.actors]
+        self.pulses = [Pulse(actor.news.remote) for actor in self.actors]
 
     def look_at(self, ref: Any) -> None:
         """Takes a reference of ``runs`` that is ready: a learner has returned, or all are replaced."""
@@ -116,7 +116,7 @@ class LearnerGroup:
         """Takes the last counters of the first learner, if it answers within ``limit_s``."""
         for actor in self.actors[:1]:
             with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
-                self._take(ray.get(actor.tell.remote(), timeout=limit_s))
+                self._take(ray.get(actor.news.remote(), timeout=limit_s))
 
     def save(self, limit_s: float) -> str:
         """Writes a checkpoint now; returns why that was not possible within ``limit_s``, "" when it was."""

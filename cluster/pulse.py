@@ -1,4 +1,4 @@
-"""Questions to actors that never block the driver: one at a time to each, and for how long it has been without an answer."""
+"""Whether actors answer: each has one question at a time, and the time it has gone unanswered is known. The driver never blocks on one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-LISTEN_S = 0.5  # how long the driver waits in one go for actors that normally answer in milliseconds
+ANSWER_WAIT_S = 0.5  # longest wait for answers, which normally come in milliseconds
 
 
 class Pulse:
@@ -49,7 +49,7 @@ class Pulse:
         return ray.get(ref)
 
 
-def listen(pulses: Sequence[Pulse], seconds: float = LISTEN_S) -> None:
+def ask_all(pulses: Sequence[Pulse], seconds: float = ANSWER_WAIT_S) -> None:
     """Asks every actor and waits until all have answered, or for ``seconds``."""
     for pulse in pulses:
         pulse.ask()
