@@ -105,8 +105,13 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
 def test_a_worker_that_dies_after_its_shard_has_all_its_episodes_is_not_replaced_and_ends_no_run(
     offline: RayRun, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"replay__shards": 1, "worker__restart_budget": 0, "worker__step_timeout_s": 600}
-    words = finetune_words(offline.run_dir, tmp_path / "run", "--workers", "2", stages=1, episodes=24, **settings, **OFTEN)  # fmt: skip
+    settings: dict[str, Any] = {
+        "worker__workers": 2,
+        "replay__shards": 1,
+        "worker__restart_budget": 0,
+        "worker__step_timeout_s": 600,
+    }
+    words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=24, **settings, **OFTEN)  # fmt: skip
     with driven(tmp_path / "run", *words) as run:
         run.wait(lambda: run.live().get("env_steps", 0) > 0, "both workers to collect")
         learner = run.wait(lambda: run.children("ray::LearnerActor"), "the learner")[0]
