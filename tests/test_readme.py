@@ -159,6 +159,13 @@ def test_every_heading_linked_to_exists(page: Path) -> None:
         assert anchor in anchors(page.parent / link if link else page), f"{page.name} links to {link}#{anchor}"
 
 
+@every_page
+def test_prose_is_wrapped(page: Path) -> None:
+    """At 100 characters; a long command in backticks may stand out."""
+    prose = [line for line in page.read_text().split("\n") if not line.startswith(("|", "    ", "```"))]
+    assert [line for line in prose if len(line) > 120] == []
+
+
 def test_the_readme_is_short_and_has_nothing_left_to_fill_in() -> None:
     text = README.read_text()
     assert len(text.splitlines()) < 150
