@@ -115,9 +115,9 @@ def _sweep(run: Trained) -> tuple[float, float, float]:
 def _plans(run: Trained, policy: object, target: float) -> tuple[np.ndarray, np.ndarray]:
     """z (K, n d) and the promised returns (K,) of 10 starts, from the same draws for every target."""
     from algorithms.gac.policy import GACPolicy
+    from rollout_workers.actor import seeded_streams
     from rollout_workers.envs import make_batch_env
     from rollout_workers.evaluator import plan_streams
-    from rollout_workers.planning import seeded_streams
 
     assert isinstance(policy, GACPolicy)
     seeds = [TEST[0] + i for i in range(10)]

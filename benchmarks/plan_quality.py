@@ -18,7 +18,7 @@ from algorithms.gac.policy import GACPolicy
 from benchmarks.gac import TEST, TUNE
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
-from rollout_workers.episode_runs import EpisodeRuns
+from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.evaluator import Evaluation
 from rollout_workers.maze import REACHED, Maze
 from rollout_workers.waypoints import WaypointPlanner
@@ -113,11 +113,11 @@ def path_ratios(length_E: np.ndarray, shortest_E: np.ndarray, reached_E: np.ndar
 def planner_ratios(env_id: str, maze: Maze, noise: float) -> tuple[np.ndarray, np.ndarray]:
     """The waypoint planner's ways to the goal, from the test starts."""
     seeds = [TEST[0] + i for i in range(TEST[1])]
-    rngs = [np.random.default_rng(seed) for seed in seeds]
-    planner = WaypointPlanner(maze, rngs, noise=noise, target=maze.goal_cell)
+    planner = WaypointPlanner(maze, noise=noise, target=maze.goal_cell)
+    streams = [np.random.SeedSequence(seed) for seed in seeds]
     runs = EpisodeRuns(env_id)
     try:
-        episodes = [episode for episode in runs.run(seeds, planner.act) if episode is not None]
+        episodes = [episode for episode in runs.run(planner, seeds, streams) if episode is not None]
     finally:
         runs.close()
     return _walked(maze, [(episode.obs_TO, episode.next_obs_O, episode.reward_T) for episode in episodes])

@@ -137,7 +137,7 @@ class Courier:
         elif not self._unsure:
             self.worker.note_rejected(chunk, STOPPED)
         if not self.stopping and self._load((ack.epoch, ack.version)) and self._held:
-            self.worker.begin_anew()
+            self.worker.restart_episodes()
             self._held = False
 
     def _ask(self, handle: Any) -> Ack:

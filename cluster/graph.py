@@ -219,17 +219,15 @@ def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> 
     from rollout_workers.worker import RolloutWorker
 
     config = plan.config
-    policy: Any = make_policy(plan)
-    if config.learns_from_episodes:
-        policy.aim = PlanRequest(mode=config.online.plan)
     return RolloutWorker(
         config=config.worker,
         env_id=config.env,
-        policy=policy,
+        policy=make_policy(plan),
         worker=index,
         incarnation=incarnation,
         seed=config.seed,
         random_steps=random_steps,
+        aim=PlanRequest(mode=config.online.plan) if config.online.stages else None,
     )
 
 
@@ -333,7 +331,7 @@ def make_evaluator(plan: Plan) -> Evaluator:
 
     config = plan.config
     policy: Any = make_policy(plan)
-    if config.learns_from_episodes:
+    if config.evaluation.mode:
         policy.aim = PlanRequest(mode=config.evaluation.mode)
     return Evaluator(
         config.env,

@@ -178,7 +178,7 @@ class InlineFleet:
             worker.note_stored(chunk)
         while self._learn():
             pass
-        self._begin_anew([old != new for old, new in zip(stages, self._stages())])
+        self._restart_episodes([old != new for old, new in zip(stages, self._stages())])
         self._deal_weights()
         self.turn += 1
         self.done = self._progress() >= config.steps
@@ -187,7 +187,7 @@ class InlineFleet:
         """The stage that each shard gathers; of transitions there are none."""
         return [shard.limiter.stage for shard in self.shards] if self.plan.config.learns_from_episodes else []
 
-    def _begin_anew(self, opened_S: list[bool]) -> None:
+    def _restart_episodes(self, opened_S: list[bool]) -> None:
         """Lets the workers of shards that have opened another stage begin it with what was learned of the last one."""
         if not any(opened_S):
             return
@@ -195,7 +195,7 @@ class InlineFleet:
         self._deal_weights()
         for index, worker in enumerate(self.workers):
             if opened_S[index % len(self.shards)]:
-                worker.begin_anew()
+                worker.restart_episodes()
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""

@@ -5,6 +5,8 @@ Letters: E environments (one an episode), O observation dim, A action dim.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +16,62 @@ from numpy.random import SeedSequence
 
 from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
-from replay.trajectories import EpisodeMetadata
-from rollout_workers.acting import Actor
+from rollout_workers.actor import Actor
 from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
-from rollout_workers.episode_group import EpisodeGroup, asked, joined
-from rollout_workers.evaluation import BrokenEpisodes, Evaluation, EvaluationTimeout
-from rollout_workers.maze import Maze, MazePaths, maze_of
-from rollout_workers.planning import PlanActor, plans
-
-__all__ = ["BrokenEpisodes", "Evaluation", "EvaluationTimeout", "Evaluator"]
+from rollout_workers.episodes import PLANS, EpisodeGroup, run_episodes
+from rollout_workers.maze import Maze, maze_of
 
 MAX_ENVS, MAX_PLANNED = 32, 128  # episodes side by side; planning costs nearly the same for one as for many
-_PLANS = 2  # spawn key of an episode's plan: its environment draws from the seed itself
+
+
+class EvaluationTimeout(TimeoutError):
+    """An evaluation that did not end in its time."""
+
+
+class BrokenEpisodes(FloatingPointError):
+    """No episode of an evaluation could be finished."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What deterministic episodes of one policy gave.
+
+    ``returns`` and ``lengths`` are those of the episodes that ended by themselves, in the order of their seeds, and so
+    is every other list but ``errors``. An episode that met a NaN or an infinity has no return: it is named in ``errors``
+    instead.
+    """
+
+    env_steps: int  # when the weights were made
+    updates: int
+    epoch: int
+    version: int
+    seed: int  # episode i started from seed + i
+    returns: list[float]  # undiscounted
+    lengths: list[int]  # env steps
+    errors: list[str]
+    wall_s: float
+    mode: str = ""  # how plans were inferred; "" for a policy that makes none
+    target: float | None = None  # return that was asked for (mean over the episodes), None where nothing was
+    predicted: list[float] = dataclasses.field(
+        default_factory=list
+    )  # return; empty unless the policy predicts every one
+    variance: list[float] = dataclasses.field(default_factory=list)  # of the prediction
+    # The rest in mazes with one goal only, empty elsewhere.
+    path_length: list[float] = dataclasses.field(default_factory=list)  # metres, until arrival or to the episode's end
+    shortest_path: list[float] = dataclasses.field(default_factory=list)  # metres, from the start to the goal's edge
+    reached: list[int] = dataclasses.field(default_factory=list)  # steps made on arrival at the goal, -1: never
+    starts_in_goal: list[bool] = dataclasses.field(default_factory=list)
+    paths: list[list[list[float]]] = dataclasses.field(default_factory=list)  # (steps + 1, 2) each, where recorded
+
+    @property
+    def return_mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def return_std(self) -> float:
+        """Standard deviation over the episodes (of the population, not of the mean)."""
+        return float(np.std(self.returns))
 
 
 class Evaluator:
@@ -63,8 +108,9 @@ class Evaluator:
     ) -> None:
         self._env_id, self._fast, self._make_env = env_id, fast, make_env
         self._episodes, self._seed, self._timeout_s = episodes, seed, timeout_s
-        self._pilot = _pilot(policy, backend)
-        self._max_envs = self._pilot.max_envs if max_envs is None else max_envs
+        self._actor = Actor(policy, backend=backend)
+        self._aim = self._actor.policy.aim
+        self._max_envs = max_envs or (MAX_ENVS if self._actor.stateless else MAX_PLANNED)
         self._maze = _maze(env_id)
 
     def evaluate(
@@ -92,7 +138,8 @@ class Evaluator:
                 "that are known; leave record_paths out"
             )
         started = time.monotonic()
-        self._pilot.take(weights, aim)
+        self._actor.policy.aim = self._aim if aim is None else aim
+        self._actor.replace(weights)
         groups: list[EpisodeGroup] = []
         for done in range(0, count, self._max_envs):
             seeds = [first + i for i in range(done, min(done + self._max_envs, count))]
@@ -111,118 +158,69 @@ class Evaluator:
             seed=first,
             errors=[error for group in groups for error in group.errors],
             wall_s=time.monotonic() - started,
-            **asked([stamp for group in groups for stamp in group.stamps]),
-            **joined([group.finished() for group in groups]),
+            **_requested(groups),
+            **_finished(groups),
         )
 
     def _run(self, seeds: list[int], deadline: float, before: str, record_paths: bool) -> EpisodeGroup:
         """One group of episodes to their ends."""
+
+        def check(group: EpisodeGroup) -> None:
+            if time.monotonic() <= deadline:
+                return
+            slow = [seeds[e] for e in np.flatnonzero(group.running_E)]
+            raise EvaluationTimeout(
+                f"the evaluation of {self._env_id} with policy {self._actor.order} took longer than {self._timeout_s:g} s: "
+                f"{before}, the episodes with seeds {slow} were at step {int(group.length_E.max())}; it is abandoned and "
+                "has no result; raise evaluation.timeout_s or ask for fewer episodes"
+            )
+
         env = self._make_env(self._env_id, len(seeds), seeds[0], self._fast)
         try:
-            obs_EO = env.reset(seeds)
-            group = EpisodeGroup(seeds)
-            obs_EO = _without(env, obs_EO, group.refuse_observations(obs_EO))
-            group.begin(self._pilot.begin(seeds, obs_EO), self._paths(obs_EO, record_paths))
-            reward_E = np.zeros(len(seeds), np.float32)
-            while group.running_E.any():
-                if time.monotonic() > deadline:
-                    raise EvaluationTimeout(self._late(group, before))
-                step = env.step(self._pilot.act(obs_EO, reward_E))
-                obs_EO = _without(env, step.obs_EO, group.add(step))
-                reward_E = _finite(step.reward_E.astype(np.float32))
-            return group
+            paths: dict[str, Any] = {"maze": self._maze, "record_paths": record_paths}
+            return run_episodes(env, self._actor, seeds, plan_streams(seeds), before_step=check, **paths)
         finally:
             env.close()
 
-    def _paths(self, obs_EO: np.ndarray, record: bool) -> MazePaths | None:
-        return None if self._maze is None else MazePaths(self._maze, obs_EO, record)
-
-    def _late(self, group: EpisodeGroup, before: str) -> str:
-        slow = [group.seeds[e] for e in np.flatnonzero(group.running_E)]
-        return (
-            f"the evaluation of {self._env_id} with policy {self._pilot.order} took longer than {self._timeout_s:g} s: "
-            f"{before}, the episodes with seeds {slow} were at step {int(group.length_E.max())}; it is given up and "
-            "has no result; raise evaluation.timeout_s or ask for fewer episodes"
-        )
-
 
 def plan_streams(seeds: list[int]) -> list[SeedSequence]:
-    """What the plan of the evaluation episode of each seed is drawn from."""
-    return [SeedSequence(seed, spawn_key=(_PLANS,)) for seed in seeds]
+    """The source of each evaluation episode's plan, by its seed; its environment draws from the seed itself."""
+    return [SeedSequence(seed, spawn_key=(PLANS,)) for seed in seeds]
 
 
-def _pilot(policy: Any, backend: str) -> _Noiseless | _Planning:
-    return _Planning(policy) if plans(policy) else _Noiseless(policy, backend)
+def _requested(groups: list[EpisodeGroup]) -> dict[str, Any]:
+    """``Evaluation.mode`` and ``target`` of all the episodes: one mode, and the mean of their targets."""
+    metadata = [one for group in groups for one in group.metadata]
+    targets = [one.target for one in metadata if math.isfinite(one.target)]
+    return {"mode": metadata[0].mode, "target": float(np.mean(targets)) if targets else None}
 
 
-class _Noiseless:
-    """Drives episodes with the noise-free actions of a Policy."""
+def _finished(groups: list[EpisodeGroup]) -> dict[str, Any]:
+    """The lists of an Evaluation, over the episodes that ended by themselves.
 
-    max_envs = MAX_ENVS
-
-    def __init__(self, policy: Policy, backend: str) -> None:
-        self._actor = Actor(policy, backend=backend)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return self._actor.order
-
-    def take(self, weights: Weights, aim: PlanRequest | None) -> None:
-        if aim is not None:
-            raise ValueError(
-                f"{aim} asked for, expected none with a policy that makes no plans: it acts in one way only; leave "
-                "mode and target return out"
-            )
-        self._actor.replace(weights)
-
-    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[EpisodeMetadata]:
-        self._noise = self._actor.no_noise(max(2, len(seeds)))
-        return []
-
-    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
-        """Actions whose rounding does not depend on how many rows there are, or one episode would differ in the end.
-
-        torch's does at any number, so it gets them one by one; onnxruntime's only for one row, which it gets twice.
-        """
-        if self._actor.backend == "torch":
-            return np.concatenate([self._actor.act(obs_EO[e : e + 1], self._noise[:1]) for e in range(len(obs_EO))])
-        if len(obs_EO) == 1:
-            return self._actor.act(np.repeat(obs_EO, 2, axis=0), self._noise)[:1]
-        return self._actor.act(obs_EO, self._noise)
-
-
-class _Planning:
-    """Drives episodes with an EpisodePolicy, which sees to it that they do not depend on each other."""
-
-    max_envs = MAX_PLANNED
-
-    def __init__(self, policy: EpisodePolicy) -> None:
-        self._actor, self._aim = PlanActor(policy), policy.aim
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return self._actor.order
-
-    def take(self, weights: Weights, aim: PlanRequest | None) -> None:
-        self._actor.replace(weights)
-        self._actor.policy.aim = self._aim if aim is None else aim
-
-    def begin(self, seeds: list[int], obs_EO: np.ndarray) -> list[EpisodeMetadata]:
-        self._actor.reset(len(seeds))
-        return self._actor.begin(np.arange(len(seeds)), obs_EO, plan_streams(seeds))
-
-    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
-        return self._actor.act(obs_EO, reward_E)
-
-
-def _without(env: BatchEnv, obs_EO: np.ndarray, bad_E: np.ndarray) -> np.ndarray:
-    """Observations to act on after the environments of ``bad_E`` were reset."""
-    return _finite(env.force_reset(np.flatnonzero(bad_E).tolist())) if bad_E.any() else obs_EO
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Zeros for what is not finite: the environment of an ended episode may be broken for good."""
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    There are no predictions unless the policy predicts every episode, because NaN is not JSON.
+    """
+    lists: dict[str, list[Any]] = {}
+    for group in groups:
+        complete = np.flatnonzero(~group.broken_E).tolist()
+        parts: dict[str, list[Any]] = {
+            "returns": group.return_E[complete].tolist(),
+            "lengths": group.length_E[complete].tolist(),
+            "predicted": [float(group.metadata[e].predicted) for e in complete],
+            "variance": [float(group.metadata[e].variance) for e in complete],
+        }
+        if (paths := group.paths) is not None:
+            parts["path_length"] = paths.length_E[complete].tolist()
+            parts["shortest_path"] = paths.shortest_E[complete].tolist()
+            parts["reached"] = paths.reached_E[complete].tolist()
+            parts["starts_in_goal"] = paths.starts_in_goal_E[complete].tolist()
+            if paths.recorded:
+                parts["paths"] = [paths.positions(e, int(group.length_E[e])) for e in complete]
+        for name, values in parts.items():
+            lists.setdefault(name, []).extend(values)
+    if not np.isfinite(lists["predicted"] + lists["variance"]).all():
+        del lists["predicted"], lists["variance"]
+    return lists
 
 
 def _maze(env_id: str) -> Maze | None:

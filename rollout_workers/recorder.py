@@ -103,7 +103,7 @@ class Recorder:
             )
         self._observe(obs_EO)
 
-    def begin_anew(self, indices: np.ndarray, obs_EO: np.ndarray) -> int:
+    def restart_episodes(self, indices: np.ndarray, obs_EO: np.ndarray) -> int:
         """Takes all environments' observations after the running episodes of ``indices`` were ended between two chunks.
 
         Their next rows are new episodes'. Those before are with the shard, which counts them as ``end_lost``; returns how

@@ -1,4 +1,4 @@
-"""One episode of the deterministic policy as a film, through the environment's own renderer."""
+"""A video of one episode of the deterministic policy, through the environment's own renderer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
-from numpy.random import SeedSequence
 
-from rollout_workers.acting import Actor
-from rollout_workers.env import ActionBox, close_or_warn, flatten_observation
+from rollout_workers.actor import Actor
 from rollout_workers.envs import make_env
-from rollout_workers.evaluator import plan_streams
-from rollout_workers.planning import PlanActor
+from rollout_workers.episodes import EpisodeGroup, run_episodes
+from rollout_workers.evaluator import BrokenEpisodes, plan_streams
+from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
 
 PACKAGES = {"egl": "libegl1 libopengl0 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
 PROBE_TIMEOUT_S = 60.0
-PLANS = 2  # spawn key of an episode's plan, as in an evaluation
 _PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
 
 
@@ -31,38 +29,52 @@ class NoRenderer(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
-    """What was filmed."""
+    """A recorded episode."""
 
     path: Path
     frames: int
     fps: int
-    episode_return: float  # undiscounted, of the steps filmed
+    episode_return: float  # undiscounted, of the steps recorded
     ended: bool  # whether the episode ended within them
 
 
-def record_video(
-    env_id: str, actor: Actor | PlanActor, path: Path | str, *, seed: int, max_steps: int = 1_000
-) -> Video:
-    """Films one episode, reset with ``seed``, of ``actor`` without noise, at most ``max_steps`` env steps.
+def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_steps: int = 1_000) -> Video:
+    """Records the episode that an evaluation with this seed measures, at most ``max_steps`` env steps of it.
 
-    A PlanActor makes the plan that it would have in an evaluation with this seed.
-
-    ``path`` ends in .mp4 and is replaced only when the film is complete. Raises NoRenderer when no picture can be
+    ``path`` ends in .mp4 and is replaced only when the video is complete. Raises NoRenderer when no picture can be
     drawn here, with what to install. Sets MUJOCO_GL for this process when it was not set.
     """
     target = Path(path)
     if target.suffix != ".mp4":
-        raise ValueError(f"{target} ends in {target.suffix!r}, expected '.mp4': nothing was filmed; name an .mp4 file")
-    camera = _Camera(env_id)
+        raise ValueError(
+            f"{target} ends in {target.suffix!r}, expected '.mp4': nothing was recorded; name an .mp4 file"
+        )
+    gl_problem = _choose_gl()
+    camera = _Camera(make_env(env_id, render_mode="rgb_array"), env_id, gl_problem)
+    env = VectorBatchEnv(SyncEnvs([lambda: camera], env_id), env_id=env_id)
     partial = target.with_name(f".{target.stem}.partial.mp4")
+
+    def stop(group: EpisodeGroup, *_: object) -> None:
+        if group.length_E[0] >= max_steps:
+            group.running_E[:] = False
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        video = _film(camera, actor, target, partial, seed, max_steps)
+        with _writer(partial, camera.fps) as camera.writer:
+            group = run_episodes(env, actor, [seed], plan_streams([seed]), after_step=stop)
+        if group.errors:
+            raise BrokenEpisodes(f"{env_id}: {group.errors[0]}, so there is no video; see what the policy makes of it")
         partial.replace(target)
-        return video
     finally:
         partial.unlink(missing_ok=True)
-        close_or_warn(camera.env, env_id)
+        env.close()
+    return Video(
+        path=target,
+        frames=camera.frames,
+        fps=camera.fps,
+        episode_return=float(group.return_E[0]),
+        ended=camera.ended,
+    )
 
 
 def find_gl() -> str:
@@ -91,20 +103,40 @@ def find_gl() -> str:
     )
 
 
-class _Camera:
-    """An environment that can be asked for pictures."""
+class _Camera(gym.Wrapper):
+    """Writes a picture of its first episode after the reset and after every step."""
 
-    def __init__(self, env_id: str) -> None:
-        self._env_id = env_id
-        self._gl_problem = _choose_gl()
-        self.env: Any = make_env(env_id, render_mode="rgb_array")
-        self.box = ActionBox(self.env.action_space, env_id)
-        self.fps = int(self.env.metadata.get("render_fps", 30))
+    def __init__(self, env: gym.Env, env_id: str, gl_problem: str) -> None:
+        super().__init__(env)
+        self._env_id, self._gl_problem = env_id, gl_problem
+        self.fps = int(env.metadata.get("render_fps", 30))
+        self.writer: Any = None
+        self.frames = 0
+        self.ended = False  # an environment is reset when its episode ends: the next one is not recorded
+
+    def reset(self, **words: Any) -> Any:
+        """See Gymnasium."""
+        found = super().reset(**words)
+        if not self.frames:
+            self._write()
+        return found
+
+    def step(self, action: Any) -> Any:
+        """See Gymnasium."""
+        found = super().step(action)
+        self._write()
+        self.ended = self.ended or bool(found[2] or found[3])
+        return found
+
+    def _write(self) -> None:
+        if not self.ended:
+            self.writer.append_data(self.frame())
+            self.frames += 1
 
     def frame(self) -> np.ndarray:
         """The picture (height, width, 3) uint8 of the environment as it is, with even sides."""
         try:
-            frame = self.env.render()
+            frame: Any = self.render()
         except Exception as error:
             raise NoRenderer(
                 f"{self._env_id} could not draw itself with MUJOCO_GL={os.environ.get('MUJOCO_GL')} "
@@ -116,47 +148,15 @@ class _Camera:
                 f"{self._env_id} drew {type(frame).__name__}, expected an array (height, width, 3): there is no "
                 "video of it; choose an environment with the render mode rgb_array"
             )
-        return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+        even: np.ndarray = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+        return even
 
 
-def _film(camera: _Camera, actor: Actor | PlanActor, target: Path, partial: Path, seed: int, max_steps: int) -> Video:
+def _writer(path: Path, fps: int) -> Any:
     import imageio.v2
 
     options: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
-    writer: Any = imageio.v2.get_writer(partial, fps=camera.fps, **options)
-    total, ended, frames, reward = 0.0, False, 1, 0.0
-    with writer:
-        obs, _ = camera.env.reset(seed=seed)
-        writer.append_data(camera.frame())
-        act = _deterministic(actor, flatten_observation(obs)[None], seed)
-        while not ended and frames <= max_steps:
-            action_EA = act(flatten_observation(obs)[None], np.array([reward], np.float32))
-            obs, reward, terminated, truncated, _ = camera.env.step(camera.box.rescale(action_EA)[0])
-            writer.append_data(camera.frame())
-            total, ended, frames = total + float(reward), bool(terminated or truncated), frames + 1
-    return Video(path=target, frames=frames, fps=camera.fps, episode_return=total, ended=ended)
-
-
-def _deterministic(
-    actor: Actor | PlanActor, obs_EO: np.ndarray, seed: int
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(obs_EO, reward_E) -> action_EA of one episode that begins with ``obs_EO``."""
-    if isinstance(actor, PlanActor):
-        actor.reset(1)
-        actor.begin(np.arange(1), obs_EO, plan_streams([seed]))
-        return actor.act
-    noise = actor.no_noise(1)
-    return lambda obs_EO, reward_E: actor.act(obs_EO, noise)
-
-
-def _episode(actor: Actor | PlanActor, obs_1O: np.ndarray, seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Begins an episode; what gives its actions (1, A) for an observation (1, O) and what the last action brought (1,)."""
-    if isinstance(actor, PlanActor):
-        actor.reset(1)
-        actor.begin(np.zeros(1, np.int64), obs_1O, [SeedSequence(seed, spawn_key=(PLANS,))])
-        return actor.act
-    noise = actor.no_noise(1)
-    return lambda obs_1O, reward_1: actor.act(obs_1O, noise)
+    return imageio.v2.get_writer(path, fps=fps, **options)
 
 
 def _choose_gl() -> str:

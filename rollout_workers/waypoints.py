@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 
+from replay.trajectories import EpisodeMetadata
+from rollout_workers.actor import noise_by_step
 from rollout_workers.env import EnvError
 from rollout_workers.maze import Maze
-from rollout_workers.noise_blocks import NoiseBlocks
 
 P_GAIN, D_GAIN = 10.0, -1.0  # action per m, action per m/s
 ARRIVED = 0.1  # m: a cell's centre counts as reached within it (D4RL's)
@@ -23,13 +25,12 @@ _UNDER_WAY = -1
 
 
 class WaypointPlanner:
-    """Acts in E environments of one maze, from the first step of an episode in each.
+    """Acts in E environments of one maze, from the first step of an episode in each, by the contract of an EpisodePolicy.
 
-    An environment's actions depend on its own observations and generator alone, not on how many are beside it.
+    An environment's actions depend on its own observations and generator alone, not on how many there are.
 
     Args:
         maze: where.
-        rngs: one generator for each environment.
         noise: standard deviation of the Gaussian noise on actions, in units of the action (1 is full force).
         dwell: steps that it stays at a target, counted from its arrival, before the next one is drawn; 0 draws at once.
         target: (row, column) of the one cell to go to and stay at. None: targets are drawn, each uniform over all free
@@ -39,7 +40,6 @@ class WaypointPlanner:
     def __init__(
         self,
         maze: Maze,
-        rngs: Sequence[np.random.Generator],
         *,
         noise: float = 0.0,
         dwell: int = 0,
@@ -50,22 +50,35 @@ class WaypointPlanner:
                 f"noise {noise} and dwell {dwell}, expected neither to be negative and noise to be finite: no action "
                 "can be drawn with these; correct them"
             )
-        self._maze, self._noise, self._dwell = maze, noise, dwell
+        self._maze, self._deviation, self._dwell = maze, noise, dwell
+        self._fixed = None if target is None else maze.index_of(target)
+
+    def reset(self, num_envs: int) -> None:
+        """See EpisodePolicy."""
+
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: Generator) -> list[EpisodeMetadata]:
+        """Begins an episode in every environment, with a stream of ``rng`` for each; there are no metadata."""
+        self.start(rng.spawn(len(env_K)))
+        return []
+
+    def start(self, rngs: Sequence[Generator]) -> None:
+        """Begins an episode in as many environments as there are generators."""
         streams = [rng.spawn(2) for rng in rngs]  # apart, so that targets do not depend on how noise is drawn
         self._target_rngs = [pair[0] for pair in streams]
-        self._noise_blocks = NoiseBlocks([pair[1] for pair in streams], lambda rng, n: rng.normal(0.0, noise, (n, 2)))
-        self._fixed = None if target is None else maze.index_of(target)
+        self._noise = noise_by_step(
+            [pair[1] for pair in streams], lambda rng, n: rng.normal(0.0, self._deviation, (n, 2))
+        )
         self.target_E = np.array([self._draw(e) for e in range(len(rngs))], dtype=np.int64)  # free cells
         self._waypoint_E: np.ndarray | None = None  # free cells, the next centre to drive to
         self._stay_E = np.full(len(rngs), _UNDER_WAY)  # steps that are left to stay at the target
 
-    def act(self, obs_EO: np.ndarray) -> np.ndarray:
-        """Actions float32 (E, 2) in [-1, 1] for observations [x, y, vx, vy] (E, 4), m and m/s."""
+    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray | None = None) -> np.ndarray:
+        """Actions float32 (E, 2) in [-1, 1] for observations [x, y, vx, vy] (E, 4), m and m/s; rewards do not matter."""
         xy_E2, velocity_E2 = obs_EO[:, :2].astype(np.float64), obs_EO[:, 2:4]
         self._choose_waypoints(xy_E2)
         force_EA = P_GAIN * (self._maze.centre_K2[self._waypoint_E] - xy_E2) + D_GAIN * velocity_E2
-        if self._noise > 0:
-            force_EA += self._noise_blocks.next()
+        if self._deviation > 0:
+            force_EA += next(self._noise)
         return np.clip(force_EA, -1.0, 1.0).astype(np.float32)
 
     def _choose_waypoints(self, xy_E2: np.ndarray) -> None:

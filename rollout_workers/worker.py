@@ -18,11 +18,11 @@ from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
 from replay.chunk import Chunk, RowTotals
 from replay.rows import RowLayout
-from rollout_workers.acting import Actor
+from rollout_workers.actor import Actor, plans
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
-from rollout_workers.planning import PlanActor, RunningPlans, plans, stamp_stats
+from rollout_workers.episodes import RunningEpisodes
 from rollout_workers.recorder import NONFINITE_OBSERVATION, NONFINITE_REWARD, Recorder, merge_stats
 
 EMPTY_CHUNKS = 10  # chunks without a single finite row before the worker gives up
@@ -34,8 +34,8 @@ _ENV, _RECORDER, _WEIGHTS, _PLANS = "env.", "recorder.", "weights.", "plans."
 class RolloutWorker:
     """E environments, one policy, and no knowledge of where it runs or who takes its chunks.
 
-    An EpisodePolicy is told where episodes begin, before their first action and with the weights at hand then, all that
-    begin at one step in one batch; what they were begun with travels in ``Chunk.stamps``.
+    An EpisodePolicy begins episodes before their first action, with the weights at hand then, all of one step in one batch;
+    their metadata travels in ``Chunk.stamps``.
 
     Args:
         config: ``envs_per_worker`` is E, ``chunk_steps`` is T.
@@ -46,7 +46,7 @@ class RolloutWorker:
         seed: the run's.
         random_steps: env steps of this worker with uniform actions in [-1, 1] before the policy acts, rounded up to
             whole steps of the E environments; 0 with an EpisodePolicy.
-        aim: what an EpisodePolicy is asked for; None: what it is set to.
+        aim: requested of an EpisodePolicy; None: what it is set to.
         make_env: (env_id, num_envs, seed, fast) -> BatchEnv.
     """
 
@@ -71,7 +71,14 @@ class RolloutWorker:
         self._random_steps = random_steps
         self._env = make_env(env_id, self._envs, int(env_stream.generate_state(1)[0]), config.fast_envs)
         _check_policy(acting, self._env, env_id)
-        self._actor: Actor | PlanActor = PlanActor(acting) if plans(acting) else Actor(acting, backend=config.backend)
+        self._actor = Actor(acting, backend=config.backend)
+        if random_steps and not self._actor.stateless:
+            raise ValueError(
+                f"{random_steps} random steps with a policy that carries a plan through its episodes, expected 0: random "
+                "warm-up steps cannot be combined with a policy that plans per episode; set worker.random_steps to 0"
+            )
+        if aim is not None:
+            self._actor.policy.aim = aim
         self._recorder = Recorder(
             envs=self._envs,
             steps=self._steps,
@@ -79,11 +86,11 @@ class RolloutWorker:
             worker=worker,
             incarnation=incarnation,
         )
-        self._plans = self._make_plans([seed, worker, incarnation], aim)
+        self._episodes = RunningEpisodes(self._actor, self._envs, [seed, worker, incarnation], self._recorder.stamp)
         self._obs_EO = self._env.reset()
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life
-        self._untold: dict[str, float] = {}  # stats for the next chunk to carry
+        self._pending: dict[str, float] = {}  # stats for the next chunk to carry
         self._recorded = self._acknowledged = 0  # rows since this object was made
         self._dropped: Counter[str] = Counter()
 
@@ -101,27 +108,25 @@ class RolloutWorker:
         """Takes newer weights and says whether they were; older ones are ignored. Raises CorruptWeights."""
         return self._actor.load(weights)
 
-    def begin_anew(self) -> int:
+    def restart_episodes(self) -> int:
         """Ends the running episodes of a policy that plans, so that the next ones have plans of the weights at hand.
 
-        Called between two chunks, after the shard had made this worker wait for a stage of learning: what runs then follows
-        plans of weights from before it. Rows that were made of these episodes stay recorded and stored; the shard counts them
-        as lost, and the next chunk's ``unfinished_rows`` and ``unfinished_episodes`` tell of them. Ours [C].
+        Called between two chunks, after the shard made this worker wait for a stage of learning: running episodes follow
+        plans of weights from before it. Their rows stay recorded and stored; the shard counts them as lost, and the next
+        chunk counts them in ``unfinished_rows`` and ``unfinished_episodes``. Ours [C].
 
         Returns:
-            how many episodes were ended; 0 for a policy without plans, of which none is.
+            how many episodes were ended; 0 for a policy without plans.
         """
-        if self._plans is None or not len(running := self._plans.running):
+        if not len(planned := self._episodes.planned):
             return 0
-        self._obs_EO = self._env.force_reset(running.tolist())
-        rows = self._recorder.begin_anew(running, self._obs_EO)
-        self._plans.begin_anew()
-        merge_stats(self._untold, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(running))})
-        return len(running)
+        self._obs_EO = self._env.force_reset(planned.tolist())
+        self._end_unfinished(planned)
+        return len(planned)
 
     def note_wait(self, seconds: float) -> None:
         """Counts time spent waiting for a shard, in the next chunk's ``push_wait_s``."""
-        merge_stats(self._untold, {"push_wait_s": seconds})
+        merge_stats(self._pending, {"push_wait_s": seconds})
 
     def note_stored(self, chunk: Chunk) -> None:
         """Counts the rows of a chunk that a shard confirmed as stored, in ``totals``."""
@@ -141,32 +146,32 @@ class RolloutWorker:
         again, because they were lost with the rows.
         """
         name = reason.split(":")[0]
-        merge_stats(self._untold, chunk.stats)
-        merge_stats(self._untold, {f"dropped_{name}": float(len(chunk.rows_ND))})
+        merge_stats(self._pending, chunk.stats)
+        merge_stats(self._pending, {f"dropped_{name}": float(len(chunk.rows_ND))})
         self._dropped[name] += len(chunk.rows_ND)
 
     def note_corrupt_weights(self) -> None:
         """Counts a weights message that was damaged on the way, in the next chunk's ``corrupt_weights``."""
-        merge_stats(self._untold, {"corrupt_weights": 1.0})
+        merge_stats(self._pending, {"corrupt_weights": 1.0})
 
     def collect(self) -> Chunk:
         """T steps of all E environments with the weights at hand; at least one row.
 
         The chunk's stats are the recorder's and: ``random_rows``, ``env_s``, ``act_s``, ``record_s``, ``push_wait_s``,
         and ``corrupt_weights``, ``unfinished_rows`` and ``unfinished_episodes`` when there were any. With an EpisodePolicy
-        also ``plan_s``, which ``act_s`` does not contain, and what stamp_stats says of the chunk's stamps.
+        also ``plan_s``, which ``act_s`` does not contain, and metadata_stats of the chunk's episodes.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
         the environments give nothing but NaN and infinity.
         """
         for _ in range(EMPTY_CHUNKS):
-            with np.errstate(over="ignore", invalid="ignore"):  # the recorder judges what is not finite
+            with np.errstate(over="ignore", invalid="ignore"):  # the recorder rejects what is not finite
                 chunk = self._collect()
             if len(chunk.rows_ND):
                 return chunk
-            merge_stats(self._untold, chunk.stats)
+            merge_stats(self._pending, chunk.stats)
         raise FloatingPointError(
             f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs} env steps, "
-            f"{self._untold}), expected finite observations and rewards: this worker has nothing to send and stops; "
+            f"{self._pending}), expected finite observations and rewards: this worker has nothing to send and stops; "
             "check the environment"
         )
 
@@ -174,18 +179,19 @@ class RolloutWorker:
         if self.needs_weights:  # before the first step, so that the chunk can be begun again
             self._actor.require_weights()
         random = min(self._random_left(), self._steps)
-        act, step, record, running = self._actions(random), self._env.step, self._recorder.record, self._plans
+        action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
+        self._actor.draw_noise(self._rng, self._steps - random)
+        act, step, record, note = self._episodes.act, self._env.step, self._recorder.record, self._episodes.note
         obs_EO, act_s, env_s, record_s = self._obs_EO, 0.0, 0.0, 0.0
         now = perf_counter()
         for t in range(self._steps):
-            action_EA = act(t, obs_EO)
+            action_EA = action_TEA[t] if t < random else act(obs_EO)
             acted = perf_counter()
             result = step(action_EA)
             stepped = perf_counter()
             refused = record(action_EA, result)
             obs_EO = result.obs_EO if refused is None else self._restart(refused)
-            if running is not None:
-                running.note(result, refused)
+            note(result, refused)
             recorded = perf_counter()
             act_s += acted - now
             env_s += stepped - acted
@@ -194,16 +200,6 @@ class RolloutWorker:
         self._obs_EO = obs_EO
         self.env_steps += self._steps * self._envs
         return self._take(random, {"act_s": act_s, "env_s": env_s, "record_s": record_s})
-
-    def _actions(self, random: int) -> Callable[[int, np.ndarray], np.ndarray]:
-        """Actions (E, A) of a chunk's step t, from the observations before it; the first ``random`` steps are random."""
-        if self._plans is not None:
-            planned = self._plans.act
-            return lambda t, obs_EO: planned(obs_EO)
-        act: Callable[..., np.ndarray] = self._actor.act
-        action_TEA = self._rng.uniform(-1.0, 1.0, (random, self._envs, self._env.action_dim)).astype(np.float32)
-        noise_T = self._noise(self._steps - random)
-        return lambda t, obs_EO: action_TEA[t] if t < random else act(obs_EO, noise_T[t - random])
 
     def close(self) -> None:
         """Frees the environments."""
@@ -217,7 +213,7 @@ class RolloutWorker:
             "rng": _to_bytes(self._rng.bit_generator.state),
             **{_ENV + name: value for name, value in self._env.state().items()},
             **{_RECORDER + name: value for name, value in self._recorder.state().items()},
-            **({} if self._plans is None else {_PLANS + k: v for k, v in self._plans.state().items()}),
+            **{_PLANS + name: value for name, value in self._episodes.state().items()},
             **({} if weights is None else {_WEIGHTS + name: value for name, value in _weights_state(weights).items()}),
         }
 
@@ -241,41 +237,20 @@ class RolloutWorker:
         weights = _part(state, _WEIGHTS)
         if weights:
             self._actor.replace(_weights_from_state(weights))
-        if self._plans is not None:  # after the weights: what runs is of the weights that it was begun with
-            self._plans.load_state(_part(state, _PLANS))
+        self._episodes.load_state(_part(state, _PLANS))  # after the weights: running plans are of those they began with
         if self._env.not_replayed:
-            ended = np.array(sorted(self._env.not_replayed))
-            rows = self._recorder.begin_anew(ended, self._obs_EO)
-            if self._plans is not None:
-                self._plans.begin_anew(ended)
-            merge_stats(self._untold, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(ended))})
+            self._end_unfinished(np.array(sorted(self._env.not_replayed)))
         return dict(self._env.not_replayed)
 
-    def _make_plans(self, entropy: list[int], aim: PlanRequest | None) -> RunningPlans | None:
-        """None for a policy that sees one observation at a time."""
-        if not isinstance(self._actor, PlanActor):
-            if aim is not None:
-                raise ValueError(f"{aim} for a policy that makes no plans, expected none: nothing could follow it")
-            return None
-        if self._random_steps:
-            raise ValueError(
-                f"{self._random_steps} random steps with a policy that carries a plan through its episodes, expected "
-                "0: an episode would be half of nobody's plan; set worker.random_steps to 0"
-            )
-        if aim is not None:
-            self._actor.policy.aim = aim
-        return RunningPlans(self._actor, self._envs, entropy, self._recorder.stamp)
+    def _end_unfinished(self, env_K: np.ndarray) -> None:
+        """Records that the episodes of these environments, which were reset between two chunks, have no end."""
+        rows = self._recorder.restart_episodes(env_K, self._obs_EO)
+        self._episodes.restart(env_K)
+        merge_stats(self._pending, {"unfinished_rows": float(rows), "unfinished_episodes": float(len(env_K))})
 
     def _random_left(self) -> int:
         """Steps of all E environments that are still to be made with random actions."""
         return max(0, -(-(self._random_steps - self.env_steps) // self._envs))
-
-    def _noise(self, steps: int) -> np.ndarray:
-        """The noise of a whole chunk in one draw, (steps, E, *noise_shape): at E = 1 a draw a step would cost more."""
-        policy: Any = self._actor.policy
-        if not steps:
-            return np.empty((0, self._envs, *policy.noise_shape), np.float32)
-        return policy.sample_noise(self._rng, steps * self._envs).reshape(steps, self._envs, *policy.noise_shape)
 
     def _restart(self, refused: np.ndarray) -> np.ndarray:
         obs_EO = self._env.force_reset(refused.tolist())
@@ -291,13 +266,12 @@ class RolloutWorker:
         for name in (NONFINITE_OBSERVATION, NONFINITE_REWARD):
             if refused := int(chunk.stats[f"dropped_{name}"]):
                 self._dropped[name] += refused
-        if self._plans is not None:
-            timings["plan_s"] = self._plans.take_seconds()
-            timings["act_s"] -= timings["plan_s"]
-            merge_stats(chunk.stats, stamp_stats(chunk.stamps))
-        for stats in (timings, {"random_rows": float(random * self._envs), "push_wait_s": 0.0}, self._untold):
+        planned = self._episodes.take_stats(chunk.stamps)
+        timings["act_s"] -= planned.get("plan_s", 0.0)
+        made = {"random_rows": float(random * self._envs), "push_wait_s": 0.0}
+        for stats in (timings, planned, made, self._pending):
             merge_stats(chunk.stats, stats)
-        self._untold = {}
+        self._pending = {}
         return dataclasses.replace(chunk, totals=self._totals(self._recorded))
 
 

@@ -174,9 +174,9 @@ def test_evaluate_gives_the_same_returns_for_the_same_seed_and_others_for_anothe
 
 def test_evaluate_films_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 96) == 0
-    film = tmp_path / "film.mp4"
-    assert str(film) in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(film))
-    assert film.stat().st_size > 1_000
+    video = tmp_path / "video.mp4"
+    assert str(video) in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(video))
+    assert video.stat().st_size > 1_000
 
 
 def test_report_writes_one_page_about_several_runs(

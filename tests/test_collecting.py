@@ -8,6 +8,8 @@ import broken_envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from numpy.random import SeedSequence
+from remembering_policy import RememberingPolicy
 from tiny_runs import train_inline
 
 from cluster.checks import plan_of
@@ -20,7 +22,6 @@ from cluster.commands.collecting import (
     measure_references,
 )
 from cluster.commands.evaluation import newest_weights
-from cluster.config import RunConfig
 from cluster.errors import RunError, UsageError
 from cluster.graph import make_evaluator, make_shard
 from cluster.run_dir import RunDirectory
@@ -28,7 +29,7 @@ from replay.chunk import CUT
 from replay.snapshot import load
 from rollout_workers.env import EnvError, find_env
 from rollout_workers.envs import make_env
-from rollout_workers.episode_runs import EpisodeRuns
+from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.maze import maze_of
 from rollout_workers.waypoints import WaypointPlanner
 
@@ -45,11 +46,16 @@ def same(one, other):
 
 def slow_maze_episode(number, *, noise, dwell, seed):
     """One episode in Gymnasium's own environment: observations, actions and rewards as lists."""
-    env, start = make_env(UMAZE), collecting._sequence(seed, number, collecting._START).generate_state(1)[0]
-    planner = WaypointPlanner(
-        maze_of(UMAZE), collecting._streams(seed, range(number, number + 1)), noise=noise, dwell=dwell
+    env = make_env(UMAZE)
+    start, stream = (SeedSequence(seed, spawn_key=(number, use)) for use in (0, 1))
+    planner = WaypointPlanner(maze_of(UMAZE), noise=noise, dwell=dwell)
+    planner.start([np.random.default_rng(stream)])
+    seen, actions, rewards, over = (
+        [env.reset(seed=int(start.generate_state(1)[0]))[0].astype(np.float32)],
+        [],
+        [],
+        False,
     )
-    seen, actions, rewards, over = [env.reset(seed=int(start))[0].astype(np.float32)], [], [], False
     while not over:
         actions.append(planner.act(seen[-1][None])[0])
         obs, reward, _, over, _ = env.step(actions[-1])
@@ -102,7 +108,8 @@ def test_references_are_measured_on_the_fixed_starts():
     for number in range(3):
         env = make_env(UMAZE)
         obs, total, over = env.reset(seed=FIXED_STARTS + number)[0], 0.0, False
-        planner = WaypointPlanner(maze_of(UMAZE), [np.random.default_rng(0)], target=(1, 1))
+        planner = WaypointPlanner(maze_of(UMAZE), target=(1, 1))
+        planner.start([np.random.default_rng(0)])
         while not over:
             obs, reward, _, over, _ = env.step(planner.act(obs[None].astype(np.float32))[0])
             total += reward
@@ -144,9 +151,8 @@ def plan_at(path):
 def test_expert_episodes_are_those_of_the_deterministic_evaluation(run):
     plan = plan_at(run)
     expected = make_evaluator(plan).evaluate(newest_weights(plan), 5, 77)
-    acting = collecting._Acting(plan)
-    act = acting.begin(collecting._streams(0, range(5)), [False] * 5)
-    found = EpisodeRuns(plan.config.env).run([77 + i for i in range(5)], act)
+    actor, streams = collecting._actor(plan), collecting._streams(0, range(5))
+    found = EpisodeRuns(plan.config.env).run(actor, [77 + i for i in range(5)], streams)
     assert [len(episode.reward_T) for episode in found] == expected.lengths
     assert [episode.reward_T.sum() for episode in found] == expected.returns
     assert all(episode.terminated != episode.truncated for episode in found)
@@ -208,7 +214,7 @@ def test_what_a_run_cannot_give_is_refused_with_what_to_do(run, tmp_path, monkey
         collect_agent_episodes(bare.path, "replay", None, seed=0)
     with pytest.raises(RunError, match="no checkpoint yet"):
         collect_agent_episodes(bare.path, "medium", 1, seed=0)
-    monkeypatch.setattr(RunConfig, "learns_from_episodes", True)
+    monkeypatch.setattr(collecting, "make_policy", lambda plan: RememberingPolicy(plan.obs_dim, plan.action_dim))
     with pytest.raises(UsageError, match="expected softgac or sac"):
         collect_agent_episodes(run, "medium", 1, seed=0)
 
@@ -232,11 +238,23 @@ class Fragile(broken_envs.Walk):
         return self.place.copy(), 0.0, False, False, {}
 
 
+class Still:
+    """Acts with zeros."""
+
+    def reset(self, num_envs):
+        pass
+
+    def begin(self, env_K, obs_KO, rng):
+        return []
+
+    def act(self, obs_EO, reward_E):
+        return np.zeros((len(obs_EO), 1), np.float32)
+
+
 def collect_fragile(limit, episodes):
     gym.register("drawbridge-test/Fragile-v0", Fragile, max_episode_steps=9, kwargs={"limit": limit})
     try:
-        still = lambda numbers: lambda obs_EO: np.zeros((len(obs_EO), 1), np.float32)  # noqa: E731
-        return list(collecting._collect(EpisodeRuns("drawbridge-test/Fragile-v0"), still, episodes, 0, None))
+        return list(collecting._collect(EpisodeRuns("drawbridge-test/Fragile-v0"), Still(), episodes, 0, None))
     finally:
         gym.registry.pop("drawbridge-test/Fragile-v0")
 

@@ -64,16 +64,14 @@ def make_episode_shard() -> EpisodeShard:
 
 @given(st.integers(0, 10_000), st.lists(st.booleans(), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=25)
-def test_episodes_that_are_begun_anew_leave_no_row_uncounted_and_share_none_with_the_next(
-    seed: int, anew: list[bool]
-) -> None:
+def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(seed: int, anew: list[bool]) -> None:
     policy = RememberingPolicy(3, 1)
     worker, shard = make_worker(policy, seed), make_episode_shard()
     seen: set[int] = set()  # episodes
     running_E, unfinished, told, recorded = np.zeros(ENVS, np.int64), 0, 0.0, 0.0  # rows, by hand
     for again in [*anew, *[False] * (LATE + 1)]:
         if again:
-            assert worker.begin_anew() == (running_E > 0).sum()
+            assert worker.restart_episodes() == (running_E > 0).sum()
             unfinished += int(running_E.sum())
             running_E[:] = 0
             policy.begun.clear()
@@ -99,33 +97,33 @@ def test_episodes_that_are_begun_anew_leave_no_row_uncounted_and_share_none_with
         assert len(set(rows[:, 0].tolist())) == 1, "a row of another episode"  # the tag of an episode
 
 
-def test_plans_that_are_made_anew_are_of_the_newest_weights_and_the_others_keep_theirs() -> None:
+def test_plans_of_restarted_episodes_are_of_the_newest_weights_and_the_others_keep_theirs() -> None:
     policy = RememberingPolicy(3, 1)
     worker = make_worker(policy, steps=1)
     worker.collect()
     worker.load_weights(policy.weights(9, version=1))
     before = len(policy.begun)
-    worker.begin_anew()
+    worker.restart_episodes()
     chunk = worker.collect()
     assert [bias for _, _, bias in policy.begun[before:]] == [9.0]
     assert chunk.version == 1 and len(chunk.stamps) == ENVS
     assert chunk.stats["unfinished_episodes"] == ENVS and chunk.stats["unfinished_rows"] == ENVS
 
 
-def test_a_policy_without_plans_goes_on_bit_for_bit_when_told_to_begin_anew() -> None:
+def test_a_policy_without_plans_goes_on_bit_for_bit_when_asked_to_restart_episodes() -> None:
     one, other = make_worker(linear_policy()), make_worker(linear_policy())
     for _ in range(6):
-        assert one.begin_anew() == 0
+        assert one.restart_episodes() == 0
         here, there = one.collect(), other.collect()
         for name in ("rows_ND", "episode_N", "step_N", "flag_N"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
         assert "unfinished_rows" not in here.stats
 
 
-def test_a_worker_that_began_anew_is_resumed_bit_for_bit() -> None:
+def test_a_worker_that_restarted_episodes_is_resumed_bit_for_bit() -> None:
     worker, other = make_worker(RememberingPolicy(3, 1), env=""), make_worker(RememberingPolicy(3, 1), env="")
     worker.collect()
-    worker.begin_anew()
+    worker.restart_episodes()
     other.load_state(worker.state())
     for _ in range(5):
         one, two = worker.collect(), other.collect()
@@ -156,11 +154,11 @@ def drive(answers: list[Ack | None], newest: Callable[[], Any], policy: Remember
     """The answers, None for a lost one, are given in turn; at which chunk plans were begun in the middle of an episode."""
     worker = make_worker(policy, steps=1)
     renewed: list[int] = []
-    real = worker.begin_anew
+    real = worker.restart_episodes
     left = list(answers)
     sent: list[Chunk] = []
 
-    def begin_anew() -> int:
+    def restart_episodes() -> int:
         renewed.append(len(sent))
         return real()
 
@@ -172,7 +170,7 @@ def drive(answers: list[Ack | None], newest: Callable[[], Any], policy: Remember
             raise Lost("no answer")
         return ack
 
-    worker.begin_anew = begin_anew  # type: ignore[method-assign]
+    worker.restart_episodes = restart_episodes  # type: ignore[method-assign]
     courier = Courier(worker, send=lambda chunk: sent.append(chunk) or len(sent), answer=answer, fetch=newest, max_unacked=1,
                       timeout_s=5.0, clock=lambda: 0.0, sleep=lambda s: None)  # fmt: skip
     assert courier.run() == "stopped"

@@ -12,11 +12,11 @@ from numpy.random import SeedSequence
 from remembering_policy import RememberingPolicy
 
 from algorithms.interface import PlanRequest
+from rollout_workers.actor import seeded_streams
 from rollout_workers.env import ActionBox, BatchEnv, StepResult
 from rollout_workers.envs import env_spec, make_batch_env, make_env
 from rollout_workers.evaluator import Evaluation, Evaluator
 from rollout_workers.maze import maze_of
-from rollout_workers.planning import seeded_streams
 
 MAZE = "FixedGoal/PointMaze_UMaze-v3"
 

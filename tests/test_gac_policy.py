@@ -20,7 +20,7 @@ from algorithms.gac.policy import GACPolicy
 from algorithms.gac.segments import History
 from algorithms.gac.target import surprise as surprise_of
 from algorithms.interface import PlanRequest
-from rollout_workers.planning import seeded_streams
+from rollout_workers.actor import seeded_streams
 
 O, A = 3, 2
 SMALL: dict[str, Any] = {

@@ -26,10 +26,10 @@ from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, head
 from benchmarks.training_choices import ABLATIONS, timed_settings
 from cluster.config import make_preset, override
 from replay.stored_episode import StoredEpisode
+from rollout_workers.actor import seeded_streams
 from rollout_workers.envs import make_batch_env
 from rollout_workers.evaluator import plan_streams
 from rollout_workers.maze import maze_of
-from rollout_workers.planning import seeded_streams
 
 UMAZE = "FixedGoal/PointMaze_UMaze-v3"
 SEED = 30_000

@@ -1,4 +1,4 @@
-"""A film of a real environment, read back frame by frame."""
+"""A video of a real environment, read back frame by frame."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from linear_policy import LinearPolicy
 from remembering_policy import RememberingPolicy
 
 from rollout_workers import video
-from rollout_workers.acting import Actor
+from rollout_workers.actor import Actor
 from rollout_workers.evaluator import Evaluator
-from rollout_workers.planning import PlanActor
 from rollout_workers.video import NoRenderer, find_gl, record_video
 
 
@@ -33,17 +32,17 @@ def swimmer_actor() -> Actor:
     return actor
 
 
-def test_a_film_has_one_picture_a_step_and_its_pictures_change(
+def test_a_video_has_one_picture_a_step_and_its_pictures_change(
     gl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", gl)
-    path = tmp_path / "films" / "swim.mp4"
-    film = record_video("Swimmer-v5", swimmer_actor(), path, seed=3, max_steps=12)
+    path = tmp_path / "videos" / "swim.mp4"
+    recorded = record_video("Swimmer-v5", swimmer_actor(), path, seed=3, max_steps=12)
     frames = imageio.v3.imread(path)
-    assert frames.shape[0] == film.frames == 13
+    assert frames.shape[0] == recorded.frames == 13
     assert frames[0].std() > 5
     assert np.abs(frames[0].astype(int) - frames[-1]).max() > 20
-    assert not film.ended
+    assert not recorded.ended
     assert [p.name for p in path.parent.iterdir()] == ["swim.mp4"]
 
 
@@ -53,7 +52,7 @@ def test_a_machine_without_a_renderer_is_told_what_to_install(monkeypatch: pytes
         find_gl()
 
 
-def test_a_failed_film_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_video_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", "egl"))
     path = tmp_path / "swim.mp4"
     path.write_bytes(b"old")
@@ -72,16 +71,19 @@ def test_a_name_that_is_no_mp4_is_refused(tmp_path: Path) -> None:
         record_video("Swimmer-v5", swimmer_actor(), tmp_path / "swim.gif", seed=0)
 
 
-def test_the_film_of_a_policy_that_plans_is_the_evaluations_episode(
-    gl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [LinearPolicy, RememberingPolicy])
+def test_a_video_shows_the_episode_that_an_evaluation_measures(
+    gl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[LinearPolicy] | type[RememberingPolicy]
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", gl)
-    policy = RememberingPolicy(4, 1)
+    policy = kind(4, 1)
     weights = policy.weights(2)
-    actor = PlanActor(policy)
+    actor = Actor(policy)
     actor.load(weights)
-    film = record_video("InvertedPendulum-v5", actor, tmp_path / "pole.mp4", seed=11)
-    assert [envs for envs, _, _ in policy.begun] == [[0]]
-    measured = Evaluator("InvertedPendulum-v5", RememberingPolicy(4, 1)).evaluate(weights, episodes=1, seed=11)
-    assert film.ended and film.episode_return == measured.returns[0]
-    assert film.frames == measured.lengths[0] + 1
+    recorded = record_video("InvertedPendulum-v5", actor, tmp_path / "pole.mp4", seed=11)
+    if isinstance(policy, RememberingPolicy):
+        assert [envs for envs, _, _ in policy.begun] == [[0]]
+    measured = Evaluator("InvertedPendulum-v5", kind(4, 1)).evaluate(weights, episodes=1, seed=11)
+    assert recorded.ended and recorded.episode_return == measured.returns[0]
+    assert recorded.frames == measured.lengths[0] + 1
+    assert imageio.v3.imread(recorded.path).shape[0] == recorded.frames

@@ -18,6 +18,12 @@ def streams(count, seed=0):
     return [np.random.default_rng([seed, e]) for e in range(count)]
 
 
+def started(maze, rngs, **options):
+    planner = WaypointPlanner(maze, **options)
+    planner.start(rngs)
+    return planner
+
+
 def walk(env_id, planner, seeds, steps):
     """Observations, actions and targets of ``steps`` steps (T, E, ...), and the rewards."""
     env = make_batch_env(env_id, len(seeds), 0)
@@ -34,7 +40,7 @@ def walk(env_id, planner, seeds, steps):
 def test_without_noise_it_reaches_the_goal_from_everywhere_and_stays(env_id):
     maze = maze_of(env_id)
     env = make_batch_env(env_id, 64, 0)
-    planner = WaypointPlanner(maze, streams(64), target=maze.goal_cell)
+    planner = started(maze, streams(64), target=maze.goal_cell)
     *_, reward = walk(env_id, planner, list(range(64)), env.max_episode_steps - 1)
     assert (reward[-50:] == 1).all()
     assert (np.diff(reward, axis=0) >= 0).all()  # once there it never leaves
@@ -74,7 +80,7 @@ class SlowPlanner:
 @pytest.mark.parametrize("dwell", [0, 7])
 def test_the_batch_equals_the_plain_planner_of_each_environment(dwell):
     maze = maze_of(MAZES[1])
-    planner = WaypointPlanner(maze, streams(4), noise=0.5, dwell=dwell)
+    planner = started(maze, streams(4), noise=0.5, dwell=dwell)
     obs, action, target, _ = walk(MAZES[1], planner, [1, 2, 3, 4], 400)
     for e, rng in enumerate(streams(4)):
         slow = SlowPlanner(maze, rng, 0.5, dwell)
@@ -87,7 +93,7 @@ def test_the_batch_equals_the_plain_planner_of_each_environment(dwell):
 def test_a_target_is_left_when_the_stay_is_over(dwell):
     """Steps from the first within 0.1 m of a target to the next target: ``dwell`` of them."""
     maze = maze_of(UMAZE)
-    obs, _, target, _ = walk(UMAZE, WaypointPlanner(maze, streams(8), dwell=dwell), list(range(8)), 299)
+    obs, _, target, _ = walk(UMAZE, started(maze, streams(8), dwell=dwell), list(range(8)), 299)
     stays = []
     for e in range(8):
         changes = np.flatnonzero(np.diff(target[:, e])) + 1
@@ -101,7 +107,7 @@ def test_a_target_is_left_when_the_stay_is_over(dwell):
 
 def test_targets_are_uniform_over_the_free_cells():
     maze = maze_of(UMAZE)
-    count = np.bincount(WaypointPlanner(maze, streams(7_000)).target_E, minlength=7)
+    count = np.bincount(started(maze, streams(7_000)).target_E, minlength=7)
     assert np.abs(count - 1_000).max() < 4 * np.sqrt(1_000)
 
 
@@ -110,18 +116,18 @@ def test_the_noise_has_the_deviation_asked_for_and_actions_stay_in_the_box():
     target = tuple(maze.free_K2[3])
     obs = np.zeros((50, 4), np.float32)
     obs[:, :2] = maze.centre_K2[3]  # where no force is due
-    planner = WaypointPlanner(maze, streams(50), noise=0.2, target=target)
+    planner = started(maze, streams(50), noise=0.2, target=target)
     actions = np.concatenate([planner.act(obs) for _ in range(200)])
     assert actions.dtype == np.float32 and np.abs(actions).max() <= 1
     assert actions.std() == pytest.approx(0.2, abs=0.005) and np.abs(actions.mean(axis=0)).max() < 0.01
-    loud = WaypointPlanner(maze, streams(50), noise=5.0, target=target).act(obs)
+    loud = started(maze, streams(50), noise=5.0, target=target).act(obs)
     assert np.abs(loud).max() == 1
 
 
 def test_an_environments_walk_does_not_depend_on_those_beside_it():
     maze = maze_of(UMAZE)
-    many = walk(UMAZE, WaypointPlanner(maze, streams(5), noise=0.5), [1, 2, 3, 4, 5], 200)
-    one = walk(UMAZE, WaypointPlanner(maze, streams(5)[3:4], noise=0.5), [4], 200)
+    many = walk(UMAZE, started(maze, streams(5), noise=0.5), [1, 2, 3, 4, 5], 200)
+    one = walk(UMAZE, started(maze, streams(5)[3:4], noise=0.5), [4], 200)
     for a, b in zip(many, one):
         np.testing.assert_array_equal(a[:, 3], b[:, 0])
 
@@ -132,7 +138,7 @@ def at_rest(xy):
 
 def test_pushed_off_its_way_it_plans_anew_from_where_it_stands():
     maze = maze_of(UMAZE)
-    planner = WaypointPlanner(maze, streams(1), target=maze.goal_cell)
+    planner = started(maze, streams(1), target=maze.goal_cell)
     near, far = maze.centre_K2[1], maze.centre_K2[5]
     planner.act(at_rest(near))
     after = maze.centre_K2[maze.next_KK[5, 0]]
@@ -143,4 +149,4 @@ def test_pushed_off_its_way_it_plans_anew_from_where_it_stands():
 @pytest.mark.parametrize("wrong", [{"noise": -0.1}, {"noise": float("nan")}, {"dwell": -1}])
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(EnvError, match="expected neither to be negative"):
-        WaypointPlanner(maze_of(UMAZE), streams(1), **wrong)
+        WaypointPlanner(maze_of(UMAZE), **wrong)

@@ -8,7 +8,7 @@ from linear_policy import LinearPolicy
 
 from replay.chunk import CUT, Chunk
 from replay.rows import RowLayout
-from rollout_workers.acting import NoWeights
+from rollout_workers.actor import NoWeights
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import StepResult
 from rollout_workers.envs import env_spec, make_batch_env

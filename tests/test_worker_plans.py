@@ -18,11 +18,10 @@ from tagged_env import LAYOUT, TaggedEnv
 
 from algorithms.interface import PlanRequest
 from replay.rows import RowLayout
-from rollout_workers.acting import NoWeights
+from rollout_workers.actor import NoWeights, seeded_streams
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import BatchEnv, StepResult
 from rollout_workers.gym_vector import VectorBatchEnv
-from rollout_workers.planning import seeded_streams
 from rollout_workers.worker import RolloutWorker
 
 

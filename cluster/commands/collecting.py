@@ -12,10 +12,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.random import Generator, SeedSequence, default_rng
+from numpy.random import Generator, SeedSequence
 
 from cluster.checks import plan_of
 from cluster.commands.evaluation import newest_weights
@@ -32,11 +32,11 @@ from replay.rows import RowLayout
 from replay.shard import ReplayShard
 from replay.snapshot import SnapshotError
 from replay.table import Table
-from rollout_workers.acting import Actor
-from rollout_workers.episode_runs import SIDE_BY_SIDE, Act, Begin, EpisodeRuns
+from replay.trajectories import EpisodeMetadata
+from rollout_workers.actor import Actor, noise_by_step
+from rollout_workers.episodes import SIDE_BY_SIDE, Acts, EpisodeRuns
 from rollout_workers.fixed_goal import fixed_goal_id
 from rollout_workers.maze import Maze, maze_of
-from rollout_workers.noise_blocks import NoiseBlocks
 from rollout_workers.waypoints import WaypointPlanner
 
 FIXED_STARTS = 10_000  # evaluation episode i starts from this seed + i, as EvaluationConfig.seed has it by default
@@ -70,12 +70,8 @@ def collect_maze_episodes(
     """
     maze_id, maze = _maze_with_goal(env_id)
     _check_count(episodes, seed)
-
-    def begin(numbers: range) -> Act:
-        return WaypointPlanner(maze, _streams(seed, numbers), noise=noise, dwell=dwell).act
-
-    begin(range(0))  # settings that mean nothing are refused now
-    return _collect(EpisodeRuns(maze_id), begin, episodes, seed, progress)
+    planner = WaypointPlanner(maze, noise=noise, dwell=dwell)
+    return _collect(EpisodeRuns(maze_id), planner, episodes, seed, progress)
 
 
 def measure_references(env_id: str, seed: int, episodes: int = 100) -> References:
@@ -86,13 +82,10 @@ def measure_references(env_id: str, seed: int, episodes: int = 100) -> Reference
     """
     maze_id, maze = _maze_with_goal(env_id)
     _check_count(episodes, seed)
-
-    def straight(numbers: range) -> Act:
-        return WaypointPlanner(maze, _streams(seed, numbers), target=maze.goal_cell).act
-
-    runs = EpisodeRuns(maze_id)
-    random_return = runs.mean_return(_uniform(seed, action_dim=2), FIXED_STARTS, episodes)
-    return References(random_return, runs.mean_return(straight, FIXED_STARTS, episodes))
+    runs, streams = EpisodeRuns(maze_id), _streams(seed, range(episodes))
+    random_return = runs.mean_return(_Uniform(2), FIXED_STARTS, streams)
+    straight = WaypointPlanner(maze, target=maze.goal_cell)
+    return References(random_return, runs.mean_return(straight, FIXED_STARTS, streams))
 
 
 def collect_agent_episodes(
@@ -113,16 +106,17 @@ def collect_agent_episodes(
         raise UsageError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}; nothing was collected")
     _check_count(1 if episodes is None and kind == "replay" else episodes, seed)
     if kind == "replay":
-        return replayed_episodes(_plan(run_dir, acts=False), episodes, progress)
+        return replayed_episodes(_plan(run_dir), episodes, progress)
     plan = _plan(run_dir)
     assert episodes is not None
-    runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
-    exploring = {"medium": lambda i: True, "expert": lambda i: False, "mixed": lambda i: i % 2 == 0}[kind]
+    actor, explores = _actor(plan), {"medium": (True, True), "expert": (False, False), "mixed": (True, False)}[kind]
 
-    def begin(numbers: range) -> Act:
-        return acting.begin(_streams(seed, numbers), [exploring(i) for i in numbers])
+    def explore(numbers: range) -> None:
+        assert actor.stateless is not None
+        actor.stateless.exploring_E = np.array([explores[i % 2] for i in numbers])
 
-    return _collect(runs, begin, episodes, seed, progress)
+    runs = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs)
+    return _collect(runs, actor, episodes, seed, progress, explore)
 
 
 def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> References:
@@ -132,57 +126,69 @@ def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> R
     """
     _check_count(episodes, seed)
     plan = _plan(run_dir)
-    runs, acting = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _Acting(plan)
-
-    def deterministic(numbers: range) -> Act:
-        return acting.begin(_streams(seed, numbers), [False] * len(numbers))
-
-    newest = runs.mean_return(deterministic, FIXED_STARTS, episodes)
+    runs, streams = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _streams(seed, range(episodes))
+    newest = runs.mean_return(_actor(plan), FIXED_STARTS, streams)
     seen = [float(np.mean(found.returns)) for _, found in evaluation_records(run_dir, plan.config.unit, [])]
     best = max([newest, *seen])
-    return References(runs.mean_return(_uniform(seed, plan.action_dim), FIXED_STARTS, episodes), best)
+    return References(runs.mean_return(_Uniform(plan.action_dim), FIXED_STARTS, streams), best)
 
 
-class _Acting:
-    """The newest policy of a run."""
+def _actor(plan: Plan) -> Actor:
+    """Acts with the newest policy of a run; UsageError for one that follows plans."""
+    set_threads(plan.config)
+    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
+    if actor.stateless is None:
+        raise UsageError(
+            f"{plan.run_dir} is a run of {plan.config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
+            "collected; nothing was done; give a run of one of these, or take what its stages gathered with `drawbridge dataset export`"
+        )
+    actor.replace(newest_weights(plan))
+    return actor
 
-    def __init__(self, plan: Plan) -> None:
-        set_threads(plan.config)
-        policy: Any = make_policy(plan)
-        self._actor = Actor(policy, backend=plan.config.worker.backend)
-        self._actor.replace(newest_weights(plan))
 
-    def begin(self, rngs: Sequence[Generator], exploring: Sequence[bool]) -> Act:
-        """Acts for these episodes; always in batches of one size, on which rounding depends."""
-        noise_blocks = NoiseBlocks(rngs, self._actor.policy.sample_noise)
-        exploring_E, count = np.array(exploring, bool), len(rngs)
-        noise = self._actor.no_noise(SIDE_BY_SIDE)
+class _Uniform:
+    """Uniform random actions in [-1, 1], by the contract of an EpisodePolicy."""
 
-        def act(obs_EO: np.ndarray) -> np.ndarray:
-            padded = np.zeros((SIDE_BY_SIDE, obs_EO.shape[1]), np.float32)
-            padded[:count] = obs_EO
-            noise[:count][exploring_E] = noise_blocks.next()[exploring_E]
-            return self._actor.act(padded, noise)[:count]
+    def __init__(self, action_dim: int) -> None:
+        self._action_dim = action_dim
 
-        return act
+    def reset(self, num_envs: int) -> None:
+        """Nothing to forget."""
+
+    def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: Generator) -> list[EpisodeMetadata]:
+        """A stream of ``rng`` for each environment; there are no metadata."""
+        self._action = noise_by_step(
+            rng.spawn(len(env_K)), lambda rng, steps: rng.uniform(-1.0, 1.0, (steps, self._action_dim))
+        )
+        return []
+
+    def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
+        """Actions float32 (E, A)."""
+        return next(self._action).astype(np.float32)
 
 
 def _collect(
-    runs: EpisodeRuns, begin: Begin, episodes: int, seed: int, progress: Progress | None
+    runs: EpisodeRuns,
+    actor: Acts,
+    episodes: int,
+    seed: int,
+    progress: Progress | None,
+    before: Callable[[range], None] = lambda numbers: None,
 ) -> Iterator[StoredEpisode]:
-    """``episodes`` sound ones; for each that broke another one is made at the end."""
+    """``episodes`` sound ones; for each that broke another one is made at the end. ``before`` takes each group's numbers."""
     made = attempts = 0
     try:
         while made < episodes:
             if attempts >= 2 * episodes + SIDE_BY_SIDE:
                 raise RunError(
                     f"{attempts - made} of {attempts} episodes met a NaN or an infinity, expected few: {made} of {episodes} "
-                    "were made, the rest is given up; look at the environment and the policy"
+                    "were made, the rest is abandoned; look at the environment and the policy"
                 )
             numbers = range(attempts, attempts + min(SIDE_BY_SIDE, episodes - made))
             attempts = numbers.stop
-            starts = [int(_sequence(seed, i, _START).generate_state(1)[0]) for i in numbers]
-            for episode in runs.run(starts, begin(numbers)):
+            starts = [_start(seed, i) for i in numbers]
+            before(numbers)
+            for episode in runs.run(actor, starts, _streams(seed, numbers)):
                 if episode is not None:
                     made += 1
                     if progress is not None:
@@ -192,16 +198,9 @@ def _collect(
         runs.close()
 
 
-def _plan(run_dir: Path, acts: bool = True) -> Plan:
-    """``acts``: refuses policies that cannot act without a plan."""
+def _plan(run_dir: Path) -> Plan:
     run = RunDirectory.open(run_dir)
-    config = run.config()
-    if acts and config.learns_from_episodes:
-        raise UsageError(
-            f"{run_dir} is a run of {config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
-            "collected; nothing was done; give a run of one of these, or take what its stages gathered with `drawbridge dataset export`"
-        )
-    return plan_of(config, run)
+    return plan_of(run.config(), run)
 
 
 def _maze_with_goal(env_id: str) -> tuple[str, Maze]:
@@ -211,20 +210,14 @@ def _maze_with_goal(env_id: str) -> tuple[str, Maze]:
     return maze_id, maze
 
 
-def _uniform(seed: int, action_dim: int) -> Begin:
-    def begin(numbers: range) -> Act:
-        blocks = NoiseBlocks(_streams(seed, numbers), lambda rng, n: rng.uniform(-1.0, 1.0, (n, action_dim)))
-        return lambda obs_EO: blocks.next().astype(np.float32)
-
-    return begin
+def _streams(seed: int, numbers: Sequence[int]) -> list[SeedSequence]:
+    """Sources of the actors' streams: the generator spawned from the i-th is that of (seed, i, _ACT)."""
+    return [SeedSequence(seed, spawn_key=(i,), n_children_spawned=_ACT) for i in numbers]
 
 
-def _streams(seed: int, numbers: range) -> list[Generator]:
-    return [default_rng(_sequence(seed, i, _ACT)) for i in numbers]
-
-
-def _sequence(seed: int, episode: int, use: int) -> SeedSequence:
-    return SeedSequence(seed, spawn_key=(episode, use))
+def _start(seed: int, number: int) -> int:
+    """What the environment of an episode is reset with."""
+    return int(SeedSequence(seed, spawn_key=(number, _START)).generate_state(1)[0])
 
 
 def _check_count(episodes: int | None, seed: int) -> None:

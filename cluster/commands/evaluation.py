@@ -52,7 +52,7 @@ def evaluate(
     weights, plan = newest_weights(plan), acting  # a checkpoint is of the settings it was trained with
     result, told = _evaluation(plan, weights, episodes, seed, aim)
     if video is not None:
-        _film(plan, weights, video, seed, aim)
+        _record(plan, weights, video, seed, aim)
     found = {
         "algorithm": plan.config.algorithm,
         "env": plan.config.env,
@@ -217,14 +217,12 @@ def newest_weights(plan: Plan) -> Weights:
     return learner.weights()
 
 
-def _film(plan: Plan, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
-    from rollout_workers.acting import Actor
-    from rollout_workers.planning import PlanActor, plans
+def _record(plan: Plan, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
+    from rollout_workers.actor import Actor
     from rollout_workers.video import record_video
 
-    policy: Any = make_policy(plan)
+    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
     if aim is not None:
-        policy.aim = aim
-    actor: Any = PlanActor(policy) if plans(policy) else Actor(policy, backend=plan.config.worker.backend)
+        actor.policy.aim = aim
     actor.load(weights)
     record_video(plan.config.env, actor, path, seed=seed)

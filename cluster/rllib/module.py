@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from algorithms import ALGORITHMS
 from algorithms.interface import Policy
 from cluster.config import RunConfig
+from rollout_workers.actor import StatelessPolicy
 from rollout_workers.env import ActionBox, close_or_warn, flatten_observations, observation_dim
 from rollout_workers.envs import make_env
 
@@ -51,7 +52,8 @@ class PolicyModule(TorchRLModule):
         agent = algorithm.config_class(**self.model_config["agent"])
         self.box = ActionBox(self.action_space, "the module")
         obs_dim = observation_dim(self.observation_space, "the module")
-        self.policy = cast(Policy, algorithm.make_policy(agent, obs_dim, self.box.dim))
+        policy = cast(Policy, algorithm.make_policy(agent, obs_dim, self.box.dim))
+        self.policy = StatelessPolicy(policy, backend="torch")
         self.rng = np.random.default_rng(self.model_config.get("seed", 0))
         self.weights: dict[str, np.ndarray] = {}
 
@@ -65,12 +67,11 @@ class PolicyModule(TorchRLModule):
         self.weights = {name: np.array(value, np.float32) for name, value in state.items()}
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
-        obs_BO = self._flat(batch)
-        return self._actions(obs_BO, np.zeros((len(obs_BO), *self.policy.noise_shape), np.float32))
+        return self._actions(self.policy.act_on(self._flat(batch)))
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
         obs_BO = self._flat(batch)
-        return self._actions(obs_BO, self.policy.sample_noise(self.rng, len(obs_BO)))
+        return self._actions(self.policy.act_on(obs_BO, self.policy.inner.sample_noise(self.rng, len(obs_BO))))
 
     def _flat(self, batch: dict[str, Any]) -> np.ndarray:
         obs = batch[Columns.OBS]
@@ -79,10 +80,8 @@ class PolicyModule(TorchRLModule):
             leaf = next(iter(leaf.values()))
         return flatten_observations(obs, len(leaf))
 
-    def _actions(self, obs_BO: np.ndarray, noise: np.ndarray) -> dict[str, torch.Tensor]:
-        with torch.inference_mode():
-            action_BA = self.policy.act(torch.from_numpy(obs_BO), torch.from_numpy(noise)).clone()
+    def _actions(self, action_BA: np.ndarray) -> dict[str, torch.Tensor]:
         return {
-            Columns.ACTIONS: action_BA,
-            Columns.ACTIONS_FOR_ENV: torch.from_numpy(self.box.rescale(action_BA.numpy())),
+            Columns.ACTIONS: torch.from_numpy(action_BA.copy()),
+            Columns.ACTIONS_FOR_ENV: torch.from_numpy(self.box.rescale(action_BA)),
         }
