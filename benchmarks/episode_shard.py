@@ -18,13 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from replay import episode_snapshot
+from replay import snapshot
 from replay.chunk import TRUNCATED, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.episode_sampling import pack
-from replay.episode_shard import EpisodeShard
+from replay.episode_store import EpisodeStore
+from replay.limiter import StagedLimiter
 from replay.rows import RowLayout
-from replay.stages import StagedLimiter
+from replay.shard import Shard
 from replay.stored_episode import StoredEpisode
 
 MAZE = RowLayout(obs_dim=4, action_dim=2)
@@ -40,11 +41,11 @@ def dataset() -> Iterator[StoredEpisode]:
         yield StoredEpisode(index, obs_TO, action_TA, np.full(STEPS, 0.001 * index), False, True, obs_TO[-1])
 
 
-def new_shard(data: DataConfig, before: int = 10**12) -> EpisodeShard:
+def new_shard(data: DataConfig, before: int = 10**12) -> Shard:
     limiter = StagedLimiter(items_before=before, stages=1, episodes_per_stage=10**9)
     config = ReplayConfig(capacity_rows=300_000)
-    return EpisodeShard(MAZE, config, data, shard=0, shards=1, seed=0, batch_size=BATCH, limiter=limiter,
-                        posterior_floats=POSTERIOR, offline=dataset)  # fmt: skip
+    store = EpisodeStore(MAZE, config, data, posterior_floats=POSTERIOR, offline=dataset)
+    return Shard(store, limiter, shard=0, seed=0, batch_size=BATCH)
 
 
 def chunks(count: int) -> Iterator[Chunk]:
@@ -109,7 +110,7 @@ def main() -> None:
     )
     slot_UB = shard.sample(1, BATCH).slot_UB  # type: ignore[union-attr]
     values = np.zeros((BATCH, POSTERIOR), np.float32)
-    generations = shard.table.generation[slot_UB[0]]
+    generations = shard.store.arena.generation[slot_UB[0]]
     print(
         f"write back {BATCH} x {POSTERIOR} floats: {cpu_us(lambda: shard.write_back(slot_UB[0], generations, values), 50):.1f} us"
     )
@@ -117,15 +118,15 @@ def main() -> None:
     gathering.sample(1, BATCH)
     feed = chunks(600)
     chunk_us = cpu_us(lambda: gathering.append(next(feed)), 60)
-    stored = gathering.table.online.stored_episodes
+    stored = gathering.store.arena.online.stored_episodes
     print(
         f"append {ENVS} x {CHUNK_STEPS} rows: {chunk_us:.1f} us, {ENVS * CHUNK_STEPS / chunk_us:.2f} M rows/s ({stored} stored)"
     )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        info = episode_snapshot.save(gathering, folder)
+        info = snapshot.save(gathering, folder)
         print(
-            f"snapshot of {gathering.table.size} rows: {info.bytes_written / 1e6:.1f} MB, {time.perf_counter() - began:.3f} s wall"
+            f"snapshot of {gathering.store.arena.size} rows: {info.bytes_written / 1e6:.1f} MB, {time.perf_counter() - began:.3f} s wall"
         )
 
 

@@ -3,7 +3,7 @@
 Three things in one run, each repeat of all before the next, so that a busy machine slows all alike; medians:
 
     bare      agent.update in a loop on blocks that were sampled before the clock started
-    learner   the same update in a Learner: a Feed thread samples a real ReplayShard of the same data, the guard looks,
+    learner   the same update in a Learner: a Feed thread samples a real Shard of the same data, the guard looks,
               weights are published every 64 updates
     RLlib     SAC's training_step with no remote runner and training_intensity so high that updates dominate; its
               uniform episode buffer, which is the faster of its two, and networks of 2x256
@@ -40,7 +40,8 @@ from replay.chunk import TRUNCATED, Block, Chunk, Wait
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.rows import RowLayout
-from replay.shard import ReplayShard
+from replay.shard import Shard
+from replay.transition_store import TransitionStore
 
 LAYOUT = RowLayout(obs_dim=17, action_dim=6)
 BATCH, ROWS, CHUNK = 256, 100_000, 500
@@ -48,11 +49,11 @@ CONFIG = LearnerConfig()
 ACTOR_CRITICS = [name for name, algorithm in ALGORITHMS.items() if algorithm.items == "transitions"]
 
 
-def filled_shard() -> ReplayShard:
+def filled_shard() -> Shard:
     """A shard of made-up transitions whose limiter lets a learner sample as fast as it can."""
     config = ReplayConfig(capacity_rows=ROWS, min_size_rows=BATCH)
     limiter = Limiter(BATCH, samples_per_insert=1e9, tolerance=1e9)
-    shard = ReplayShard(LAYOUT, config, shard=0, shards=1, seed=0, batch_size=BATCH, limiter=limiter)
+    shard = Shard(TransitionStore(LAYOUT, config), limiter, shard=0, seed=0, batch_size=BATCH)
     rng = np.random.default_rng(0)
     flag_N = np.zeros(CHUNK, np.uint8)
     flag_N[-1] = TRUNCATED
@@ -86,7 +87,7 @@ def agent_of(algorithm: str) -> Any:
     return ALGORITHMS[algorithm].make_agent(preset, spec)
 
 
-def bare_loop(algorithm: str, shard: ReplayShard) -> Callable[[float], int]:
+def bare_loop(algorithm: str, shard: Shard) -> Callable[[float], int]:
     agent = agent_of(algorithm)
     sampled = [shard.sample(CONFIG.updates_per_call, BATCH) for _ in range(16)]
     blocks = [torch.from_numpy(block.rows_UBD) for block in sampled if isinstance(block, Block)]
@@ -104,7 +105,7 @@ def bare_loop(algorithm: str, shard: ReplayShard) -> Callable[[float], int]:
 class FedLearner:
     """A Learner with a feed thread; runs for some seconds at a time."""
 
-    def __init__(self, algorithm: str, shard: ReplayShard, directory: pathlib.Path) -> None:
+    def __init__(self, algorithm: str, shard: Shard, directory: pathlib.Path) -> None:
         def fetch() -> Block | Wait | None:
             return shard.sample(CONFIG.updates_per_call, BATCH)
 

@@ -16,9 +16,10 @@ from algorithms.gac.target import Target, first_target, next_target
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
-from cluster.graph import make_shard, snapshots_of
+from cluster.graph import make_shard
 from cluster.pictures.calibration import rank_correlation
-from replay.episode_shard import EpisodeShard
+from replay import snapshot
+from replay.episode_store import EpisodeStore
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the best return in the data
 MODES = ("st", "kl", "max")
@@ -82,10 +83,10 @@ def stages(run: Trained) -> list[Stage]:
     columns = []
     for index in range(run.plan.config.replay.shards):
         shard = make_shard(run.plan, index)
-        assert isinstance(shard, EpisodeShard)
-        if snapshots_of(run.plan.config).load(shard, run.plan.shard_dir(index)) is None:
+        assert isinstance(shard.store, EpisodeStore)
+        if snapshot.load(shard, run.plan.shard_dir(index)) is None:
             continue
-        held, slots = shard.table, np.array(shard.table.online.order, np.int64)
+        held, slots = shard.store.arena, np.array(shard.store.arena.online.order, np.int64)
         columns.append(np.stack([held.stage[slots], held.target[slots], held.predicted[slots], held.ret[slots]]))
     stage_E, target_E, predicted_E, return_E = np.concatenate(columns, 1)
     return [

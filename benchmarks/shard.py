@@ -24,17 +24,18 @@ from replay.chunk import Block, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.rows import RowLayout
-from replay.shard import ReplayShard
+from replay.shard import Shard
+from replay.transition_store import TransitionStore
 
 HALF_CHEETAH = RowLayout(obs_dim=17, action_dim=6)
 CHUNK_ENVS, CHUNK_STEPS, BATCH = 16, 32, 256
 
 
-def new_shard(capacity: int, n_step: int = 1) -> ReplayShard:
+def new_shard(capacity: int, n_step: int = 1) -> Shard:
     """A shard whose limiter never holds anybody back."""
     config = ReplayConfig(capacity_rows=capacity, n_step=n_step)
     limiter = Limiter(BATCH, 1.0, 1e18)
-    return ReplayShard(HALF_CHEETAH, config, shard=0, shards=1, seed=0, batch_size=BATCH, limiter=limiter)
+    return Shard(TransitionStore(HALF_CHEETAH, config), limiter, shard=0, seed=0, batch_size=BATCH)
 
 
 def chunks(count: int, first: int = 0) -> list[Chunk]:
@@ -73,8 +74,8 @@ def cpu_us(work: Callable[[], object], calls: int, repeats: int = 9) -> float:
     return statistics.median(times)
 
 
-def fill(shard: ReplayShard) -> None:
-    for chunk in chunks(-(-shard.table.capacity // (CHUNK_ENVS * CHUNK_STEPS))):
+def fill(shard: Shard) -> None:
+    for chunk in chunks(-(-shard.store.capacity // (CHUNK_ENVS * CHUNK_STEPS))):
         answer = shard.append(chunk)
         assert answer.status == "ok", answer
 
@@ -91,15 +92,15 @@ def one_process(capacity: int) -> None:
     shard = new_shard(capacity)
     start = time.process_time()
     fill(shard)
-    fresh = shard.table.inserted / (time.process_time() - start)
-    more = iter(chunks(9 * 200, shard.table.inserted // (CHUNK_ENVS * CHUNK_STEPS)))
+    fresh = shard.store.inserted / (time.process_time() - start)
+    more = iter(chunks(9 * 200, shard.store.inserted // (CHUNK_ENVS * CHUNK_STEPS)))
     append_us = cpu_us(lambda: shard.append(next(more)), 200)
     print(
         f"append 512 rows: {append_us:.0f} us, {512 / append_us * 1e6:,.0f} rows/s ({fresh:,.0f} while memory is new)"
     )
     for updates in (1, 32):
         calls = 3_000 // updates
-        bare = cpu_us(take(shard.table.rows, updates * BATCH), calls)
+        bare = cpu_us(take(shard.store.rows, updates * BATCH), calls)
         served = cpu_us(lambda u=updates: shard.sample(u, BATCH), calls)
         print(
             f"sample {updates:2d} x {BATCH}: {served / updates:.1f} us a batch, np.take {bare / updates:.1f} us, "

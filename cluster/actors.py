@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from cluster.courier import RUN_COMPLETE, STOPPED, Courier, Lost
-from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads, snapshots_of
+from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
+from replay import snapshot
 from replay.chunk import Ack, Block, Chunk, RowTotals, Wait
 from rollout_workers.env import name_module
 
@@ -35,14 +37,13 @@ class ShardActor:
 
     def __init__(self, plan: Plan, index: int, quota_rows: int | None) -> None:
         self.started = time.time()
-        self.quota_rows = quota_rows
+        self.quota_rows = math.inf if quota_rows is None else quota_rows
         self.directory = plan.shard_dir(index)
-        self.shard: Any = make_shard(plan, index)
-        self.snapshots = snapshots_of(plan.config)
-        self.found = self.snapshots.load(self.shard, self.directory)
+        self.shard = make_shard(plan, index)
+        self.found = snapshot.load(self.shard, self.directory)
         self.changed = asyncio.Condition()
         self.policy_s = plan.config.ray.call_timeout_s
-        self.stage = self._stage()
+        self.stage = self.shard.limiter.stage
         self.sealed = False
 
     async def restored(self) -> tuple[str, ...]:
@@ -79,9 +80,9 @@ class ShardActor:
                 if not isinstance(answer, Wait) or answer.reason == "exhausted" or not await self._wait(deadline):
                     break
             if not isinstance(answer, Wait):
-                if self._stage() > self.stage:
+                if self.shard.limiter.stage > self.stage:
                     self.shard.await_policy(self.policy_s)  # that has learned from this block
-                self.stage = self._stage()
+                self.stage = self.shard.limiter.stage
                 self.changed.notify_all()
             elif self.shard.limiter.held and answer.reason != "exhausted":
                 answer = dataclasses.replace(answer, reason=HELD)
@@ -91,19 +92,14 @@ class ShardActor:
         """Leaves what the learner inferred beside the episodes of a batch that are still held."""
         self.shard.write_back(slots, generations, values)
 
-    async def hear(self, epoch: int, version: int) -> None:
+    async def observe_version(self, epoch: int, version: int) -> None:
         """Takes note of a policy that was just published: a stage may wait for it."""
         async with self.changed:
-            self.shard.hear(epoch, version)
+            self.shard.observe_version(epoch, version)
             self.changed.notify_all()
 
-    def _stage(self) -> int:
-        return 0 if self.quota_rows is not None else int(self.shard.limiter.stage)
-
     def _full(self) -> bool:
-        if self.quota_rows is None:
-            return bool(self.shard.limiter.gathered)
-        return bool(self.shard.table.inserted >= self.quota_rows)
+        return self.shard.limiter.gathered or self.shard.store.inserted >= self.quota_rows
 
     async def _wait(self, deadline: float) -> bool:
         left = deadline - time.monotonic()
@@ -155,7 +151,7 @@ class ShardActor:
 
     async def save(self) -> int:
         """Writes a snapshot, a segment at a time between the other calls; the rows stored over the run that it stands for."""
-        saving = self.snapshots.Saving(self.shard, self.directory)
+        saving = snapshot.Saving(self.shard, self.directory)
         while (info := saving.step()) is None:
             await asyncio.sleep(0)
         return int(info.inserted)

@@ -17,7 +17,7 @@ from cluster.config import RunConfig
 from cluster.errors import UsageError
 from cluster.graph import Plan, offline_rows, workers_of
 from cluster.run_dir import ROOT, RunDirectory
-from replay.memory import bytes_needed
+from replay.memory import transition_bytes
 from replay.option import range_problems
 from rollout_workers.envs import EnvError, env_spec
 
@@ -78,7 +78,7 @@ def memory_bytes(plan: Plan) -> dict[str, int]:
 def _replay_bytes(plan: Plan) -> int:
     if plan.config.learns_from_episodes:
         return episode_checks.episode_bytes(plan)
-    return bytes_needed(plan.layout, plan.config.replay, offline_rows(plan))
+    return transition_bytes(plan.layout, plan.config.replay, offline_rows(plan))
 
 
 def check_tree() -> None:

@@ -7,8 +7,8 @@ import dataclasses
 from cluster.commands.finetune import STAGED
 from cluster.config import READ_ON_EPISODES, OnlineConfig, RunConfig
 from cluster.graph import Plan, workers_of
+from replay import memory
 from replay.config import ReplayConfig
-from replay.episode_shard import bytes_needed
 from replay.option import range_problems
 
 
@@ -90,7 +90,7 @@ def episode_bytes(plan: Plan) -> int:
     online = config.replay.capacity_rows if config.online.stages else 0
     replay: ReplayConfig = dataclasses.replace(config.replay, capacity_rows=online)
     data = dataclasses.replace(config.data, offline_capacity_rows=offline)
-    return bytes_needed(plan.layout, replay, data, config.agent.posterior_floats)
+    return memory.episode_bytes(plan.layout, replay, data, config.agent.posterior_floats)
 
 
 def _useless(config: RunConfig, why: str) -> list[str]:

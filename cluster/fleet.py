@@ -29,7 +29,7 @@ from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
 from cluster.remote import cause, make_actor, root, started
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
-from replay.limiter import dealt
+from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
 
 STATS_S = 1.0
@@ -237,7 +237,7 @@ class RayFleet:
             fetched, counts = (ray.get(refs, timeout=ALIGN_S) for refs in asked)
         except (RayActorError, GetTimeoutError):
             return
-        for shard, rows in zip(self._shards, dealt(sum(fetched), *zip(*counts))):
+        for shard, rows in zip(self._shards, apportioned(sum(fetched), *zip(*counts))):
             shard.align.remote(rows)
         self._learners.astray = False
 

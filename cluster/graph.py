@@ -1,6 +1,6 @@
 """The graph: which parts a run has, and who talks to whom.
 
-    RolloutWorker x W  --append(chunk)-->  ReplayShard x S  --sample(U x B)-->  Learner x L
+    RolloutWorker x W  --append(chunk)--> Shard x S  --sample(U x B)-->  Learner x L
           ^                                     | ack carries the newest policy's version   | publish(version)
           +------------- fetch(version) ------- Store <-------------------------------------+
     driver: Session (starts, watches, scales, restarts), Evaluator, metrics
@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.errors import RunError, UsageError
-from replay.episode_shard import EpisodeShard
-from replay.limiter import Limiter
+from replay.episode_store import EpisodeStore
+from replay.limiter import AnyLimiter, Limiter, StagedLimiter
 from replay.rows import RowLayout
-from replay.shard import ReplayShard
-from replay.stages import StagedLimiter
+from replay.shard import Shard
+from replay.store import Store
+from replay.transition_store import TransitionStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +110,7 @@ class Plan:
 def make_limiter(config: RunConfig) -> Limiter:
     """The limiter of one shard: rows in and rows out, at the replay ratio."""
     worker, learner = config.worker, config.learner
-    return Limiter.for_shard(
-        config.replay,
+    return config.replay.limiter(
         batch_size=learner.batch_size,
         chunk_rows=worker.envs_per_worker * worker.chunk_steps,
         block_rows=learner.updates_per_call * learner.batch_size,
@@ -136,22 +136,17 @@ def make_staged_limiter(config: RunConfig) -> StagedLimiter:
     )
 
 
-def make_shard(plan: Plan, index: int) -> ReplayShard | EpisodeShard:
+def make_shard(plan: Plan, index: int) -> Shard:
+    """Shard ``index`` with the store and the limiter of what the algorithm learns from."""
     config = plan.config
     if config.learns_from_episodes:
-        return _make_episode_shard(plan, index)
-    return ReplayShard(
-        plan.layout,
-        config.replay,
-        shard=index,
-        shards=config.replay.shards,
-        seed=config.seed,
-        batch_size=plan.rank_batch,
-        limiter=make_limiter(config),
-        gamma=config.agent.gamma,
-        data=config.data,
-        offline=_offline_rows(plan, index),
-    )
+        store: Store = _episode_store(plan, index)
+        limiter: AnyLimiter = make_staged_limiter(config)
+    else:
+        offline = _offline_rows(plan, index)
+        store = TransitionStore(plan.layout, config.replay, gamma=config.agent.gamma, data=config.data, offline=offline)
+        limiter = make_limiter(config)
+    return Shard(store, limiter, shard=index, seed=config.seed, batch_size=plan.rank_batch)
 
 
 def offline_rows(plan: Plan) -> int:
@@ -183,28 +178,16 @@ def _offline_rows(plan: Plan, index: int) -> OfflineRows | None:
         raise RunError(f"{dataset.id}: {error}") from error
 
 
-def _make_episode_shard(plan: Plan, index: int) -> EpisodeShard:
-    config, dataset = plan.config, plan.dataset
-    shards = config.replay.shards
-    return EpisodeShard(
+def _episode_store(plan: Plan, index: int) -> EpisodeStore:
+    config, dataset, shards = plan.config, plan.dataset, plan.config.replay.shards
+    return EpisodeStore(
         plan.layout,
         config.replay,
         config.data,
-        shard=index,
-        shards=shards,
-        seed=config.seed,
-        batch_size=plan.rank_batch,
-        limiter=make_staged_limiter(config),
+        gathers=config.online.stages > 0,
         posterior_floats=config.agent.posterior_floats,
         offline=None if dataset is None else lambda: dataset.episodes(range(index, dataset.total_episodes, shards)),
     )
-
-
-def snapshots_of(config: RunConfig) -> Any:
-    """The module that saves and loads the run's kind of shards: ``load``, ``save`` and ``Saving``."""
-    from replay import episode_snapshot, snapshot
-
-    return episode_snapshot if config.learns_from_episodes else snapshot
 
 
 def make_policy(plan: Plan) -> Policy | EpisodePolicy:

@@ -28,7 +28,6 @@ from cluster.graph import (
     random_steps_left,
     save_checkpoint,
     set_threads,
-    snapshots_of,
     workers_of,
 )
 from cluster.metrics.tally import Tally
@@ -37,8 +36,10 @@ from cluster.saved import Saved, look_at_disk
 from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART
+from replay import snapshot
 from replay.chunk import Wait
-from replay.limiter import dealt
+from replay.limiter import apportioned
+from replay.shard import Shard
 from replay.trajectories import EpisodeBlock
 from rollout_workers.evaluator import Evaluation
 
@@ -60,7 +61,7 @@ class InlineFleet:
         plan, config = self.plan, self.plan.config
         set_threads(config)
         self.newest: Weights | None = None
-        self.shards: list[Any] = [make_shard(plan, index) for index in range(config.replay.shards)]
+        self.shards: list[Shard] = [make_shard(plan, index) for index in range(config.replay.shards)]
         self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish, write_back=self._write_back)
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
         found = newest_checkpoint(plan)
@@ -114,7 +115,7 @@ class InlineFleet:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         snapshots: dict[int, str] = {}
         for index, shard in enumerate(self.shards):
-            save = functools.partial(snapshots_of(self.plan.config).save, shard, self.plan.shard_dir(index))
+            save = functools.partial(snapshot.save, shard, self.plan.shard_dir(index))
             if problem := _tried(save):
                 snapshots[index] = problem
             self.watch.snapshot(index, problem)
@@ -149,7 +150,7 @@ class InlineFleet:
         parts: dict[str, Any] = {}
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
-        counters = np.array([self.turn, self.asked, *(shard.table.inserted for shard in self.shards)], np.int64)
+        counters = np.array([self.turn, self.asked, *(shard.store.inserted for shard in self.shards)], np.int64)
         parts |= checkpoint.prefixed(
             _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
         )
@@ -184,8 +185,8 @@ class InlineFleet:
         self.done = self._progress() >= config.steps
 
     def _stages(self) -> list[int]:
-        """The stage that each shard gathers; of transitions there are none."""
-        return [shard.limiter.stage for shard in self.shards] if self.plan.config.learns_from_episodes else []
+        """The stage that each shard gathers, 0 in a run without stages."""
+        return [shard.limiter.stage for shard in self.shards]
 
     def _restart_episodes(self, opened_S: list[bool]) -> None:
         """Lets the workers of shards that have opened another stage begin it with what was learned of the last one."""
@@ -231,10 +232,10 @@ class InlineFleet:
                 worker.load_weights(self.newest)
 
     def _progress(self) -> int:
-        return self.learner.updates if self.plan.config.learns_from_episodes else self._env_steps()
+        return self.learner.updates if self.plan.config.unit == "updates" else self._env_steps()
 
     def _env_steps(self) -> int:
-        return sum(shard.table.inserted for shard in self.shards)
+        return sum(shard.store.inserted for shard in self.shards)
 
     def _report(self) -> None:
         for shard in self.shards:
@@ -262,7 +263,7 @@ class InlineFleet:
             # before the first row the count of rows drawn alone tells moments apart
             drawn = sum(shard.limiter.sampled for shard in self.shards)
             if (
-                inserted == [shard.table.inserted for shard in self.shards]
+                inserted == [shard.store.inserted for shard in self.shards]
                 and drawn == self.learner.updates * self.plan.config.learner.batch_size
             ):
                 return True
@@ -273,7 +274,7 @@ class InlineFleet:
         """The newest snapshot of each shard; whether any has one."""
         found = False
         for index, shard in enumerate(self.shards):
-            info = snapshots_of(self.plan.config).load(shard, self.plan.shard_dir(index))
+            info = snapshot.load(shard, self.plan.shard_dir(index))
             found = found or info is not None
             for warning in info.warnings if info else ():
                 self.event(f"snapshot passed over: {warning}")
@@ -286,7 +287,9 @@ class InlineFleet:
         )
         limiters = [shard.limiter for shard in self.shards]
         total = self.learner.updates * self.plan.config.learner.batch_size
-        missing = dealt(total, [limiter.sampled for limiter in limiters], [limiter.inserted for limiter in limiters])
+        missing = apportioned(
+            total, [limiter.sampled for limiter in limiters], [limiter.inserted for limiter in limiters]
+        )
         for shard, rows in zip(self.shards, missing):
             shard.align(rows)
 

@@ -354,4 +354,4 @@ class LearnerActor:
         self.newest, self.sent = weights, self.store.publish.remote(weights)
         if self.config.learns_from_episodes:
             for shard in self.shards:
-                shard.hear.remote(*weights.order)
+                shard.observe_version.remote(*weights.order)

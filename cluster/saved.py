@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.graph import Plan
-from replay import snapshot_files
+from replay import snapshot
 from replay.manifest import Damaged, read_manifest
 
 
@@ -93,7 +93,7 @@ def _updates(directory: Path) -> int | None:
 
 def _rows(directory: Path) -> int | None:
     with contextlib.suppress(OSError, Damaged):
-        for number in snapshot_files.intact(directory):
-            manifest = read_manifest(snapshot_files.manifest_path(directory, number))
+        for number in snapshot.intact(directory):
+            manifest = read_manifest(snapshot.manifest_path(directory, number))
             return int(manifest["state"]["table"]["inserted"])
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from replay.limiter import feasible_tolerance
+from replay.limiter import Limiter, feasible_tolerance
 from replay.option import COUNT_LIMIT, SHARE, option, range_problems
 
 
@@ -92,6 +92,14 @@ class ReplayConfig:
         ):
             return found  # who has the sizes says what is wrong with them
         return self._too_small(batch_size, envs_per_worker * chunk_steps, updates_per_call * batch_size)
+
+    def limiter(self, *, batch_size: int, chunk_rows: int, block_rows: int, pretrain_updates: int = 0) -> Limiter:
+        """The limiter of one of ``shards`` shards of transitions; a tolerance of 0 becomes the least that is feasible."""
+        ratio = self.replay_ratio * batch_size
+        least = feasible_tolerance(chunk_rows=chunk_rows, block_rows=block_rows, samples_per_insert=ratio)
+        tolerance = self.tolerance_rows / self.shards if self.tolerance_rows else least
+        pretrain = math.ceil(pretrain_updates * batch_size / self.shards)
+        return Limiter(max(1, math.ceil(self.min_size_rows / self.shards)), ratio, tolerance, pretrain)
 
     def _too_small(self, batch_size: int, chunk_rows: int, block_rows: int) -> list[str]:
         each = self.capacity_rows // self.shards

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from replay.arena import OFFLINE, Arena, EpisodeRecord
 from replay.chunk import TERMINATED, TRUNCATED
-from replay.episode_table import OFFLINE, EpisodeMark, EpisodeTable
 
 if TYPE_CHECKING:
     from replay.stored_episode import StoredEpisode
@@ -32,7 +32,7 @@ class EpisodeStream:
         ValueError: no episode at all, one of another shape, or one longer than the ring.
     """
 
-    def __init__(self, table: EpisodeTable, source: Source) -> None:
+    def __init__(self, table: Arena, source: Source) -> None:
         self.table, self._source = table, source
         self._next = self._read(0)
         self._position = 0  # episodes of this lap that are in the ring or have been
@@ -99,7 +99,7 @@ class EpisodeStream:
                 f"episode {episode.index} of the dataset has {len(rows_TF)} steps, the shard holds {ring.capacity} of them: it "
                 "could never be drawn; raise data.offline_capacity_rows"
             )
-        slot, gone = table.put(OFFLINE, rows_TF, _mark(episode))
+        slot, gone = table.put(OFFLINE, rows_TF, _record(episode))
         self._position += 1
         for old in gone if posterior else ():
             if table.visits[old]:
@@ -121,7 +121,7 @@ class EpisodeStream:
             if slot is None:
                 continue
             rows_TF, start = _rows(episode, table), int(table.start[slot])
-            if len(rows_TF) != table.length[slot] or _mark(episode).ret != table.ret[slot]:
+            if len(rows_TF) != table.length[slot] or _record(episode).ret != table.ret[slot]:
                 wanted[episode.index] = slot
                 break
             table.rows[start : start + len(rows_TF)] = rows_TF
@@ -134,7 +134,7 @@ class EpisodeStream:
             )
 
 
-def _rows(episode: StoredEpisode, table: EpisodeTable) -> np.ndarray:
+def _rows(episode: StoredEpisode, table: Arena) -> np.ndarray:
     """[obs | action | reward], (T, F) float32."""
     steps, layout = len(episode.reward_T), table.layout
     expected = (steps, layout.obs_dim), (steps, layout.action_dim)
@@ -150,6 +150,6 @@ def _rows(episode: StoredEpisode, table: EpisodeTable) -> np.ndarray:
     return rows_TF
 
 
-def _mark(episode: StoredEpisode) -> EpisodeMark:
+def _record(episode: StoredEpisode) -> EpisodeRecord:
     flag = TERMINATED * bool(episode.terminated) | TRUNCATED * bool(episode.truncated)
-    return EpisodeMark(episode=episode.index, ret=float(np.sum(episode.reward_T, dtype=np.float64)), flag=flag)
+    return EpisodeRecord(episode=episode.index, ret=float(np.sum(episode.reward_T, dtype=np.float64)), flag=flag)

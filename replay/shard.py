@@ -1,253 +1,317 @@
-"""One shard of the replay service: takes chunks from workers, hands blocks of batches to learners.
+"""One shard of what a run learns from: takes chunks from workers, answers learners with blocks, counts what became of every row.
 
-Letters: D row width, U updates of a block, B batch.
+A plain class that does not know where it runs; not thread-safe: one call at a time, as an actor's calls are. It never blocks: what
+may not go on now is answered with a wait, and the caller comes back. What its items are, only its store knows (``replay.store``).
 
-What it shares with shards of whole episodes is in base_shard.py: how chunks are answered, counters, state.
-
-With the transitions of a dataset beside its table (offline_rows.py) every batch is a mixture of both.
+Letters: U updates of a block, B batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from replay.admission import Fault, fault_of
-from replay.base_shard import BaseShard
-from replay.chunk import Block, Chunk, Wait
-from replay.config import DataConfig, ReplayConfig
-from replay.episode_sampling import offline_share
-from replay.episodes import Episode, complete_episodes
-from replay.limiter import Limiter
-from replay.n_step import gather_n_step
-from replay.offline_rows import VERSION, OfflineRows
-from replay.rows import RowLayout
-from replay.table import Table
+from replay.admission import WRITERS, Writers, Written, fault_of
+from replay.chunk import Ack, Block, Chunk, Status, Wait
+from replay.limiter import AnyLimiter
+from replay.store import Store
+from replay.trajectories import EpisodeBlock
+
+INSERT_RETRY_S = 0.02  # an append that must wait comes again after this
+SAMPLE_RETRY_S = 0.005
+WARM_UP_RETRY_S = 0.05
+REPORTS = 4_096  # worker reports held for ``drain_stats``
+AGE_BINS = 65  # ages 0 .. 63 versions; the last bin: 64 and more, or acted under an earlier learner
 
 
-class ReplayShard(BaseShard):
-    """One of ``shards`` equal parts of the table that ``config`` describes.
+class WorkerReport(NamedTuple):
+    """What a worker said about itself with one stored chunk."""
+
+    worker: int
+    incarnation: int
+    stats: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardStats:
+    """A shard at one moment. Rows over its life, which a loaded snapshot continues.
+
+    received_rows = stored_rows + duplicate_rows + the sum of rejected_rows, always. Chunks answered with a wait are not in it:
+    they come again.
+    """
+
+    shard: int
+    size: int  # rows held, those of a dataset too
+    capacity: int  # rows
+    received_rows: int
+    stored_rows: int
+    duplicate_rows: int
+    rejected_rows: dict[str, int]  # by reason
+    rejected_chunks: dict[str, int]  # by reason; a chunk with no countable rows counts here alone
+    insert_blocked_s: float  # time during which an append had been answered with a wait and none had been taken since
+    sample_blocked_s: float  # the same for samples
+    age_rows: np.ndarray  # (AGE_BINS,) int64: rows by policy age at insert, in versions behind the newest observed
+    last_seen_s: dict[int, float]  # worker -> monotonic clock of the shard when a chunk of it last came
+    written: tuple[Written, ...]  # rows of each remembered incarnation
+    stage: int  # newest online stage whose gathering has begun
+    offline_episodes: int  # of a dataset
+    episodes: int = 0  # held, of a store of whole episodes; this and all below
+    stored_episodes: int = 0  # online, over its life
+    episode_rows: int = 0  # stored_rows = episode_rows (in stored_episodes) + open_rows + the sum of lost_rows, always
+    open_rows: int = 0  # of partial episodes
+    lost_rows: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason, see episode_assembly
+
+
+class Blocked:
+    """Time one side spent between a refusal and the next time it was let through."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def refuse(self, now: float) -> None:
+        self._since = now if self._since is None else self._since
+
+    def allow(self, now: float) -> None:
+        self.seconds, self._since = self.until(now), None
+
+    def until(self, now: float) -> float:
+        return self.seconds + (0.0 if self._since is None else now - self._since)
+
+
+class RowCounts:
+    """Rows by what became of them, and how old their policies were."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.duplicate = 0
+        self.rejected_rows: Counter[str] = Counter()
+        self.rejected_chunks: Counter[str] = Counter()
+        self.age_rows = np.zeros(AGE_BINS, np.int64)
+
+    def reject(self, reason: str, rows: int) -> None:
+        self.received += rows
+        self.rejected_rows[reason] += rows
+        self.rejected_chunks[reason] += 1
+
+    def repeat(self, rows: int) -> None:
+        self.received += rows
+        self.duplicate += rows
+
+    def store(self, rows: int, age: int | None) -> None:
+        """Counts rows whose policy was ``age`` versions behind; None if it was of an earlier learner."""
+        self.received += rows
+        self.age_rows[AGE_BINS - 1 if age is None else min(age, AGE_BINS - 1)] += rows
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "received": self.received,
+            "duplicate": self.duplicate,
+            "rejected_rows": dict(self.rejected_rows),
+            "rejected_chunks": dict(self.rejected_chunks),
+            "age_rows": self.age_rows.tolist(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.received = int(state["received"])
+        self.duplicate = int(state["duplicate"])
+        self.rejected_rows = Counter(state["rejected_rows"])
+        self.rejected_chunks = Counter(state["rejected_chunks"])
+        self.age_rows = np.array(state["age_rows"], np.int64)
+
+
+class Shard:
+    """One of ``store.config.shards`` equal parts of what a run learns from.
 
     Args:
-        layout: of the packed rows.
-        config: totals over all shards; this one holds capacity_rows // shards rows.
-        shard, shards: which part, of how many.
+        store, limiter: owned by this shard from here on.
+        shard: which part.
         seed: of the run; the shard's own stream is derived from it and ``shard``.
-        batch_size: rows of one batch where ``sample`` is not told another number.
-        limiter: holds the replay ratio; owned by this shard from here on.
-        gamma: discount factor of the n-step returns, used only if config.n_step > 1.
-        data: how the two are mixed, if there is a dataset.
-        offline: this shard's part of the dataset; None: there is none.
+        batch_size: items of one batch where ``sample`` gets no other number.
         clock: seconds, monotonic.
 
     Raises:
-        ValueError: a shard index outside 0..shards-1, a capacity below one batch or min_size, or a limiter that lets samples begin
-            before the first insert although there is no dataset.
+        ValueError: a shard index beyond their number, or a store that could never work with this limiter.
     """
-
-    table: Table
-    limiter: Limiter
-    items, held_back = "rows", "samples_ahead"
 
     def __init__(
         self,
-        layout: RowLayout,
-        config: ReplayConfig,
+        store: Store,
+        limiter: AnyLimiter,
         *,
         shard: int,
-        shards: int,
         seed: int,
         batch_size: int,
-        limiter: Limiter,
-        gamma: float = 0.99,
-        data: DataConfig | None = None,
-        offline: OfflineRows | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        capacity = config.capacity_rows // max(shards, 1)
-        if not 0 <= shard < shards or capacity < max(batch_size, limiter.min_size):
+        if not 0 <= shard < store.config.shards:
             raise ValueError(
-                f"shard {shard} of {shards} would hold {capacity} rows, with a batch of {batch_size} and "
-                f"{limiter.min_size} rows "
-                "before the first sample; expected a shard index below their number and room for both: it could "
-                "never be "
-                "sampled; raise replay.capacity_rows or lower replay.shards"
+                f"shard {shard} of {store.config.shards}; expected a shard index below their number: it would take another's "
+                "workers and files; raise replay.shards"
             )
-        if limiter.pretrain and offline is None:
-            raise ValueError(
-                f"shard {shard} has no dataset and a limiter with {limiter.pretrain} rows to sample before the first insert, expected "
-                "0: they would be drawn from nothing; set data.pretrain_updates to 0, or give a dataset"
+        store.check(limiter, batch_size)
+        self.store, self.limiter, self.shard, self.batch_size = store, limiter, shard, batch_size
+        self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, shard])))
+        self.writers = Writers()
+        self.counts = RowCounts()
+        self.newest = (0, 0)  # (epoch, version) of the newest policy observed
+        self._clock = clock
+        self._insert_blocked, self._sample_blocked = Blocked(), Blocked()
+        self._outdated = (-1, -1), 0.0  # a policy that is too old for the open stage, and until when that matters
+        self._last_seen: OrderedDict[int, float] = OrderedDict()
+        self._reports: deque[WorkerReport] = deque(maxlen=REPORTS)
+
+    def observe_version(self, epoch: int, version: int) -> None:
+        """Takes note of a policy; acks carry the newest one observed."""
+        self.newest = max(self.newest, (epoch, version))
+
+    def await_policy(self, limit_s: float) -> None:
+        """Takes no rows until a policy newer than the newest now is observed, or for ``limit_s``.
+
+        For a shard that runs alongside its learner: what the last block of a stage teaches comes after the stage is over here.
+        """
+        self._outdated = self.newest, self._clock() + limit_s
+
+    def append(self, chunk: Chunk) -> Ack:
+        """Takes a chunk's rows, once: repeats are recognised, malformed ones rejected as a whole and counted.
+
+        The order of the answers: rejected if it is malformed, duplicate if it was stored before, rejected as closed when the
+        run takes no more rows, wait if the limiter allows no insert, else ok.
+        """
+        fault = fault_of(chunk, self.store.layout, max(self.store.capacity, 1)) or self.store.fault(chunk)
+        if fault is not None:
+            return self._reject(chunk, *fault)
+        now, rows = self._clock(), len(chunk.rows_ND)
+        self._see(chunk.worker, now)
+        status = self.writers.status(chunk.worker, chunk.incarnation, chunk.sequence)
+        if status == "duplicate":
+            self.counts.repeat(rows)
+            return self._ack("duplicate")
+        if status == "stale":
+            return self._reject(
+                chunk, "stale", f"sequence {chunk.sequence} is {self.writers.window} or more below the newest"
             )
-        super().__init__(
-            layout,
-            config,
-            Table(layout, capacity),
-            limiter,
-            shard=shard,
-            shards=shards,
-            seed=seed,
-            batch_size=batch_size,
-            clock=clock,
-        )
-        self.gamma = gamma
-        self.data, self.offline = data or DataConfig(), offline
-        self._ranges, self._range_B = (0, 0), np.empty(0)  # what draws are scaled by, for (batch, size)
-        self._share = 0  # dataset rows of each batch of the last draw
+        if self.limiter.ended:
+            return self._reject(chunk, "closed", "the run takes no more rows")
+        outdated, until = self._outdated
+        if not self.limiter.can_insert(rows) or (self.newest <= outdated and now < until):
+            self._insert_blocked.refuse(now)
+            return self._ack("wait", retry_after_s=INSERT_RETRY_S)
+        self._insert_blocked.allow(now)
+        self.observe_version(chunk.epoch, chunk.version)
+        self.limiter.insert(rows, self.store.append(chunk, self.limiter.stage))
+        self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence, rows, chunk.totals)
+        self.counts.store(rows, self.newest[1] - chunk.version if chunk.epoch == self.newest[0] else None)
+        self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
+        return self._ack("ok")
 
-    def sample(self, updates: int, batch: int | None = None, newest: tuple[int, int] | None = None) -> Block | Wait:
-        """``updates`` batches of ``batch`` rows, drawn with replacement; or why there are none yet, and when to ask
-        again.
+    def sample(
+        self, updates: int, batch: int | None = None, newest: tuple[int, int] | None = None
+    ) -> Block | EpisodeBlock | Wait:
+        """``updates`` batches of ``batch`` items, drawn with replacement; or why there are none yet, and when to ask again.
 
-        Of each batch the last round(recent_fraction B) rows are uniform over the newest recent_rows / shards rows
-        held, the others uniform over all. With a dataset this is said of the B - K last rows of a batch; the first
-        K = round(offline_fraction B) are uniform over the dataset's, with negative slots. While the limiter has rows to
-        sample before the first insert, all are. The arrays are fresh: the receiver owns them.
+        The arrays are fresh: the receiver owns them.
 
         Args:
             updates: U >= 1.
             batch: B >= 1; the shard's batch_size if None.
             newest: (epoch, version) of the policy the learner published last.
-        """
-        size = self._admitted(updates, batch, newest)
-        if isinstance(size, Wait):
-            return size
-        slot_UB = self._draw(updates, size)
-        self.limiter.sample(updates * size)
-        share = self._share
-        online_UB = slot_UB[:, share:]
-        self._last_versions = self.table.version.take(online_UB)
-        return Block(
-            rows_UBD=self._gather(slot_UB),
-            slot_UB=slot_UB,
-            generation_UB=_beside(0, share, self.table.generation(online_UB)),
-            version_UB=_beside(VERSION, share, self._last_versions),
-            shard=self.shard,
-            inserted=self.table.inserted,
-            size=self.table.size,
-        )
-
-    def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
-        """Leaves a float32 beside each row that is still the one that was sampled; returns how many were.
-
-        The hook for priorities, and for what a learner infers about a row. Rows overwritten since are skipped, and so are those
-        of a dataset, which have negative slots and nothing beside them.
-
-        Args:
-            slots, generations: int64, of one shape, from a block of this shard.
-            values: float32, of that shape, finite.
 
         Raises:
-            ValueError: shapes that differ, a slot outside table and dataset, a value that is not finite.
+            ValueError: less than one update or item.
         """
-        slots, generations, values = np.asarray(slots), np.asarray(generations), np.asarray(values, np.float32)
-        same = slots.shape == generations.shape == values.shape
-        least = 0 if self.offline is None else -len(self.offline)
-        if (
-            not same
-            or (slots.size and (slots.min() < least or slots.max() >= self.table.capacity))
-            or not np.isfinite(values).all()
-        ):
-            raise ValueError(
-                f"write_back got shapes {slots.shape}, {generations.shape}, {values.shape}; expected one shape, "
-                f"slots from {least} and below "
-                f"{self.table.capacity} and finite values: nothing was written; send what came with a block of "
-                f"shard {self.shard}"
-            )
-        online = slots >= 0
-        return self.table.write_back(slots[online], generations[online], values[online])
+        if newest is not None:
+            self.observe_version(*newest)
+        batch = self.batch_size if batch is None else batch
+        if updates < 1 or batch < 1:
+            raise ValueError(f"sample got {updates} updates of {batch} {self.store.items}; expected at least 1 of each")
+        if not self.limiter.can_sample(updates * batch):
+            return self._no_sample()
+        self._sample_blocked.allow(self._clock())
+        slot_UB = self.store.draw(self.rng, updates, batch, self.limiter.pretraining)
+        self.limiter.sample(updates * batch)
+        return self.store.gather(slot_UB, self.shard, self.limiter.stage)
 
-    def episodes(self) -> Iterator[Episode]:
-        """Every episode of which this shard holds all rows. Do not append while iterating."""
-        return complete_episodes(self.table)
+    def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
+        """Keeps values with items of a block that are still held; returns how many were. See ``Store.write_back``."""
+        return self.store.write_back(slots, generations, values)
+
+    def align(self, items: int) -> None:
+        """Adds ``items`` to the count of items sampled here: fewer, when a lost learner had drawn some that are owed again; more,
+        when this shard was loaded from before it handed them out. See ``limiter.apportioned``."""
+        self.limiter.sampled += items
+
+    def close(self) -> None:
+        """No more rows are coming: samples use up what the limiter still allows, then are answered ``exhausted``."""
+        self.limiter.close()
+
+    def drain_stats(self) -> list[WorkerReport]:
+        """The workers' reports since the last call, oldest first; of more than REPORTS the oldest are overwritten."""
+        reports = list(self._reports)
+        self._reports.clear()
+        return reports
+
+    def stats(self) -> ShardStats:
+        """The shard's counters now; rows of a dataset are held, so in size and capacity, and were never received."""
+        now, counts = self._clock(), self.counts
+        return ShardStats(
+            shard=self.shard,
+            received_rows=counts.received,
+            stored_rows=self.store.inserted,
+            duplicate_rows=counts.duplicate,
+            rejected_rows=dict(counts.rejected_rows),
+            rejected_chunks=dict(counts.rejected_chunks),
+            insert_blocked_s=self._insert_blocked.until(now),
+            sample_blocked_s=self._sample_blocked.until(now),
+            age_rows=counts.age_rows.copy(),
+            written=self.writers.written(),
+            last_seen_s=dict(self._last_seen),
+            stage=self.limiter.stage,
+            **self.store.stats(),
+        )
 
     def state(self) -> dict[str, Any]:
-        """Everything but the columns that the next samples and answers depend on; JSON-able. Of a dataset's rows a digest: they are
-        read again."""
-        return super().state() | ({} if self.offline is None else {"offline": self.offline.state()})
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes what ``state`` gave; ``replay.snapshot`` loads the columns that belong to it. DatasetError when the dataset's rows
-        are others now."""
-        if self.offline is not None and "offline" in state:
-            self.offline.check_state(state["offline"])
-        self.table.load_state(state["table"])
-        super().load_state(state)
-
-    def _fault(self, chunk: Chunk) -> Fault | None:
-        return fault_of(chunk, self.layout, self.table.capacity)
-
-    def _store(self, chunk: Chunk) -> None:
-        self.table.append(chunk)
-        self.limiter.insert(len(chunk.rows_ND))
-
-    def _held(self) -> dict[str, Any]:
-        table, offline = self.table, self.offline
-        rows, nbytes, episodes = (0, 0, 0) if offline is None else (len(offline), offline.nbytes, offline.episodes)
-        return {
-            "size": table.size + rows,
-            "capacity": table.capacity + rows,
-            "bytes": table.nbytes + nbytes,
-            "sampled_rows": self.limiter.sampled,
-            "offline_episodes": episodes,
+        """Everything but arrays that the next samples and answers depend on; JSON-able."""
+        return self.store.state() | {
+            "limiter": self.limiter.state(),
+            "writers": self.writers.state(),
+            "tally": self.counts.state(),
+            "rng": self.rng.bit_generator.state,
+            "newest": list(self.newest),
         }
 
-    def _draw(self, updates: int, batch: int) -> np.ndarray:
-        """Slots (U, B) int64: the dataset's first. One uniform of 53 bits for each, scaled: cheaper than two calls for bounded
-        integers."""
-        uniform_UB = self.rng.random((updates, batch))
-        self._share = self._offline_share(batch)
-        if self.offline is None or not self._share:
-            return self._draw_online(uniform_UB)
-        offline_UK = self.offline.draw(uniform_UB[:, : self._share])
-        if self._share == batch:
-            return offline_UK
-        return np.concatenate([offline_UK, self._draw_online(uniform_UB[:, self._share :])], axis=1)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes what ``state`` gave, but for the store's part."""
+        self.limiter.load_state(state["limiter"])
+        self.writers.load_state(state["writers"])
+        self.counts.load_state(state["tally"])
+        self.rng.bit_generator.state = state["rng"]
+        self.newest = (int(state["newest"][0]), int(state["newest"][1]))
 
-    def _offline_share(self, batch: int) -> int:
-        """K: how many rows of a batch are the dataset's."""
-        if self.offline is None:
-            return 0
-        held, online = len(self.offline), 0 if self.limiter.pretraining else self.table.size
-        share = offline_share(self.data.offline_fraction, batch, held, online)
-        return round(batch * held / (held + online)) if share is None else share
+    def _no_sample(self) -> Wait:
+        if self.limiter.ended:
+            return Wait(reason="exhausted", retry_after_s=0.0)
+        self._sample_blocked.refuse(self._clock())
+        if self.limiter.inserted < self.limiter.min_size:
+            return Wait(reason="min_size", retry_after_s=WARM_UP_RETRY_S)
+        return Wait(reason=self.store.rate_limited, retry_after_s=SAMPLE_RETRY_S)
 
-    def _draw_online(self, uniform_UB: np.ndarray) -> np.ndarray:
-        """Slots of the table, (U, B) int64."""
-        batch, capacity, size = uniform_UB.shape[1], self.table.capacity, self.table.size
-        if self._ranges != (batch, size):
-            self._recent = round(self.config.recent_fraction * batch)
-            self._window = min(max(self.config.recent_rows // self.shards, 1), size)
-            self._range_B = np.full(batch, float(size))
-            self._range_B[batch - self._recent :] = self._window
-            self._ranges = (batch, size)
-        slot_UB = (uniform_UB * self._range_B).astype(np.int64)
-        oldest_recent = self.table.inserted % capacity - self._window
-        if self._recent:
-            slot_UB[:, batch - self._recent :] += oldest_recent
-            if oldest_recent < 0:
-                slot_UB[slot_UB < 0] += capacity
-        return slot_UB
+    def _reject(self, chunk: Chunk, reason: str, message: str) -> Ack:
+        shape: tuple[int, ...] = getattr(chunk.rows_ND, "shape", ())
+        self.counts.reject(reason, shape[0] if len(shape) == 2 else 0)
+        return self._ack("rejected", reason=f"{reason}: {message}")
 
-    def _gather(self, slot_UB: np.ndarray) -> np.ndarray:
-        """Rows (U, B, D) of the slots that ``_draw`` gave."""
-        share = self._share
-        if self.offline is None or not share:
-            return self._gather_online(slot_UB)
-        rows_UBD = np.empty((*slot_UB.shape, self.layout.width), np.float32)
-        rows_UBD[:, :share] = self.offline.take(slot_UB[:, :share])
-        rows_UBD[:, share:] = self._gather_online(slot_UB[:, share:])
-        return rows_UBD
+    def _ack(self, status: Status, *, retry_after_s: float = 0.0, reason: str = "") -> Ack:
+        epoch, version = self.newest
+        return Ack(status=status, epoch=epoch, version=version, retry_after_s=retry_after_s, reason=reason)
 
-    def _gather_online(self, slot_UB: np.ndarray) -> np.ndarray:
-        if self.config.n_step == 1:
-            return self.table.rows.take(slot_UB, axis=0)
-        row_MD = gather_n_step(self.table, slot_UB.ravel(), n=self.config.n_step, gamma=self.gamma)
-        return row_MD.reshape(*slot_UB.shape, -1)
-
-
-def _beside(value: int, share: int, online_UB: np.ndarray) -> np.ndarray:
-    """``online_UB`` with ``share`` columns of ``value`` before it."""
-    return np.pad(online_UB, ((0, 0), (share, 0)), constant_values=value) if share else online_UB
+    def _see(self, worker: int, now: float) -> None:
+        self._last_seen[worker] = now
+        self._last_seen.move_to_end(worker)
+        if len(self._last_seen) > WRITERS:
+            self._last_seen.popitem(last=False)

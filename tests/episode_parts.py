@@ -10,8 +10,9 @@ import numpy as np
 from shard_chunks import LAYOUT
 
 from replay.config import DataConfig, ReplayConfig
-from replay.episode_shard import EpisodeShard
-from replay.stages import StagedLimiter
+from replay.episode_store import EpisodeStore
+from replay.limiter import StagedLimiter
+from replay.shard import Shard
 from replay.stored_episode import StoredEpisode
 from replay.trajectories import EpisodeBlock, Trajectories
 
@@ -33,15 +34,16 @@ def source(lengths: list[int]) -> Callable[[], Iterator[StoredEpisode]]:
 
 def make_shard(*, offline: list[int] | None = None, online_rows: int = 200, offline_rows: int = 10_000, batch: int = 4,
                shard: int = 0, shards: int = 1, seed: int = 0, before: int = 0, stages: int = 1_000_000, episodes: int = 1,
-               items: int = 10**9, floats: int = P, **data: Any) -> EpisodeShard:  # fmt: skip
+               items: int = 10**9, floats: int = P, **data: Any) -> Shard:  # fmt: skip
     """A shard that, unless told otherwise, gathers and samples freely once it has an episode."""
     limiter = StagedLimiter(
         items_before=before, stages=stages, episodes_per_stage=episodes, items_per_stage=items
     )  # fmt: skip
     config = ReplayConfig(capacity_rows=online_rows * shards, shards=shards)
     settings = DataConfig(offline_capacity_rows=offline_rows * shards, **data)
-    return EpisodeShard(LAYOUT, config, settings, shard=shard, shards=shards, seed=seed, batch_size=batch, limiter=limiter,
-                        posterior_floats=floats, offline=None if offline is None else source(offline))  # fmt: skip
+    store = EpisodeStore(LAYOUT, config, settings, gathers=stages > 0, posterior_floats=floats,
+                         offline=None if offline is None else source(offline))  # fmt: skip
+    return Shard(store, limiter, shard=shard, seed=seed, batch_size=batch)
 
 
 class FreeLimiter(StagedLimiter):
@@ -57,7 +59,7 @@ class FreeLimiter(StagedLimiter):
         return True
 
 
-def free_shard(**options: Any) -> EpisodeShard:
+def free_shard(**options: Any) -> Shard:
     shard = make_shard(**options)
     shard.limiter = FreeLimiter()
     return shard
@@ -91,7 +93,7 @@ class Kept:
 
 
 class ListRing:
-    """A ring of episodes as a list, oldest first: the obviously right twin of episode_table.Ring."""
+    """A ring of episodes as a list, oldest first: the obviously right twin of arena.Ring."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.head, self.puts = capacity, 0, 0

@@ -8,17 +8,17 @@ from replay.chunk import TERMINATED, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.rows import RowLayout
-from replay.shard import ReplayShard
+from replay.shard import Shard
+from replay.transition_store import TransitionStore
 
 LAYOUT = RowLayout(obs_dim=3, action_dim=2)
 
 
 def make_shard(capacity: int = 64, *, min_size: int = 1, ratio: float = 1.0, tolerance: float = 1e12, seed: int = 0,
-               batch_size: int = 1, gamma: float = 0.9, **options: float) -> ReplayShard:  # fmt: skip
+               batch_size: int = 1, gamma: float = 0.9, **options: float) -> Shard:  # fmt: skip
     config = ReplayConfig(capacity_rows=capacity, **options)  # type: ignore[arg-type]
-    limiter = Limiter(min_size, ratio, tolerance)
-    return ReplayShard(LAYOUT, config, shard=0, shards=config.shards, seed=seed, batch_size=batch_size, limiter=limiter,
-                       gamma=gamma)  # fmt: skip
+    store = TransitionStore(LAYOUT, config, gamma=gamma)
+    return Shard(store, Limiter(min_size, ratio, tolerance), shard=0, seed=seed, batch_size=batch_size)
 
 
 def make_chunk(runs: list[tuple[int, int, int, int]], *, worker: int = 0, incarnation: int = 0, sequence: int = 0,
@@ -55,7 +55,7 @@ def reward_of(counter: np.ndarray | int, step: np.ndarray | int) -> np.ndarray:
     return np.cos(np.asarray(counter) * 7.0 + np.asarray(step)).astype(np.float32)
 
 
-def held(shard: ReplayShard) -> np.ndarray:
+def held(shard: Shard) -> np.ndarray:
     """Rows held, oldest first."""
-    slots = np.arange(shard.table.inserted - shard.table.size, shard.table.inserted) % shard.table.capacity
-    return shard.table.rows[slots]
+    slots = np.arange(shard.store.inserted - shard.store.size, shard.store.inserted) % shard.store.capacity
+    return shard.store.rows[slots]

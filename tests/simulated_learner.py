@@ -21,7 +21,7 @@ from learners.config import LearnerConfig
 from learners.feed import DirectFeed
 from learners.learner import PART, Learner
 from replay.chunk import Block, Wait
-from replay.limiter import dealt
+from replay.limiter import apportioned
 
 if TYPE_CHECKING:
     from simulated_run import SimulatedRun
@@ -171,7 +171,9 @@ class LearnerSide:
         """What the fleet tells the shards when the learner, or one of them, was restarted."""
         limiters = [shard.limiter for shard in self.run.shards]
         if self.learner is not None:
-            missing = dealt(self.fetched, [each.sampled for each in limiters], [each.inserted for each in limiters])
+            missing = apportioned(
+                self.fetched, [each.sampled for each in limiters], [each.inserted for each in limiters]
+            )
             for shard, rows in zip(self.run.shards, missing):
                 shard.align(rows)
                 assert shard.limiter.sampled >= 0

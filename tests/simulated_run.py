@@ -39,8 +39,9 @@ from replay import snapshot
 from replay.chunk import Ack, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.shard import ReplayShard
+from replay.shard import Shard
 from replay.snapshot import SnapshotInfo
+from replay.transition_store import TransitionStore
 
 
 class SimulatedRun:
@@ -94,18 +95,10 @@ class SimulatedRun:
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def new_shard(self, index: int) -> ReplayShard:
-        limiter = Limiter.for_shard(self.config, batch_size=BATCH, chunk_rows=CHUNK_ROWS, block_rows=UPDATES * BATCH)
-        return ReplayShard(
-            LAYOUT,
-            self.config,
-            shard=index,
-            shards=self.config.shards,
-            seed=self.seed,
-            batch_size=BATCH,
-            limiter=limiter,
-            clock=lambda: self.now_s,
-        )
+    def new_shard(self, index: int) -> Shard:
+        limiter = self.config.limiter(batch_size=BATCH, chunk_rows=CHUNK_ROWS, block_rows=UPDATES * BATCH)
+        store = TransitionStore(LAYOUT, self.config)
+        return Shard(store, limiter, shard=index, seed=self.seed, batch_size=BATCH, clock=lambda: self.now_s)
 
     def new_slot(self, index: int, incarnation: int) -> Slot:
         faults = self.faults
@@ -239,7 +232,7 @@ class SimulatedRun:
         shard, chunk = self.shards[call.shard], call.chunk
         key = (chunk.worker, chunk.incarnation, chunk.sequence)
         known = shard.writers.status(*key) == "duplicate"
-        if shard.table.inserted >= self.rows and not known:
+        if shard.store.inserted >= self.rows and not known:
             self.rejected[key] = RUN_COMPLETE
             return Ack(status="rejected", epoch=shard.newest[0], version=shard.newest[1], reason=RUN_COMPLETE)
         ack = shard.append(chunk)
@@ -333,7 +326,7 @@ class SimulatedRun:
             "a shard lost more than one interval"
         )
         rows = np.cumsum([len(self.chunks[key].rows_ND) for key in self.stored[index]])
-        held = int(np.searchsorted(rows, self.shards[index].table.inserted, side="right"))
+        held = int(np.searchsorted(rows, self.shards[index].store.inserted, side="right"))
         self.lost_with_shard |= set(self.stored[index][held:])
         self.fired["rows lost with a shard"] += len(self.stored[index]) - held
         del self.stored[index][held:]
@@ -378,7 +371,7 @@ class SimulatedRun:
 
     def check_table(self, index: int) -> None:
         """A shard holds exactly what was stored in it: whole rows, each once, linked to those that follow them."""
-        table, keys = self.shards[index].table, self.stored[index]
+        table, keys = self.shards[index].store, self.stored[index]
         empty = np.empty((0, LAYOUT.width), np.float32)
         rows = np.concatenate([empty, *(self.chunks[key].rows_ND for key in keys)])
         assert table.inserted == len(rows) and table.size == min(table.inserted, table.capacity)
@@ -400,7 +393,7 @@ class SimulatedRun:
 
     def run(self) -> None:
         """Under the faults until a shard has three quarters of its rows, so that debts to the limiter can be paid; then to the end."""
-        while all(shard.table.inserted < 0.75 * self.rows for shard in self.shards):
+        while all(shard.store.inserted < 0.75 * self.rows for shard in self.shards):
             self.step()
         self.faults = Faults()
         for slot in self.slots:

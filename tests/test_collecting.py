@@ -173,7 +173,7 @@ def test_replayed_episodes_are_all_whole_ones_of_the_snapshot_from_old_to_new(ru
     shard = make_shard(plan, 0)
     assert load(shard, plan.shard_dir(0)) is not None
     expected = sorted(
-        (one for one in shard.episodes() if one.flag & ~CUT), key=lambda one: (one.version_T[0], one.slot_T[0])
+        (one for one in shard.store.episodes() if one.flag & ~CUT), key=lambda one: (one.version_T[0], one.slot_T[0])
     )
     found = list(collect_agent_episodes(run, "replay", None, seed=0))
     assert len(found) == len(expected) > 10

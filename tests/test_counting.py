@@ -14,7 +14,7 @@ from tiny_runs import command, lines, read
 
 from learners import checkpoint
 from replay.manifest import read_manifest
-from replay.snapshot_files import intact, manifest_path
+from replay.snapshot import intact, manifest_path
 
 pytestmark = pytest.mark.cluster
 

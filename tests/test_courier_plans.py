@@ -21,14 +21,15 @@ from cluster.cli import main
 from cluster.courier import Courier, Lost
 from cluster.graph import Plan, make_shard
 from cluster.run_dir import RunDirectory
-from replay import episode_snapshot
+from replay import snapshot
+from replay.arena import ONLINE
 from replay.chunk import Ack, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.dataset import open_dataset
 from replay.episode_assembly import LATE
-from replay.episode_shard import EpisodeShard
-from replay.episode_table import ONLINE
-from replay.stages import StagedLimiter
+from replay.episode_store import EpisodeStore
+from replay.limiter import StagedLimiter
+from replay.shard import Shard
 from rollout_workers.config import WorkerConfig
 from rollout_workers.worker import RolloutWorker
 
@@ -56,10 +57,10 @@ def linear_policy() -> LinearPolicy:
     return policy
 
 
-def make_episode_shard() -> EpisodeShard:
+def make_episode_shard() -> Shard:
     limiter = StagedLimiter(items_before=0, stages=1, episodes_per_stage=10**6)
-    return EpisodeShard(LAYOUT, ReplayConfig(capacity_rows=5_000), DataConfig(), shard=0, shards=1, seed=0, batch_size=1,
-                        limiter=limiter, posterior_floats=0)  # fmt: skip
+    store = EpisodeStore(LAYOUT, ReplayConfig(capacity_rows=5_000), DataConfig(), posterior_floats=0)
+    return Shard(store, limiter, shard=0, seed=0, batch_size=1)
 
 
 @given(st.integers(0, 10_000), st.lists(st.booleans(), min_size=1, max_size=12))
@@ -91,9 +92,9 @@ def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(
     assert stats.lost_rows == ({"end_lost": unfinished} if unfinished else {})
     assert stats.stored_rows == stats.episode_rows + stats.open_rows + unfinished
     assert stats.stored_rows == recorded
-    for slot in shard.table.held(ONLINE):
-        first, length = int(shard.table.start[slot]), int(shard.table.length[slot])
-        rows = shard.table.rows[first : first + length]
+    for slot in shard.store.arena.held(ONLINE):
+        first, length = int(shard.store.arena.start[slot]), int(shard.store.arena.length[slot])
+        rows = shard.store.arena.rows[first : first + length]
         assert len(set(rows[:, 0].tolist())) == 1, "a row of another episode"  # the tag of an episode
 
 
@@ -135,13 +136,13 @@ def test_a_shard_that_awaits_a_policy_takes_rows_once_it_has_heard_of_one_or_whe
     now = [0.0]
     shard, worker = make_episode_shard(), make_worker(RememberingPolicy(3, 1))
     shard._clock = lambda: now[0]
-    shard.hear(0, 3)
+    shard.observe_version(0, 3)
     shard.await_policy(10.0)
     chunk = worker.collect()
     assert [shard.append(chunk).status for _ in range(2)] == ["wait", "wait"]
-    shard.hear(0, 3)
+    shard.observe_version(0, 3)
     assert shard.append(chunk).status == "wait"
-    shard.hear(0, 4)
+    shard.observe_version(0, 4)
     assert shard.append(chunk).status == "ok" and shard.append(chunk).status == "duplicate"
     shard.await_policy(10.0)
     chunk, now[0] = worker.collect(), 9.9
@@ -218,10 +219,10 @@ def test_in_one_process_each_stage_begins_with_plans_of_what_the_last_one_taught
     plan = plan_of(RunDirectory.open(run).config(), RunDirectory.open(run))
     for index in range(2):
         shard = make_shard(plan, index)
-        assert isinstance(shard, EpisodeShard)
-        assert episode_snapshot.load(shard, plan.shard_dir(index)) is not None
-        online = shard.table.held(ONLINE)
-        stage, version = shard.table.stage[online], shard.table.version[online]
+        assert isinstance(shard, Shard)
+        assert snapshot.load(shard, plan.shard_dir(index)) is not None
+        online = shard.store.arena.held(ONLINE)
+        stage, version = shard.store.arena.stage[online], shard.store.arena.version[online]
         newest = {k: int(version[stage == k].max()) for k in (1, 2, 3)}
         assert sorted(newest.values()) == list(newest.values()) and len(set(newest.values())) == 3
         assert sum(version[stage == 3] == newest[3]) >= 3, "of the quota of 5 at most the chunk in hand is older"
@@ -244,8 +245,8 @@ def _exported_is_what_the_shards_hold(run: Path, plan: Plan) -> None:
     held = []
     for index in range(plan.config.replay.shards):
         shard = make_shard(plan, index)
-        assert isinstance(shard, EpisodeShard) and episode_snapshot.load(shard, plan.shard_dir(index)) is not None
-        table = shard.table
+        assert isinstance(shard, Shard) and snapshot.load(shard, plan.shard_dir(index)) is not None
+        table = shard.store.arena
         for slot in table.online.order:
             rows_TF = table.rows[table.start[slot] : table.start[slot] + table.length[slot]]
             held.append(((int(table.stage[slot]), int(table.version[slot])), rows_TF.copy(), float(table.ret[slot])))

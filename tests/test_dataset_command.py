@@ -166,7 +166,7 @@ def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: 
     plan = plan_of(run.config(), run)
     shard = make_shard(plan, 0)
     load(shard, plan.shard_dir(0))
-    table, expected = shard.table, []
+    table, expected = shard.store, []
     for number in np.unique(table.episode[: table.size]):
         rows = sorted(np.flatnonzero(table.episode[: table.size] == number), key=lambda row: table.step[row])
         if table.step[rows[0]] == 0 and table.flag[rows[-1]] & 3 and len(rows) >= 2:

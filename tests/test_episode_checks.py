@@ -12,7 +12,7 @@ from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.graph import make_shard
 from cluster.run_dir import RunDirectory
-from replay.episode_shard import EpisodeShard
+from replay.shard import Shard
 
 EPISODES = 8
 
@@ -89,7 +89,11 @@ def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, sta
     held = 0
     for index in range(shards):
         shard = make_shard(plan, index)
-        assert isinstance(shard, EpisodeShard)
-        used = shard.table.size + shard.table.online.capacity  # the rest of the dataset's ring is never touched
-        held += used * shard.table.width * 4 + sum(getattr(shard.table, name).nbytes for name in shard.table.columns)
+        assert isinstance(shard, Shard)
+        used = (
+            shard.store.arena.size + shard.store.arena.online.capacity
+        )  # the rest of the dataset's ring is never touched
+        held += used * shard.store.arena.width * 4 + sum(
+            getattr(shard.store.arena, name).nbytes for name in shard.store.arena.columns
+        )
     assert held <= told <= 40 * 2**20, (held, told)

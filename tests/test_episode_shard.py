@@ -13,8 +13,10 @@ from shard_chunks import LAYOUT, make_chunk, reward_of
 from replay import episode_assembly
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk, Wait
 from replay.config import DataConfig, ReplayConfig
-from replay.episode_shard import EpisodeShard, bytes_needed
-from replay.stages import StagedLimiter
+from replay.episode_store import EpisodeStore
+from replay.limiter import StagedLimiter
+from replay.memory import episode_bytes
+from replay.shard import Shard
 from replay.trajectories import EpisodeBlock, EpisodeMetadata
 
 NAN = float("nan")
@@ -32,7 +34,7 @@ def block_of(answer: EpisodeBlock | Wait) -> EpisodeBlock:
     return answer
 
 
-def conserved(shard: EpisodeShard) -> None:
+def conserved(shard: Shard) -> None:
     stats = shard.stats()
     assert stats.received_rows == stats.stored_rows + stats.duplicate_rows + sum(stats.rejected_rows.values())
     assert stats.stored_rows == stats.episode_rows + stats.open_rows + sum(stats.lost_rows.values())
@@ -51,7 +53,7 @@ def test_an_episode_is_stored_when_its_flag_comes_with_the_stamp_of_its_first_ro
     expected = np.concatenate([first.rows_ND[:5, :6], second.rows_ND[:2, :6]])
     assert (rows == expected).all() and (rows[:, 1] == np.arange(7)).all()
     assert block.batches[0].return_B[0] == np.float32(reward_of(0, np.arange(7)).sum(dtype=np.float64))
-    table, slot = shard.table, int(block.slot_UB[0, 0])
+    table, slot = shard.store.arena, int(block.slot_UB[0, 0])
     assert (table.mode[slot], table.target[slot], table.predicted[slot], table.variance[slot]) == (
         "explore", 7.0, 6.5, 0.25)  # fmt: skip
     assert (block.version_UB == 3).all() and table.flag[slot] == TRUNCATED and table.stage[slot] == 1
@@ -204,7 +206,11 @@ def test_episodes_that_can_never_be_whole_are_dropped_by_reason(monkeypatch: pyt
     assert shard.stats().lost_rows == {"start_lost": 8, "cut": 4, "gap": 8, "end_lost": 2, "too_long": 64}
     assert shard.append(make_chunk([(0, 0, 1, 0)], incarnation=1)).status == "ok"
     stats = shard.stats()
-    assert stats.lost_rows["replaced"] == 6 and (stats.open_rows, stats.open_episodes, stats.episodes) == (1, 1, 1)
+    assert stats.lost_rows["replaced"] == 6 and (stats.open_rows, shard.store.assembly.episodes, stats.episodes) == (
+        1,
+        1,
+        1,
+    )
     conserved(shard)
 
 
@@ -232,8 +238,8 @@ def test_a_dataset_larger_than_memory_streams_through_it_and_keeps_what_was_infe
     seen, posterior = set(), {}
     for turn in range(60):
         block = block_of(shard.sample(1, 6))
-        held = {int(shard.table.episode[slot]) for slot in shard.table.offline.order}
-        assert shard.table.size <= 20
+        held = {int(shard.store.arena.episode[slot]) for slot in shard.store.arena.offline.order}
+        assert shard.store.arena.size <= 20
         keys, batch = keys_of(block)[0], block.batches[0]
         for (_, index), rows, value, visits in zip(
             keys, np.split(batch.rows_NF, batch.offset[1:-1]), batch.posterior_BP, batch.visits_B
@@ -257,11 +263,11 @@ def test_a_dataset_that_fits_is_read_once() -> None:
         next(reads)
         return source([4, 5])()
 
-    shard = EpisodeShard(LAYOUT, ReplayConfig(), DataConfig(), shard=0, shards=1, seed=0, batch_size=2, posterior_floats=0,
-                         limiter=StagedLimiter(items_before=100), offline=counting)  # type: ignore[arg-type]  # fmt: skip
+    store = EpisodeStore(LAYOUT, ReplayConfig(), DataConfig(), gathers=False, posterior_floats=0, offline=counting)  # type: ignore[arg-type]
+    shard = Shard(store, StagedLimiter(items_before=100), shard=0, seed=0, batch_size=2)
     while isinstance(answer := shard.sample(2), EpisodeBlock):
         assert answer.batches[0].posterior_BP.shape == (2, 0)
-    assert next(reads) == 1 and answer.reason == "exhausted" and shard.stats().sampled_episodes == 100
+    assert next(reads) == 1 and answer.reason == "exhausted" and shard.limiter.sampled == 100
 
 
 @pytest.mark.parametrize(
@@ -286,8 +292,7 @@ def test_a_shard_that_could_never_work_says_what_to_do(change: dict, message: st
 def test_episodes_of_another_environment_are_refused() -> None:
     wrong = stored(0, 4)._replace(obs_TO=np.zeros((4, 2), np.float32))
     with pytest.raises(ValueError, match="of another environment"):
-        EpisodeShard(LAYOUT, ReplayConfig(), DataConfig(), shard=0, shards=1, seed=0, batch_size=2, posterior_floats=0,
-                     limiter=StagedLimiter(items_before=1), offline=lambda: iter([wrong]))  # fmt: skip
+        EpisodeStore(LAYOUT, ReplayConfig(), DataConfig(), posterior_floats=0, offline=lambda: iter([wrong]))
 
 
 def test_memory_is_bounded_by_what_the_configuration_says() -> None:
@@ -296,7 +301,7 @@ def test_memory_is_bounded_by_what_the_configuration_says() -> None:
         shard.append(make_chunk([(sequence * 20 + i, 0, 2, TERMINATED) for i in range(20)], sequence=sequence))
         shard.sample(1)
     data, config = DataConfig(offline_capacity_rows=2_000), ReplayConfig(capacity_rows=2_000)
-    assert shard.stats().bytes < bytes_needed(LAYOUT, config, data, P)
+    assert shard.store.nbytes < episode_bytes(LAYOUT, config, data, P)
 
 
 def test_key_of_tells_dataset_from_worker() -> None:
@@ -333,5 +338,5 @@ def test_chunks_in_any_order_give_the_episode_in_step_order(order: tuple[int, ..
         assert shard.append(parts[part]).status == "ok"
     block = block_of(shard.sample(1, 1))
     assert (block.batches[0].rows_NF == np.concatenate([part.rows_ND[:, :6] for part in parts])).all()
-    assert block.version_UB.tolist() == [[5]] and shard.table.mode[block.slot_UB[0, 0]] == "kl"
+    assert block.version_UB.tolist() == [[5]] and shard.store.arena.mode[block.slot_UB[0, 0]] == "kl"
     conserved(shard)

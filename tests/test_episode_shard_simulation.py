@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shard_chunks import make_chunk
 
-from replay import episode_assembly, episode_snapshot, manifest
+from replay import episode_assembly, manifest, snapshot
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
-from replay.episode_shard import EpisodeShard
+from replay.shard import Shard
 from replay.trajectories import EpisodeBlock
 
 ENVS, LATE, HELD_BACK = 3, 8, 3
@@ -70,10 +70,10 @@ def _rows() -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def new_shard(seed: int = 0) -> EpisodeShard:
+def new_shard(seed: int = 0) -> Shard:
     """A small ring, but room for every unfinished episode: test_episode_shard.py has what happens without."""
     shard = free_shard(**SIZES, seed=seed)
-    shard.assembly.capacity = 10_000
+    shard.store.assembly.capacity = 10_000
     return shard
 
 
@@ -190,15 +190,15 @@ class Simulation(RuleBasedStateMachine):
         """The shard goes and comes back from a snapshot of this moment."""
         folder = Path(self.folder.name)
         seed = self.shard.rng
-        episode_snapshot.save(self.shard, folder)
+        snapshot.save(self.shard, folder)
         again = new_shard()
-        assert episode_snapshot.load(again, folder) is not None
+        assert snapshot.load(again, folder) is not None
         assert again.rng.bit_generator.state == seed.bit_generator.state
         self.shard = again
 
     @invariant()
     def holds_what_the_lists_hold(self) -> None:
-        table, stats = self.shard.table, self.shard.stats()
+        table, stats = self.shard.store.arena, self.shard.stats()
         for ring, twin in ((table.offline, self.twin.offline), (table.online, self.twin.online)):
             assert [key_of(table.rows[table.start[s] :]) for s in ring.order] == [each.key for each in twin.kept]
         assert stats.received_rows == stats.stored_rows + stats.duplicate_rows
@@ -206,7 +206,7 @@ class Simulation(RuleBasedStateMachine):
         assert stats.episodes == len(self.twin.online.kept) + len(self.twin.offline.kept)
         assert stats.stored_episodes == self.twin.online.puts
         # A chunk held back or lost leaves holes for at most LATE chunks more.
-        assert stats.open_episodes <= 2 * (ENVS + 2 * ENVS * (LATE + HELD_BACK))
+        assert self.shard.store.assembly.episodes <= 2 * (ENVS + 2 * ENVS * (LATE + HELD_BACK))
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

@@ -10,11 +10,10 @@ import pytest
 from episode_parts import P, free_shard, make_shard
 from shard_chunks import make_chunk
 
-from replay import episode_snapshot, manifest, snapshot_files
+from replay import episode_store, manifest, snapshot
 from replay.chunk import TERMINATED
-from replay.episode_shard import EpisodeShard
-from replay.episode_snapshot import Saving, load, save
-from replay.snapshot import SnapshotError
+from replay.shard import Shard
+from replay.snapshot import Saving, SnapshotError, load, save
 from replay.trajectories import EpisodeBlock
 
 LENGTHS = [5, 7, 6, 8, 5, 9, 6, 7, 5, 8]
@@ -27,10 +26,10 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode_snapshot, "PART_BYTES", 600)
+    monkeypatch.setattr(episode_store, "SEGMENT_BYTES", 600)
 
 
-def feed(shard: EpisodeShard, first: int, count: int) -> None:
+def feed(shard: Shard, first: int, count: int) -> None:
     """Chunks of two environments: one episode ends in each, one stays open."""
     for n in range(first, first + count):
         runs = [(2 * n, 0, 4 + n % 3, TERMINATED), (2 * n + 1, 0, 3, 0)]
@@ -39,7 +38,7 @@ def feed(shard: EpisodeShard, first: int, count: int) -> None:
         assert shard.append(make_chunk(runs, sequence=n, version=n)).status == "ok"
 
 
-def turn(shard: EpisodeShard, number: int) -> list[bytes]:
+def turn(shard: Shard, number: int) -> list[bytes]:
     """One block and what is written back for it; all that was seen, as bytes."""
     block = shard.sample(2, 4)
     assert isinstance(block, EpisodeBlock)
@@ -54,7 +53,7 @@ def turn(shard: EpisodeShard, number: int) -> list[bytes]:
     ]
 
 
-def busy(kind: str, turns: int = 12) -> EpisodeShard:
+def busy(kind: str, turns: int = 12) -> Shard:
     shard = free_shard(**KINDS[kind], online_rows=60)
     for number in range(turns):
         feed(shard, 2 * number, 2)
@@ -68,7 +67,7 @@ def test_a_loaded_shard_goes_on_bit_by_bit_as_the_saved_one(kind: str, tmp_path:
     info = save(shard, tmp_path)
     again = free_shard(**KINDS[kind], online_rows=60)
     found = load(again, tmp_path)
-    assert found is not None and found.number == 1 and found.inserted == info.inserted == shard.table.inserted
+    assert found is not None and found.number == 1 and found.inserted == info.inserted == shard.store.inserted
     assert info.segments > 2 and not found.warnings
     for number in range(12, 20):
         assert turn(again, number) == turn(shard, number)
@@ -96,13 +95,13 @@ def test_what_is_appended_while_it_is_written_is_not_in_it(tmp_path: Path) -> No
 def test_a_damaged_snapshot_is_passed_over_for_the_older_one_with_a_warning(damage: str, tmp_path: Path) -> None:
     shard = busy("dataset held")
     save(shard, tmp_path)
-    inserted = shard.table.inserted
+    inserted = shard.store.inserted
     feed(shard, 24, 2)
     save(shard, tmp_path)
     index = {"columns": 0}.get(damage, 1)
-    path = tmp_path / snapshot_files.segment_name(index, 2)
+    path = tmp_path / snapshot.segment_name(index, 2)
     if damage == "manifest":
-        path = snapshot_files.manifest_path(tmp_path, 2)
+        path = snapshot.manifest_path(tmp_path, 2)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     if damage == "missing":
@@ -111,10 +110,10 @@ def test_a_damaged_snapshot_is_passed_over_for_the_older_one_with_a_warning(dama
         path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
     again = free_shard(**KINDS["dataset held"], online_rows=60)
     found = load(again, tmp_path)
-    assert found is not None and (found.number, again.table.inserted) == (1, inserted)
+    assert found is not None and (found.number, again.store.inserted) == (1, inserted)
     assert len(found.warnings) == 1 and "passed over" in found.warnings[0]
     path.unlink(missing_ok=True)
-    snapshot_files.manifest_path(tmp_path, 1).write_bytes(b"{}")
+    snapshot.manifest_path(tmp_path, 1).write_bytes(b"{}")
     with pytest.raises(SnapshotError, match="restore the files, or remove the directory"):
         load(free_shard(**KINDS["dataset held"], online_rows=60), tmp_path)
 
@@ -124,7 +123,7 @@ def test_only_the_newest_intact_snapshots_are_kept_and_nothing_else(tmp_path: Pa
     for number in range(5):
         save(shard, tmp_path)
         feed(shard, 24 + number, 1)
-    assert {snapshot_files.number_of(path) for path in tmp_path.iterdir()} == {4, 5}
+    assert {snapshot.number_of(path) for path in tmp_path.iterdir()} == {4, 5}
 
 
 def test_a_full_disk_leaves_the_older_snapshots_and_nothing_of_the_new_one(

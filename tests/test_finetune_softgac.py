@@ -142,7 +142,7 @@ def test_a_run_that_ends_before_its_first_env_step_goes_on_bit_by_bit(base: Path
     shutil.rmtree(min((tmp_path / "parts" / "checkpoints").iterdir()))
     second = blocks(fleet(tmp_path / "parts", start=1), 2)
     assert through.learner.updates == second.learner.updates == 32 and not told
-    assert sum(shard.table.inserted for shard in second.shards) == 0
+    assert sum(shard.store.inserted for shard in second.shards) == 0
     one, other = through.learner.state(), second.learner.state()
     assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "epoch")
     shutil.rmtree(max((tmp_path / "torn" / "checkpoints").iterdir()))  # an older learner beside the newest snapshot
@@ -165,7 +165,7 @@ def test_training_from_scratch_takes_the_environment_and_half_of_each_batch_from
         print,
     )
     fleet.start()
-    offline = [shard.offline for shard in fleet.shards]
+    offline = [shard.store.offline for shard in fleet.shards]
     assert all(isinstance(rows, OfflineRows) for rows in offline)
     assert sum(len(rows) for rows in offline) == open_dataset(ID).total_steps
     fleet.shards[0].limiter.tolerance = 1e6  # the run has drawn what its rows allow

@@ -15,9 +15,9 @@ from tiny_runs import command, lines, read, wait_for
 from cluster.checks import plan_of
 from cluster.graph import make_shard
 from cluster.run_dir import RunDirectory
-from replay import episode_snapshot
-from replay.episode_shard import EpisodeShard
-from replay.episode_table import ONLINE
+from replay import snapshot
+from replay.arena import ONLINE
+from replay.shard import Shard
 
 pytestmark = pytest.mark.cluster
 
@@ -34,13 +34,13 @@ def conserved(line: dict[str, Any]) -> bool:
     return bool(line["rows_recorded"] == line["rows_stored"] + dropped and line["rows_stored"] == stored)
 
 
-def shards_of(run_dir: Path) -> list[EpisodeShard]:
+def shards_of(run_dir: Path) -> list[Shard]:
     """The run's shards as their newest snapshots have them."""
     run = RunDirectory.open(run_dir)
     plan, found = plan_of(run.config(), run), []
     for index in range(run.config().replay.shards):
         shard = make_shard(plan, index)
-        assert isinstance(shard, EpisodeShard) and episode_snapshot.load(shard, plan.shard_dir(index)) is not None
+        assert isinstance(shard, Shard) and snapshot.load(shard, plan.shard_dir(index)) is not None
         found.append(shard)
     return found
 
@@ -95,11 +95,11 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
     versions = [line["version"] for line in told]
     assert versions == sorted(versions)
     for shard in shards_of(run.run_dir):
-        online = shard.table.held(ONLINE)
-        stage, version = shard.table.stage[online], shard.table.version[online]
+        online = shard.store.arena.held(ONLINE)
+        stage, version = shard.store.arena.stage[online], shard.store.arena.version[online]
         assert all((stage == k).sum() >= 4 for k in (1, 2))
         assert version[stage == 2].min() > version[stage == 1].max(), "stage 2 was gathered with what stage 1 taught"
-        assert (shard.table.mode[online] == "explore").all()
+        assert (shard.store.arena.mode[online] == "explore").all()
 
 
 def test_a_worker_that_dies_after_its_shard_has_all_its_episodes_is_not_replaced_and_ends_no_run(

@@ -38,7 +38,7 @@ def rows(run_dir: Path, env: str, shards: int = 1) -> list[np.ndarray]:
     for index in range(shards):
         shard = make_shard(plan, index)
         assert snapshot.load(shard, plan.shard_dir(index)) is not None
-        found.append(shard.table.rows[: shard.table.size].copy())
+        found.append(shard.store.rows[: shard.store.size].copy())
     return found
 
 

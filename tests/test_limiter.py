@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.config import ReplayConfig
-from replay.limiter import Limiter, dealt, feasible_tolerance
+from replay.limiter import Limiter, apportioned, feasible_tolerance
 
 RATIOS = st.one_of(st.integers(1, 600).map(float), st.floats(0.01, 600.0))
 
@@ -139,7 +139,7 @@ def test_infeasible_settings_are_named_with_what_follows_and_what_to_do(change: 
 
 def test_the_least_tolerance_named_by_a_problem_is_accepted() -> None:
     assert problems(ReplayConfig(tolerance_rows=256, shards=2)) == ""
-    limiter = Limiter.for_shard(ReplayConfig(shards=2), batch_size=256, chunk_rows=128, block_rows=4096)
+    limiter = ReplayConfig(shards=2).limiter(batch_size=256, chunk_rows=128, block_rows=4096)
     assert (limiter.min_size, limiter.samples_per_insert, limiter.tolerance) == (2_500, 512.0, 128)
 
 
@@ -152,13 +152,13 @@ def test_samples_are_dealt_to_shards_so_that_they_add_up_and_none_has_less_than_
     counts: list[tuple[int, int]], total: int
 ) -> None:
     sampled, inserted = zip(*counts)
-    after = [count + rows for count, rows in zip(sampled, dealt(total, sampled, inserted))]
+    after = [count + rows for count, rows in zip(sampled, apportioned(total, sampled, inserted))]
     assert sum(after) == total and min(after) >= 0
     if sum(sampled) == total:
         assert after == list(sampled)
 
 
 def test_shards_with_more_rows_bear_more_of_what_is_missing() -> None:
-    assert dealt(100, [10, 30], [100, 200]) == [20, 40]
-    assert dealt(20, [10, 30], [100, 200]) == [-5, -15]
-    assert dealt(5, [0, 0], [0, 0]) == [2, 3]
+    assert apportioned(100, [10, 30], [100, 200]) == [20, 40]
+    assert apportioned(20, [10, 30], [100, 200]) == [-5, -15]
+    assert apportioned(5, [0, 0], [0, 0]) == [2, 3]

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from shard_chunks import LAYOUT, make_chunk, make_shard, reward_of
 
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
-from replay.n_step import gather_n_step
-from replay.shard import ReplayShard
+from replay.shard import Shard
+from replay.transition_store import gather_n_step
 
 GAMMA = 0.9
 
 
-def slow_row(shard: ReplayShard, slot: int, n: int) -> np.ndarray:
+def slow_row(shard: Shard, slot: int, n: int) -> np.ndarray:
     """The row of up to ``n`` steps, found by searching the whole table for each next step."""
-    table = shard.table
+    table = shard.store
     where = {(int(table.episode[s]), int(table.step[s])): s for s in range(table.size)}
     row, total, m = table.rows[slot].copy(), 0.0, 0
     while True:
@@ -62,8 +62,8 @@ def test_it_equals_the_definition_at_every_row_whatever_the_order_of_arrival(
     shard = make_shard(capacity)
     for chunk in episode_chunks(lengths, flags, width, np.random.default_rng(seed)):
         assert shard.append(chunk).status == "ok"
-    slot_M = np.arange(shard.table.size)
-    fast = gather_n_step(shard.table, slot_M, n=n, gamma=GAMMA)
+    slot_M = np.arange(shard.store.size)
+    fast = gather_n_step(shard.store, slot_M, n=n, gamma=GAMMA)
     slow = np.stack([slow_row(shard, slot, n) for slot in slot_M])
     np.testing.assert_allclose(fast, slow, rtol=1e-6, atol=1e-6)
 
@@ -72,7 +72,7 @@ def test_it_equals_the_definition_at_every_row_whatever_the_order_of_arrival(
 def test_a_terminated_end_stops_the_bootstrap_and_a_truncated_one_does_not(flag: int, discount: float) -> None:
     shard = make_shard()
     shard.append(make_chunk([(0, 0, 2, flag), (1, 0, 4, 0)]))
-    row = LAYOUT.views(gather_n_step(shard.table, np.array([0]), n=5, gamma=GAMMA)[0])
+    row = LAYOUT.views(gather_n_step(shard.store, np.array([0]), n=5, gamma=GAMMA)[0])
     assert row.discount == pytest.approx(discount)
     assert row.reward == pytest.approx(float(reward_of(0, 0) + GAMMA * reward_of(0, 1)))
     assert row.next_obs.tolist() == [0, 2, 0]
@@ -82,16 +82,16 @@ def test_a_row_whose_successor_was_overwritten_is_summed_no_further() -> None:
     shard = make_shard(8)
     shard.append(make_chunk([(0, 2, 2, 0)], sequence=1))  # arrives first, is overwritten first
     shard.append(make_chunk([(0, 0, 2, 0)], sequence=0))
-    assert LAYOUT.views(gather_n_step(shard.table, np.array([3]), n=3, gamma=GAMMA)).next_obs[0, 1] == 4
+    assert LAYOUT.views(gather_n_step(shard.store, np.array([3]), n=3, gamma=GAMMA)).next_obs[0, 1] == 4
     shard.append(make_chunk([(9, 0, 6, 0)], sequence=2))
-    assert LAYOUT.views(gather_n_step(shard.table, np.array([3]), n=3, gamma=GAMMA)).next_obs[0, 1] == 2
+    assert LAYOUT.views(gather_n_step(shard.store, np.array([3]), n=3, gamma=GAMMA)).next_obs[0, 1] == 2
 
 
 def test_sampling_with_n_steps_serves_such_rows_and_leaves_the_table_as_it_was() -> None:
     shard = make_shard(n_step=3, gamma=GAMMA)
     shard.append(make_chunk([(0, 0, 6, TERMINATED), (1, 0, 6, TRUNCATED)]))
-    before = shard.table.rows.copy()
+    before = shard.store.rows.copy()
     block = shard.sample(2, 32)
     slow = np.stack([slow_row(shard, int(slot), 3) for slot in block.slot_UB.ravel()])
     np.testing.assert_allclose(block.rows_UBD.reshape(-1, LAYOUT.width), slow, rtol=1e-6, atol=1e-6)
-    assert (shard.table.rows == before).all()
+    assert (shard.store.rows == before).all()

@@ -17,12 +17,11 @@ from replay import snapshot
 from replay.chunk import TERMINATED, TRUNCATED, Block, Wait
 from replay.config import DataConfig, ReplayConfig
 from replay.limiter import Limiter, feasible_tolerance
-from replay.memory import bytes_needed
-from replay.n_step import gather_n_step
+from replay.memory import transition_bytes
 from replay.offline_rows import OfflineRows, episode_rows, n_step_rows
-from replay.shard import ReplayShard
+from replay.shard import Shard
 from replay.stored_episode import DatasetError, StoredEpisode
-from replay.table import Table
+from replay.transition_store import TransitionStore, gather_n_step
 
 
 def episode(index: int, steps: int = 7, terminated: bool = False, truncated: bool = False) -> StoredEpisode:
@@ -61,12 +60,11 @@ def held(episodes: list[StoredEpisode], capacity: int = 1_000, seed: int = 0, sh
 def mixing_shard(
     fraction: float = 0.5, *, online: int = 40, capacity: int = 64, ratio: float = 1e6, pretrain: int = 0,
     min_size: int = 1, offline: OfflineRows | None = None, seed: int = 3, **options: float,
-) -> ReplayShard:  # fmt: skip
+) -> Shard:  # fmt: skip
     config = ReplayConfig(capacity_rows=capacity, **options)  # type: ignore[arg-type]
-    shard = ReplayShard(
-        LAYOUT, config, shard=0, shards=1, seed=seed, batch_size=1, limiter=Limiter(min_size, ratio, 1e12, pretrain), gamma=0.9,
-        data=DataConfig(offline_fraction=fraction), offline=held(EPISODES) if offline is None else offline,
-    )  # fmt: skip
+    rows = held(EPISODES) if offline is None else offline
+    store = TransitionStore(LAYOUT, config, gamma=0.9, data=DataConfig(offline_fraction=fraction), offline=rows)
+    shard = Shard(store, Limiter(min_size, ratio, 1e12, pretrain), shard=0, seed=seed, batch_size=1)
     for sequence in range(online // 10):
         assert shard.append(make_chunk([(sequence, 0, 10, 0)], sequence=sequence, version=sequence)).status == "ok"
     return shard
@@ -95,7 +93,7 @@ def test_returns_of_several_steps_are_those_that_a_table_of_the_same_rows_gives(
 ) -> None:
     whole = episode(4, steps, terminated=terminated, truncated=not terminated)
     rows_TD = episode_rows(LAYOUT, whole)
-    table = Table(LAYOUT, 16)
+    table = TransitionStore(LAYOUT, ReplayConfig(capacity_rows=16))
     chunk = make_chunk([(0, 0, steps, TERMINATED if terminated else TRUNCATED)])
     table.append(dataclasses.replace(chunk, rows_ND=rows_TD))
     expected = gather_n_step(table, np.arange(steps), n=n, gamma=gamma)
@@ -139,19 +137,19 @@ def test_every_batch_has_exactly_the_stated_share_and_every_slot_names_its_row(
 ) -> None:
     shard = mixing_shard(fraction, online=90, recent_fraction=recent, recent_rows=7)
     block, share = block_of(shard.sample(updates, batch)), round(fraction * batch)
-    assert shard.offline is not None
+    assert shard.store.offline is not None
     offline = block.slot_UB < 0
     assert (offline == (np.arange(batch) < share)).all()
     for row, slot, generation, version in zip(
         block.rows_UBD.reshape(-1, LAYOUT.width), block.slot_UB.flat, block.generation_UB.flat, block.version_UB.flat
     ):
         if slot < 0:
-            assert (row == shard.offline.rows[-1 - slot]).all() and (generation, version) == (0, -1)
+            assert (row == shard.store.offline.rows[-1 - slot]).all() and (generation, version) == (0, -1)
         else:
-            assert (row == shard.table.rows[slot]).all() and version == shard.table.version[slot]
-            assert generation == shard.table.generation(np.array([slot]))[0] >= 1
+            assert (row == shard.store.rows[slot]).all() and version == shard.store.version[slot]
+            assert generation == shard.store.generation(np.array([slot]))[0] >= 1
     newest = round(recent * (batch - share))
-    age_UR = (shard.table.inserted - 1 - block.slot_UB[:, batch - newest :]) % shard.table.capacity
+    age_UR = (shard.store.inserted - 1 - block.slot_UB[:, batch - newest :]) % shard.store.capacity
     assert (age_UR < 7).all(), "the newest rows keep their share of the online part"
     assert {array.dtype for array in (block.slot_UB, block.generation_UB, block.version_UB)} == {np.dtype(np.int64)}
     assert block.rows_UBD.dtype == np.float32 and block.rows_UBD.flags.c_contiguous and block.rows_UBD.flags.owndata
@@ -166,7 +164,7 @@ def test_rows_of_the_dataset_are_drawn_uniformly() -> None:
 def test_without_a_share_the_draws_are_those_of_a_shard_without_a_dataset_bit_by_bit() -> None:
     mixed = mixing_shard(0.0)
     config = ReplayConfig(capacity_rows=64)
-    alone = ReplayShard(LAYOUT, config, shard=0, shards=1, seed=3, batch_size=1, limiter=Limiter(1, 1e6, 1e12))
+    alone = Shard(TransitionStore(LAYOUT, config), Limiter(1, 1e6, 1e12), shard=0, seed=3, batch_size=1)
     for sequence in range(4):
         alone.append(make_chunk([(sequence, 0, 10, 0)], sequence=sequence, version=sequence))
     for _ in range(3):
@@ -194,18 +192,7 @@ def test_before_min_size_nothing_is_drawn_and_the_dataset_does_not_count_as_rows
     assert (block.inserted, block.size) == (30, 30)
     stats = shard.stats()
     assert (stats.stored_rows, stats.size, stats.capacity, stats.offline_episodes) == (30, 53, 87, 4)
-    assert stats.sampled_rows == 4 and stats.sampled_age_mean >= 0
-
-
-def test_what_a_learner_writes_back_reaches_rows_of_the_table_and_passes_by_those_of_the_dataset() -> None:
-    shard = mixing_shard(0.5, recent_fraction=0.0)
-    block = block_of(shard.sample(1, 20))
-    slots, generations = block.slot_UB[0], block.generation_UB[0]
-    assert shard.write_back(slots, generations, np.arange(20, dtype=np.float32)) == 10
-    assert shard.table.priority[slots[-1]] == 19
-    assert np.count_nonzero(shard.table.priority) == len(set(slots[10:].tolist()))
-    with pytest.raises(ValueError, match=r"slots from -23 and below 64.*nothing was written"):
-        shard.write_back(np.array([-24]), np.array([0]), np.array([1.0]))
+    assert shard.limiter.sampled == 4
 
 
 def test_a_number_of_updates_comes_before_the_first_row_and_is_free_of_the_ratio() -> None:
@@ -255,7 +242,7 @@ def test_updates_that_a_lost_learner_had_made_before_the_first_row_are_owed_agai
     limiter = Limiter(10, 2.0, 100, pretrain=40)
     limiter.sample(40)
     limiter.insert(10)
-    limiter.align(25)
+    limiter.sampled = 25
     assert limiter.pretraining and not limiter.can_insert(1) and limiter.can_sample(15)
     limiter.close()
     assert not limiter.exhausted
@@ -265,7 +252,7 @@ def test_updates_that_a_lost_learner_had_made_before_the_first_row_are_owed_agai
 
 def test_a_limiter_that_waits_for_draws_from_no_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"drawn from nothing; set data.pretrain_updates to 0"):
-        ReplayShard(LAYOUT, ReplayConfig(), shard=0, shards=1, seed=0, batch_size=1, limiter=Limiter(1, 1.0, 1.0, 5))
+        Shard(TransitionStore(LAYOUT, ReplayConfig()), Limiter(1, 1.0, 1.0, 5), shard=0, seed=0, batch_size=1)
     with pytest.raises(ValueError, match="pretrain >= 0"):
         Limiter(1, 1.0, 1.0, -1)
 
@@ -274,7 +261,7 @@ def test_a_limiter_that_waits_for_draws_from_no_dataset_is_refused() -> None:
 def test_a_restored_shard_draws_on_bit_by_bit_and_its_snapshot_has_no_row_of_the_dataset(
     tmp_path: Path, n_step: int
 ) -> None:
-    def make() -> ReplayShard:
+    def make() -> Shard:
         offline = OfflineRows(LAYOUT, iter(EPISODES), 15, n_step=n_step, gamma=0.9, seed=3)
         return mixing_shard(0.5, online=0, offline=offline, n_step=n_step)
 
@@ -293,16 +280,18 @@ def test_a_restored_shard_draws_on_bit_by_bit_and_its_snapshot_has_no_row_of_the
 
 def test_a_shard_whose_dataset_was_made_again_is_not_restored(tmp_path: Path) -> None:
     snapshot.save(mixing_shard(), tmp_path)
-    with pytest.raises(DatasetError, match=r"gives 22 rows .*, expected the 23 rows .*made again.*restore the dataset"):
+    with pytest.raises(
+        snapshot.SnapshotError, match=r"gives 22 rows .*, expected the 23 rows .*made again.*restore the dataset"
+    ):
         snapshot.load(mixing_shard(online=0, offline=held([episode(0, 4), *EPISODES[1:]])), tmp_path)
 
 
 def test_the_memory_that_is_promised_counts_the_dataset() -> None:
     config = ReplayConfig(capacity_rows=5_000)
-    assert bytes_needed(LAYOUT, config, 23) - bytes_needed(LAYOUT, config) == 23 * 4 * LAYOUT.width
+    assert transition_bytes(LAYOUT, config, 23) - transition_bytes(LAYOUT, config) == 23 * 4 * LAYOUT.width
     shard = mixing_shard()
-    table = shard.table.nbytes
-    assert shard.stats().bytes - table == held(EPISODES).nbytes == 23 * 4 * LAYOUT.width
+    table = sum(getattr(shard.store, name).nbytes for name in shard.store.columns)
+    assert shard.store.nbytes - table == held(EPISODES).nbytes == 23 * 4 * LAYOUT.width
 
 
 def test_shards_share_the_dataset_between_them_without_a_row_twice() -> None:

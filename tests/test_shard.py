@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from shard_chunks import LAYOUT, held, make_chunk, make_shard
 
+from replay.admission import Writers
 from replay.chunk import CUT, TERMINATED, TRUNCATED, Block, Chunk, Wait
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.memory import bytes_needed
-from replay.shard import ReplayShard
-from replay.writers import Writers
+from replay.memory import transition_bytes
+from replay.shard import Shard
+from replay.transition_store import TransitionStore
 
 
-def numbered(shard: ReplayShard, count: int, rows: int = 4) -> None:
+def numbered(shard: Shard, count: int, rows: int = 4) -> None:
     for sequence in range(count):
         assert shard.append(make_chunk([(sequence, 0, rows, TERMINATED)], sequence=sequence)).status == "ok"
 
@@ -163,7 +164,7 @@ def test_the_ring_holds_the_newest_rows_untorn_and_knows_how_often_each_slot_was
             rows.append(chunk.rows_ND[len(rows) - sum(sizes[:sequence])])
         shard.append(chunk)
     assert (held(shard) == np.stack(rows[-capacity:])).all()
-    table = shard.table
+    table = shard.store
     assert (table.generation(np.arange(capacity)) == written).all()
     in_use = np.arange(table.size)
     assert (table.episode[in_use] == table.rows[in_use, 0]).all() and (
@@ -183,8 +184,8 @@ def test_a_block_carries_the_rows_of_its_slots_and_their_identity() -> None:
     assert block.rows_UBD.shape == (3, 8, LAYOUT.width) and block.rows_UBD.flags.c_contiguous
     assert block.rows_UBD.dtype == np.float32
     assert {a.dtype for a in (block.slot_UB, block.generation_UB, block.version_UB)} == {np.dtype(np.int64)}
-    assert (block.rows_UBD == shard.table.rows[block.slot_UB]).all()
-    assert (block.generation_UB == shard.table.generation(block.slot_UB)).all()
+    assert (block.rows_UBD == shard.store.rows[block.slot_UB]).all()
+    assert (block.generation_UB == shard.store.generation(block.slot_UB)).all()
     assert (block.inserted, block.size, block.shard) == (48, 20, 0)
 
 
@@ -193,35 +194,21 @@ def test_a_batch_mixes_uniform_and_recent_rows_in_the_given_shares(appended: int
     shard = make_shard(500, recent_rows=100, recent_fraction=0.2, seed=3)
     numbered(shard, appended // 10, 10)
     slot_UB = shard.sample(2_000, 25).slot_UB
-    age_UB = (shard.table.inserted - 1 - slot_UB) % 500
-    assert (slot_UB >= 0).all() and (slot_UB < shard.table.size).all()
+    age_UB = (shard.store.inserted - 1 - slot_UB) % 500
+    assert (slot_UB >= 0).all() and (slot_UB < shard.store.size).all()
     assert age_UB[:, 20:].max() < 100
     assert chisquare(np.bincount(age_UB[:, 20:].ravel(), minlength=100)).pvalue > 1e-3
-    assert chisquare(np.bincount(age_UB[:, :20].ravel(), minlength=shard.table.size)).pvalue > 1e-3
+    assert chisquare(np.bincount(age_UB[:, :20].ravel(), minlength=shard.store.size)).pvalue > 1e-3
 
 
 def test_two_shards_of_one_seed_draw_alike_and_two_parts_of_one_table_do_not() -> None:
     same = [make_shard(seed=5), make_shard(seed=5)]
-    other = ReplayShard(LAYOUT, ReplayConfig(capacity_rows=128, shards=2), shard=1, shards=2, seed=5, batch_size=1,
-                        limiter=Limiter(1, 1.0, 1e9))  # fmt: skip
+    half = TransitionStore(LAYOUT, ReplayConfig(capacity_rows=128, shards=2))
+    other = Shard(half, Limiter(1, 1.0, 1e9), shard=1, seed=5, batch_size=1)
     for shard in (*same, other):
         numbered(shard, 5)
     a, b, c = (shard.sample(4, 16).slot_UB for shard in (*same, other))
     assert (a == b).all() and (a != c).any()
-
-
-def test_values_written_back_reach_only_rows_that_are_still_there() -> None:
-    shard = make_shard(8)
-    numbered(shard, 2)
-    slots = np.arange(8)
-    generations = shard.table.generation(slots)
-    assert shard.append(make_chunk([(2, 0, 3, 0)], sequence=2)).status == "ok"  # recycles slots 0, 1, 2
-    assert shard.write_back(slots, generations, np.arange(8, dtype=np.float32)) == 5
-    assert shard.table.priority.tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
-    assert shard.append(make_chunk([(3, 0, 2, 0)], sequence=3)).status == "ok"
-    assert shard.table.priority.tolist() == [0, 0, 0, 0, 0, 5, 6, 7]
-    with pytest.raises(ValueError, match="nothing was written"):
-        shard.write_back(np.array([8]), np.array([1]), np.array([1.0]))
 
 
 def test_whole_episodes_come_back_in_step_order_and_partial_ones_do_not() -> None:
@@ -230,7 +217,7 @@ def test_whole_episodes_come_back_in_step_order_and_partial_ones_do_not() -> Non
     shard.append(make_chunk([(1, 2, 3, TRUNCATED), (2, 0, 2, 0)], sequence=2))
     shard.append(make_chunk([(1, 0, 2, 0), (3, 0, 5, CUT)], sequence=1))
     shard.append(make_chunk([(2, 2, 6, TERMINATED)], sequence=3))
-    episodes = {e.episode: e for e in shard.episodes()}
+    episodes = {e.episode: e for e in shard.store.episodes()}
     assert {k: (len(e.rows_TD), e.flag) for k, e in episodes.items()} == {
         1: (5, TRUNCATED),
         2: (8, TERMINATED),
@@ -243,8 +230,8 @@ def test_whole_episodes_come_back_in_step_order_and_partial_ones_do_not() -> Non
 
 def test_the_limiter_holds_both_sides_and_the_time_they_waited_is_counted() -> None:
     now = [0.0]
-    shard = ReplayShard(LAYOUT, ReplayConfig(capacity_rows=64), shard=0, shards=1, seed=0, batch_size=1,
-                        limiter=Limiter(4, 2.0, 4), clock=lambda: now[0])  # fmt: skip
+    store = TransitionStore(LAYOUT, ReplayConfig(capacity_rows=64))
+    shard = Shard(store, Limiter(4, 2.0, 4), shard=0, seed=0, batch_size=1, clock=lambda: now[0])
     assert shard.sample(1, 4) == Wait(reason="min_size", retry_after_s=0.05)
     now[0] = 2.0
     numbered(shard, 2)
@@ -259,7 +246,7 @@ def test_the_limiter_holds_both_sides_and_the_time_they_waited_is_counted() -> N
     now[0] = 6.0
     stats = shard.stats()
     assert (stats.insert_blocked_s, stats.sample_blocked_s) == (3.0, 6.0)
-    assert (stats.received_rows, stats.stored_rows, stats.sampled_rows) == (9, 9, 18)
+    assert (stats.received_rows, stats.stored_rows, shard.limiter.sampled) == (9, 9, 18)
 
 
 def test_a_closed_shard_serves_the_rest_of_its_budget_and_then_is_exhausted() -> None:
@@ -275,14 +262,12 @@ def test_acks_carry_the_newest_policy_and_ages_at_insert_are_counted() -> None:
     shard = make_shard()
     shard.append(make_chunk([(0, 0, 2, 0)], epoch=1, version=5))
     shard.sample(1, 1, newest=(1, 9))
-    shard.hear(0, 99)  # of an earlier learner: not newer
+    shard.observe_version(0, 99)  # of an earlier learner: not newer
     ack = shard.append(make_chunk([(1, 0, 17, 0)], sequence=1, epoch=1, version=6))
     assert (ack.epoch, ack.version) == (1, 9)
     shard.append(make_chunk([(2, 0, 1, 0)], sequence=2, epoch=0, version=8))
     stats = shard.stats()
     assert {age: int(n) for age, n in enumerate(stats.age_rows) if n} == {0: 2, 3: 17, 64: 1}
-    assert (stats.age_p50, stats.age_p95) == (3, 3)
-    assert shard.sample(2, 50) and 0 < shard.stats().sampled_age_mean < 9
 
 
 def test_worker_reports_are_drained_once_and_last_seen_is_kept() -> None:
@@ -302,8 +287,8 @@ def test_a_shard_smaller_than_a_batch_is_refused() -> None:
 
 def test_memory_is_bounded_by_what_the_configuration_says() -> None:
     config = ReplayConfig(capacity_rows=1_000, shards=2)
-    shard = ReplayShard(LAYOUT, config, shard=0, shards=2, seed=0, batch_size=1, limiter=Limiter(1, 1.0, 1e9))
-    needed = bytes_needed(LAYOUT, config)
-    assert 2 * shard.stats().bytes < needed < 2 * shard.stats().bytes + 2 * 5e6
-    million = bytes_needed(LAYOUT, ReplayConfig())
+    shard = Shard(TransitionStore(LAYOUT, config), Limiter(1, 1.0, 1e9), shard=0, seed=0, batch_size=1)
+    needed = transition_bytes(LAYOUT, config)
+    assert 2 * shard.store.nbytes < needed < 2 * shard.store.nbytes + 2 * 5e6
+    million = transition_bytes(LAYOUT, ReplayConfig())
     assert million == pytest.approx(1e6 * (4 * LAYOUT.width + 37), rel=1.5)

@@ -55,7 +55,7 @@ def assert_conserved_exactly(run: SimulatedRun) -> None:
     if not run.fired["shard crashed"]:
         assert all(rows <= (WORKER.max_unacked + 1) * CHUNK_ROWS for rows in unheard.values()), unheard
     stored = sum(len(run.chunks[key].rows_ND) for keys in run.stored for key in keys)
-    assert run.tally.env_steps == stored == sum(shard.table.inserted for shard in run.shards)
+    assert run.tally.env_steps == stored == sum(shard.store.inserted for shard in run.shards)
     dropped = run.tally.dropped_rows()
     own = {"nonfinite_observation", "nonfinite_reward", "run_complete", "stopped", "worker_lost", "shard_restart"}
     assert set(dropped) - own <= set(run.rejected.values())
@@ -129,7 +129,7 @@ def test_rows_of_workers_that_die_are_counted_but_for_the_last_chunks(ended: Sim
 
 @runs(range(1), faults=EVERYTHING, rows=800, replay=dataclasses.replace(REPLAY, capacity_rows=512))
 def test_rows_that_were_overwritten_stay_gone_across_crashes(ended: SimulatedRun) -> None:
-    assert all(shard.table.inserted > 2 * shard.table.capacity for shard in ended.shards)
+    assert all(shard.store.inserted > 2 * shard.store.capacity for shard in ended.shards)
     assert_promises(ended)
 
 
@@ -145,5 +145,5 @@ def test_a_simulated_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
         run = SimulatedRun(3, tmp_path / name, EVERYTHING, rows=120)
         run.run()
         run.close()
-        fired.append((run.steps, run.fired, run.learners.updates, run.shards[0].table.rows.tobytes()))
+        fired.append((run.steps, run.fired, run.learners.updates, run.shards[0].store.rows.tobytes()))
     assert fired[0] == fired[1]

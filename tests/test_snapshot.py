@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from shard_chunks import held, make_chunk, make_shard
 
-from replay.shard import ReplayShard
+from replay.shard import Shard
 from replay.snapshot import HELD, Saving, SnapshotError, load, save
 
 CAPACITY = 4_096  # 16 segments of 256 slots
@@ -20,21 +19,21 @@ CAPACITY = 4_096  # 16 segments of 256 slots
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replay.table.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("replay.transition_store.SEGMENT_BYTES", 1)
 
 
-def new_shard(capacity: int = CAPACITY, seed: int = 0, **options: float) -> ReplayShard:
+def new_shard(capacity: int = CAPACITY, seed: int = 0, **options: float) -> Shard:
     return make_shard(capacity, seed=seed, n_step=3, **options)
 
 
-def feed(shard: ReplayShard, first: int, count: int, rows: int = 32) -> None:
+def feed(shard: Shard, first: int, count: int, rows: int = 32) -> None:
     """Chunks ``first`` .. of two never-ending episodes."""
     for i in range(first, first + count):
         runs = [(0, i * rows // 2, rows // 2, 0), (1, i * rows // 2, rows // 2, 0)]
         assert shard.append(make_chunk(runs, sequence=i, version=i)).status == "ok"
 
 
-def assert_alike(a: ReplayShard, b: ReplayShard) -> None:
+def assert_alike(a: Shard, b: Shard) -> None:
     """The same now, and after the same appends and samples."""
     for _ in range(3):
         assert (held(a) == held(b)).all()
@@ -43,7 +42,7 @@ def assert_alike(a: ReplayShard, b: ReplayShard) -> None:
         assert (left.rows_UBD == right.rows_UBD).all() and (left.slot_UB == right.slot_UB).all()
         assert (left.generation_UB == right.generation_UB).all() and (left.version_UB == right.version_UB).all()
         for shard in (a, b):
-            feed(shard, shard.table.inserted // 32, 2)
+            feed(shard, shard.store.inserted // 32, 2)
 
 
 def flip(path: Path, at: int) -> None:
@@ -57,12 +56,10 @@ def test_a_loaded_shard_answers_and_samples_bit_by_bit_as_the_saved_one(tmp_path
     shard, again = new_shard(), new_shard(seed=1)
     feed(shard, 0, chunks)
     shard.sample(3, 16)
-    shard.write_back(np.array([1]), shard.table.generation(np.array([1])), np.array([2.5]))
     info = save(shard, tmp_path)
     loaded = load(again, tmp_path)
-    assert loaded is not None and (loaded.number, loaded.inserted) == (info.number, shard.table.inserted)
+    assert loaded is not None and (loaded.number, loaded.inserted) == (info.number, shard.store.inserted)
     assert loaded.warnings == ()
-    assert again.table.priority[1] == 2.5
     assert_alike(shard, again)
 
 
@@ -118,9 +115,9 @@ def test_appends_while_saving_do_not_change_the_snapshot(tmp_path: Path) -> None
         Saving(shard, tmp_path)
     for i in range(130, 260):  # overwrites every segment while they wait, so that copies beyond HELD are written early
         feed(shard, i, 1)
-        assert len(saving._held) <= HELD
+        assert len(saving._copied) <= HELD
     while saving.step() is None:
-        feed(shard, shard.table.inserted // 32, 1)
+        feed(shard, shard.store.inserted // 32, 1)
     load(again, tmp_path)
     assert_alike(again, then)
     newest = new_shard()
@@ -129,7 +126,7 @@ def test_appends_while_saving_do_not_change_the_snapshot(tmp_path: Path) -> None
     assert_alike(newest, shard)
 
 
-def two_snapshots(directory: Path) -> tuple[ReplayShard, int]:
+def two_snapshots(directory: Path) -> tuple[Shard, int]:
     """A directory with snapshots 1 and 2; a shard as snapshot 1 has it."""
     shard, older = new_shard(), new_shard()
     feed(shard, 0, 40)
@@ -199,11 +196,11 @@ def test_when_every_snapshot_is_damaged_loading_is_refused_and_each_is_named(tmp
     shard = new_shard()
     with pytest.raises(SnapshotError, match=r"(?s)none of the 2 .*snapshot 2: .*snapshot 1: .*is refused"):
         load(shard, tmp_path)
-    assert shard.table.inserted == 0
+    assert shard.store.inserted == 0
 
 
 @pytest.mark.parametrize(("other", "named"), [(make_shard(2_048), "capacity is 4096, expected 2048")])
-def test_a_snapshot_of_another_configuration_is_refused(tmp_path: Path, other: ReplayShard, named: str) -> None:
+def test_a_snapshot_of_another_configuration_is_refused(tmp_path: Path, other: Shard, named: str) -> None:
     two_snapshots(tmp_path)
     with pytest.raises(SnapshotError, match=named):
         load(other, tmp_path)

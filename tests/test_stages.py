@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.stages import StagedLimiter
+from replay.limiter import StagedLimiter
 
 
 @settings(deadline=None, max_examples=200)
@@ -27,7 +27,7 @@ def test_one_side_may_always_go_on_until_everything_is_gathered_and_drawn(
     moves = moves + [(turn % 2 == 0, 1, 3) for turn in range(600)]
     for number, (inserting, episodes, block) in enumerate(moves):
         if number == crash:  # updates are lost and owed again, and the shard comes back from a snapshot
-            limiter.align(limiter.sampled // 2)
+            limiter.sampled //= 2
             again = StagedLimiter(
                 items_before=before, stages=stages, episodes_per_stage=per_stage, items_per_stage=items
             )

@@ -9,7 +9,6 @@ Letters: E environments (one an episode), T steps, O observation dim, A action d
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +19,11 @@ from numpy.random import Generator, SeedSequence
 from cluster.checks import plan_of
 from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, make_policy, make_shard, set_threads, snapshots_of
+from cluster.graph import Plan, make_policy, make_shard, set_threads
 from cluster.history import evaluation_records
 from cluster.run_dir import RunDirectory
-from replay.chunk import TERMINATED, TRUNCATED
+from replay import snapshot
 from replay.dataset import StoredEpisode
-from replay.episode_shard import EpisodeShard
-from replay.episode_table import EpisodeTable
-from replay.episodes import complete_episodes
-from replay.rows import RowLayout
-from replay.shard import ReplayShard
-from replay.snapshot import SnapshotError
-from replay.table import Table
 from replay.trajectories import EpisodeMetadata
 from rollout_workers.actor import Actor, noise_by_step
 from rollout_workers.episodes import SIDE_BY_SIDE, Acts, EpisodeRuns
@@ -278,54 +270,8 @@ def _found(plan: Plan, index: int) -> Iterator[Found]:
         plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, dataset=""))
     shard = make_shard(plan, index)
     try:
-        if snapshots_of(plan.config).load(shard, plan.shard_dir(index)) is None:
+        if snapshot.load(shard, plan.shard_dir(index)) is None:
             return iter(())
-    except SnapshotError as error:
+    except snapshot.SnapshotError as error:
         raise RunError(str(error)) from error
-    if isinstance(shard, EpisodeShard):
-        return _of_stages(shard, index)
-    assert isinstance(shard, ReplayShard)
-    return _of_transitions(plan.layout, shard.table, index)
-
-
-def _of_transitions(layout: RowLayout, table: Table, shard: int) -> Iterator[Found]:
-    for episode in complete_episodes(table):
-        if episode.flag & (TERMINATED | TRUNCATED):  # a worker's end cuts others short
-            first = int(episode.slot_T[0])
-            stored = (int(episode.generation_T[0]) - 1) * table.capacity + first
-            age = int(table.epoch[first]), int(episode.version_T[0]), stored
-            yield Found(age, shard, functools.partial(_from_slots, layout, table, episode.slot_T))
-
-
-def _of_stages(shard: EpisodeShard, index: int) -> Iterator[Found]:
-    table = shard.table
-    for stored, slot in enumerate(table.online.order):
-        age = int(table.stage[slot]), int(table.version[slot]), stored
-        yield Found(age, index, functools.partial(_from_extent, table, slot))
-
-
-def _from_slots(layout: RowLayout, table: Table, slot_T: np.ndarray, index: int) -> StoredEpisode:
-    columns, flag = layout.views(table.rows[slot_T]), int(table.flag[slot_T[-1]])
-    return StoredEpisode(
-        index=index,
-        obs_TO=columns.obs.copy(),
-        action_TA=columns.action.copy(),
-        reward_T=columns.reward.astype(np.float64),
-        terminated=bool(flag & TERMINATED),
-        truncated=bool(flag & TRUNCATED),
-        next_obs_O=columns.next_obs[-1].copy(),
-    )
-
-
-def _from_extent(table: EpisodeTable, slot: int, index: int) -> StoredEpisode:
-    first, dim = int(table.start[slot]), table.layout.obs_dim
-    rows_TF, flag = table.rows[first : first + int(table.length[slot])], int(table.flag[slot])
-    return StoredEpisode(
-        index=index,
-        obs_TO=rows_TF[:, :dim].copy(),
-        action_TA=rows_TF[:, dim:-1].copy(),
-        reward_T=rows_TF[:, -1].astype(np.float64),
-        terminated=bool(flag & TERMINATED),
-        truncated=bool(flag & TRUNCATED),
-        next_obs_O=rows_TF[-1, :dim].copy(),
-    )
+    return (Found(each.age, index, each.read) for each in shard.store.recorded())

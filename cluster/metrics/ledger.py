@@ -24,9 +24,9 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+from replay.admission import WRITERS
 from replay.chunk import RowTotals
-from replay.counters import ShardStats
-from replay.writers import WRITERS
+from replay.shard import ShardStats
 
 Writer = tuple[int, int]  # worker, incarnation
 SHARD_RESTART, RESTART = "shard_restart", "restart"

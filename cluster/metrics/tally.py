@@ -12,7 +12,7 @@ import numpy as np
 from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS
 from cluster.metrics.ledger import Ledger
 from replay.chunk import RowTotals
-from replay.counters import ShardStats
+from replay.shard import ShardStats
 from rollout_workers.recorder import merge_stats
 
 _SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_chunks import LAYOUT
 
-from replay import episode_table
-from replay.episode_table import OFFLINE, ONLINE, EpisodeMark, EpisodeTable
+from replay import arena
+from replay.arena import OFFLINE, ONLINE, Arena, EpisodeRecord
 from replay.trajectories import together
 
 
-def new_table(offline_rows: int = 0, online_rows: int = 40) -> EpisodeTable:
-    return EpisodeTable(LAYOUT, offline_rows=offline_rows, online_rows=online_rows, posterior_floats=P)
+def new_table(offline_rows: int = 0, online_rows: int = 40) -> Arena:
+    return Arena(LAYOUT, offline_rows=offline_rows, online_rows=online_rows, posterior_floats=P)
 
 
 def rows_of(key: int, length: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_both_rings_hold_what_a_list_of_arrays_would(capacities: tuple[int, int]
     seen: dict[int, int] = {}
     for number, (origin, length) in enumerate(puts):
         rows = rows_of(number, length)
-        slot, gone = table.put(origin, rows, EpisodeMark(episode=number, ret=float(number)))
+        slot, gone = table.put(origin, rows, EpisodeRecord(episode=number, ret=float(number)))
         expected = twins[origin].put((0, number), rows)
         assert [int(table.episode[g]) for g in gone] == [each.key[1] for each in expected]
         assert table.generation[slot] == seen.get(slot, 0) + 1
@@ -58,7 +58,7 @@ def test_a_value_is_written_back_only_where_the_episode_still_is(data: st.DataOb
     handed: list[tuple[int, int, int]] = []  # slot, generation, episode
     for number in range(data.draw(st.integers(1, 25))):
         slot, gone = table.put(
-            ONLINE, rows_of(number, data.draw(st.integers(1, 9))), EpisodeMark(episode=number, ret=0.0)
+            ONLINE, rows_of(number, data.draw(st.integers(1, 9))), EpisodeRecord(episode=number, ret=0.0)
         )
         for old in gone:
             expected.pop(int(table.episode[old]) if old != slot else -1, None)
@@ -82,10 +82,10 @@ def test_a_value_is_written_back_only_where_the_episode_still_is(data: st.DataOb
 
 
 def test_many_short_episodes_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode_table, "FIRST_SLOTS", 4)
+    monkeypatch.setattr(arena, "FIRST_SLOTS", 4)
     table = new_table(online_rows=80)
     for number in range(100):
-        table.put(ONLINE, rows_of(number, 1), EpisodeMark(episode=number, ret=0.0))
+        table.put(ONLINE, rows_of(number, 1), EpisodeRecord(episode=number, ret=0.0))
     assert len(table.online.order) == 10 and len(table.origin) <= 16
     assert sorted(table.episode[table.held(ONLINE)]) == list(range(90, 100))
 
@@ -93,9 +93,9 @@ def test_many_short_episodes_are_bounded_in_number(monkeypatch: pytest.MonkeyPat
 def test_an_episode_that_can_never_be_held_is_refused() -> None:
     table = new_table(online_rows=5)
     with pytest.raises(ValueError, match="can never be held; raise the capacity"):
-        table.put(ONLINE, rows_of(0, 6), EpisodeMark(episode=0, ret=0.0))
+        table.put(ONLINE, rows_of(0, 6), EpisodeRecord(episode=0, ret=0.0))
     with pytest.raises(ValueError, match="can never be held"):
-        table.put(OFFLINE, rows_of(0, 1), EpisodeMark(episode=0, ret=0.0))
+        table.put(OFFLINE, rows_of(0, 1), EpisodeRecord(episode=0, ret=0.0))
 
 
 def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episodes() -> None:
@@ -103,9 +103,9 @@ def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episo
     empty = table.returns(0.9, 0)
     assert np.isnan([empty.quantile, empty.best, empty.stage_mean, empty.stage_target]).all()
     for number, ret in enumerate([1.0, 2.0, 3.0]):
-        table.put(OFFLINE, rows_of(number, 2), EpisodeMark(episode=number, ret=ret))
+        table.put(OFFLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret))
     for number, (stage, ret, target) in enumerate([(1, 9.0, 5.0), (2, 4.0, float("nan")), (2, 6.0, 8.0)]):
-        table.put(ONLINE, rows_of(number, 2), EpisodeMark(episode=number, ret=ret, stage=stage, target=target))
+        table.put(ONLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret, stage=stage, target=target))
     summary = table.returns(0.5, 3)
     assert (summary.quantile, summary.best, summary.stage) == (3.5, 9.0, 3)
     assert (summary.stage_mean, summary.stage_target, summary.stage_episodes) == (5.0, 8.0, 2)
@@ -121,7 +121,7 @@ def test_what_shards_know_together_is_what_one_that_held_all_would(
 ) -> None:
     shards, whole = [new_table(200, 200) for _ in range(3)], new_table(200, 200)
     for number, (shard, ret, target) in enumerate(episodes):
-        mark = EpisodeMark(episode=number, ret=float(ret), stage=1, target=float(target) if asked else float("nan"))
+        mark = EpisodeRecord(episode=number, ret=float(ret), stage=1, target=float(target) if asked else float("nan"))
         for table in (shards[shard], whole):
             table.put(OFFLINE if number % 3 else ONLINE, rows_of(number, 1), mark)
     theirs, expected = [table.returns(0.5, 1) for table in shards], whole.returns(0.5, 1)
@@ -133,5 +133,5 @@ def test_what_shards_know_together_is_what_one_that_held_all_would(
 
 def test_shards_are_together_in_the_stage_that_all_have_gathered() -> None:
     table = new_table(40, 40)
-    table.put(ONLINE, rows_of(0, 1), EpisodeMark(episode=0, ret=1.0, stage=1))
+    table.put(ONLINE, rows_of(0, 1), EpisodeRecord(episode=0, ret=1.0, stage=1))
     assert together([table.returns(0.5, 2), table.returns(0.5, 1)]).stage == 1

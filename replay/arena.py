@@ -1,4 +1,4 @@
-"""Whole episodes in one arena of rows: each a contiguous extent, the oldest overwritten as a whole.
+"""Complete episodes in one arena of rows: each a contiguous extent, the oldest overwritten as a whole.
 
 Letters: R rows of the arena, F = O + A + 1 row width, M slots, T steps of an episode, P floats of a posterior.
 """
@@ -21,8 +21,8 @@ SLOT_BYTES = 5 * 8 + 4 * 8 + 1 + 1 + 2 * 4 + 4 * 16  # of a slot's columns besid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EpisodeMark:
-    """What is known of an episode beside its rows."""
+class EpisodeRecord:
+    """What is known of a complete episode beside its rows."""
 
     episode: int  # id: of a dataset its index there, online as in ``Chunk.episode_N``
     ret: float  # undiscounted return, summed in float64
@@ -64,7 +64,7 @@ class Ring:
         self.order = deque(int(slot) for slot in state["order"])
 
 
-class EpisodeTable:
+class Arena:
     """The episodes of one shard, by slot. A slot is reused when its episode was overwritten; its generation then grows by one.
 
     Args:
@@ -76,7 +76,6 @@ class EpisodeTable:
         rows: (R, F) float32, both rings' rows: offline first.
         start, length, episode, version, generation: (M,) int64. ret, target, predicted, variance: (M,) float64. origin:
         (M,) int8. flag: (M,) uint8. stage, visits: (M,) int32. mode: (M,) str. posterior: (M, P) float32.
-        inserted: online rows accepted over its life, those of unfinished and dropped episodes too; the shard counts them.
         changes: grows whenever an episode comes or goes.
     """
 
@@ -88,11 +87,9 @@ class EpisodeTable:
     def __init__(self, layout: RowLayout, *, offline_rows: int, online_rows: int, posterior_floats: int) -> None:
         self.layout = layout
         self.width = layout.obs_dim + layout.action_dim + 1
-        self.capacity = online_rows
         self.posterior_floats = posterior_floats
         self.rows = np.zeros((offline_rows + online_rows, self.width), np.float32)
         self.rings = (Ring(0, offline_rows), Ring(offline_rows, online_rows))
-        self.inserted = 0
         self.changes = 0
         self._free: list[int] = []
         self._summary: tuple[tuple[int, float, int], ReturnSummary] | None = None
@@ -129,8 +126,8 @@ class EpisodeTable:
         """Slots of the episodes of one origin, ascending; int64."""
         return np.flatnonzero(self.origin == origin)
 
-    def put(self, origin: int, rows_TF: np.ndarray, mark: EpisodeMark) -> tuple[int, list[int]]:
-        """Stores a whole episode over the oldest ones of its ring.
+    def put(self, origin: int, rows_TF: np.ndarray, record: EpisodeRecord) -> tuple[int, list[int]]:
+        """Stores a complete episode over the oldest ones of its ring.
 
         Args:
             origin: OFFLINE or ONLINE.
@@ -150,8 +147,8 @@ class EpisodeTable:
         first = ring.base + ring.head
         self.rows[first : first + length] = rows_TF
         self.start[slot], self.length[slot], self.origin[slot] = first, length, origin
-        for field in dataclasses.fields(mark):
-            getattr(self, field.name)[slot] = getattr(mark, field.name)
+        for field in dataclasses.fields(record):
+            getattr(self, field.name)[slot] = getattr(record, field.name)
         self.generation[slot] += 1
         self.visits[slot] = 0
         self.posterior[slot] = 0
@@ -199,15 +196,10 @@ class EpisodeTable:
 
     def state(self) -> dict[str, Any]:
         """What is not in the columns; JSON-able."""
-        return {
-            "inserted": self.inserted,
-            "free": list(self._free),
-            "rings": [ring.state() for ring in self.rings],
-        }
+        return {"free": list(self._free), "rings": [ring.state() for ring in self.rings]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes what ``state`` gave; ``load_arrays`` the columns that belong to it."""
-        self.inserted = int(state["inserted"])
         self._free = [int(slot) for slot in state["free"]]
         for ring, ring_state in zip(self.rings, state["rings"]):
             ring.load_state(ring_state)
