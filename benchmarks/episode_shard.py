@@ -21,8 +21,7 @@ import numpy as np
 from replay import snapshot
 from replay.chunk import TRUNCATED, Chunk
 from replay.config import DataConfig, ReplayConfig
-from replay.episode_sampling import pack
-from replay.episode_store import EpisodeStore
+from replay.episode_store import EpisodeStore, pack
 from replay.limiter import StagedLimiter
 from replay.rows import RowLayout
 from replay.shard import Shard

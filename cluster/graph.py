@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from learners.checkpoint import Checkpoint
     from learners.learner import Learner
     from replay.dataset import Dataset
-    from replay.offline_rows import OfflineRows
+    from replay.dataset_stream import OfflineRows
     from replay.trajectories import EpisodeBlock
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
@@ -158,7 +158,7 @@ def offline_rows(plan: Plan) -> int:
 
 def _offline_rows(plan: Plan, index: int) -> OfflineRows | None:
     """The transitions of episodes i, i + S, ... for shard i of S; RunError when there are none."""
-    from replay.offline_rows import OfflineRows
+    from replay.dataset_stream import OfflineRows
     from replay.stored_episode import DatasetError
 
     config, dataset, shards = plan.config, plan.dataset, plan.config.replay.shards

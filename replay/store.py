@@ -126,3 +126,16 @@ class Store(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes of all arrays, filled or not, those of a dataset too."""
+
+
+def offline_share(fraction: float, batch: int, offline: int, online: int) -> int | None:
+    """How many of ``batch`` items come from a dataset when so many are held; None: both are one pool.
+
+    round(fraction batch), but all from one side where the other holds nothing; a negative fraction makes one pool of both, so
+    that each side's share follows from its weights.
+    """
+    if not offline:
+        return 0
+    if not online:
+        return batch
+    return None if fraction < 0 else round(fraction * batch)

@@ -16,11 +16,10 @@ import numpy as np
 from replay.admission import Fault
 from replay.chunk import TERMINATED, TRUNCATED, Block, Chunk
 from replay.config import DataConfig, ReplayConfig
-from replay.episode_sampling import offline_share
+from replay.dataset_stream import VERSION, OfflineRows
 from replay.limiter import AnyLimiter
-from replay.offline_rows import VERSION, OfflineRows
 from replay.rows import RowLayout
-from replay.store import SEGMENT_BYTES, Arrays, Recorded, Store
+from replay.store import SEGMENT_BYTES, Arrays, Recorded, Store, offline_share
 from replay.stored_episode import StoredEpisode
 
 WAITING = 65_536  # row ends remembered while their neighbour in time has not arrived
@@ -43,7 +42,7 @@ class TransitionStore(Store):
     """Rows and what is known of each, by slot. Slot ``inserted % capacity`` is written next.
 
     A slot's generation is how often it has been written; in a ring that follows from ``inserted`` alone and is not stored. Slots of
-    a dataset's rows are negative (``replay.offline_rows``).
+    a dataset's rows are negative (``replay.dataset_stream``).
 
     Args:
         layout: of the packed rows.

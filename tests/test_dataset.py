@@ -22,7 +22,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replay import dataset_import, dataset_writer
-from replay.data_summary import summarise
 from replay.dataset import (
     Dataset,
     DatasetError,
@@ -30,6 +29,7 @@ from replay.dataset import (
     check_against,
     list_datasets,
     open_dataset,
+    summarise,
     write_dataset,
 )
 from replay.dataset_import import import_dataset

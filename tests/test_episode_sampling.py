@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from replay.episode_sampling import draw, draw_weights, offline_share, pack
+from replay.episode_store import draw, draw_weights, pack
+from replay.store import offline_share
 
 
 @settings(deadline=None, max_examples=100)

@@ -18,7 +18,7 @@ from cluster.inline import InlineFleet
 from cluster.metrics.tally import Tally
 from cluster.run_dir import RunDirectory
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
-from replay.offline_rows import OfflineRows
+from replay.dataset_stream import OfflineRows
 
 ENV, ID = "InvertedPendulum-v5", "drawbridge/invertedpendulum-medium-v0"
 OTHER, FEW = "drawbridge/other-v0", "drawbridge/few-v0"
