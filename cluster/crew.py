@@ -58,7 +58,7 @@ class Crew:
         self._shards, self._store, self._cpus = shards, store, cpus
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
-        self._heard: dict[int, float] = {}  # when a shard last heard of a worker, monotonic clock
+        self._last_report: dict[int, float] = {}  # when a shard last had a chunk of a worker, monotonic clock
         self._full: set[int] = set()  # shards that take no more rows
         self._silent: set[int] = set()  # shards of whose workers nothing is known now
         self._restarts = 0  # of this start of the run: the budget's
@@ -118,7 +118,7 @@ class Crew:
             self.tally.end_writer(index, member.incarnation, totals, STOPPED)
             self._count()
 
-    def hear(self, reports: list[Any], silent_s: dict[int, float]) -> None:
+    def observe_reports(self, reports: list[Any], silent_s: dict[int, float]) -> None:
         """Takes what a shard tells of its writers: their reports, and for how long each has been silent."""
         for report in reports:
             member = self._members.get(report.worker)
@@ -126,13 +126,13 @@ class Crew:
                 member.rows += report.stats.get("recorded_rows", 0)
                 member.failures, member.first_failure = 0, ""
         for worker, seconds in silent_s.items():
-            self._heard[worker] = max(self._heard.get(worker, 0.0), time.monotonic() - seconds)
+            self._last_report[worker] = max(self._last_report.get(worker, 0.0), time.monotonic() - seconds)
 
     def excuse(self, shard: int | None = None) -> None:
         """The workers of ``shard`` (None: all) waited for a part that did not answer: their silence so far is not their fault."""
         for index in self._members:
             if shard is None or index % len(self._shards) == shard:
-                self._heard[index] = time.monotonic()
+                self._last_report[index] = time.monotonic()
 
     def note(self, full: set[int], silent: set[int]) -> None:
         """Takes which shards have their rows, so that their workers are not needed any more, and which do not answer now."""
@@ -148,7 +148,7 @@ class Crew:
             if index % len(self._shards) in self._silent:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
-            silent = now - max(member.began + grace, self._heard.get(index, 0.0))
+            silent = now - max(member.began + grace, self._last_report.get(index, 0.0))
             if silent > limit:
                 self._replace(
                     index,

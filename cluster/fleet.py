@@ -303,7 +303,7 @@ class RayFleet:
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
         (self._full.add if told["full"] else self._full.discard)(index)
-        self._crew.hear(told["workers"], told["silent_s"])
+        self._crew.observe_reports(told["workers"], told["silent_s"])
         self.tally.add_shard(told["stats"], told["workers"], asked_at)
 
     def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:

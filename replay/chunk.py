@@ -62,7 +62,7 @@ class Ack:
     """
 
     status: Status
-    epoch: int  # newest policy that the shard has heard of
+    epoch: int  # newest policy that the shard has observed
     version: int
     retry_after_s: float = 0.0
     reason: str = ""

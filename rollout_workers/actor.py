@@ -343,6 +343,6 @@ class _Streams(ISpawnableSeedSequence):
         if n_children != len(self._seeds):
             raise ValueError(
                 f"{n_children} streams were spawned, expected {len(self._seeds)}, one for each episode that begins: a "
-                "plan would depend on the episodes beside it; spawn one an environment, in the order of env_K"
+                "plan would depend on the other episodes; spawn one an environment, in the order of env_K"
             )
         return [seed.spawn(1)[0] for seed in self._seeds]

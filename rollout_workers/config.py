@@ -107,7 +107,7 @@ class EvaluationConfig:
     timeout_s: float = option(
         600.0,
         "s",
-        "an evaluation that takes longer is given up and counted",
+        "an evaluation that takes longer is abandoned and counted",
         at_least=1,
         why="no episode would end in time",
     )

@@ -77,7 +77,7 @@ class Evaluation:
 class Evaluator:
     """Runs episodes side by side, one an environment, with the noise-free policy.
 
-    An episode depends on its seed and the weights alone, not on how many run beside it. What an EpisodePolicy draws for
+    An episode depends on its seed and the weights alone, not on how many run alongside. What an EpisodePolicy draws for
     its plan comes from a stream of the episode's own seed; it must see to it itself that its rounding does not depend on
     the height of a batch.
 

@@ -88,7 +88,7 @@ class Maze:
 
     @functools.cached_property
     def _corners(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where taut strings bend (V, 2), and the shortest ways between those points (V, V)."""
+        """Where taut strings bend (V, 2), and the shortest paths between those points (V, V)."""
         wall_RC, points = self.wall_RC, []
         for row in range(1, wall_RC.shape[0]):
             for column in range(1, wall_RC.shape[1]):
@@ -129,7 +129,7 @@ class Maze:
         return nearest_RC
 
     def _search(self) -> tuple[np.ndarray, np.ndarray]:
-        """Breadth-first search from every cell; among equal ways the one up, down, left, right first is taken."""
+        """Breadth-first search from every cell; among equal paths the one up, down, left, right first is taken."""
         free = len(self.free_K2)
         steps_KK, next_KK = np.full((free, free), -1), np.full((free, free), -1)
         for target in range(free):

@@ -118,14 +118,14 @@ class Recorder:
         self._return_E[indices] = 0.0
         return left
 
-    def stamp(self, env_K: np.ndarray, stamps: list[EpisodeMetadata]) -> None:
-        """Takes what the episodes of the environments ``env_K`` were begun with whose first row is recorded next.
+    def add_metadata(self, env_K: np.ndarray, metadata: list[EpisodeMetadata]) -> None:
+        """Takes the metadata of the episodes in the environments ``env_K`` whose first row is recorded next.
 
-        A stamp gets its episode's id and travels with that row's chunk; one whose row is refused goes with the row.
+        They get their episode's id and travel with that row's chunk; those of a refused row are dropped with it.
         """
         if self.full:
-            raise RuntimeError("the chunk is full: take it before beginning episodes, or these stamps would be lost")
-        self._stamps += [(int(e), self._t, stamp) for e, stamp in zip(env_K, stamps, strict=True)]
+            raise RuntimeError("the chunk is full: take it before beginning episodes, or their metadata would be lost")
+        self._metadata += [(int(e), self._t, one) for e, one in zip(env_K, metadata, strict=True)]
 
     def take(self, *, epoch: int, version: int) -> Chunk:
         """The full chunk, of the policy (epoch, version). It has no rows when all were refused."""
@@ -134,8 +134,8 @@ class Recorder:
         flag_ET = self._flags()
         self._columns.discount[:] = ~self._terminated
         episode_ET, step_ET, stats = self._episodes(flag_ET)
-        stamps = tuple(
-            stamp._replace(episode=int(episode_ET[e, t])) for e, t, stamp in self._stamps if self._valid[e, t]
+        metadata = tuple(
+            one._replace(episode=int(episode_ET[e, t])) for e, t, one in self._metadata if self._valid[e, t]
         )
         keep = None if self._valid.all() else self._valid.reshape(-1)
         rows, episode, step, flag = (
@@ -157,7 +157,7 @@ class Recorder:
             step_N=step,
             flag_N=flag,
             stats=stats,
-            stamps=stamps,
+            stamps=metadata,
         )
         self._sequence += 1
         self._clear()
@@ -207,7 +207,7 @@ class Recorder:
         self._truncated: np.ndarray = np.empty(shape, bool)
         self._valid: np.ndarray = np.empty(shape, bool)
         self._cuts: list[tuple[int, int]] = []  # (environment, step) of the refused rows
-        self._stamps: list[tuple[int, int, EpisodeMetadata]] = []  # (environment, step) of the rows they begin with
+        self._metadata: list[tuple[int, int, EpisodeMetadata]] = []  # (environment, step) of the rows they begin with
         self._dropped = {NONFINITE_OBSERVATION: 0, NONFINITE_REWARD: 0}
 
     def _new_episodes(self, count: int) -> np.ndarray:

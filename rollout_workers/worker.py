@@ -86,7 +86,9 @@ class RolloutWorker:
             worker=worker,
             incarnation=incarnation,
         )
-        self._episodes = RunningEpisodes(self._actor, self._envs, [seed, worker, incarnation], self._recorder.stamp)
+        self._episodes = RunningEpisodes(
+            self._actor, self._envs, [seed, worker, incarnation], self._recorder.add_metadata
+        )
         self._obs_EO = self._env.reset()
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life

@@ -1,4 +1,4 @@
-"""Plans as pictures: starts that are told, ways that are walked, predictions held against what came of them."""
+"""Plans as pictures: starts that are told, trajectories that are walked, predictions held against what came of them."""
 
 from __future__ import annotations
 
@@ -172,18 +172,18 @@ def trials(run_dir: Path, start: tuple[float, float] | None, found: Maze | None)
 def test_ways_begin_at_the_start_and_the_ascent_ends_with_the_plan_that_is_walked(walker: Path) -> None:
     found = trials(walker, (1.0, -1.0), maze())
     assert list(found) == ["prior", "st", "kl", "max"]
-    assert [len(trial.ways) for trial in found.values()] == [PRIORS, 1, 1, 1]
+    assert [len(trial.trajectories) for trial in found.values()] == [PRIORS, 1, 1, 1]
     for trial in found.values():
-        for way in trial.ways:
-            np.testing.assert_allclose(way[0], [1.0, -1.0], atol=1e-6)
-            assert way.shape == (301, 2)
-        assert len(trial.achieved_E) == len(trial.predicted_E) == len(trial.reached_E) == len(trial.ways)
+        for path in trial.trajectories:
+            np.testing.assert_allclose(path[0], [1.0, -1.0], atol=1e-6)
+            assert path.shape == (301, 2)
+        assert len(trial.achieved_E) == len(trial.predicted_E) == len(trial.reached_E) == len(trial.trajectories)
     for mode in ("st", "kl", "max"):
         trial = found[mode]
         assert trial.ascent_SE.shape == trial.kl_SE.shape == (3, 1), "two steps, and what was before them"
         np.testing.assert_allclose(trial.ascent_SE[-1], trial.predicted_E, rtol=1e-4)
         np.testing.assert_allclose(trial.kl_SE[-1], trial.kl_E, rtol=1e-4)
-    assert len({float(way[-1, 0]) for way in found["prior"].ways}) == PRIORS, "each draws a plan of its own"
+    assert len({float(path[-1, 0]) for path in found["prior"].trajectories}) == PRIORS, "each draws a plan of its own"
     assert found["st"].target is not None and found["kl"].target is None
 
 

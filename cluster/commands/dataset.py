@@ -32,7 +32,9 @@ def add_dataset(commands: Any) -> None:
     _command(actions, "list", _list, "the datasets that are there")
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
     show.add_argument("dataset", metavar="ID|PATH")
-    show.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw its returns, and its ways in a maze")
+    show.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
+    )
     export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     export.add_argument("id", metavar="ID")

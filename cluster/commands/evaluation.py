@@ -33,7 +33,7 @@ def evaluate(
     plot: Path | None = None,
     settings: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Deterministic episodes with the newest checkpoint's policy; optionally a film of the first.
+    """Deterministic episodes with the newest checkpoint's policy; optionally a video of the first.
 
     Args:
         mode, target_return: what a policy that plans is asked for; None: what the run's configuration says.

@@ -15,18 +15,22 @@ from cluster.metrics.wording import number
 from replay.dataset import Dataset
 from replay.stored_episode import StoredEpisode
 
-WAYS = 150  # episodes whose way is drawn, evenly over the dataset
+TRAJECTORIES = 150  # episodes whose path is drawn, evenly over the dataset
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
 
 class Reading:
-    """What one pass over a dataset leaves behind: every episode's return and length, and the ways of some."""
+    """What one pass over a dataset leaves behind: every episode's return and length, and the trajectories of some."""
 
-    def __init__(self, dataset: Dataset, ways: int) -> None:
-        self._kept = set(np.linspace(0, dataset.total_episodes - 1, ways).astype(int).tolist()) if ways else set()
+    def __init__(self, dataset: Dataset, trajectories: int) -> None:
+        self._kept = (
+            set(np.linspace(0, dataset.total_episodes - 1, trajectories).astype(int).tolist())
+            if trajectories
+            else set()
+        )
         self.returns: list[float] = []
         self.lengths: list[int] = []
-        self.ways: list[tuple[float, np.ndarray]] = []  # (return, xy (T, 2)) of the kept ones
+        self.trajectories: list[tuple[float, np.ndarray]] = []  # (return, xy (T, 2)) of the kept ones
         for episode in dataset.episodes():
             self._take(episode)
 
@@ -34,7 +38,7 @@ class Reading:
         self.returns.append(float(episode.reward_T.sum()))
         self.lengths.append(len(episode.reward_T))
         if episode.index in self._kept:
-            self.ways.append((self.returns[-1], episode.obs_TO[:, :2].copy()))
+            self.trajectories.append((self.returns[-1], episode.obs_TO[:, :2].copy()))
 
 
 def describe_dataset(dataset: Dataset, plot: Path | None = None) -> str:
@@ -42,7 +46,7 @@ def describe_dataset(dataset: Dataset, plot: Path | None = None) -> str:
     from rollout_workers.maze import maze_of
 
     maze = maze_of(dataset.env_id) if plot is not None else None
-    reading = Reading(dataset, WAYS if maze is not None else 0)
+    reading = Reading(dataset, TRAJECTORIES if maze is not None else 0)
     if plot is not None:
         draw_dataset(dataset, reading, maze, plot)
     rows = list(_rows(dataset, reading))
@@ -85,7 +89,7 @@ def _references(dataset: Dataset) -> str:
 
 
 def draw_dataset(dataset: Dataset, reading: Reading, maze: Any, path: Path) -> None:
-    """A PNG with the returns' histogram and, given a Maze, ways in it coloured by their episodes' returns."""
+    """A PNG with the returns' histogram and, given a Maze, trajectories in it coloured by their episodes' returns."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11 if maze is not None else 5.5, 4.5), layout="constrained")
@@ -103,21 +107,23 @@ def draw_dataset(dataset: Dataset, reading: Reading, maze: Any, path: Path) -> N
         xlabel="return of an episode", ylabel="episodes", title=f"{dataset.id}\n{len(reading.returns):,} episodes"
     )
     if maze is not None:
-        _draw_ways(figure, panels[1], reading, maze)
+        _draw_trajectories(figure, panels[1], reading, maze)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
-def _draw_ways(figure: Any, panel: Any, reading: Reading, maze: Any) -> None:
+def _draw_trajectories(figure: Any, panel: Any, reading: Reading, maze: Any) -> None:
     from matplotlib.collections import LineCollection
 
     rows, columns = maze.wall_RC.shape
     edges = (-columns / 2, columns / 2, -rows / 2, rows / 2)  # m; cells are 1 m wide, the middle is the origin
     panel.imshow(maze.wall_RC, extent=edges, cmap="Greys", vmin=0, vmax=2)
-    ways = sorted(reading.ways, key=lambda way: way[0])  # the best on top
-    lines = LineCollection([xy_T2 for _, xy_T2 in ways], array=np.array([value for value, _ in ways]), linewidths=0.6)
+    trajectories = sorted(reading.trajectories, key=lambda path: path[0])  # the best on top
+    lines = LineCollection(
+        [xy_T2 for _, xy_T2 in trajectories], array=np.array([value for value, _ in trajectories]), linewidths=0.6
+    )
     panel.add_collection(lines)
     figure.colorbar(lines, ax=panel, label="return")
     if maze.goal_xy is not None:
         panel.plot(*maze.goal_xy, marker="*", markersize=14, color="#cb3c33", markeredgecolor="white")
-    panel.set(xlabel="x [m]", ylabel="y [m]", title=f"{len(ways)} episodes' ways")
+    panel.set(xlabel="x [m]", ylabel="y [m]", title=f"{len(trajectories)} episodes' trajectories")

@@ -1,6 +1,6 @@
-"""A point maze seen from above: walls, goal, starts and the ways that were walked.
+"""A point maze seen from above: walls, goal, starts and the trajectories that were walked.
 
-Letters: T positions of a way.
+Letters: T positions of a path.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def draw_maze(axes: Any, maze: Maze) -> None:
         spine.set_visible(False)
 
 
-def draw_way(axes: Any, xy_T2: np.ndarray, colour: str, *, width: float, alpha: float = 1.0, marker: str = "") -> None:
-    """One way, with a marker where it ends."""
+def draw_trajectory(
+    axes: Any, xy_T2: np.ndarray, colour: str, *, width: float, alpha: float = 1.0, marker: str = ""
+) -> None:
+    """One path, with a marker where it ends."""
     axes.plot(*xy_T2.T, color=colour, linewidth=width, alpha=alpha, solid_capstyle="round", zorder=3)
     if marker:
         axes.plot(*xy_T2[-1], marker=marker, color=colour, markersize=6, markeredgecolor="white", zorder=4)

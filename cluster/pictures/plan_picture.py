@@ -1,4 +1,4 @@
-"""A picture of a run's plans: the ways they led in its maze, how their ascent went, and what came of them.
+"""A picture of a run's plans: the trajectories they led in its maze, how their ascent went, and what came of them.
 
 Letters: E episodes, S ascent steps, P starts.
 """
@@ -24,7 +24,7 @@ from cluster.pictures.maze_drawing import (
     check_png,
     draw_maze,
     draw_start,
-    draw_way,
+    draw_trajectory,
     dress,
     new_figure,
     save_picture,
@@ -34,14 +34,14 @@ from cluster.run_dir import RunDirectory
 from rollout_workers.maze import Maze
 
 HEAD = ("mode", "predicted", "achieved", "KL, nats", "goal reached", "path / shortest")
-WIDTHS = {"st": 3.6, "max": 2.3, "kl": 1.2}  # of ways; the later ones lie on the earlier, which still show
+WIDTHS = {"st": 3.6, "max": 2.3, "kl": 1.2}  # of trajectories; the later ones lie on the earlier, which still show
 PLACES = (0.02, 0.20, 0.38, 0.54, 0.71, 0.92)  # of the table's columns, shares of its width
 
 
 def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None = None, seed: int) -> str:
     """Draws the plans of a run's newest policy into the PNG ``path``; the same in words.
 
-    In a maze: the ways walked by plans drawn from the prior and by those that were searched for (st, kl, max), from ``start``
+    In a maze: the trajectories walked by plans drawn from the prior and by those that were searched for (st, kl, max), from ``start``
     (x, y), m, or from three places far apart. Everywhere: predicted return, its standard deviation and KL over the steps of the
     ascent, beside what was predicted and achieved in the end.
 
@@ -84,7 +84,7 @@ class _Picture:
         if self.maze is not None:
             halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.08), wspace=0.02)
             left, panels = halves
-            self._ways(left.add_subplot(), self.maze)
+            self._trajectories(left.add_subplot(), self.maze)
         grid = panels.add_gridspec(3, 2, height_ratios=(3.3, 1.3, 1.15), width_ratios=(3.2, 1))
         ascent = panels.add_subplot(grid[0, 0])
         outcome = panels.add_subplot(grid[0, 1], sharey=ascent)
@@ -100,17 +100,17 @@ class _Picture:
     def _starts(self) -> Sequence[int]:
         return range(int(self.trials["kl"].start_E.max()) + 1)
 
-    def _ways(self, axes: Any, maze: Maze) -> None:
+    def _trajectories(self, axes: Any, maze: Maze) -> None:
         draw_maze(axes, maze)
-        for way in self.trials["prior"].ways:
-            draw_way(axes, way, MODES["prior"], width=0.8, alpha=0.6)
+        for path in self.trials["prior"].trajectories:
+            draw_trajectory(axes, path, MODES["prior"], width=0.8, alpha=0.6)
         for mode, width in WIDTHS.items():
-            for way in self.trials[mode].ways:
-                draw_way(axes, way, MODES[mode], width=width, marker=MARKERS[mode])
+            for path in self.trials[mode].trajectories:
+                draw_trajectory(axes, path, MODES[mode], width=width, marker=MARKERS[mode])
         assert self.starts_P2 is not None
         for index, xy in enumerate(self.starts_P2):
             draw_start(axes, xy, str(index + 1) if len(self.starts_P2) > 1 else "")
-        axes.set_title("ways walked", loc="left", fontsize=11, color=INK)
+        axes.set_title("trajectories walked", loc="left", fontsize=11, color=INK)
 
     def _ascent(self, axes: Any, best: float) -> None:
         """Predicted return over the ascent; single starts thin, their mean with a band of one standard deviation."""

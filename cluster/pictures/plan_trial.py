@@ -1,6 +1,6 @@
 """What the newest policy of a run plans in every mode from a few starts, and what came of it.
 
-Letters: E episodes, S ascent steps, P starts, T positions of a way.
+Letters: E episodes, S ascent steps, P starts, T positions of a path.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Trial:
     variance_E: np.ndarray
     kl_E: np.ndarray  # nats
     achieved_E: np.ndarray
-    ways: tuple[np.ndarray, ...]  # (T, 2) each, m; empty where there is no maze
+    trajectories: tuple[np.ndarray, ...]  # (T, 2) each, m; empty where there is no maze
     reached_E: np.ndarray  # steps made on arrival at the goal, -1: never; empty where there is no maze
     detour_E: np.ndarray  # path length over shortest path of those that arrived, NaN otherwise; empty without a maze
 
@@ -139,7 +139,7 @@ def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray 
         variance_E=inferred.variance_K.numpy(),
         kl_E=inferred.kl_K.numpy(),
         achieved_E=np.array(found.returns),
-        ways=tuple(np.array(path) for path in found.paths),
+        trajectories=tuple(np.array(path) for path in found.paths),
         reached_E=np.array(found.reached, dtype=np.int64),
         detour_E=np.where(arrived_E & np.isfinite(detour_E), detour_E, np.nan) if found.reached else detour_E,
     )
