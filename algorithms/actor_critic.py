@@ -20,7 +20,7 @@ from algorithms.critic import Renorm, TwinCritic, evaluate
 from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
 CRITIC_METRICS = ("critic_loss", "q_mean", "q_target_mean", "critic_grad_norm", "critic_entropy")

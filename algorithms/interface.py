@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from replay.trajectories import DataSummary, EpisodeMetadata, ReturnSummary, Trajectories
+from replay.schema import DataSummary, EpisodeMetadata, ReturnSummary, Trajectories
 
 
 class Collective(Protocol):

@@ -19,8 +19,8 @@ from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
 from cluster.pictures.calibration import rank_correlation
 from replay.dataset import Dataset
+from replay.schema import Trajectories
 from replay.stored_episode import StoredEpisode
-from replay.trajectories import Trajectories
 
 SHARES = np.linspace(0.0, 2.0, 17)  # of the best return in the data
 

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from replay import snapshot
-from replay.chunk import TRUNCATED, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.episode_store import EpisodeStore, pack
 from replay.limiter import StagedLimiter
-from replay.rows import RowLayout
+from replay.messages import TRUNCATED, Chunk
+from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.stored_episode import StoredEpisode
 

@@ -36,10 +36,10 @@ from cluster.connection import connect, disconnect
 from learners.config import LearnerConfig
 from learners.feed import Feed
 from learners.learner import Learner
-from replay.chunk import TRUNCATED, Block, Chunk, Wait
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.rows import RowLayout
+from replay.messages import TRUNCATED, Block, Chunk, Wait
+from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.transition_store import TransitionStore
 

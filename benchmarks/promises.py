@@ -137,7 +137,7 @@ def target_walk(returns: Sequence[float], uncertainty: float) -> str:
         uncertainty: the predictor's standard error, scores.
     """
     from algorithms.gac.planning import PlanningConfig
-    from replay.trajectories import ReturnSummary
+    from replay.schema import ReturnSummary
 
     rows, nan = [], float("nan")
     config = PlanningConfig()

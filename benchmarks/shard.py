@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from cluster.connection import connect, disconnect
-from replay.chunk import Block, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.rows import RowLayout
+from replay.messages import Block, Chunk
+from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.transition_store import TransitionStore
 

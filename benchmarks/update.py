@@ -22,7 +22,7 @@ import torch
 
 from algorithms import ALGORITHMS, matmul
 from algorithms.interface import AgentSpec
-from replay.trajectories import DataSummary, Trajectories
+from replay.schema import DataSummary, Trajectories
 
 EPISODES, STEPS, MAZE = (
     64,

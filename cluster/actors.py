@@ -14,14 +14,14 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from cluster.courier import RUN_COMPLETE, STOPPED, Courier, Lost
 from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
 from replay import snapshot
-from replay.chunk import Ack, Block, Chunk, RowTotals, Wait
+from replay.messages import Ack, Block, Chunk, RowTotals, Wait
 from rollout_workers.env import name_module
 
 if TYPE_CHECKING:
     import numpy as np
 
     from algorithms.weights import Weights
-    from replay.trajectories import EpisodeBlock
+    from replay.messages import EpisodeBlock
     from rollout_workers.evaluator import Evaluation
 
 HELD = "held"  # a shard's reason for having no block: the driver holds the run

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms.weights import CorruptWeights
 from cluster.errors import RunError
-from replay.chunk import Ack, Chunk
+from replay.messages import Ack, Chunk
 
 if TYPE_CHECKING:
     from algorithms.weights import Weights

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cluster.errors import RunError, UsageError
 from replay.episode_store import EpisodeStore
 from replay.limiter import AnyLimiter, Limiter, StagedLimiter
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.store import Store
 from replay.transition_store import TransitionStore
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from learners.learner import Learner
     from replay.dataset import Dataset
     from replay.dataset_stream import OfflineRows
-    from replay.trajectories import EpisodeBlock
+    from replay.messages import EpisodeBlock
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
 

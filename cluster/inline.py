@@ -37,10 +37,9 @@ from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART
 from replay import snapshot
-from replay.chunk import Wait
 from replay.limiter import apportioned
+from replay.messages import EpisodeBlock, Wait
 from replay.shard import Shard
-from replay.trajectories import EpisodeBlock
 from rollout_workers.evaluator import Evaluation
 
 _COUNTERS = "fleet"

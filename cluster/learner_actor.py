@@ -28,7 +28,7 @@ from cluster.graph import (
 from cluster.missing import missing_checkpoint
 from cluster.remote import root
 from cluster.run_dir import RunDirectory
-from replay.chunk import Block, Wait
+from replay.messages import Block, Wait
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from learners.collective import TorchCollective
     from learners.feed import Fed, Feed
     from learners.learner import LearnerReport
-    from replay.trajectories import EpisodeBlock
+    from replay.messages import EpisodeBlock
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5

@@ -1,6 +1,6 @@
 """The learner's supply: blocks of batches that are on the device before they are asked for.
 
-Letters: U updates of a block, B batch, D packed row width (of transitions; of whole episodes see replay/trajectories.py).
+Letters: U updates of a block, B batch, D packed row width (of transitions; of whole episodes see replay/schema.py).
 
     thread       waits for                                unblocked by
     feed         room among ``depth`` ready blocks        the learner's get; stop
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from replay.chunk import Block, Wait
-from replay.trajectories import EpisodeBlock, Trajectories
+from replay.messages import Block, EpisodeBlock, Wait
+from replay.schema import Trajectories
 
 AnyBlock = Block | EpisodeBlock
 Fetch = Callable[[], "AnyBlock | Wait | None"]  # None: the stream has ended

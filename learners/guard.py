@@ -23,9 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 from learners.config import LearnerConfig
-from replay.chunk import Block
 from replay.durable import write_atomic
-from replay.trajectories import EpisodeBlock
+from replay.messages import Block, EpisodeBlock
 
 DUMPS = 3
 

@@ -32,8 +32,8 @@ from learners.config import LearnerConfig
 from learners.feed import Fed
 from learners.graph import CapturedCycle, CyclicAgent
 from learners.guard import Guard
-from replay.chunk import Block
-from replay.trajectories import EpisodeBlock, ReturnSummary, together
+from replay.messages import Block, EpisodeBlock
+from replay.schema import ReturnSummary, together
 
 PART = "learner"  # the learner's part of a checkpoint
 AGENT = "agent/"  # prefix of the agent's entries in it

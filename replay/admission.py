@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk, RowTotals
-from replay.rows import RowLayout
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk, RowTotals
+from replay.schema import RowLayout
 
 Reason = Literal[
     "identity", "shape", "dtype", "too_large", "nonfinite", "action", "discount", "flag", "step", "stale", "closed",

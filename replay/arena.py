@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from replay.rows import RowLayout
-from replay.trajectories import ReturnSummary
+from replay.schema import ReturnSummary, RowLayout
 
 FREE, OFFLINE, ONLINE = -1, 0, 1  # ``origin`` of a slot
 FIRST_SLOTS = 256  # slots made at once; doubled when they are full

@@ -14,8 +14,8 @@ import numpy as np
 
 from replay.dataset_writer import write_files
 from replay.minari_files import EpisodeFiles, dataset_folders, datasets_root, env_id_of, find_data, read_metadata
+from replay.schema import DataSummary
 from replay.stored_episode import DatasetError, Refused, StoredEpisode
-from replay.trajectories import DataSummary
 
 __all__ = [
     "Dataset",

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replay.arena import OFFLINE, Arena, EpisodeRecord
-from replay.chunk import TERMINATED, TRUNCATED
-from replay.rows import RowLayout
+from replay.messages import TERMINATED, TRUNCATED
+from replay.schema import RowLayout
 from replay.stored_episode import DatasetError
 
 if TYPE_CHECKING:

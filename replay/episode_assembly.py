@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from replay.chunk import CUT, Chunk
-from replay.trajectories import EpisodeMetadata
+from replay.messages import CUT, Chunk
+from replay.schema import EpisodeMetadata
 
 LATE = 64  # chunks of one writer by which another may come late; a courier waits for an answer after far fewer
 Writer = tuple[int, int]  # worker, incarnation

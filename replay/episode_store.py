@@ -18,15 +18,14 @@ import numpy as np
 
 from replay.admission import Fault, metadata_fault
 from replay.arena import OFFLINE, ONLINE, Arena, EpisodeRecord
-from replay.chunk import TERMINATED, TRUNCATED, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.dataset_stream import EpisodeStream, Source
 from replay.episode_assembly import Assembly, Complete
 from replay.limiter import AnyLimiter
-from replay.rows import RowLayout
+from replay.messages import TERMINATED, TRUNCATED, Chunk, EpisodeBlock
+from replay.schema import RowLayout, Trajectories
 from replay.store import SEGMENT_BYTES, Arrays, Recorded, Store, offline_share
 from replay.stored_episode import StoredEpisode
-from replay.trajectories import EpisodeBlock, Trajectories
 
 _TABLE, _PARTIAL, _LEFT, _ROWS = "table.", "open_rows", "left_behind", "rows"  # arrays of a snapshot
 

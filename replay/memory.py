@@ -8,7 +8,7 @@ from __future__ import annotations
 from replay.admission import WINDOW, WRITERS
 from replay.arena import FIRST_SLOTS, ROWS_AN_EPISODE, SLOT_BYTES
 from replay.config import DataConfig, ReplayConfig
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 from replay.snapshot import HELD
 from replay.transition_store import META_BYTES, WAITING, segment_slots
 

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from replay.admission import WRITERS, Writers, Written, fault_of
-from replay.chunk import Ack, Block, Chunk, Status, Wait
 from replay.limiter import AnyLimiter
+from replay.messages import Ack, Block, Chunk, EpisodeBlock, Status, Wait
 from replay.store import Store
-from replay.trajectories import EpisodeBlock
 
 INSERT_RETRY_S = 0.02  # an append that must wait comes again after this
 SAMPLE_RETRY_S = 0.005

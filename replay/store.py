@@ -14,13 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from replay.admission import Fault
-from replay.chunk import Block, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import AnyLimiter
 from replay.manifest import Entry
-from replay.rows import RowLayout
+from replay.messages import Block, Chunk, EpisodeBlock
+from replay.schema import RowLayout
 from replay.stored_episode import StoredEpisode
-from replay.trajectories import EpisodeBlock
 
 SEGMENT_BYTES = 4 << 20  # about what a snapshot writes at once
 Arrays = dict[str, np.ndarray]

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from replay.admission import Fault
-from replay.chunk import TERMINATED, TRUNCATED, Block, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.dataset_stream import VERSION, OfflineRows
 from replay.limiter import AnyLimiter
-from replay.rows import RowLayout
+from replay.messages import TERMINATED, TRUNCATED, Block, Chunk
+from replay.schema import RowLayout
 from replay.store import SEGMENT_BYTES, Arrays, Recorded, Store, offline_share
 from replay.stored_episode import StoredEpisode
 

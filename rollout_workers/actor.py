@@ -18,7 +18,7 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from algorithms.interface import EpisodePolicy, PlanRequest, PlanRequestError, Policy
 from algorithms.weights import Weights
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 
 BEFORE_ANY_WEIGHTS = (-1, -1)  # order of an actor without weights; every published (epoch, version) is newer
 NOISE_STEPS = 64  # steps of noise in one draw: a call of a generator costs as much as some tens of numbers

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
+from replay.schema import EpisodeMetadata
 from replay.stored_episode import StoredEpisode
-from replay.trajectories import EpisodeMetadata
 from rollout_workers.actor import Actor, seeded_streams
 from rollout_workers.env import BatchEnv, EnvError, StepResult, find_env
 from rollout_workers.envs import make_batch_env

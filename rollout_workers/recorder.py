@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
-from replay.rows import Columns, RowLayout
-from replay.trajectories import EpisodeMetadata
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk
+from replay.schema import Columns, EpisodeMetadata, RowLayout
 
 if TYPE_CHECKING:
     from rollout_workers.env import StepResult

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 from rollout_workers.actor import noise_by_step
 from rollout_workers.env import EnvError
 from rollout_workers.maze import Maze

@@ -16,8 +16,8 @@ import numpy as np
 
 from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
-from replay.chunk import Chunk, RowTotals
-from replay.rows import RowLayout
+from replay.messages import Chunk, RowTotals
+from replay.schema import RowLayout
 from rollout_workers.actor import Actor, plans
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import BatchEnv

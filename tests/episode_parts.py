@@ -12,9 +12,10 @@ from shard_chunks import LAYOUT
 from replay.config import DataConfig, ReplayConfig
 from replay.episode_store import EpisodeStore
 from replay.limiter import StagedLimiter
+from replay.messages import EpisodeBlock
+from replay.schema import Trajectories
 from replay.shard import Shard
 from replay.stored_episode import StoredEpisode
-from replay.trajectories import EpisodeBlock, Trajectories
 
 P = 3  # floats of a posterior
 WIDTH = LAYOUT.obs_dim + LAYOUT.action_dim + 1

@@ -13,7 +13,7 @@ import torch
 from algorithms.gac.agent import GAC
 from algorithms.gac.config import GACConfig, timed
 from algorithms.interface import AgentSpec, Solo
-from replay.trajectories import DataSummary, Trajectories
+from replay.schema import DataSummary, Trajectories
 
 OBS, ACTION = 3, 2
 LENGTHS = (7, 1, 40, 23)

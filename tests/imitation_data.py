@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from replay.trajectories import DataSummary, Trajectories
+from replay.schema import DataSummary, Trajectories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 
 from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec, Collective, Solo
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 
 LAYOUT = RowLayout(obs_dim=3, action_dim=1)
 

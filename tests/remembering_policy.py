@@ -11,7 +11,7 @@ import numpy as np
 
 from algorithms.interface import PlanRequest
 from algorithms.weights import Weights
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 
 
 class RememberingPolicy:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.chunk import TERMINATED, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.rows import RowLayout
+from replay.messages import TERMINATED, Chunk
+from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.transition_store import TransitionStore
 

@@ -20,8 +20,8 @@ from learners import checkpoint
 from learners.config import LearnerConfig
 from learners.feed import DirectFeed
 from learners.learner import PART, Learner
-from replay.chunk import Block, Wait
 from replay.limiter import apportioned
+from replay.messages import Block, Wait
 
 if TYPE_CHECKING:
     from simulated_run import SimulatedRun

@@ -11,8 +11,8 @@ from tagged_env import LAYOUT
 from turns import Turn
 
 from cluster.courier import Courier
-from replay.chunk import Ack, Chunk
 from replay.config import ReplayConfig
+from replay.messages import Ack, Chunk
 from rollout_workers.config import WorkerConfig
 from rollout_workers.worker import RolloutWorker
 

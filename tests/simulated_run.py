@@ -36,9 +36,9 @@ from algorithms.weights import Weights
 from cluster.courier import RUN_COMPLETE, Courier, Lost
 from cluster.metrics.tally import Tally
 from replay import snapshot
-from replay.chunk import Ack, Chunk
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
+from replay.messages import Ack, Chunk
 from replay.shard import Shard
 from replay.snapshot import SnapshotInfo
 from replay.transition_store import TransitionStore

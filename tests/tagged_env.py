@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from replay.rows import Columns, RowLayout
+from replay.schema import Columns, RowLayout
 from rollout_workers.env import StepResult
 
 LAYOUT = RowLayout(obs_dim=3, action_dim=1)

@@ -17,7 +17,7 @@ from remembering_policy import RememberingPolicy
 from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec, PlanRequest
 from algorithms.weights import CorruptWeights, Weights
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 from rollout_workers.actor import BEFORE_ANY_WEIGHTS, Actor, NonFiniteAction, NoWeights, plans, seeded_streams
 from rollout_workers.env import StepResult
 from rollout_workers.episodes import RunningEpisodes, metadata_stats

@@ -13,7 +13,7 @@ from shard_chunks import LAYOUT
 
 from replay import arena
 from replay.arena import OFFLINE, ONLINE, Arena, EpisodeRecord
-from replay.trajectories import together
+from replay.schema import together
 
 
 def new_table(offline_rows: int = 0, online_rows: int = 40) -> Arena:

@@ -25,7 +25,7 @@ from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import make_evaluator, make_shard
 from cluster.run_dir import RunDirectory
-from replay.chunk import CUT
+from replay.messages import CUT
 from replay.snapshot import load
 from rollout_workers.env import EnvError, find_env
 from rollout_workers.envs import make_env

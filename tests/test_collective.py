@@ -19,7 +19,7 @@ from learners.checkpoint import load_newest, prefixed, save
 from learners.collective import CollectiveError, TorchCollective, share_state
 from learners.feed import Fed
 from learners.learner import PART, Learner
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 
 RANKS, UPDATES = 2, 10
 

@@ -23,12 +23,12 @@ from cluster.graph import Plan, make_shard
 from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.arena import ONLINE
-from replay.chunk import Ack, Chunk
 from replay.config import DataConfig, ReplayConfig
 from replay.dataset import open_dataset
 from replay.episode_assembly import LATE
 from replay.episode_store import EpisodeStore
 from replay.limiter import StagedLimiter
+from replay.messages import Ack, Chunk
 from replay.shard import Shard
 from rollout_workers.config import WorkerConfig
 from rollout_workers.worker import RolloutWorker

@@ -11,13 +11,13 @@ from episode_parts import P, free_shard, key_of, keys_of, make_shard, source, st
 from shard_chunks import LAYOUT, make_chunk, reward_of
 
 from replay import episode_assembly
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk, Wait
 from replay.config import DataConfig, ReplayConfig
 from replay.episode_store import EpisodeStore
 from replay.limiter import StagedLimiter
 from replay.memory import episode_bytes
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk, EpisodeBlock, Wait
+from replay.schema import EpisodeMetadata
 from replay.shard import Shard
-from replay.trajectories import EpisodeBlock, EpisodeMetadata
 
 NAN = float("nan")
 

@@ -14,9 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shard_chunks import make_chunk
 
 from replay import episode_assembly, manifest, snapshot
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk, EpisodeBlock
 from replay.shard import Shard
-from replay.trajectories import EpisodeBlock
 
 ENVS, LATE, HELD_BACK = 3, 8, 3
 ONLINE_ROWS, OFFLINE_ROWS, LONGEST = 50, 24, 12

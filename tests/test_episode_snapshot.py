@@ -11,10 +11,9 @@ from episode_parts import P, free_shard, make_shard
 from shard_chunks import make_chunk
 
 from replay import episode_store, manifest, snapshot
-from replay.chunk import TERMINATED
+from replay.messages import TERMINATED, EpisodeBlock
 from replay.shard import Shard
 from replay.snapshot import Saving, SnapshotError, load, save
-from replay.trajectories import EpisodeBlock
 
 LENGTHS = [5, 7, 6, 8, 5, 9, 6, 7, 5, 8]
 KINDS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from learners.feed import DirectFeed, Feed, FeedTimeout
-from replay.chunk import Block, Wait
+from replay.messages import Block, Wait
 
 
 def block(value: float, updates: int = 2, batch: int = 4, width: int = 5) -> Block:

@@ -15,7 +15,7 @@ from test_learner import HostReads
 from algorithms import ALGORITHMS
 from algorithms.gac.agent import GAC, METRICS
 from algorithms.interface import AgentSpec
-from replay.trajectories import ReturnSummary
+from replay.schema import ReturnSummary
 
 EVERY = pytest.mark.parametrize("name", sorted(SHAPES))
 RETURNS = ReturnSummary(

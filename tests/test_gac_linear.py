@@ -30,7 +30,7 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import AgentSpec, PlanRequest
 from cluster.cli import main
-from replay.trajectories import Trajectories
+from replay.schema import Trajectories
 
 BOTH = pytest.mark.parametrize("name", ["linear", "linear window"])
 STEPS, PLANS = 9, 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
 from algorithms.gac.target import Target, first_target, next_target, settle_target
-from replay.trajectories import ReturnSummary
+from replay.schema import ReturnSummary
 
 NOTHING = ReturnSummary(
     quantile=math.nan, best=math.nan, stage=0, stage_mean=math.nan, stage_target=math.nan, stage_episodes=0, episodes=0

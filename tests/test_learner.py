@@ -18,9 +18,8 @@ from learners.config import LearnerConfig
 from learners.feed import Fed
 from learners.graph import CapturedCycle, check_cycles
 from learners.learner import PART, Learner
-from replay.chunk import Block
-from replay.rows import RowLayout
-from replay.trajectories import EpisodeBlock, ReturnSummary
+from replay.messages import Block, EpisodeBlock
+from replay.schema import ReturnSummary, RowLayout
 
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=8)
 

@@ -18,7 +18,7 @@ from cluster.graph import Plan
 from cluster.learner_actor import LearnerActor
 from learners.checkpoint import Checkpoint
 from learners.feed import Fed, FeedTimeout
-from replay.chunk import Wait
+from replay.messages import Wait
 
 
 class Shard:

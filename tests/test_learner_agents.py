@@ -14,7 +14,7 @@ from learners.checkpoint import load_newest, prefixed, save
 from learners.config import LearnerConfig
 from learners.feed import Fed
 from learners.learner import PART, Learner
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 
 LAYOUT = RowLayout(obs_dim=5, action_dim=2)
 CONFIG = LearnerConfig(batch_size=16, updates_per_call=4, publish_updates=8)

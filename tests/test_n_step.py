@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_chunks import LAYOUT, make_chunk, make_shard, reward_of
 
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk
 from replay.shard import Shard
 from replay.transition_store import gather_n_step
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from shard_chunks import LAYOUT, make_chunk
 
 from replay import snapshot
-from replay.chunk import TERMINATED, TRUNCATED, Block, Wait
 from replay.config import DataConfig, ReplayConfig
 from replay.dataset_stream import OfflineRows, episode_rows, n_step_rows
 from replay.limiter import Limiter, feasible_tolerance
 from replay.memory import transition_bytes
+from replay.messages import TERMINATED, TRUNCATED, Block, Wait
 from replay.shard import Shard
 from replay.stored_episode import DatasetError, StoredEpisode
 from replay.transition_store import TransitionStore, gather_n_step

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.admission import fault_of
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Chunk
-from replay.rows import RowLayout
+from replay.messages import CUT, TERMINATED, TRUNCATED, Chunk
+from replay.schema import RowLayout
 from rollout_workers.env import StepResult
 from rollout_workers.recorder import Recorder, merge_stats
 

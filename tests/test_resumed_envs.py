@@ -16,7 +16,7 @@ from test_inline import assert_same, rows
 from tiny_runs import lines, read, train_inline
 
 from cluster.cli import main
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 from rollout_workers.config import WorkerConfig
 from rollout_workers.worker import RolloutWorker
 

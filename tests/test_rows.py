@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 
 
 @settings(deadline=None, max_examples=25)

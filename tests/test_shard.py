@@ -13,10 +13,10 @@ from scipy.stats import chisquare
 from shard_chunks import LAYOUT, held, make_chunk, make_shard
 
 from replay.admission import Writers
-from replay.chunk import CUT, TERMINATED, TRUNCATED, Block, Chunk, Wait
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.memory import transition_bytes
+from replay.messages import CUT, TERMINATED, TRUNCATED, Block, Chunk, Wait
 from replay.shard import Shard
 from replay.transition_store import TransitionStore
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save as to_safetensors
 from shard_chunks import make_chunk, make_shard
 
 from replay import manifest, snapshot
-from replay.chunk import TERMINATED, Chunk, Wait
+from replay.messages import TERMINATED, Chunk, Wait
 from replay.shard import Shard
 
 STORES = {

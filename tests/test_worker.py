@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from linear_policy import LinearPolicy
 
-from replay.chunk import CUT, Chunk
-from replay.rows import RowLayout
+from replay.messages import CUT, Chunk
+from replay.schema import RowLayout
 from rollout_workers.actor import NoWeights
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import StepResult

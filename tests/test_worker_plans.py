@@ -17,7 +17,7 @@ from remembering_policy import RememberingPolicy
 from tagged_env import LAYOUT, TaggedEnv
 
 from algorithms.interface import PlanRequest
-from replay.rows import RowLayout
+from replay.schema import RowLayout
 from rollout_workers.actor import NoWeights, seeded_streams
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import BatchEnv, StepResult

@@ -34,7 +34,7 @@ from algorithms.gac.segments import Segments, sampled, whole
 from algorithms.gac.target import Target, asked_for, decode_nan, encode_nan, first_target, next_target
 from algorithms.interface import AgentSpec
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
-from replay.trajectories import DataSummary, ReturnSummary, Trajectories
+from replay.schema import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")
 LEAST_SPREAD = 0.1  # of returns, in deviations of the dataset's

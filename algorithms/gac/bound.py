@@ -20,7 +20,7 @@ from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, step_log_p
 from algorithms.gac.model import GACModel
 from algorithms.gac.segments import Segments, per_trajectory
 from algorithms.trainer import FlatAdam
-from replay.trajectories import Trajectories
+from replay.schema import Trajectories
 
 MEASURES = (
     "elbo",  # nats a trajectory, as it is maximised

@@ -18,7 +18,7 @@ from algorithms.gac.generator import Cache, Generated, Generator, Memory, percep
 from algorithms.gac.losses import gaussian_log_prob, kl_gaussian, kl_standard
 from algorithms.gac.prior import PRIORS, AutoregressivePrior
 from algorithms.gac.segments import Rows
-from replay.trajectories import DataSummary
+from replay.schema import DataSummary
 
 LEAST_LOG_STD = -3.0  # of actions and displacements: densities stay bounded where the data is deterministic
 PERCENTILES = 101

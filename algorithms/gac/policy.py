@@ -22,7 +22,7 @@ from algorithms.gac.segments import History
 from algorithms.gac.target import Trigger, band_edge, decode_nan
 from algorithms.interface import PlanRequest
 from algorithms.weights import load_weights, misfits
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 
 EXPLORE = MODES.index("explore")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from replay.trajectories import Trajectories
+from replay.schema import Trajectories
 
 
 class Segments(NamedTuple):

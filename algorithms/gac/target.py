@@ -15,7 +15,7 @@ import torch
 
 from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import PlanRequestError
-from replay.trajectories import ReturnSummary
+from replay.schema import ReturnSummary
 
 
 class Target(NamedTuple):

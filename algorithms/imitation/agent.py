@@ -14,7 +14,7 @@ from algorithms import runtime as matmul
 from algorithms.imitation.config import ImitationConfig
 from algorithms.interface import AgentSpec
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
-from replay.trajectories import DataSummary, ReturnSummary, Trajectories
+from replay.schema import DataSummary, ReturnSummary, Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")
 

@@ -21,7 +21,7 @@ from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss, lecun_normal
 from algorithms.weights import load_weights
-from replay.trajectories import DataSummary, EpisodeMetadata, Trajectories
+from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
 NOWHERE = float("nan")
 

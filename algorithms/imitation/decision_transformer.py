@@ -27,7 +27,7 @@ from algorithms.imitation.segments import History, draw_segments
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss
 from algorithms.weights import load_weights, misfits
-from replay.trajectories import DataSummary, EpisodeMetadata, Trajectories
+from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
 
 class DecisionTransformer(ImitationAgent):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from replay.trajectories import Trajectories
+from replay.schema import Trajectories
 
 
 class Points(NamedTuple):

@@ -24,7 +24,7 @@ from cluster.history import evaluation_records
 from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.dataset import StoredEpisode
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata
 from rollout_workers.actor import Actor, noise_by_step
 from rollout_workers.episodes import SIDE_BY_SIDE, Acts, EpisodeRuns
 from rollout_workers.fixed_goal import fixed_goal_id

@@ -25,7 +25,7 @@ import dataclasses
 from collections import Counter
 
 from replay.admission import WRITERS
-from replay.chunk import RowTotals
+from replay.messages import RowTotals
 from replay.shard import ShardStats
 
 Writer = tuple[int, int]  # worker, incarnation

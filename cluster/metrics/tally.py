@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS
 from cluster.metrics.ledger import Ledger
-from replay.chunk import RowTotals
+from replay.messages import RowTotals
 from replay.shard import ShardStats
 from rollout_workers.recorder import merge_stats
 

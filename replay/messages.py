@@ -1,6 +1,6 @@
 """What moves between workers, shards and learners.
 
-Letters: N rows of a chunk, D row width (see rows.py), U updates of a block, B batch.
+Letters: N rows of a chunk, D row width (see schema.py), U updates of a block, B batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from replay.trajectories import EpisodeMetadata
+from replay.schema import EpisodeMetadata, ReturnSummary, Trajectories
 
 TERMINATED, TRUNCATED, CUT = 1, 2, 4  # bits of ``flag_N``; any of them ends the episode at that row
 
@@ -80,6 +80,19 @@ class Block:
     shard: int
     inserted: int  # rows the shard had accepted over its life when it answered
     size: int  # rows it held then
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodeBlock:
+    """U batches of B whole episodes for a learner, with the identity of each."""
+
+    batches: tuple[Trajectories, ...]  # U
+    slot_UB: np.ndarray  # int64, where each episode lives in its shard
+    generation_UB: np.ndarray  # int64, of that slot when it was read
+    version_UB: np.ndarray  # int64, policy version that began each episode; -1: from a dataset
+    shard: int
+    inserted: int  # online rows the shard had accepted over its life when it answered
+    returns: ReturnSummary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,9 @@
-"""Whole episodes, packed one after the other: what algorithms that learn from trajectories are given.
+"""How experience is laid out: packed transitions, whole episodes one after the other, and statistics of both.
 
-Letters: B episodes, N their steps together, T steps of one, O observation dim, A action dim, P floats of a stored posterior.
+A stored transition is ONE packed float32 row, columns as views.
+
+Letters: O observation dim, A action dim, D = 2 O + A + 2 row width; B episodes, N their steps together, T steps of one, P floats of a
+stored posterior.
 """
 
 from __future__ import annotations
@@ -11,6 +14,39 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Columns(NamedTuple):
+    """Views into packed rows of shape (..., D); numpy arrays or torch tensors alike."""
+
+    obs: Any  # (..., O)
+    action: Any  # (..., A), in [-1, 1]
+    reward: Any  # (...)
+    discount: Any  # (...), 1 - terminated; times gamma^(m-1) when m steps were summed
+    next_obs: Any  # (..., O), the true last observation at an episode's end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowLayout:
+    """Where each column stands in a packed row [obs | action | reward | discount | next_obs]."""
+
+    obs_dim: int
+    action_dim: int
+
+    @property
+    def width(self) -> int:
+        return 2 * self.obs_dim + self.action_dim + 2
+
+    def views(self, rows: Any) -> Columns:
+        """Columns of ``rows`` (..., D) float32, without a copy."""
+        o, a = self.obs_dim, self.action_dim
+        return Columns(
+            obs=rows[..., :o],
+            action=rows[..., o : o + a],
+            reward=rows[..., o + a],
+            discount=rows[..., o + a + 1],
+            next_obs=rows[..., o + a + 2 :],
+        )
 
 
 class EpisodeMetadata(NamedTuple):
@@ -81,19 +117,6 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
     """Weighted, of the values that are known; NaN where none is."""
     known = [(value, weight) for value, weight in zip(values, weights) if weight and not math.isnan(value)]
     return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else math.nan
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EpisodeBlock:
-    """U batches of B whole episodes for a learner, with the identity of each."""
-
-    batches: tuple[Trajectories, ...]  # U
-    slot_UB: np.ndarray  # int64, where each episode lives in its shard
-    generation_UB: np.ndarray  # int64, of that slot when it was read
-    version_UB: np.ndarray  # int64, policy version that began each episode; -1: from a dataset
-    shard: int
-    inserted: int  # online rows the shard had accepted over its life when it answered
-    returns: ReturnSummary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
