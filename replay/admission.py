@@ -20,7 +20,7 @@ from replay.schema import RowLayout
 
 Reason = Literal[
     "identity", "shape", "dtype", "too_large", "nonfinite", "action", "discount", "flag", "step", "stale", "closed",
-    "stamp",
+    "metadata",
 ]  # fmt: skip
 ACTION_SLACK = 1e-6  # a float32 tanh may round to just above 1
 MODE_LENGTH = 16  # characters of a plan's mode
@@ -112,7 +112,7 @@ def _order_fault(chunk: Chunk) -> Fault | None:
 
 def metadata_fault(chunk: Chunk) -> Fault | None:
     """What is wrong with a chunk's episode metadata, or None. That of an episode which does not begin in the chunk is ignored."""
-    for one in chunk.stamps:
+    for one in chunk.metadata:
         if (
             len(one) != 5
             or not isinstance(one[0], Integral)
@@ -120,7 +120,7 @@ def metadata_fault(chunk: Chunk) -> Fault | None:
             or not all(isinstance(number, Real) for number in one[2:])
         ):
             return Fault(
-                "stamp",
+                "metadata",
                 f"metadata of an episode is {one}; expected an int, a mode of at most {MODE_LENGTH} characters and three floats",
             )
     return None

@@ -94,7 +94,7 @@ class Assembly:
             self._give_up(chunk.worker, newest)
         self._incarnation[chunk.worker] = max(newest, chunk.incarnation)
         self._highest[writer] = max(self._highest.get(writer, -1), chunk.sequence)
-        metadata = {int(id_): EpisodeMetadata(int(id_), mode, *map(float, rest)) for id_, mode, *rest in chunk.stamps}
+        metadata = {int(id_): EpisodeMetadata(int(id_), mode, *map(float, rest)) for id_, mode, *rest in chunk.metadata}
         change_N = np.flatnonzero(chunk.episode_N[1:] != chunk.episode_N[:-1]) + 1
         bounds = [0, *change_N.tolist(), len(chunk.episode_N)]
         done = [self._take(chunk, writer, start, stop, metadata) for start, stop in pairwise(bounds)]

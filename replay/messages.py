@@ -46,7 +46,7 @@ class Chunk:
     flag_N: np.ndarray  # uint8, TERMINATED | TRUNCATED | CUT, 0 inside an episode
     stats: dict[str, float]  # counters and timings of the worker since its last chunk
     totals: RowTotals = RowTotals()  # of the worker, this chunk's rows included
-    stamps: tuple[EpisodeMetadata, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
+    metadata: tuple[EpisodeMetadata, ...] = ()  # of the episodes that begin in this chunk, where the policy plans
 
 
 Status = Literal["ok", "wait", "duplicate", "rejected"]

@@ -156,7 +156,7 @@ class Recorder:
             step_N=step,
             flag_N=flag,
             stats=stats,
-            stamps=metadata,
+            metadata=metadata,
         )
         self._sequence += 1
         self._clear()

@@ -35,7 +35,7 @@ class RolloutWorker:
     """E environments, one policy, and no knowledge of where it runs or who takes its chunks.
 
     An EpisodePolicy begins episodes before their first action, with the weights at hand then, all of one step in one batch;
-    their metadata travels in ``Chunk.stamps``.
+    their metadata travels in ``Chunk.metadata``.
 
     Args:
         config: ``envs_per_worker`` is E, ``chunk_steps`` is T.
@@ -268,7 +268,7 @@ class RolloutWorker:
         for name in (NONFINITE_OBSERVATION, NONFINITE_REWARD):
             if refused := int(chunk.stats[f"dropped_{name}"]):
                 self._dropped[name] += refused
-        planned = self._episodes.take_stats(chunk.stamps)
+        planned = self._episodes.take_stats(chunk.metadata)
         timings["act_s"] -= planned.get("plan_s", 0.0)
         made = {"random_rows": float(random * self._envs), "push_wait_s": 0.0}
         for stats in (timings, planned, made, self._pending):

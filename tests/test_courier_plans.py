@@ -107,7 +107,7 @@ def test_plans_of_restarted_episodes_are_of_the_newest_weights_and_the_others_ke
     worker.restart_episodes()
     chunk = worker.collect()
     assert [bias for _, _, bias in policy.begun[before:]] == [9.0]
-    assert chunk.version == 1 and len(chunk.stamps) == ENVS
+    assert chunk.version == 1 and len(chunk.metadata) == ENVS
     assert chunk.stats["unfinished_episodes"] == ENVS and chunk.stats["unfinished_rows"] == ENVS
 
 

@@ -22,10 +22,10 @@ from replay.shard import Shard
 NAN = float("nan")
 
 
-def stamped(chunk: Chunk, *stamps: tuple[int, str, float, float, float]) -> Chunk:
+def with_metadata(chunk: Chunk, *metadata: tuple[int, str, float, float, float]) -> Chunk:
     first = chunk.worker << 48 | chunk.incarnation << 32
     return dataclasses.replace(
-        chunk, stamps=tuple(EpisodeMetadata(first | counter, *rest) for counter, *rest in stamps)
+        chunk, metadata=tuple(EpisodeMetadata(first | counter, *rest) for counter, *rest in metadata)
     )
 
 
@@ -40,9 +40,9 @@ def conserved(shard: Shard) -> None:
     assert stats.stored_rows == stats.episode_rows + stats.open_rows + sum(stats.lost_rows.values())
 
 
-def test_an_episode_is_stored_when_its_flag_comes_with_the_stamp_of_its_first_row() -> None:
+def test_an_episode_is_stored_when_its_flag_comes_with_the_metadata_of_its_first_row() -> None:
     shard = make_shard()
-    first = stamped(make_chunk([(0, 0, 5, 0), (1, 0, 5, 0)], version=3), (0, "explore", 7.0, 6.5, 0.25))
+    first = with_metadata(make_chunk([(0, 0, 5, 0), (1, 0, 5, 0)], version=3), (0, "explore", 7.0, 6.5, 0.25))
     assert shard.append(first).status == "ok"
     assert shard.stats().open_rows == 10 and shard.stats().episodes == 0
     second = make_chunk([(0, 5, 2, TRUNCATED), (2, 0, 3, 0), (1, 5, 5, 0)], sequence=1, version=4)
@@ -148,15 +148,17 @@ def test_repeats_malformed_and_late_chunks_are_answered_like_those_of_transition
     broken = make_chunk([(1, 0, 5, 0)], sequence=1)
     broken.rows_ND[2, 0] = np.nan
     assert shard.append(broken).reason.startswith("nonfinite")
-    bad_stamp = stamped(make_chunk([(1, 0, 5, 0)], sequence=1), (1, "a mode of far too many letters", NAN, NAN, NAN))
-    assert shard.append(bad_stamp).reason.startswith("stamp")
+    bad_metadata = with_metadata(
+        make_chunk([(1, 0, 5, 0)], sequence=1), (1, "a mode of far too many letters", NAN, NAN, NAN)
+    )
+    assert shard.append(bad_metadata).reason.startswith("metadata")
     assert shard.append(make_chunk([(1, 0, 5, 0)], sequence=2_000)).status == "ok"
     assert shard.append(make_chunk([(2, 0, 5, 0)], sequence=3)).reason.startswith("stale")
     shard.close()
     assert shard.append(make_chunk([(2, 0, 5, 0)], sequence=2_001)).reason.startswith("closed")
     stats = shard.stats()
     assert (stats.stored_rows, stats.duplicate_rows, stats.rejected_chunks) == (
-        10, 5, {"nonfinite": 1, "stamp": 1, "stale": 1, "closed": 1})  # fmt: skip
+        10, 5, {"nonfinite": 1, "metadata": 1, "stale": 1, "closed": 1})  # fmt: skip
     conserved(shard)
 
 
@@ -328,7 +330,7 @@ def test_settings_with_which_nothing_could_be_drawn_are_named(change: dict, name
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_chunks_in_any_order_give_the_episode_in_step_order(order: tuple[int, ...]) -> None:
     parts = [
-        stamped(make_chunk([(0, 0, 3, 0)], version=5), (0, "kl", NAN, 2.0, 1.0)),
+        with_metadata(make_chunk([(0, 0, 3, 0)], version=5), (0, "kl", NAN, 2.0, 1.0)),
         make_chunk([(0, 3, 4, 0)], sequence=1, version=6),
         make_chunk([(0, 7, 2, TERMINATED)], sequence=2, version=7),
     ]

@@ -187,5 +187,5 @@ def test_a_plan_begins_anew_with_the_episode_that_could_not_be_replayed() -> Non
     assert torn(following.rows_ND) == 0
     assert not set(chunk.episode_N) & set(following.episode_N)
     assert sorted(following.step_N.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert {stamp.episode for stamp in following.stamps} == set(following.episode_N.tolist())
+    assert {stamp.episode for stamp in following.metadata} == set(following.episode_N.tolist())
     assert following.stats["unfinished_rows"] == 8 and following.stats["unfinished_episodes"] == 2

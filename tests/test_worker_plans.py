@@ -114,12 +114,12 @@ def test_every_first_row_has_its_episodes_stamp_in_the_same_chunk_and_nothing_el
         chunk = worker.collect()
         first = np.flatnonzero(chunk.step_N == 0)
         starts = dict(zip(chunk.episode_N[first].tolist(), LAYOUT.views(chunk.rows_ND[first]).obs, strict=True))
-        assert len(starts) == len(first) == len(chunk.stamps)
-        assert {stamp.episode for stamp in chunk.stamps} == set(starts)
-        for stamp in chunk.stamps:
+        assert len(starts) == len(first) == len(chunk.metadata)
+        assert {stamp.episode for stamp in chunk.metadata} == set(starts)
+        for stamp in chunk.metadata:
             assert (stamp.mode, stamp.predicted) == ("recall", float(starts[stamp.episode].sum()))
-        assert chunk.stats["planned_episodes"] == len(chunk.stamps)
-        assert chunk.stats["predicted_sum"] == pytest.approx(sum(s.predicted for s in chunk.stamps))
+        assert chunk.stats["planned_episodes"] == len(chunk.metadata)
+        assert chunk.stats["predicted_sum"] == pytest.approx(sum(s.predicted for s in chunk.metadata))
         assert chunk.stats["target_episodes"] == 0 and chunk.stats["act_s"] >= 0 <= chunk.stats["plan_s"]
 
 
@@ -137,8 +137,8 @@ def test_an_environment_that_resets_in_its_next_step_is_planned_from_its_true_fi
         first = chunk.step_N == 0
         obs = RowLayout(obs_dim=3, action_dim=1).views(chunk.rows_ND[first]).obs
         found = dict(zip(chunk.episode_N[first].tolist(), obs.sum(axis=1).tolist()))
-        assert {s.episode: s.predicted for s in chunk.stamps} == found
-        stamped += len(chunk.stamps)
+        assert {s.episode: s.predicted for s in chunk.metadata} == found
+        stamped += len(chunk.metadata)
     assert stamped == 3 * -(-5 * steps // 6)
 
 
@@ -170,11 +170,11 @@ def test_running_episodes_keep_their_plans_and_the_next_ones_have_the_newest_wei
     worker.load_weights(policy.weights(9, epoch=1, version=4))
     middle = worker.collect()  # ends with step 200, the last of these episodes
     np.testing.assert_array_equal(policy.plan_EA, plan_EA)
-    assert middle.stamps == ()
+    assert middle.metadata == ()
     worker.load_weights(policy.weights(5, epoch=1, version=5))
     after = worker.collect()
     assert [bias for _, _, bias in policy.begun] == [1.0, 5.0]
-    assert len(after.stamps) == 3 and after.version == 5
+    assert len(after.metadata) == 3 and after.version == 5
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 2])
@@ -190,7 +190,7 @@ def test_a_resumed_worker_goes_on_bit_for_bit_in_the_middle_of_its_plans(chunks:
         a, b = worker.collect(), other.collect()
         for name in ("rows_ND", "episode_N", "step_N", "flag_N"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert [s[:4] for s in a.stamps] == [(*s[:2], pytest.approx(np.nan, nan_ok=True), s[3]) for s in b.stamps]
+        assert [s[:4] for s in a.metadata] == [(*s[:2], pytest.approx(np.nan, nan_ok=True), s[3]) for s in b.metadata]
 
 
 def test_a_state_of_a_policy_that_does_not_plan_is_refused() -> None:
@@ -201,7 +201,7 @@ def test_a_state_of_a_policy_that_does_not_plan_is_refused() -> None:
 
 
 def test_an_aim_is_what_the_stamps_carry() -> None:
-    stamps = make_worker(aim=PlanRequest(mode="st", target_return=-150.0)).collect().stamps
+    stamps = make_worker(aim=PlanRequest(mode="st", target_return=-150.0)).collect().metadata
     assert [(s.mode, s.target) for s in stamps] == [("st", -150.0)] * 3
 
 
