@@ -18,12 +18,14 @@ train: setup
 train-gac: setup
 	.venv/bin/python benchmarks/demo_gac.py $(ARGS)
 
+# All tests: two at a time those that start no Ray cluster, then the others one by one.
 test: setup
-	.venv/bin/python -m pytest
-
-# The tests that start no Ray cluster, two at a time.
-quick: setup
 	.venv/bin/python -m pytest -m 'not cluster' --numprocesses 2 --dist loadscope
+	.venv/bin/python -m pytest -m cluster
+
+# The tests that neither start a Ray cluster nor train whole runs, two at a time.
+quick: setup
+	.venv/bin/python -m pytest -m 'not cluster and not slow' --numprocesses 2 --dist loadscope
 
 check: setup
 	.venv/bin/ruff check --quiet .

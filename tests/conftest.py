@@ -5,9 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).resolve().parent
 
 for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}.items():
     os.environ.setdefault(name, value)
 if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broken_envs:Raises-v0 in workers too
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+
+WHOLE_RUNS = {  # files whose tests train, resume or fuzz whole runs in this process: seconds each, so not in `make quick`
+    "test_cli", "test_collecting", "test_collective", "test_courier_plans", "test_dataset_command",
+    "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fuzz", "test_gac_bad_input",
+    "test_gac_commands", "test_gac_inference", "test_gac_linear", "test_gac_policy", "test_imitation", "test_inline",
+    "test_missing", "test_plan_cli", "test_plan_picture", "test_resumed_envs", "test_simulation", "test_toy", "test_values",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of ``WHOLE_RUNS`` as slow."""
+    for item in items:
+        if item.path.stem in WHOLE_RUNS:
+            item.add_marker(pytest.mark.slow)
