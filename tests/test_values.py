@@ -3,6 +3,7 @@ a config.json that somebody has edited."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import socket
@@ -15,9 +16,10 @@ import torch
 from tiny_runs import read, train_inline, train_words
 
 from algorithms import ALGORITHMS
-from cluster import checks as device_checks
+from cluster import checks
 from cluster.checks import make_plan
 from cluster.cli import main
+from cluster.commands.arguments import seed
 from cluster.commands.status import status, status_in_words
 from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, to_json
 from cluster.errors import RunError, UsageError
@@ -158,8 +160,8 @@ def test_learners_that_one_gpu_cannot_serve_are_refused(
     settings: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(device_checks, "cuda_devices", lambda: 1)
-    assert named in "\n".join(device_checks.device_problems(config_of(**settings)))
+    monkeypatch.setattr(checks, "cuda_devices", lambda: 1)
+    assert named in "\n".join(checks.device_problems(config_of(**settings)))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,8 @@ def test_learners_that_have_what_they_need_are_not_refused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(device_checks, "cuda_devices", lambda: 1)
-    assert device_checks.device_problems(config_of(**settings)) == []
+    monkeypatch.setattr(checks, "cuda_devices", lambda: 1)
+    assert checks.device_problems(config_of(**settings)) == []
 
 
 def test_config_prints_the_range_of_every_field(capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,3 +337,10 @@ def test_a_damaged_count_of_starts_is_named_and_nothing_is_started(
 def test_a_plan_is_made_of_what_the_command_line_found_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)first.*learner\.batch_size is 0"):
         make_plan(config_of(env=ENV, learner__batch_size=0), RunDirectory(tmp_path / "run"), 0, ["first"])
+
+
+def test_a_seed_of_the_command_line_keeps_every_digit_and_takes_whole_numbers_alone() -> None:
+    assert seed(str(2**53 + 1)) == 2**53 + 1  # the next number that a float does not hold
+    for text in ("1e3", "1.0", "-1", str(2**62 + 1), "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 0"):
+            seed(text)

@@ -36,8 +36,13 @@ def whole(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A seed that every generator takes."""
-    return int(_number(text, 0, SEED_LIMIT, f"a whole number from 0 to {SEED_LIMIT}", whole=True))
+    """A seed that every generator takes; read as an integer, because a float holds no more than 53 bits of it."""
+    try:
+        if 0 <= int(text) <= SEED_LIMIT:
+            return int(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {SEED_LIMIT}")
 
 
 def scale(text: str) -> float:

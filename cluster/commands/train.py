@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,22 +106,16 @@ def add_resume(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     config = resolve(arguments, problems)  # before the imports of learning, which take seconds
-    from cluster.checks import check_tree, make_plan
-    from cluster.drive import drive
+    from cluster.checks import check_tree
 
     check_tree()
-    path = arguments.run_dir or _new_run_dir(config)
-    plan = make_plan(config, RunDirectory(path), 0, problems)  # every problem is found before anything is written
-    _read_dataset(plan)
-    _knock(config)
-    return drive(RunDirectory.create(path, config), plan)
+    return _start(config, arguments.run_dir or _new_run_dir(config), problems)
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
     base = RunDirectory.open(arguments.run_dir)
-    from cluster.checks import check_tree, make_plan
+    from cluster.checks import check_tree
     from cluster.commands.finetune import check_base, finetuned
-    from cluster.drive import drive
     from rollout_workers.env import name_module
 
     check_tree()
@@ -137,8 +132,18 @@ def _finetune(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     config = finetuned(base, settings, arguments.target, problems)
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
+    return _start(config, path, problems, check_base)
+
+
+def _start(
+    config: RunConfig, path: Path, problems: list[str], check: Callable[[Plan], None] = lambda plan: None
+) -> int:
+    """Drives a new run in ``path``; every problem, those that ``check`` raises included, is found before anything is written."""
+    from cluster.checks import make_plan
+    from cluster.drive import drive
+
     plan = make_plan(config, RunDirectory(path), 0, problems)
-    check_base(plan)
+    check(plan)
     _read_dataset(plan)
     _knock(config)
     return drive(RunDirectory.create(path, config), plan)

@@ -7,6 +7,7 @@ a single worker: a fleet of thousands would be thousands of series, most of them
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -257,6 +258,7 @@ AGENT_CHARTS = {  # what agents report, in the order of the report's charts: tit
 }
 
 
+@functools.lru_cache(maxsize=4096)  # readers of a run ask for every key of every record
 def find_metric(key: str) -> Metric | None:
     """The quantity that a record holds under ``key``; None for a key that no run writes."""
     return next((metric for metric in CATALOGUE if metric.match(key) is not None), None)
@@ -266,6 +268,11 @@ def is_resumed(key: str) -> bool:
     """Whether a resumed run continues from the value under ``key``."""
     metric = find_metric(key)
     return metric is not None and metric.resumed
+
+
+def by_reason(line: Line, prefix: str) -> dict[str, int]:
+    """{reason: count} of the keys of a record that begin with ``prefix``."""
+    return {key.removeprefix(prefix): int(count) for key, count in line.items() if key.startswith(prefix)}
 
 
 def agent_metrics(keys: Iterable[str]) -> dict[str, str]:

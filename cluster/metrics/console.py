@@ -17,6 +17,7 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.text import Text
 
+from cluster.metrics.catalogue import by_reason
 from cluster.metrics.view import View
 from cluster.metrics.wording import clock, count, in_words, number
 
@@ -189,7 +190,7 @@ def plain_line(
             parts.append(f"{noun} {number(float(line[key]))}")
     if evaluation is not None:
         parts.append(f"evaluation {number(float(evaluation[1]))} at {number(int(evaluation[0]))}")
-    dropped = sum(value for key, value in line.items() if key.startswith("rows_dropped_"))
+    dropped = sum(by_reason(line, "rows_dropped_").values())
     for value, noun in ((line.get("workers_restarted", 0), "worker restart"), (dropped, "dropped row")):
         if value:
             parts.append(count(int(value), noun))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS
+from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, by_reason
 from cluster.metrics.ledger import Ledger
 from replay.messages import RowTotals
 from replay.shard import ShardStats
@@ -69,14 +69,14 @@ class Tally:
         self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
         self.epoch = int(line.get("epoch", 0))
         self.workers_started = int(line.get("workers_started", 0))
-        self.restarts.update(_by_reason(line, "workers_restarted_"))
+        self.restarts.update(by_reason(line, "workers_restarted_"))
         unnamed = int(line.get("workers_restarted", 0)) - self.workers_restarted
         if unnamed > 0:  # of an earlier version, which gave no reasons
             self.restarts["unnamed"] = unnamed
-        self.episodes_cut.update(_by_reason(line, "episodes_cut_"))
+        self.episodes_cut.update(by_reason(line, "episodes_cut_"))
         self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
         self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
-        self.ledger.go_on_from(_by_reason(line, "rows_dropped_"))
+        self.ledger.go_on_from(by_reason(line, "rows_dropped_"))
         self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
@@ -240,11 +240,6 @@ class Tally:
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
         }
-
-
-def _by_reason(line: dict[str, Any], prefix: str) -> dict[str, int]:
-    """{reason: count} of the keys of a record that begin with ``prefix``."""
-    return {key.removeprefix(prefix): int(count) for key, count in line.items() if key.startswith(prefix)}
 
 
 def _episodes(window: dict[str, float]) -> dict[str, float]:

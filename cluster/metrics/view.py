@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.metrics.catalogue import agent_metrics
+from cluster.metrics.catalogue import agent_metrics, by_reason
 from cluster.metrics.wording import clock, number, percent
 
 LABEL_WIDTH = 8
@@ -139,13 +139,11 @@ class View:
             parts.append(shown("", percent(self.line["fill"]), "full"))
         if "size_rows" in self.line:
             parts.append(shown("", number(int(self.line["size_rows"])), "rows"))
-        dropped = {
-            key.removeprefix("rows_dropped_"): n for key, n in self.line.items() if key.startswith("rows_dropped_")
-        }
+        dropped = by_reason(self.line, "rows_dropped_")
         lost = sum(dropped.values())
         if lost:
-            reasons = ", ".join(f"{reason} {number(int(n))}" for reason, n in sorted(dropped.items()) if n)
-            parts.append(shown("", number(int(lost)), f"dropped ({reasons})", style="yellow"))
+            reasons = ", ".join(f"{reason} {number(n)}" for reason, n in sorted(dropped.items()) if n)
+            parts.append(shown("", number(lost), f"dropped ({reasons})", style="yellow"))
         elif dropped or "rows_recorded" in self.line:
             parts.append(Text("none dropped", style="dim"))
         return parts
