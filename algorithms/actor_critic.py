@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from algorithms import c51, runtime
+from algorithms.batch_renorm import Renorm
 from algorithms.config import ActorCriticConfig
-from algorithms.critic import Renorm, TwinCritic, evaluate
+from algorithms.critic import TwinCritic, evaluate
 from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer

@@ -7,12 +7,12 @@ arXiv 2605.08733; Bhatt et al., "CrossQ" (2024). Each critic: concat(s, a) -> BR
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from algorithms import critic as batch_renorm
+from algorithms import batch_renorm
+from algorithms.batch_renorm import Renorm
 from algorithms.interface import Collective
 from algorithms.trainer import FlatParameters, lecun_normal
 
@@ -145,99 +145,3 @@ class _JointPass(torch.autograd.Function):
                 g = batch_renorm.input_grad(g, norm_bias_grad, centred, seen, ctx.collective)
                 g = torch.ops.aten.threshold_backward(g, seen.x_TMI, 0)
         return None, None, None, *grads
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Renorm:
-    """Constants of a batch renormalisation (see ActorCriticConfig)."""
-
-    decay: float
-    eps: float
-    r_max: float
-    d_max: float
-    warmup: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """What a train-mode pass leaves for its backward and for the running statistics."""
-
-    x_TMI: torch.Tensor  # the input, minus ``shift``
-    mean_TI: torch.Tensor  # of the shifted input, over all learners' rows
-    var_TI: torch.Tensor
-    inverse_TI: torch.Tensor  # 1 / sqrt(var + eps)
-    r_TI: torch.Tensor
-    d_TI: torch.Tensor
-    scale_TI: torch.Tensor  # gamma r / s: y = x * scale + constant
-
-
-def forward(
-    x_TMI: torch.Tensor,
-    gamma_TI: torch.Tensor,
-    beta_TI: torch.Tensor,
-    running_mean_TI: torch.Tensor,
-    running_var_TI: torch.Tensor,
-    warm: torch.Tensor,
-    constants: Renorm,
-    collective: Collective,
-) -> tuple[torch.Tensor, Pass]:
-    """Train-mode output (T, M, I) and what the backward needs.
-
-    ``running_mean_TI`` is relative to the same origin as x. ``warm`` (0-d bool): plain batch normalisation is over.
-    Statistics are those of all learners' rows: one collective call.
-    """
-    moments = torch.stack([x_TMI.mean(1), (x_TMI * x_TMI).mean(1)])
-    collective.mean_(moments)
-    mean_TI, square_TI = moments.unbind(0)
-    var_TI = (square_TI - mean_TI * mean_TI).clamp_(min=0.0)
-    inverse_TI = torch.rsqrt(var_TI + constants.eps)
-    running_inverse_TI = torch.rsqrt(running_var_TI + constants.eps)
-    r_TI = (running_inverse_TI / inverse_TI).clamp_(1 / constants.r_max, constants.r_max)
-    d_TI = ((mean_TI - running_mean_TI) * running_inverse_TI).clamp_(-constants.d_max, constants.d_max)
-    r_TI = torch.where(warm, r_TI, 1.0)
-    d_TI = torch.where(warm, d_TI, 0.0)
-    scale_TI = gamma_TI * r_TI * inverse_TI
-    offset_TI = beta_TI + gamma_TI * d_TI - mean_TI * scale_TI
-    y_TMI = torch.addcmul(offset_TI.unsqueeze(1), x_TMI, scale_TI.unsqueeze(1))
-    return y_TMI, Pass(x_TMI, mean_TI, var_TI, inverse_TI, r_TI, d_TI, scale_TI)
-
-
-def affine_grads(grad_TBI: torch.Tensor, seen: Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy; dL/dy is of the FIRST B rows, the rest have none."""
-    sum_TI = grad_TBI.sum(1)
-    centred_TI = (grad_TBI * seen.x_TMI[:, : grad_TBI.shape[1]]).sum(1) - seen.mean_TI * sum_TI
-    return centred_TI * (seen.r_TI * seen.inverse_TI) + seen.d_TI * sum_TI, sum_TI, centred_TI
-
-
-def input_grad(
-    grad_TBI: torch.Tensor, sum_TI: torch.Tensor, centred_TI: torch.Tensor, seen: Pass, collective: Collective
-) -> torch.Tensor:
-    """dL/dx (T, M, I), through the batch statistics too: rows whose output has no gradient still shape the statistics.
-
-    With L the mean of the learners' losses, each learner takes the mean of dL/d(statistics) over the learners.
-    """
-    rows = seen.x_TMI.shape[1]
-    d_square_TI = centred_TI * seen.scale_TI * seen.inverse_TI.square() * -0.5  # dL/dvar = dL/d(mean of squares)
-    d_mean_TI = -seen.scale_TI * sum_TI - 2.0 * seen.mean_TI * d_square_TI
-    through = torch.stack([d_mean_TI, 2.0 * d_square_TI]) * (1.0 / rows)
-    collective.mean_(through)
-    a_TI, b_TI = through.unsqueeze(2).unbind(0)
-    grad_TMI = torch.addcmul(a_TI, seen.x_TMI, b_TI)
-    grad_TMI[:, : grad_TBI.shape[1]].addcmul_(grad_TBI, seen.scale_TI.unsqueeze(1))
-    return grad_TMI
-
-
-def folded(
-    weight_TIH: torch.Tensor,
-    bias_TH: torch.Tensor,
-    gamma_TI: torch.Tensor,
-    beta_TI: torch.Tensor,
-    mean_TI: torch.Tensor,
-    var_TI: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of the one linear layer that equals an eval-mode renormalisation followed by a linear layer."""
-    scale_TI = gamma_TI * torch.rsqrt(var_TI + eps)
-    offset_TI = beta_TI - mean_TI * scale_TI
-    bias = torch.baddbmm(bias_TH.unsqueeze(1), offset_TI.unsqueeze(1), weight_TIH)
-    return weight_TIH * scale_TI.unsqueeze(-1), bias

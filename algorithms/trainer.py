@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms import runtime as matmul
+from algorithms import runtime
 from algorithms.interface import AgentSpec, Collective
 from algorithms.runtime import keep_freed_memory
 from algorithms.weights import check_state
@@ -109,7 +109,7 @@ class TrainedAgent(abc.ABC):
     def __init__(self, spec: AgentSpec, library: str) -> None:
         self.obs_dim, self.action_dim = spec.obs_dim, spec.action_dim
         self.device, self.collective = torch.device(spec.device), spec.collective
-        self.matmul = matmul.choose(library)
+        self.matmul = runtime.choose(library)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.generator = torch.Generator(self.device).manual_seed(spec.seed)

@@ -86,10 +86,10 @@ def run_sb3(env_id: str, seed: int) -> list[dict[str, Any]]:
     import torch
     from stable_baselines3 import SAC
 
-    from algorithms import runtime as matmul
+    from algorithms import runtime
 
     torch.set_num_threads(1)
-    with matmul.library(matmul.choose("auto")):
+    with runtime.library(runtime.choose("auto")):
         return _train_sb3(SAC("MlpPolicy", gymnasium.make(env_id), seed=seed, device="cpu"), env_id)
 
 

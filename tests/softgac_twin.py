@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from algorithms.critic import Renorm
+from algorithms.batch_renorm import Renorm
 
 RENORM = Renorm(decay=0.99, eps=1e-3, r_max=3.0, d_max=5.0, warmup=0)
 

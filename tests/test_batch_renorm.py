@@ -9,7 +9,7 @@ import pytest
 import torch
 from softgac_twin import RENORM, evaluate_autograd, joint_autograd, renorm_loop
 
-from algorithms import critic as batch_renorm
+from algorithms import batch_renorm
 from algorithms.critic import TwinCritic, evaluate
 from algorithms.interface import Solo
 

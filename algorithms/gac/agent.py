@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from algorithms import runtime as matmul
+from algorithms import runtime
 from algorithms.gac.bound import (
     MEASURES,
     Bound,
@@ -112,7 +112,7 @@ class GAC(TrainedAgent):
     def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
         """One update a batch, this learner's share of it; metrics of METRICS and ``nonfinite``."""
         self._posteriors = []
-        with matmul.library(self.matmul):
+        with runtime.library(self.matmul):
             for batch in batches:
                 segments, bound = self.step(batch, self._draw(len(batch)))
         if batches:

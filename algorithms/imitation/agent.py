@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from algorithms import runtime as matmul
+from algorithms import runtime
 from algorithms.imitation.config import ImitationConfig
 from algorithms.interface import AgentSpec
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
@@ -77,7 +77,7 @@ class ImitationAgent(TrainedAgent):
             raise RuntimeError("update came before fit: inputs would not be normalised; call fit(summary) first")
         for batch in batches:
             self._check(batch)
-        with matmul.library(self.matmul):
+        with runtime.library(self.matmul):
             for batch in batches:
                 self._step(batch)
         return self.read_metrics() | {"learning_rate": torch.full((), self.adam.lr, device=self.device)}

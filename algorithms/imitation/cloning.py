@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from algorithms import runtime as matmul
-from algorithms.imitation import cloning as perceptron
+from algorithms import runtime
 from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.config import CloningConfig
 from algorithms.imitation.segments import draw_points
@@ -56,7 +55,7 @@ class BehaviourCloning(ImitationAgent):
         weight_B = (batch.return_B >= self.data["least_return"]).float()
         weight_BP = weight_B[:, None].expand(-1, self.config.points)
         obs_BPO = (points.obs_BPO - self.data["obs_mean"]) / self.data["obs_std"]
-        predicted_RA = perceptron.predict(self.parameters.named, obs_BPO.flatten(0, 1), self.config.layers)
+        predicted_RA = predict(self.parameters.named, obs_BPO.flatten(0, 1), self.config.layers)
         total = action_error(predicted_RA, points.action_BPA.flatten(0, 1), weight_BP.flatten())
         return Loss(total, weight=weight_BP.sum(), shared=(weight_BP.sum() / weight_BP.numel(),))
 
@@ -74,7 +73,7 @@ class CloningPolicy:
     def __init__(self, config: CloningConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
-        self._matmul = matmul.choose(config.matmul)
+        self._matmul = runtime.choose(config.matmul)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim) | {"least_return": torch.zeros(())}
 
     def load_weights(self, weights: dict[str, Any]) -> None:
@@ -97,10 +96,10 @@ class CloningPolicy:
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A), float32, in [-1, 1]; the mean of what the data does."""
-        with torch.inference_mode(), matmul.library(self._matmul):
+        with torch.inference_mode(), runtime.library(self._matmul):
             obs = torch.from_numpy(np.asarray(obs_EO, np.float32))
             obs = (obs - self._weights["obs_mean"]) / self._weights["obs_std"]
-            return perceptron.predict(self._weights, obs, self.config.layers).numpy()
+            return predict(self._weights, obs, self.config.layers).numpy()
 
     def state(self) -> dict[str, np.ndarray]:
         """Empty: the next actions depend on the observations alone."""
@@ -119,7 +118,7 @@ def _in_words(aim: PlanRequest) -> str:
 
 def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return perceptron.initial_parameters(obs_dim, action_dim, layers=config.layers, width=config.width, draw=draw)
+    return initial_parameters(obs_dim, action_dim, layers=config.layers, width=config.width, draw=draw)
 
 
 def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from algorithms import runtime as matmul
-from algorithms.imitation import decision_transformer as transformer
+from algorithms import runtime
 from algorithms.imitation.agent import ImitationAgent
 from algorithms.imitation.cloning import action_error
 from algorithms.imitation.config import TransformerConfig
@@ -66,7 +65,7 @@ class DecisionTransformer(ImitationAgent):
             action_BSA=drawn.action_GKA,
             time_BS=drawn.time_GK.clamp_max(config.max_steps - 1),
         )
-        predicted_GKA = transformer.predict(
+        predicted_GKA = predict(
             self.parameters.named,
             window,
             layers=config.layers,
@@ -97,7 +96,7 @@ class DecisionTransformerPolicy:
     def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
-        self._matmul = matmul.choose(config.matmul)
+        self._matmul = runtime.choose(config.matmul)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
         self.reset(0)
 
@@ -126,8 +125,8 @@ class DecisionTransformerPolicy:
                 "not begun: there is no return to ask for; call reset with their number, and begin for each"
             )
         history.observe(obs_EO, reward_E)
-        with torch.inference_mode(), matmul.library(self._matmul):
-            predicted_EKA = transformer.predict(
+        with torch.inference_mode(), runtime.library(self._matmul):
+            predicted_EKA = predict(
                 self._weights, self._window(), layers=self.config.layers, heads=self.config.heads, drop=None
             )
         action_EA = predicted_EKA.numpy()[np.arange(len(obs_EO)), history.length_E - 1]
@@ -176,7 +175,7 @@ class DecisionTransformerPolicy:
 
 
 def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
-    return transformer.initial_parameters(
+    return initial_parameters(
         obs_dim,
         action_dim,
         width=config.width,
