@@ -112,7 +112,7 @@ class ActorCriticConfig:
     )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = range_problems(self)
         spacing = (self.v_max - self.v_min) / max(1, self.atoms - 1)
@@ -130,7 +130,7 @@ class ActorCriticConfig:
 
     def check(self) -> None:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.problems():
+        if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 

@@ -20,20 +20,20 @@ class CorruptWeights(ValueError):
 class Weights:
     """A published policy.
 
-    ``manifest`` lists (name, shape, offset) in elements of ``flat``. (epoch, version) only grows: the epoch with each
+    ``manifest`` lists (name, shape, offset) in elements of ``flat``. (generation, version) only grows: the generation with each
     restart of the learner, the version with each publication. ``env_steps`` and ``updates`` say when it was made.
     """
 
     flat: np.ndarray  # (P,) float32
     manifest: tuple[tuple[str, tuple[int, ...], int], ...]
     digest: str  # blake2b-128 of flat's bytes and the manifest
-    epoch: int
+    generation: int
     version: int
     env_steps: int
     updates: int
 
     @classmethod
-    def pack(cls, tensors: dict[str, Any], *, epoch: int, version: int, env_steps: int, updates: int) -> Weights:
+    def pack(cls, tensors: dict[str, Any], *, generation: int, version: int, env_steps: int, updates: int) -> Weights:
         """Copies named tensors (or arrays), of any device, into one flat buffer in the order given: one copy, one transfer."""
         named = {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in tensors.items()}
         flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]).cpu().numpy()
@@ -43,7 +43,7 @@ class Weights:
             flat=flat,
             manifest=manifest,
             digest=_digest(flat, manifest),
-            epoch=epoch,
+            generation=generation,
             version=version,
             env_steps=env_steps,
             updates=updates,
@@ -52,7 +52,7 @@ class Weights:
     @property
     def order(self) -> tuple[int, int]:
         """What decides which of two weights is newer."""
-        return self.epoch, self.version
+        return self.generation, self.version
 
     def unpack(self) -> dict[str, np.ndarray]:
         """Views into ``flat`` by name; raises CorruptWeights when the digest does not match."""

@@ -57,7 +57,7 @@ def chunks(count: int) -> Iterator[Chunk]:
         lap, first = divmod(n * CHUNK_STEPS, STEPS)
         step_N = np.tile(np.arange(first, first + CHUNK_STEPS, dtype=np.int32), ENVS)
         flag_N = np.where(step_N == STEPS - 1, np.uint8(TRUNCATED), np.uint8(0))
-        yield Chunk(worker=0, incarnation=0, sequence=n, epoch=0, version=n // 10, rows_ND=rows_ND,
+        yield Chunk(worker=0, incarnation=0, sequence=n, generation=0, version=n // 10, rows_ND=rows_ND,
                     episode_N=env_N + lap * ENVS, step_N=step_N, flag_N=flag_N, stats={})  # fmt: skip
 
 
@@ -109,9 +109,9 @@ def main() -> None:
     )
     slot_UB = shard.sample(1, BATCH).slot_UB  # type: ignore[union-attr]
     values = np.zeros((BATCH, POSTERIOR), np.float32)
-    generations = shard.store.arena.generation[slot_UB[0]]
+    writes = shard.store.arena.writes[slot_UB[0]]
     print(
-        f"write back {BATCH} x {POSTERIOR} floats: {cpu_us(lambda: shard.write_back(slot_UB[0], generations, values), 50):.1f} us"
+        f"write back {BATCH} x {POSTERIOR} floats: {cpu_us(lambda: shard.write_back(slot_UB[0], writes, values), 50):.1f} us"
     )
     gathering = new_shard(DataConfig(), before=1)
     gathering.sample(1, BATCH)

@@ -22,7 +22,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.checks import make_plan
+from cluster.checks import make_spec
 from cluster.config import RunConfig, make_preset, override
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
@@ -57,17 +57,17 @@ def in_fleet(config: RunConfig, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory.create(Path(folder) / "run", config)
         lines: list[dict[str, Any]] = []
-        with Session(run, make_plan(config, run, 0), outputs=lines.append) as session:
+        with Session(run, make_spec(config, run, 0), outputs=lines.append) as session:
             deadline = time.monotonic() + 120
-            while session.tally.updates < 200 and time.monotonic() < deadline:
+            while session.aggregator.updates < 200 and time.monotonic() < deadline:
                 session.advance()
             learner = next(
                 p for p in psutil.Process().children(recursive=True) if "LearnerActor" in " ".join(p.cmdline())
             )
-            began, cpu, updates = time.monotonic(), _cpu_s(learner), session.tally.updates
+            began, cpu, updates = time.monotonic(), _cpu_s(learner), session.aggregator.updates
             while time.monotonic() < began + seconds:
                 session.advance()
-            wall_s, cpu_s, made = time.monotonic() - began, _cpu_s(learner) - cpu, session.tally.updates - updates
+            wall_s, cpu_s, made = time.monotonic() - began, _cpu_s(learner) - cpu, session.aggregator.updates - updates
         run.release()
     waits = [line["learner_data_wait"] for line in lines if "learner_data_wait" in line]
     return {"wall": made / wall_s, "cpu": made / cpu_s, "data_wait": float(np.median(waits[len(waits) // 2 :]))}

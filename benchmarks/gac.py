@@ -214,14 +214,14 @@ def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:
 def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> dict[str, Any]:
     """Scores of one way to act; those of starts outside the goal apart."""
     from algorithms.interface import PlanRequest
-    from cluster.checks import plan_of
+    from cluster.checks import spec_of
     from cluster.commands.evaluation import newest_weights
     from cluster.config import override
     from cluster.graph import make_evaluator, set_threads
     from cluster.run_dir import RunDirectory
 
     run = RunDirectory(run_dir)
-    plan = plan_of(run.config(), run)
+    plan = spec_of(run.config(), run)
     set_threads(plan.config)
     dataset = plan.dataset
     target = None if choice.target is None else choice.target * dataset.summary().return_max

@@ -67,7 +67,7 @@ def filled_shard() -> Shard:
                 worker=0,
                 incarnation=0,
                 sequence=sequence,
-                epoch=0,
+                generation=0,
                 version=0,
                 rows_ND=rows_ND,
                 episode_N=np.full(CHUNK, sequence, np.int64),
@@ -121,9 +121,9 @@ class FedLearner:
         self.learner.report()
         end, before = time.perf_counter() + seconds, self.learner.updates
         while time.perf_counter() < end:
-            fed = self.feed.get()
-            assert fed is not None
-            self.learner.step(fed)
+            ready = self.feed.get()
+            assert ready is not None
+            self.learner.step(ready)
         self.shares.append(self.learner.report().time)
         return self.learner.updates - before
 

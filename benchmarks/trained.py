@@ -18,10 +18,10 @@ from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from algorithms.weights import Weights
 from benchmarks.markdown import table
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
 from cluster.config import override
-from cluster.graph import Plan, set_threads
+from cluster.graph import RunSpec, set_threads
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, open_dataset
 from rollout_workers.env import BatchEnv
@@ -46,23 +46,23 @@ class Trained:
         return f"{self.record['maze']} {self.record['data']}"
 
     @functools.cached_property
-    def plan(self) -> Plan:
+    def spec(self) -> RunSpec:
         run = RunDirectory(self.run_dir)
-        plan = plan_of(run.config(), run)
-        set_threads(plan.config)
-        return plan
+        spec = spec_of(run.config(), run)
+        set_threads(spec.config)
+        return spec
 
     @functools.cached_property
     def weights(self) -> Weights:
-        return newest_weights(self.plan)
+        return newest_weights(self.spec)
 
     @property
     def dataset(self) -> Dataset:
-        return _dataset(self.plan.config.dataset)
+        return _dataset(self.spec.config.dataset)
 
     @property
     def maze(self) -> Maze:
-        maze = maze_of(self.plan.config.env)
+        maze = maze_of(self.spec.config.env)
         assert maze is not None
         return maze
 
@@ -81,8 +81,8 @@ class Trained:
     ) -> GACPolicy:
         """An acting policy with what was chosen for ``mode``, ``settings`` over it; its weights are not loaded."""
         chosen = self.record["scores"][mode]["chosen"]["settings"]
-        config: Any = override(self.plan.config, {**chosen, **(settings or {})}).agent
-        return kind(config, self.plan.obs_dim, self.plan.action_dim)
+        config: Any = override(self.spec.config, {**chosen, **(settings or {})}).agent
+        return kind(config, self.spec.obs_dim, self.spec.action_dim)
 
     def run(
         self,
@@ -95,7 +95,7 @@ class Trained:
         make_env: MakeEnv = make_batch_env,
     ) -> Evaluation:
         """Episodes of ``policy``; ``starts``: (first seed, episodes). ``target`` None: as chosen."""
-        evaluator = Evaluator(self.plan.config.env, policy, timeout_s=3_600.0, make_env=make_env)
+        evaluator = Evaluator(self.spec.config.env, policy, timeout_s=3_600.0, make_env=make_env)
         wanted = self.target(mode) if target is None else target
         return evaluator.evaluate(
             self.weights, starts[1], starts[0], PlanRequest(mode=mode, target_return=wanted), record_paths=record_paths

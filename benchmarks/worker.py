@@ -56,7 +56,7 @@ def ours(env_id: str, envs: int, algorithm: str, preset: str) -> Contestant:
         seed=0,
         random_steps=0,
     )
-    worker.load_weights(Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0))
+    worker.load_weights(Weights.pack(agent.policy_weights(), generation=0, version=0, env_steps=0, updates=0))
     return lambda: len(worker.collect().rows_ND)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from cluster.courier import RUN_COMPLETE, STOPPED, Courier, Lost
-from cluster.graph import Plan, make_evaluator, make_shard, make_worker, set_threads
+from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_threads
+from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
 from replay import snapshot
 from replay.messages import Ack, Block, Chunk, RowTotals, Wait
 from rollout_workers.env import name_module
@@ -35,14 +35,14 @@ class ShardActor:
         quota_rows: rows of the run that belong to this shard; None: its limiter knows how many episodes do.
     """
 
-    def __init__(self, plan: Plan, index: int, quota_rows: int | None) -> None:
+    def __init__(self, spec: RunSpec, index: int, quota_rows: int | None) -> None:
         self.started = time.time()
         self.quota_rows = math.inf if quota_rows is None else quota_rows
-        self.directory = plan.shard_dir(index)
-        self.shard = make_shard(plan, index)
+        self.directory = spec.shard_dir(index)
+        self.shard = make_shard(spec, index)
         self.found = snapshot.load(self.shard, self.directory)
         self.changed = asyncio.Condition()
-        self.policy_s = plan.config.ray.call_timeout_s
+        self.policy_s = spec.config.ray.call_timeout_s
         self.stage = self.shard.limiter.stage
         self.sealed = False
 
@@ -59,8 +59,8 @@ class ShardActor:
                 refusal = STOPPED if self.sealed else RUN_COMPLETE if self._full() else ""
                 # a chunk that is stored and comes again is no loss: its first answer did not arrive
                 if refusal and known(chunk.worker, chunk.incarnation, chunk.sequence) != "duplicate":
-                    epoch, version = self.shard.newest
-                    return Ack(status="rejected", epoch=epoch, version=version, reason=refusal)
+                    generation, version = self.shard.newest
+                    return Ack(status="rejected", generation=generation, version=version, reason=refusal)
                 ack = self.shard.append(chunk)
                 if ack.status != "wait" or not await self._wait(deadline):
                     break
@@ -70,13 +70,13 @@ class ShardActor:
             return dataclasses.replace(ack, held=held)
 
     async def sample(
-        self, updates: int, batch: int, epoch: int, version: int, hold_s: float
+        self, updates: int, batch: int, generation: int, version: int, hold_s: float
     ) -> Block | EpisodeBlock | Wait:
-        """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``epoch, version``: newest published policy."""
+        """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``generation, version``: newest published policy."""
         deadline = time.monotonic() + hold_s
         async with self.changed:
             while True:
-                answer = self.shard.sample(updates, batch, (epoch, version))
+                answer = self.shard.sample(updates, batch, (generation, version))
                 if not isinstance(answer, Wait) or answer.reason == "exhausted" or not await self._wait(deadline):
                     break
             if not isinstance(answer, Wait):
@@ -88,14 +88,14 @@ class ShardActor:
                 answer = dataclasses.replace(answer, reason=HELD)
             return answer
 
-    async def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> None:
+    async def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> None:
         """Leaves what the learner inferred beside the episodes of a batch that are still held."""
-        self.shard.write_back(slots, generations, values)
+        self.shard.write_back(slots, writes, values)
 
-    async def observe_version(self, epoch: int, version: int) -> None:
+    async def observe_version(self, generation: int, version: int) -> None:
         """Takes note of a policy that was just published: a stage may wait for it."""
         async with self.changed:
-            self.shard.observe_version(epoch, version)
+            self.shard.observe_version(generation, version)
             self.changed.notify_all()
 
     def _full(self) -> bool:
@@ -181,20 +181,20 @@ class StoreActor:
 
 
 class WorkerActor:
-    """One rollout worker and the courier that brings its chunks to its shard.
+    """One rollout worker and the replay client that brings its chunks to its shard.
 
     All of a worker's chunks go to one shard, so that a shard holds whole episodes.
     """
 
     def __init__(
-        self, plan: Plan, index: int, incarnation: int, shards: list[Any], store: Any, random_steps: int
+        self, spec: RunSpec, index: int, incarnation: int, shards: list[Any], store: Any, random_steps: int
     ) -> None:
-        config = plan.config
+        config = spec.config
         set_threads(config)
         name_module(config.env)  # the driver could not have made its plan without
         self.store, self.timeout_s = store, config.ray.call_timeout_s
-        self.courier = Courier(
-            make_worker(plan, index, incarnation, random_steps),
+        self.replay_client = ReplayClient(
+            make_worker(spec, index, incarnation, random_steps),
             send=shards[index % len(shards)].append.remote,
             answer=_answer,
             fetch=self._fetch,
@@ -205,16 +205,16 @@ class WorkerActor:
 
     def run(self) -> RowTotals:
         """Collects until told to stop or the shard has its rows; returns this worker's final row counts."""
-        self.courier.run()
+        self.replay_client.run()
         return self.totals()
 
     def totals(self) -> RowTotals:
         """Row counts now, also while ``run`` hangs or after it failed."""
-        return self.courier.worker.totals()
+        return self.replay_client.worker.totals()
 
     def stop(self) -> None:
         """Lets ``run`` return once its chunks are settled."""
-        self.courier.stop()
+        self.replay_client.stop()
 
     def _fetch(self) -> Weights | None:
         refs = _answer(self.store.fetch.remote(), self.timeout_s)
@@ -232,10 +232,10 @@ def _answer(ref: Any, timeout_s: float) -> Any:
 class EvaluatorActor:
     """Runs deterministic episodes with given weights, beside the training."""
 
-    def __init__(self, plan: Plan) -> None:
-        set_threads(plan.config)
-        name_module(plan.config.env)
-        self.evaluator = make_evaluator(plan)
+    def __init__(self, spec: RunSpec) -> None:
+        set_threads(spec.config)
+        name_module(spec.config.env)
+        self.evaluator = make_evaluator(spec)
 
     def evaluate(self, weights: Weights, episodes: int) -> Evaluation:
         return self.evaluator.evaluate(weights, episodes=episodes)

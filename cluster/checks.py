@@ -15,7 +15,7 @@ import rollout_workers
 from cluster import episode_checks
 from cluster.config import RunConfig
 from cluster.errors import UsageError
-from cluster.graph import Plan, offline_rows, workers_of
+from cluster.graph import RunSpec, offline_rows, workers_of
 from cluster.run_dir import ROOT, RunDirectory
 from replay.memory import transition_bytes
 from replay.option import range_problems
@@ -25,7 +25,7 @@ PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest see
 RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
 
 
-def make_plan(config: RunConfig, run: RunDirectory, start: int, found: list[str] | None = None) -> Plan:
+def make_spec(config: RunConfig, run: RunDirectory, start: int, found: list[str] | None = None) -> RunSpec:
     """Checks the configuration against the environment and this machine.
 
     Args:
@@ -35,50 +35,50 @@ def make_plan(config: RunConfig, run: RunDirectory, start: int, found: list[str]
         UsageError: lists every problem; nothing has been started or written.
     """
     problems = [*(found or ()), *_problems(config), *device_problems(config), *endpoint_problems(config)]
-    plan = None
+    spec = None
     try:
-        plan = plan_of(config, run, start)
+        spec = spec_of(config, run, start)
     except UsageError as error:
         problems.append(str(error))
-    if plan is not None:
-        problems += _dataset_problems(plan)
+    if spec is not None:
+        problems += _dataset_problems(spec)
         if not problems:
             problems += _env_problems(config)
-    if plan is not None and not problems:
-        problems += _memory_problems(plan)
-    if plan is None or problems:
+    if spec is not None and not problems:
+        problems += _memory_problems(spec)
+    if spec is None or problems:
         raise UsageError(
             "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
         )
-    return plan
+    return spec
 
 
-def plan_of(config: RunConfig, run: RunDirectory, start: int = 0) -> Plan:
+def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
     """The plan without proof that this machine can carry it out; UsageError when the environment cannot be trained on."""
     try:
         spec = env_spec(config.env)
     except EnvError as error:
         raise UsageError(str(error)) from error
-    return Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
+    return RunSpec(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
 
 
-def memory_bytes(plan: Plan) -> dict[str, int]:
+def memory_bytes(spec: RunSpec) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
-    config = plan.config
+    config = spec.config
     processes = (
         1 if config.backend == "inline" else 2 + workers_of(config) + config.learner.learners + config.replay.shards
     )
     return {
-        "replay": _replay_bytes(plan),
+        "replay": _replay_bytes(spec),
         "processes": processes * PROCESS_BYTES,
         "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
     }
 
 
-def _replay_bytes(plan: Plan) -> int:
-    if plan.config.learns_from_episodes:
-        return episode_checks.episode_bytes(plan)
-    return transition_bytes(plan.layout, plan.config.replay, offline_rows(plan))
+def _replay_bytes(spec: RunSpec) -> int:
+    if spec.config.learns_from_episodes:
+        return episode_checks.episode_bytes(spec)
+    return transition_bytes(spec.layout, spec.config.replay, offline_rows(spec))
 
 
 def check_tree() -> None:
@@ -97,7 +97,7 @@ def _problems(config: RunConfig) -> list[str]:
     if config.learns_from_episodes:
         found = episode_checks.replay_problems(config)
     else:
-        found = config.replay.problems(
+        found = config.replay.validate(
             batch_size=learner.batch_size,
             updates_per_call=learner.updates_per_call,
             envs_per_worker=worker.envs_per_worker,
@@ -105,7 +105,7 @@ def _problems(config: RunConfig) -> list[str]:
         )
     found += range_problems(config)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
-        found += [f"{name}.{text}" for text in getattr(config, name).problems()]
+        found += [f"{name}.{text}" for text in getattr(config, name).validate()]
     found += episode_checks.stage_problems(config)
     if 0 < workers_of(config) < config.replay.shards:
         found.append(
@@ -126,11 +126,11 @@ def _env_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def _dataset_problems(plan: Plan) -> list[str]:
+def _dataset_problems(spec: RunSpec) -> list[str]:
     """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
     from replay.dataset import DatasetError, check_against
 
-    config = plan.config
+    config = spec.config
     if config.data.pretrain_updates > 0 and (config.learns_from_episodes or not config.dataset):
         without = (
             f"{config.algorithm}, which learns from its dataset anyway,"
@@ -142,21 +142,21 @@ def _dataset_problems(plan: Plan) -> list[str]:
             "are those of softgac and sac on a dataset; set it to 0, or give --dataset"
         ]
     try:
-        dataset = plan.dataset
+        dataset = spec.dataset
         if dataset is not None:
-            check_against(dataset, config.env, plan.obs_dim, plan.action_dim)
+            check_against(dataset, config.env, spec.obs_dim, spec.action_dim)
         if config.learns_from_episodes:
-            return episode_checks.data_problems(plan, env_spec(config.env).max_episode_steps)
+            return episode_checks.data_problems(spec, env_spec(config.env).max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]
     return []
 
 
-def _memory_problems(plan: Plan) -> list[str]:
+def _memory_problems(spec: RunSpec) -> list[str]:
     """What this machine cannot hold. A running cluster has machines of its own, about which nothing is known here."""
-    if not on_this_machine(plan.config):
+    if not on_this_machine(spec.config):
         return []
-    needed, machine = memory_bytes(plan), psutil.virtual_memory().total
+    needed, machine = memory_bytes(spec), psutil.virtual_memory().total
     total = sum(needed.values())
     if total <= machine:
         return []
@@ -220,7 +220,7 @@ def cuda_devices() -> int:
 
 def endpoint_problems(config: RunConfig) -> list[str]:
     """An address on which the metrics endpoint cannot listen."""
-    if config.metrics.problems() or config.metrics.port < 0:
+    if config.metrics.validate() or config.metrics.port < 0:
         return []
     from cluster.metrics.exporter import check_can_listen
 

@@ -41,7 +41,7 @@ class MetricsConfig:
     )
     tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which a run could not tell anything, with its fix; empty when there is none."""
         found = range_problems(self)
         if isinstance(self.host, str) and not self.host.strip():
@@ -79,7 +79,7 @@ class RayConfig:
         why="no actor would start in time",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""
         return range_problems(self)
 
@@ -118,7 +118,7 @@ class OnlineConfig:
     )
     base: str = option("", "path", "run directory whose newest checkpoint the first weights come from")
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which a stage could not be made, with its fix; empty when there is none."""
         return range_problems(self)
 

@@ -72,7 +72,7 @@ def connect(
                 **common,
             )
         return True
-    knock(address)
+    check_reachable(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     tree = {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "*.png", "*.mp4"]}
     try:
@@ -110,7 +110,7 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def knock(address: str | None) -> None:
+def check_reachable(address: str | None) -> None:
     """A quick answer whether a cluster would have this process where ``connect`` would go: Ray itself tries for a minute.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.checks import memory_bytes
 from cluster.commands.arguments import resume_words
 from cluster.errors import Interrupted, RunError
-from cluster.graph import Plan, offline_rows
+from cluster.graph import RunSpec, offline_rows
 from cluster.metrics.console import Console
 from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
@@ -22,10 +22,10 @@ from cluster.session import Session
 from cluster.task_preset import unpublished
 
 
-def drive(run: RunDirectory, plan: Plan) -> int:
-    """Runs ``plan`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint."""
-    config = plan.config
-    needed = memory_bytes(plan)
+def drive(run: RunDirectory, spec: RunSpec) -> int:
+    """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint."""
+    config = spec.config
+    needed = memory_bytes(spec)
     console = Console(
         total_steps=config.steps,
         title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}",
@@ -33,7 +33,7 @@ def drive(run: RunDirectory, plan: Plan) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)
-        exporter = _exporter(plan, stack)
+        exporter = _exporter(spec, stack)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
         caught = stack.enter_context(_signals())
 
@@ -51,14 +51,14 @@ def drive(run: RunDirectory, plan: Plan) -> int:
         )
         if unknown := unpublished(config):
             console.event(unknown)
-        if refused := _refused(plan):
+        if refused := _refused(spec):
             console.event(refused)
-        if left_out := _left_out(plan):
+        if left_out := _left_out(spec):
             console.event(left_out)
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
-        session = Session(run, plan, outputs=outputs, event=console.event, facts=facts)
+        session = Session(run, spec, outputs=outputs, event=console.event, facts=facts)
         with session:
             while session.advance():
                 if caught:
@@ -77,24 +77,24 @@ def drive(run: RunDirectory, plan: Plan) -> int:
 
 def _what_is_left(session: Session) -> str:
     """How far a run came that has ended, what of it is on disk, and how to go on."""
-    done = f"{session.tally.progress:,} {session.config.unit.replace('_', ' ')}"
+    done = f"{session.aggregator.progress:,} {session.config.unit.replace('_', ' ')}"
     saved = session.saved.words() if session.saved is not None else "nothing was saved"
     return f"at {done}; {saved}; go on with `{resume_words(session.run.path, session.config.env)}`"
 
 
-def _refused(plan: Plan) -> str:
+def _refused(spec: RunSpec) -> str:
     """What of the dataset could not be used, where it was read just now; "" where nothing is known or wrong."""
-    reasons = plan.dataset.refused if plan.dataset is not None else {}
-    if plan.dataset is None or not reasons:
+    reasons = spec.dataset.refused if spec.dataset is not None else {}
+    if spec.dataset is None or not reasons:
         return ""
     counts = ", ".join(f"{len(indices):,} {reason}" for reason, indices in reasons.items())
     total = sum(len(indices) for indices in reasons.values())
-    return f"dataset {plan.dataset.id}: {total:,} of {plan.dataset.total_episodes:,} episodes are refused: {counts}"
+    return f"dataset {spec.dataset.id}: {total:,} of {spec.dataset.total_episodes:,} episodes are refused: {counts}"
 
 
-def _left_out(plan: Plan) -> str:
+def _left_out(spec: RunSpec) -> str:
     """That an actor-critic's run holds a part of its dataset only; "" where it holds all of it."""
-    held, dataset = offline_rows(plan), plan.dataset
+    held, dataset = offline_rows(spec), spec.dataset
     if not held or dataset is None or held >= dataset.total_steps:
         return ""
     return (
@@ -103,11 +103,11 @@ def _left_out(plan: Plan) -> str:
     )
 
 
-def _exporter(plan: Plan, stack: contextlib.ExitStack) -> Exporter | None:
-    settings = plan.config.metrics
+def _exporter(spec: RunSpec, stack: contextlib.ExitStack) -> Exporter | None:
+    settings = spec.config.metrics
     if settings.port < 0:
         return None
-    exporter = Exporter(plan.run_dir.name, host=settings.host, port=settings.port)
+    exporter = Exporter(spec.run_dir.name, host=settings.host, port=settings.port)
     stack.callback(exporter.close)
     return exporter
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from cluster.commands.finetune import STAGED
 from cluster.config import READ_ON_EPISODES, OnlineConfig, RunConfig
-from cluster.graph import Plan, workers_of
+from cluster.graph import RunSpec, workers_of
 from replay import memory
 from replay.config import ReplayConfig
 from replay.option import range_problems
@@ -52,13 +52,13 @@ def stage_problems(config: RunConfig) -> list[str]:
     return found
 
 
-def data_problems(plan: Plan, max_episode_steps: int | None) -> list[str]:
+def data_problems(spec: RunSpec, max_episode_steps: int | None) -> list[str]:
     """Episodes for which a shard has no room, or too few for every shard to have one. Reads the dataset where it has to.
 
     Args:
         max_episode_steps: steps after which the environment ends an episode; None: nobody knows.
     """
-    config, dataset = plan.config, plan.dataset
+    config, dataset = spec.config, spec.dataset
     shards, found = max(1, config.replay.shards), []
     if dataset is not None and dataset.total_episodes < shards:
         found.append(
@@ -83,14 +83,14 @@ def data_problems(plan: Plan, max_episode_steps: int | None) -> list[str]:
     return found
 
 
-def episode_bytes(plan: Plan) -> int:
+def episode_bytes(spec: RunSpec) -> int:
     """Upper bound in bytes of what the shards hold: no more of a dataset than it has, and nothing online without stages."""
-    config = plan.config
-    offline = 0 if plan.dataset is None else min(config.data.offline_capacity_rows, plan.dataset.total_steps)
+    config = spec.config
+    offline = 0 if spec.dataset is None else min(config.data.offline_capacity_rows, spec.dataset.total_steps)
     online = config.replay.capacity_rows if config.online.stages else 0
     replay: ReplayConfig = dataclasses.replace(config.replay, capacity_rows=online)
     data = dataclasses.replace(config.data, offline_capacity_rows=offline)
-    return memory.episode_bytes(plan.layout, replay, data, config.agent.posterior_floats)
+    return memory.episode_bytes(spec.layout, replay, data, config.agent.posterior_floats)
 
 
 def _useless(config: RunConfig, why: str) -> list[str]:

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.actors import EvaluatorActor
 from cluster.errors import RunError
-from cluster.graph import Plan
+from cluster.graph import RunSpec
 from cluster.remote import SAME_FAILURE, cause, make_actor, root
 from rollout_workers.evaluator import Evaluation
 
@@ -26,8 +26,8 @@ WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is g
 class Evaluations:
     """Training never waits for any of this."""
 
-    def __init__(self, plan: Plan, event: Callable[[str], None]) -> None:
-        self.plan, self.event, self.config = plan, event, plan.config
+    def __init__(self, spec: RunSpec, event: Callable[[str], None]) -> None:
+        self.spec, self.event, self.config = spec, event, spec.config
         self._queue: deque[tuple[Any, int, float]] = deque()  # what the store is asked for, episodes, since when
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
@@ -112,7 +112,7 @@ class Evaluations:
         return []
 
     def _start(self) -> None:
-        self._evaluator = make_actor(EvaluatorActor, num_cpus=0).remote(self.plan)
+        self._evaluator = make_actor(EvaluatorActor, num_cpus=0).remote(self.spec)
         self._up = self._evaluator.__ray_ready__.remote()
 
     def _restart(self) -> None:

@@ -1,8 +1,8 @@
 """The graph on Ray: every part an actor, watched and restarted within budgets.
 
-Who restarts whom: Ray itself restarts shards (their constructor loads the newest snapshot) and the store; ``crew.Crew``
+Who restarts whom: Ray itself restarts shards (their constructor loads the newest snapshot) and the store; ``worker_group.WorkerGroup``
 replaces workers (a new incarnation each time), ``learner_group.LearnerGroup`` learners (all ranks together, from the newest
-checkpoint, in a new epoch), ``evaluations.Evaluations`` the evaluator.
+checkpoint, in a new generation), ``evaluations.Evaluations`` the evaluator.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from algorithms.weights import Weights
 from cluster.actors import ShardActor, StoreActor
 from cluster.connection import connect, disconnect
-from cluster.crew import RETIRE_S, Crew
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
-from cluster.graph import Plan, workers_of
+from cluster.graph import RunSpec, workers_of
 from cluster.learner_group import LearnerGroup
-from cluster.metrics.tally import Tally
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
 from cluster.remote import cause, make_actor, root, started
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
+from cluster.worker_group import RETIRE_S, WorkerGroup
 from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
 
@@ -43,11 +43,11 @@ DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
 class RayFleet:
     """All parts as Ray actors. See ``session.Fleet`` for the face that it shares with InlineFleet."""
 
-    def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None]) -> None:
-        self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
+    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+        self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self.timeout_s = self.config.ray.call_timeout_s
         self.done = False
-        self.watch = SaveWatch(plan, tally, event)
+        self.watch = SaveWatch(spec, aggregator, event)
         self._own_cluster = False
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
         self._closing = False
@@ -78,22 +78,22 @@ class RayFleet:
         )
         quota = None if config.learns_from_episodes else math.ceil(config.steps / replay.shards)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
-        self._shards = [make.remote(self.plan, index, quota) for index in range(replay.shards)]
+        self._shards = [make.remote(self.spec, index, quota) for index in range(replay.shards)]
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
         self._actors.append(lambda: [*self._shards, self._store])
         self._shard_pulses = [Pulse(shard.stats.remote) for shard in self._shards]
         self._store_pulse = Pulse(self._store.started.remote)
-        self._evaluations = Evaluations(self.plan, self.event)
+        self._evaluations = Evaluations(self.spec, self.event)
         self._actors.append(lambda: self._evaluations.actors)
         warnings = self._await([shard.restored.remote() for shard in self._shards], "replay shards to start")
         for index, passed_over in enumerate(warnings):
             for warning in passed_over:
                 self.event(f"shard {index}: snapshot passed over: {warning}")
-        self._learners = LearnerGroup(self.plan, self.tally, self.event, self._shards, self._store)
+        self._learners = LearnerGroup(self.spec, self.aggregator, self.event, self._shards, self._store)
         self._actors.append(lambda: self._learners.actors)
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
-        self._crew = Crew(self.plan, self.tally, self.event, self._shards, self._store, worker_cpus)
-        self._actors.append(lambda: self._crew.actors)
+        self._worker_group = WorkerGroup(self.spec, self.aggregator, self.event, self._shards, self._store, worker_cpus)
+        self._actors.append(lambda: self._worker_group.actors)
         self._learners.begin()
         self._align()
         self._learners.run()
@@ -104,9 +104,9 @@ class RayFleet:
                 "(ray.call_timeout_s), expected all of them: the run halts before its first step and can be resumed; look at the "
                 "shards' logs, or raise ray.call_timeout_s"
             )
-        self.tally.settle_restart()
+        self.aggregator.settle_restart()
         for index in range(workers_of(config)):
-            self._crew.start(index)
+            self._worker_group.start(index)
         self._next_save = time.monotonic() + replay.snapshot_s
 
     def advance(self, seconds: float, until: int = 0) -> None:
@@ -114,7 +114,7 @@ class RayFleet:
 
         Actors do not stop at ``until``: an evaluation is of the policy that is newest when it is heard of.
         """
-        waiting = [*self._crew.runs, *self._learners.runs, *self._evaluations.runs]
+        waiting = [*self._worker_group.runs, *self._learners.runs, *self._evaluations.runs]
         if waiting:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=seconds)
         else:
@@ -126,7 +126,7 @@ class RayFleet:
         if now >= self._next_stats or self._hold is not None:
             self._next_stats = now + STATS_S
             self._take_stats()
-            self._crew.watch()
+            self._worker_group.watch()
             self._close_when_full()
         if self._learners.go_on():
             self._align()
@@ -154,7 +154,7 @@ class RayFleet:
         """Starts or ends rollout workers while the others go on."""
         if self._closing:
             raise UsageError("the run has all its env steps; nothing was changed")
-        return self._crew.scale(workers)
+        return self._worker_group.scale(workers)
 
     def hold_at(self, env_steps: int) -> None:
         """Stores no rows beyond ``env_steps`` until called with a higher number: workers wait, the learner catches up."""
@@ -172,12 +172,12 @@ class RayFleet:
         self._next_save = time.monotonic() + self.config.replay.snapshot_s
         learner = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
         self.watch.checkpoint(learner)
-        return look_at_disk(self.plan, learner, snapshots)
+        return look_at_disk(self.spec, learner, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
         """Ends the run in order: workers bring in what is on the way, shards take no more, learners end, everything is saved."""
         deadline = time.monotonic() + (4 * self.timeout_s if limit_s is None else limit_s)
-        self._crew.settle(RETIRE_S)
+        self._worker_group.settle(RETIRE_S)
         self._seal()
         self._learners.stop()
         learners_s = max(LEAST_S, min(self.timeout_s, (deadline - time.monotonic()) / 3))
@@ -226,7 +226,7 @@ class RayFleet:
             self._evaluations.look_at(ref)
         else:
             self._take_stats()  # whether its shard is full now decides what its failure means
-            self._crew.look_at(ref)
+            self._worker_group.look_at(ref)
 
     def _align(self) -> None:
         """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
@@ -251,9 +251,9 @@ class RayFleet:
         silent = {index for index in range(len(self._shards)) if not self._take_shard_answer(index)}
         if not self._check_store():
             silent.update(range(len(self._shards)))  # workers that fetch newer weights wait for it
-        self._crew.note(self._full, silent)
+        self._worker_group.note(self._full, silent)
         if self._learners.silent_s > PAUSE_S:
-            self._crew.excuse()  # workers without weights wait for them
+            self._worker_group.excuse()  # workers without weights wait for them
         self._learners.watch()
         if self._learners.astray and self._learners.runs and not self._shard_lost:
             self._align()
@@ -272,7 +272,7 @@ class RayFleet:
             return False
         self._shard_told(index, told, pulse.asked_at)
         if index in self._shard_lost or pulse.took_s > PAUSE_S:
-            self._crew.excuse(index)
+            self._worker_group.excuse(index)
         self._shard_lost.pop(index, None)
         self._shard_hung.pop(index, None)
         return True
@@ -303,14 +303,14 @@ class RayFleet:
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
         (self._full.add if told["full"] else self._full.discard)(index)
-        self._crew.observe_reports(told["workers"], told["silent_s"])
-        self.tally.add_shard(told["stats"], told["workers"], asked_at)
+        self._worker_group.observe_reports(told["workers"], told["silent_s"])
+        self.aggregator.add_shard(told["stats"], told["workers"], asked_at)
 
     def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:
         """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was passed over, or nothing."""
         if restored is None:
             self.event(
-                f"WARNING: replay shard {index} was restarted by Ray and found no snapshot in {self.plan.shard_dir(index)}: it begins empty, "
+                f"WARNING: replay shard {index} was restarted by Ray and found no snapshot in {self.spec.shard_dir(index)}: it begins empty, "
                 "all rows that it held are lost and count as rows_dropped_shard_restart"
             )
             return
@@ -338,15 +338,15 @@ class RayFleet:
         if self._store_started and started_at != self._store_started:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
             self._learners.publish_again()
-            self._crew.excuse()
+            self._worker_group.excuse()
         elif pulse.took_s > PAUSE_S:
-            self._crew.excuse()
+            self._worker_group.excuse()
         self._store_started = started_at
         return True
 
     def _close_when_full(self) -> None:
         """Once the shards have their rows, learners may use up what is left. (A worker may still wait for its place.)"""
-        self._closing = self._closing or self._crew.finished or len(self._full) == len(self._shards)
+        self._closing = self._closing or self._worker_group.finished or len(self._full) == len(self._shards)
         if self._closing:
             for shard in self._shards:
                 shard.close.remote()

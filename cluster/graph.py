@@ -50,19 +50,19 @@ if TYPE_CHECKING:
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
 
-EPOCHS_A_START = 1_000  # learner restarts that one start of the run may count without meeting the next start's epochs
+GENERATIONS_A_START = 1_000  # learner restarts within one start of the run; the next start's generations begin above
 INCARNATIONS_A_START = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSpec:
     """What every part of a run is built from.
 
     Attributes:
         config: the resolved configuration.
         obs_dim, action_dim: of the environment, flattened.
         run_dir: the run's directory; every process of the run must see it.
-        start: how often this run has been started, from 0: a resumed run's incarnations and epochs begin above the earlier ones'.
+        start: how often this run has been started, from 0: a resumed run's incarnations and generations begin above the earlier ones'.
     """
 
     config: RunConfig
@@ -136,37 +136,37 @@ def make_staged_limiter(config: RunConfig) -> StagedLimiter:
     )
 
 
-def make_shard(plan: Plan, index: int) -> Shard:
+def make_shard(spec: RunSpec, index: int) -> Shard:
     """Shard ``index`` with the store and the limiter of what the algorithm learns from."""
-    config = plan.config
+    config = spec.config
     if config.learns_from_episodes:
-        store: Store = _episode_store(plan, index)
+        store: Store = _episode_store(spec, index)
         limiter: AnyLimiter = make_staged_limiter(config)
     else:
-        offline = _offline_rows(plan, index)
-        store = TransitionStore(plan.layout, config.replay, gamma=config.agent.gamma, data=config.data, offline=offline)
+        offline = _offline_rows(spec, index)
+        store = TransitionStore(spec.layout, config.replay, gamma=config.agent.gamma, data=config.data, offline=offline)
         limiter = make_limiter(config)
-    return Shard(store, limiter, shard=index, seed=config.seed, batch_size=plan.rank_batch)
+    return Shard(store, limiter, shard=index, seed=config.seed, batch_size=spec.rank_batch)
 
 
-def offline_rows(plan: Plan) -> int:
+def offline_rows(spec: RunSpec) -> int:
     """Most rows of its dataset that an actor-critic's run holds over all shards, by what the dataset says of itself."""
-    if plan.config.learns_from_episodes or plan.dataset is None:
+    if spec.config.learns_from_episodes or spec.dataset is None:
         return 0
-    return min(plan.config.data.offline_capacity_rows, plan.dataset.total_steps)
+    return min(spec.config.data.offline_capacity_rows, spec.dataset.total_steps)
 
 
-def _offline_rows(plan: Plan, index: int) -> OfflineRows | None:
+def _offline_rows(spec: RunSpec, index: int) -> OfflineRows | None:
     """The transitions of episodes i, i + S, ... for shard i of S; RunError when there are none."""
     from replay.dataset_stream import OfflineRows
     from replay.stored_episode import DatasetError
 
-    config, dataset, shards = plan.config, plan.dataset, plan.config.replay.shards
+    config, dataset, shards = spec.config, spec.dataset, spec.config.replay.shards
     if dataset is None:
         return None
     try:
         return OfflineRows(
-            plan.layout,
+            spec.layout,
             dataset.episodes(range(index, dataset.total_episodes, shards)),
             max(1, min(config.data.offline_capacity_rows // shards, dataset.total_steps)),
             n_step=config.replay.n_step,
@@ -178,10 +178,10 @@ def _offline_rows(plan: Plan, index: int) -> OfflineRows | None:
         raise RunError(f"{dataset.id}: {error}") from error
 
 
-def _episode_store(plan: Plan, index: int) -> EpisodeStore:
-    config, dataset, shards = plan.config, plan.dataset, plan.config.replay.shards
+def _episode_store(spec: RunSpec, index: int) -> EpisodeStore:
+    config, dataset, shards = spec.config, spec.dataset, spec.config.replay.shards
     return EpisodeStore(
-        plan.layout,
+        spec.layout,
         config.replay,
         config.data,
         gathers=config.online.stages > 0,
@@ -190,22 +190,22 @@ def _episode_store(plan: Plan, index: int) -> EpisodeStore:
     )
 
 
-def make_policy(plan: Plan) -> Policy | EpisodePolicy:
+def make_policy(spec: RunSpec) -> Policy | EpisodePolicy:
     """The acting side of the run's algorithm."""
     from algorithms import ALGORITHMS
 
-    return ALGORITHMS[plan.config.algorithm].make_policy(plan.config.agent, plan.obs_dim, plan.action_dim)
+    return ALGORITHMS[spec.config.algorithm].make_policy(spec.config.agent, spec.obs_dim, spec.action_dim)
 
 
-def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
+def make_worker(spec: RunSpec, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
     from algorithms.interface import PlanRequest
     from rollout_workers.worker import RolloutWorker
 
-    config = plan.config
+    config = spec.config
     return RolloutWorker(
         config=config.worker,
         env_id=config.env,
-        policy=make_policy(plan),
+        policy=make_policy(spec),
         worker=index,
         incarnation=incarnation,
         seed=config.seed,
@@ -215,8 +215,8 @@ def make_worker(plan: Plan, index: int, incarnation: int, random_steps: int) -> 
 
 
 def make_learner(
-    plan: Plan,
-    epoch: int,
+    spec: RunSpec,
+    generation: int,
     publish: Callable[[Weights], None],
     collective: Collective | None = None,
     write_back: Callable[[EpisodeBlock, list[np.ndarray]], None] = lambda block, values: None,
@@ -226,50 +226,50 @@ def make_learner(
     from algorithms.interface import AgentSpec, Solo
     from learners.learner import Learner
 
-    config, collective = plan.config, collective or Solo()
+    config, collective = spec.config, collective or Solo()
     agent = ALGORITHMS[config.algorithm].make_agent(
         config.agent,
         AgentSpec(
-            obs_dim=plan.obs_dim,
-            action_dim=plan.action_dim,
+            obs_dim=spec.obs_dim,
+            action_dim=spec.action_dim,
             device=learner_device(config),
             seed=config.seed,
             collective=collective,
         ),
     )
-    if not checkpoint_exists(plan):
-        _prepare(plan, agent)
+    if not checkpoint_exists(spec):
+        _prepare(spec, agent)
     return Learner(
         agent,
         config.learner,
-        directory=plan.run_dir / "dumps",
+        directory=spec.run_dir / "dumps",
         publish=publish,
-        newest=lambda: newest_checkpoint(plan),
+        newest=lambda: newest_checkpoint(spec),
         write_back=write_back,
         collective=collective,
-        epoch=epoch,
+        generation=generation,
     )
 
 
-def _prepare(plan: Plan, agent: Any) -> None:
+def _prepare(spec: RunSpec, agent: Any) -> None:
     """Gives a new run's agent what it has before the first update: its base run's state, or its dataset's statistics."""
-    config = plan.config
+    config = spec.config
     if config.online.base:
-        agent.load_state(base_state(Path(config.online.base), plan))
+        agent.load_state(base_state(Path(config.online.base), spec))
         if config.online.stages:
             cast("EpisodeAgent", agent).start_finetuning()
-    elif config.learns_from_episodes and plan.dataset is not None:
-        cast("EpisodeAgent", agent).fit(plan.dataset.summary())
+    elif config.learns_from_episodes and spec.dataset is not None:
+        cast("EpisodeAgent", agent).fit(spec.dataset.summary())
 
 
-def base_state(base: Path, plan: Plan) -> dict[str, Any]:
-    """The agent's state in the newest checkpoint of run ``base``; RunError unless it has one that fits ``plan``."""
+def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
+    """The agent's state in the newest checkpoint of run ``base``; RunError unless it has one that fits ``spec``."""
     from cluster.run_dir import RunDirectory
     from learners import checkpoint
     from learners.learner import AGENT, PART
 
     theirs = RunDirectory.open(base).config()  # settings that change nothing in the weights may differ
-    expected = dataclasses.replace(plan, config=dataclasses.replace(plan.config, agent=theirs.agent)).identity()
+    expected = dataclasses.replace(spec, config=dataclasses.replace(spec.config, agent=theirs.agent)).identity()
     try:
         found = checkpoint.load_newest(base / "checkpoints", expected)
     except checkpoint.CheckpointError as error:
@@ -280,40 +280,40 @@ def base_state(base: Path, plan: Plan) -> dict[str, Any]:
     return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}
 
 
-def checkpoint_exists(plan: Plan) -> bool:
+def checkpoint_exists(spec: RunSpec) -> bool:
     """Whether the run has a checkpoint that its learner is going to load."""
     from learners import checkpoint
 
-    return checkpoint.exists(plan.run_dir / "checkpoints")
+    return checkpoint.exists(spec.run_dir / "checkpoints")
 
 
-def newest_checkpoint(plan: Plan) -> Checkpoint | None:
+def newest_checkpoint(spec: RunSpec) -> Checkpoint | None:
     """The newest valid checkpoint of the run, None before the first; RunError when there are some and none can be used."""
     from learners import checkpoint
 
     try:
-        return checkpoint.load_newest(plan.run_dir / "checkpoints", plan.identity())
+        return checkpoint.load_newest(spec.run_dir / "checkpoints", spec.identity())
     except checkpoint.CheckpointError as error:
         raise RunError(str(error)) from error
 
 
-def save_checkpoint(plan: Plan, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> None:
+def save_checkpoint(spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> None:
     """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes."""
     from learners import checkpoint
     from learners.learner import PART
 
     parts = checkpoint.prefixed(PART, learner.state()) | (others or {})
-    made = {"env_steps": env_steps, "updates": learner.updates, "backend": plan.config.backend}
-    keep = plan.config.learner.checkpoints_kept
-    checkpoint.save(plan.run_dir / "checkpoints", parts, {**plan.identity(), **made}, keep=keep)
+    made = {"env_steps": env_steps, "updates": learner.updates, "backend": spec.config.backend}
+    keep = spec.config.learner.checkpoints_kept
+    checkpoint.save(spec.run_dir / "checkpoints", parts, {**spec.identity(), **made}, keep=keep)
 
 
-def make_evaluator(plan: Plan) -> Evaluator:
+def make_evaluator(spec: RunSpec) -> Evaluator:
     from algorithms.interface import PlanRequest
     from rollout_workers.evaluator import Evaluator
 
-    config = plan.config
-    policy: Any = make_policy(plan)
+    config = spec.config
+    policy: Any = make_policy(spec)
     if config.evaluation.mode:
         policy.aim = PlanRequest(mode=config.evaluation.mode)
     return Evaluator(

@@ -17,9 +17,9 @@ import numpy as np
 from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
 from cluster.graph import (
-    EPOCHS_A_START,
+    GENERATIONS_A_START,
     INCARNATIONS_A_START,
-    Plan,
+    RunSpec,
     make_evaluator,
     make_learner,
     make_shard,
@@ -30,7 +30,7 @@ from cluster.graph import (
     set_threads,
     workers_of,
 )
-from cluster.metrics.tally import Tally
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved, look_at_disk
 from learners import checkpoint
@@ -48,38 +48,38 @@ _COUNTERS = "fleet"
 class InlineFleet:
     """All parts in this process. See ``session.Fleet`` for the face that it shares with RayFleet."""
 
-    def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None]) -> None:
-        self.plan, self.tally, self.event = plan, tally, event
+    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+        self.spec, self.aggregator, self.event = spec, aggregator, event
         self.done = False
-        self.watch = SaveWatch(plan, tally, event)
+        self.watch = SaveWatch(spec, aggregator, event)
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
 
     def start(self) -> None:
         """Builds the parts; goes on from the newest checkpoint when there is one."""
-        plan, config = self.plan, self.plan.config
+        spec, config = self.spec, self.spec.config
         set_threads(config)
         self.newest: Weights | None = None
-        self.shards: list[Shard] = [make_shard(plan, index) for index in range(config.replay.shards)]
-        self.learner = make_learner(plan, plan.start * EPOCHS_A_START, self._publish, write_back=self._write_back)
+        self.shards: list[Shard] = [make_shard(spec, index) for index in range(config.replay.shards)]
+        self.learner = make_learner(spec, spec.start * GENERATIONS_A_START, self._publish, write_back=self._write_back)
         self.feed = DirectFeed(self._fetch, device=str(self.learner.device))
-        found = newest_checkpoint(plan)
+        found = newest_checkpoint(spec)
         exact = self._restore(found)
-        self.incarnation = self._kept_incarnation(found) if exact else plan.start * INCARNATIONS_A_START
+        self.incarnation = self._kept_incarnation(found) if exact else spec.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
-        self.workers = [make_worker(plan, i, self.incarnation, random_steps) for i in range(workers_of(config))]
-        self.evaluator = make_evaluator(plan)
+        self.workers = [make_worker(spec, i, self.incarnation, random_steps) for i in range(workers_of(config))]
+        self.evaluator = make_evaluator(spec)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
                 kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
                 self._say_cut(index, worker.load_state(kept))
-        self.tally.workers = len(self.workers)
-        self.tally.workers_started += len(self.workers)
+        self.aggregator.workers = len(self.workers)
+        self.aggregator.workers_started += len(self.workers)
         if not exact:
             self.learner.publish()
             self._deal_weights()
         self._report()
-        self.tally.settle_restart()
+        self.aggregator.settle_restart()
 
     def advance(self, seconds: float, until: int) -> None:
         """Takes turns for about ``seconds``, or until the run has made ``until`` (in its unit) or all of its own."""
@@ -114,13 +114,13 @@ class InlineFleet:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         snapshots: dict[int, str] = {}
         for index, shard in enumerate(self.shards):
-            save = functools.partial(snapshot.save, shard, self.plan.shard_dir(index))
+            save = functools.partial(snapshot.save, shard, self.spec.shard_dir(index))
             if problem := _tried(save):
                 snapshots[index] = problem
             self.watch.snapshot(index, problem)
         problem = _tried(self._save_checkpoint)
         self.watch.checkpoint(problem)
-        return look_at_disk(self.plan, problem, snapshots)
+        return look_at_disk(self.spec, problem, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
         """Nothing is on its way in one process, so what is left is to save."""
@@ -137,11 +137,11 @@ class InlineFleet:
         """Counts the episodes of worker ``index`` that could not be replayed, and says why: the environment is not its seed's."""
         if not ended:
             return
-        self.tally.episodes_cut["not_replayed"] += len(ended)
-        of, (first, why) = self.plan.config.worker.envs_per_worker, min(ended.items())
+        self.aggregator.episodes_cut["not_replayed"] += len(ended)
+        of, (first, why) = self.spec.config.worker.envs_per_worker, min(ended.items())
         self.event(
             f"worker {index}: {len(ended)} of {of} running episodes were cut, because replaying their actions did not lead to the "
-            f"saved observations (environment {first}: {why}): {self.plan.config.env} does not follow from its seed and actions alone, "
+            f"saved observations (environment {first}: {why}): {self.spec.config.env} does not follow from its seed and actions alone, "
             "so this run is not bit for bit as if it had never stopped; no transition joins the two"
         )
 
@@ -153,10 +153,10 @@ class InlineFleet:
         parts |= checkpoint.prefixed(
             _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
         )
-        save_checkpoint(self.plan, self.learner, self._env_steps(), parts)
+        save_checkpoint(self.spec, self.learner, self._env_steps(), parts)
 
     def _take_turn(self) -> None:
-        config = self.plan.config
+        config = self.spec.config
         if not self.workers:
             self.done = not self._learn() or self._progress() >= config.steps
             return
@@ -199,19 +199,19 @@ class InlineFleet:
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""
-        fed = self.feed.poll()
-        if fed is None:
+        ready = self.feed.poll()
+        if ready is None:
             return False
-        self.learner.step(fed)
+        self.learner.step(ready)
         return True
 
     def _fetch(self) -> Any:
-        config = self.plan.config.learner
+        config = self.spec.config.learner
         for _ in self.shards:
             shard = self.shards[self.asked % len(self.shards)]
             self.asked += 1
             answer = shard.sample(
-                config.updates_per_call, config.batch_size, (self.learner.epoch, self.learner.version)
+                config.updates_per_call, config.batch_size, (self.learner.generation, self.learner.version)
             )
             if not isinstance(answer, Wait):
                 break
@@ -219,8 +219,8 @@ class InlineFleet:
 
     def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:
         shard = self.shards[block.shard]
-        for slot_B, generation_B, value_BP in zip(block.slot_UB, block.generation_UB, values):
-            shard.write_back(slot_B, generation_B, value_BP)
+        for slot_B, writes_B, value_BP in zip(block.slot_UB, block.writes_UB, values):
+            shard.write_back(slot_B, writes_B, value_BP)
 
     def _publish(self, weights: Weights) -> None:
         self.newest = weights
@@ -231,15 +231,15 @@ class InlineFleet:
                 worker.load_weights(self.newest)
 
     def _progress(self) -> int:
-        return self.learner.updates if self.plan.config.unit == "updates" else self._env_steps()
+        return self.learner.updates if self.spec.config.unit == "updates" else self._env_steps()
 
     def _env_steps(self) -> int:
         return sum(shard.store.inserted for shard in self.shards)
 
     def _report(self) -> None:
         for shard in self.shards:
-            self.tally.add_shard(shard.stats(), shard.drain_stats())
-        self.tally.add_learner(self.learner.report())
+            self.aggregator.add_shard(shard.stats(), shard.drain_stats())
+        self.aggregator.add_learner(self.learner.report())
 
     def _kept_incarnation(self, found: checkpoint.Checkpoint | None) -> int:
         """Who the workers of a checkpoint were, whose running episodes go on: later ones only where a start was not exact."""
@@ -263,7 +263,7 @@ class InlineFleet:
             drawn = sum(shard.limiter.sampled for shard in self.shards)
             if (
                 inserted == [shard.store.inserted for shard in self.shards]
-                and drawn == self.learner.updates * self.plan.config.learner.batch_size
+                and drawn == self.learner.updates * self.spec.config.learner.batch_size
             ):
                 return True
         self._settle()
@@ -273,7 +273,7 @@ class InlineFleet:
         """The newest snapshot of each shard; whether any has one."""
         found = False
         for index, shard in enumerate(self.shards):
-            info = snapshot.load(shard, self.plan.shard_dir(index))
+            info = snapshot.load(shard, self.spec.shard_dir(index))
             found = found or info is not None
             for warning in info.warnings if info else ():
                 self.event(f"snapshot passed over: {warning}")
@@ -285,7 +285,7 @@ class InlineFleet:
             "checkpoint and snapshots are not of one moment: the run goes on, but not bit for bit as if it had never stopped"
         )
         limiters = [shard.limiter for shard in self.shards]
-        total = self.learner.updates * self.plan.config.learner.batch_size
+        total = self.learner.updates * self.spec.config.learner.batch_size
         missing = apportioned(
             total, [limiter.sampled for limiter in limiters], [limiter.inserted for limiter in limiters]
         )

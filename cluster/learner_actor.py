@@ -17,8 +17,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from cluster.actors import HELD, HOLD_S
 from cluster.errors import RunError
 from cluster.graph import (
-    EPOCHS_A_START,
-    Plan,
+    GENERATIONS_A_START,
+    RunSpec,
     learner_device,
     make_learner,
     newest_checkpoint,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from algorithms.weights import Weights
     from learners.checkpoint import Checkpoint
     from learners.collective import TorchCollective
-    from learners.feed import Fed, Feed
+    from learners.feed import Feed, ReadyBatch
     from learners.learner import LearnerReport
     from replay.messages import EpisodeBlock
 
@@ -48,12 +48,12 @@ REPORTS = 256  # kept for the driver; of more the oldest are dropped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Begun:
+class StartInfo:
     """Where a learner begins."""
 
     updates: int
     version: int
-    epoch: int
+    generation: int
     warnings: tuple[str, ...]  # checkpoints that were passed over
 
 
@@ -69,10 +69,10 @@ class News:
 class LearnerActor:
     """Rank ``rank`` of the learners. ``run`` works until the shards say that nothing more is coming."""
 
-    def __init__(self, plan: Plan, rank: int, epoch: int, shards: list[Any], store: Any) -> None:
-        set_threads(plan.config)
-        self.plan, self.rank, self.epoch = plan, rank, epoch
-        self.config = plan.config
+    def __init__(self, spec: RunSpec, rank: int, generation: int, shards: list[Any], store: Any) -> None:
+        set_threads(spec.config)
+        self.spec, self.rank, self.generation = spec, rank, generation
+        self.config = spec.config
         self.shards, self.store = shards, store
         self.collective: TorchCollective | None = None
         self.listener: socket.socket | None = None  # of the rank where the others meet
@@ -96,7 +96,7 @@ class LearnerActor:
         self.listener = socket.create_server((host, 0))
         return f"tcp://{host}:{self.listener.getsockname()[1]}"
 
-    def begin(self, meeting: str) -> Begun:
+    def begin(self, meeting: str) -> StartInfo:
         """Meets the other ranks and takes the newest valid checkpoint, if there is one: the same on every rank."""
         from learners.collective import TorchCollective
         from learners.learner import PART
@@ -113,20 +113,22 @@ class LearnerActor:
                 device=device,
                 listener=self.listener,
             )
-        self.learner = make_learner(self.plan, self.epoch, self._publish, self.collective, self._write_back)
-        found = newest_checkpoint(self.plan)
+        self.learner = make_learner(self.spec, self.generation, self._publish, self.collective, self._write_back)
+        found = newest_checkpoint(self.spec)
         self._agree_on(found)
         if found is not None:
             self.learner.load_state(found.part(PART))
-        elif self.epoch % EPOCHS_A_START and (problem := missing_checkpoint(RunDirectory(self.plan.run_dir))):
+        elif self.generation % GENERATIONS_A_START and (problem := missing_checkpoint(RunDirectory(self.spec.run_dir))):
             raise RunError(f"the learner was restarted: {problem}, so the run ends here")
         elif self.rank == 0:
             self._save()
             self.outcomes.append("")
         warnings = found.warnings if found else ()
         learner = self.learner
-        self.fetched = self.learner.updates * self.plan.rank_batch
-        return Begun(updates=learner.updates, version=learner.version, epoch=learner.epoch, warnings=warnings)
+        self.fetched = self.learner.updates * self.spec.rank_batch
+        return StartInfo(
+            updates=learner.updates, version=learner.version, generation=learner.generation, warnings=warnings
+        )
 
     def run(self) -> int:
         """Learns until every shard is exhausted or ``stop`` is called; returns the number of updates made."""
@@ -146,13 +148,13 @@ class LearnerActor:
         saved = reported = time.monotonic()
         try:
             while True:
-                fed = self._next(feed, deadline_s)
-                if fed is None:
+                ready = self._next(feed, deadline_s)
+                if ready is None:
                     break
                 while self.asked.is_set():
                     time.sleep(0.001)
                 with self.turn:
-                    learner.step(fed)
+                    learner.step(ready)
                     now = time.monotonic()
                     if now - reported >= REPORT_S:
                         self._report()
@@ -234,7 +236,7 @@ class LearnerActor:
         self.kept.append(self.learner.report())
         self.told = self.learner.updates
 
-    def _next(self, feed: Feed, deadline_s: float) -> Fed | None:
+    def _next(self, feed: Feed, deadline_s: float) -> ReadyBatch | None:
         """The next block, once every rank has one; None at the end of any rank's. Neither a run that the driver holds nor a
         long warm-up or gathering is late: workers that hang meanwhile are the driver's to find.
 
@@ -244,22 +246,22 @@ class LearnerActor:
         """
         from learners.feed import FeedTimeout
 
-        began, waited_s, fed, ended = time.monotonic(), feed.waited_s, None, False
+        began, waited_s, ready, ended = time.monotonic(), feed.waited_s, None, False
         while True:
             self.moved = time.monotonic()
             try:
-                if fed is None:
-                    fed = feed.get(POLL_S)
-                    ended = fed is None
+                if ready is None:
+                    ready = feed.get(POLL_S)
+                    ended = ready is None
             except FeedTimeout as late:
                 waited = time.monotonic() - max(self.excused, began)
                 if waited > deadline_s:
                     raise FeedTimeout(f"no block came for {waited:.0f} s; of the last wait: {late}") from None
-            everybody, anybody_ended = self._meet(fed is not None, ended or self.stopping.is_set())
+            everybody, anybody_ended = self._meet(ready is not None, ended or self.stopping.is_set())
             if anybody_ended:
                 return None
-            if everybody and fed is not None:
-                return dataclasses.replace(fed, waited_s=feed.waited_s - waited_s)
+            if everybody and ready is not None:
+                return dataclasses.replace(ready, waited_s=feed.waited_s - waited_s)
             if self.config.learns_from_episodes and self.learner.updates > self.learner.published_updates:
                 with self.turn:
                     self.learner.publish()
@@ -284,12 +286,12 @@ class LearnerActor:
         if mean.item() != mine:
             seen = "no checkpoint" if found is None else f"{found.path.name} of {mine:.0f} updates"
             raise RunError(
-                f"learner {self.rank} found {seen} in {self.plan.run_dir} and another learner something else, expected the same: "
+                f"learner {self.rank} found {seen} in {self.spec.run_dir} and another learner something else, expected the same: "
                 "they do not see the same files, and none was started; put the run directory on storage that every node sees"
             )
 
     def _save(self) -> None:
-        save_checkpoint(self.plan, self.learner, self.learner.env_steps)
+        save_checkpoint(self.spec, self.learner, self.learner.env_steps)
 
     def _fetcher(self) -> Any:
         """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""
@@ -319,9 +321,9 @@ class LearnerActor:
         hold_s = HOLD_S if len(self.shards) == 1 else HOLD_S / 20  # another shard may have a block while this one waits
         began, ref = time.monotonic(), None
         while not self.stopping.is_set():
-            order = self.learner.epoch, self.learner.version
+            order = self.learner.generation, self.learner.version
             if ref is None:
-                ref = shard.sample.remote(config.learner.updates_per_call, self.plan.rank_batch, *order, hold_s)
+                ref = shard.sample.remote(config.learner.updates_per_call, self.spec.rank_batch, *order, hold_s)
             try:
                 return ray.get(ref, timeout=hold_s + STOP_POLL_S)
             except GetTimeoutError:
@@ -347,8 +349,8 @@ class LearnerActor:
 
     def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:
         """Tells the shard and does not wait: what is lost on the way is inferred again."""
-        for slot_B, generation_B, value_BP in zip(block.slot_UB, block.generation_UB, values):
-            self.shards[block.shard].write_back.remote(slot_B, generation_B, value_BP)
+        for slot_B, writes_B, value_BP in zip(block.slot_UB, block.writes_UB, values):
+            self.shards[block.shard].write_back.remote(slot_B, writes_B, value_BP)
 
     def _publish(self, weights: Weights) -> None:
         self.newest, self.sent = weights, self.store.publish.remote(weights)

@@ -23,9 +23,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.errors import RunError
-from cluster.graph import EPOCHS_A_START, Plan
-from cluster.learner_actor import Begun, LearnerActor, News
-from cluster.metrics.tally import Tally
+from cluster.graph import GENERATIONS_A_START, RunSpec
+from cluster.learner_actor import LearnerActor, News, StartInfo
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.pulse import Pulse
 from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
 
@@ -39,8 +39,10 @@ class LearnerGroup:
     ``astray`` is True from each start on, until the fleet has told the shards what these learners really had of them.
     """
 
-    def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None], shards: list[Any], store: Any) -> None:
-        self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
+    def __init__(
+        self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None], shards: list[Any], store: Any
+    ) -> None:
+        self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self.actors: list[Any] = []
         self.runs: list[Any] = []  # references that are ready when a learner has returned or failed
         self.pulses: list[Pulse] = []  # of the learners that run
@@ -144,14 +146,14 @@ class LearnerGroup:
             actor.stop.remote()
 
     def _start(self) -> None:
-        """All ranks, from the newest checkpoint, in an epoch above all before."""
+        """All ranks, from the newest checkpoint, in a generation above all before."""
         config = self.config.learner
         self._starts += 1
         self._rollbacks = 0
-        epoch = self.plan.start * EPOCHS_A_START + self._starts - 1
+        generation = self.spec.start * GENERATIONS_A_START + self._starts - 1
         make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
         self.actors = [
-            make.remote(self.plan, rank, epoch, self._shards, self._store) for rank in range(config.learners)
+            make.remote(self.spec, rank, generation, self._shards, self._store) for rank in range(config.learners)
         ]
         self.runs, self.pulses = [], []
         self._enter("meeting", [actor.meeting.remote() for actor in self.actors], self.config.ray.start_timeout_s)
@@ -181,20 +183,20 @@ class LearnerGroup:
             refs = [actor.begin.remote(answers[0]) for actor in self.actors]
             self._enter("beginning", refs, limits.start_timeout_s + limits.call_timeout_s)
         else:
-            self._take_begun(answers[0])
+            self._take_start_info(answers[0])
         return ""
 
-    def _take_begun(self, begun: Begun) -> None:
+    def _take_start_info(self, start_info: StartInfo) -> None:
         self._enter("ready", [], 0.0)
-        for warning in begun.warnings:
+        for warning in start_info.warnings:
             self.event(f"checkpoint passed over: {warning}")
-        self.tally.begin_learning(begun.updates, begun.epoch, begun.version)
+        self.aggregator.begin_learning(start_info.updates, start_info.generation, start_info.version)
         self.astray = True
 
     def _take(self, news: News) -> None:
-        """Brings the first learner's reports to the tally and its troubles to the user."""
+        """Brings the first learner's reports to the metrics and its troubles to the user."""
         for report in news.reports:
-            self.tally.add_learner(report)
+            self.aggregator.add_learner(report)
             if report.rollbacks > self._rollbacks:
                 self.event(
                     f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
@@ -246,9 +248,9 @@ class LearnerGroup:
         if self._phase == "beginning" and "cluster.errors.RunError" in why:  # another try would find the same
             raise RunError(why)
         budget = self.config.learner.restart_budget
-        if self.tally.updates > self._progress:
+        if self.aggregator.updates > self._progress:
             self._failures.clear()
-        self._progress = self.tally.updates
+        self._progress = self.aggregator.updates
         self._failures.append(why)
         if len(self._failures) >= SAME_FAILURE or self._starts > budget or "learners.guard.Halt" in why:
             raise RunError(

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.errors import RunError
-from cluster.graph import Plan
-from cluster.metrics.tally import Tally
+from cluster.graph import RunSpec
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.reports import free_words, size_words
 from replay.manifest import Damaged, read_manifest
 
@@ -25,42 +25,42 @@ class SaveWatch:
     """Takes the outcome of every save of a run.
 
     Args:
-        tally: gets the number of failed and of complete saves, and when the last complete one was.
+        aggregator: gets the number of failed and of complete saves, and when the last complete one was.
         event: called with what a person should know.
     """
 
-    def __init__(self, plan: Plan, tally: Tally, event: Callable[[str], None]) -> None:
-        self.plan, self.tally, self.event = plan, tally, event
+    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+        self.spec, self.aggregator, self.event = spec, aggregator, event
         self._failures: dict[str, int] = {}  # one after the other, by part
         self._first: dict[str, str] = {}  # the first of them
         self._complete: set[int] = set()  # shards with a snapshot since all of them had one
 
     def checkpoint(self, problem: str) -> None:
         """A checkpoint was written ("") or was not, because of ``problem``."""
-        config = self.plan.config
-        if self._note("checkpoint", self.plan.run_dir / "checkpoints", problem, config.learner.checkpoint_s):
-            self.tally.saved("checkpoint")
+        config = self.spec.config
+        if self._note("checkpoint", self.spec.run_dir / "checkpoints", problem, config.learner.checkpoint_s):
+            self.aggregator.saved("checkpoint")
 
     def snapshot(self, shard: int, problem: str) -> None:
         """A snapshot of ``shard`` was written ("") or was not, because of ``problem``."""
-        config = self.plan.config
+        config = self.spec.config
         every_s = config.learner.checkpoint_s if config.backend == "inline" else config.replay.snapshot_s
-        if self._note(f"snapshot of shard {shard}", self.plan.shard_dir(shard), problem, every_s):
+        if self._note(f"snapshot of shard {shard}", self.spec.shard_dir(shard), problem, every_s):
             self._complete.add(shard)
             if len(self._complete) == config.replay.shards:
                 self._complete.clear()
-                self.tally.saved("snapshot")
+                self.aggregator.saved("snapshot")
 
     def check(self) -> None:
         """RunError when the rule says that the run ends."""
         count = self._failures.get("checkpoint", 0)
         if count >= CHECKPOINTS_FAILED:
-            where = self.plan.run_dir / "checkpoints"
+            where = self.spec.run_dir / "checkpoints"
             raise RunError(
                 f"{count} checkpoints one after the other could not be written to {where} ({self._first['checkpoint']}; "
-                f"{free_words(self.plan.run_dir)}{_need(where)}), expected one every {self.plan.config.learner.checkpoint_s:g} s: nothing "
+                f"{free_words(self.spec.run_dir)}{_need(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
                 "that the run learns would last, so it ends; the older checkpoints stay; free some space, then `drawbridge resume "
-                f"{self.plan.run_dir}`"
+                f"{self.spec.run_dir}`"
             )
 
     def _note(self, part: str, where: Path, problem: str, every_s: float) -> bool:
@@ -68,7 +68,7 @@ class SaveWatch:
             if count := self._failures.pop(part, 0):
                 self.event(f"the {part} is written again, after {count:,} failed ones")
             return True
-        self.tally.failed["checkpoint" if part == "checkpoint" else "snapshot"] += 1
+        self.aggregator.failed["checkpoint" if part == "checkpoint" else "snapshot"] += 1
         self._failures[part] = count = self._failures.get(part, 0) + 1
         if count == 1:
             self._first[part] = problem
@@ -76,7 +76,7 @@ class SaveWatch:
             left = f"; {CHECKPOINTS_FAILED - count} more end the run" if part == "checkpoint" and count > 1 else ""
             loud = f"WARNING: {count} one after the other: " if count > 1 else ""
             self.event(
-                f"{loud}the {part} could not be written to {where} ({problem}; {free_words(self.plan.run_dir)}{_need(where)}); "
+                f"{loud}the {part} could not be written to {where} ({problem}; {free_words(self.spec.run_dir)}{_need(where)}); "
                 f"the older ones stay, the next one is due in {every_s:g} s{left}"
             )
         return False

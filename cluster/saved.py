@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.graph import Plan
+from cluster.graph import RunSpec
 from replay import snapshot
 from replay.manifest import Damaged, read_manifest
 
@@ -67,12 +67,12 @@ class Saved:
         }
 
 
-def look_at_disk(plan: Plan, checkpoint_problem: str, snapshot_problems: Mapping[int, str]) -> Saved:
-    """What ``plan``'s run directory holds after a save whose problems were these, by shard; "" and {} where there were none."""
-    shards = range(plan.config.replay.shards)
-    found = [_part(f"shard {i}'s snapshot", _rows(plan.shard_dir(i)), snapshot_problems.get(i, "")) for i in shards]
+def look_at_disk(spec: RunSpec, checkpoint_problem: str, snapshot_problems: Mapping[int, str]) -> Saved:
+    """What ``spec``'s run directory holds after a save whose problems were these, by shard; "" and {} where there were none."""
+    shards = range(spec.config.replay.shards)
+    found = [_part(f"shard {i}'s snapshot", _rows(spec.shard_dir(i)), snapshot_problems.get(i, "")) for i in shards]
     return Saved(
-        checkpoint=_part("the checkpoint", _updates(plan.run_dir / "checkpoints"), checkpoint_problem),
+        checkpoint=_part("the checkpoint", _updates(spec.run_dir / "checkpoints"), checkpoint_problem),
         snapshots=tuple(found),
     )
 

@@ -18,8 +18,8 @@ import psutil
 
 from algorithms.weights import Weights
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, pretrain_updates
-from cluster.metrics.tally import Tally
+from cluster.graph import RunSpec, pretrain_updates
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.reports import Reports
 from cluster.run_dir import RunDirectory
 from cluster.save_watch import SaveWatch
@@ -42,7 +42,7 @@ class Fleet(Protocol):
         """Starts the parts, from the newest checkpoint and snapshots where there are any."""
 
     def advance(self, seconds: float, until: int) -> None:
-        """Works, or lets the parts work, for about ``seconds``; keeps the tally up to date.
+        """Works, or lets the parts work, for about ``seconds``; keeps the metrics up to date.
 
         A fleet that works in a fixed order stops at ``until`` (in the run's unit), so that what is due there does not depend on
         the clock.
@@ -90,18 +90,18 @@ class Session:
     def __init__(
         self,
         run: RunDirectory,
-        plan: Plan,
+        spec: RunSpec,
         *,
         outputs: Callable[[dict[str, Any]], None] = lambda line: None,
         event: Callable[[str], None] = lambda text: None,
         facts: dict[str, Any] | None = None,
     ) -> None:
-        self.run, self.plan, self.config = run, plan, plan.config
+        self.run, self.spec, self.config = run, spec, spec.config
         self.outputs, self.event = outputs, event
         self.facts = facts or {}
         replay = self.config.replay
         before = run.live()
-        self.tally = Tally(
+        self.aggregator = MetricsAggregator(
             min_size_rows=replay.min_size_rows,
             replay_ratio=replay.replay_ratio,
             before_s=float(before.get("time_s", 0.0)),
@@ -109,9 +109,9 @@ class Session:
             pretrain_updates=pretrain_updates(self.config),
         )
         if before:
-            self.tally.go_on_from(before)
-        self.reports = Reports(run, self.tally.failed, event)
-        self.fleet: Fleet = _make_fleet(plan, self.tally, event)
+            self.aggregator.resume_from(before)
+        self.reports = Reports(run, self.aggregator.failed, event)
+        self.fleet: Fleet = _make_fleet(spec, self.aggregator, event)
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
@@ -120,7 +120,7 @@ class Session:
         self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
-        before = self.tally.env_steps_before, self.tally.updates
+        before = self.aggregator.env_steps_before, self.aggregator.updates
         try:
             self._write_live(self.run.live())
             self.fleet.start()
@@ -129,7 +129,7 @@ class Session:
             raise
         self._say_what_is_lost(*before)
         every = self.config.evaluation.every_steps
-        self._next_evaluation = (self.tally.progress // every + 1) * every if every else self.config.steps + 1
+        self._next_evaluation = (self.aggregator.progress // every + 1) * every if every else self.config.steps + 1
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
         self._state = "running"
         self._tell()
@@ -145,7 +145,7 @@ class Session:
 
     @property
     def env_steps(self) -> int:
-        return self.tally.env_steps
+        return self.aggregator.env_steps
 
     def advance(self) -> bool:
         """One slice of the run; False once it has all its env steps and updates."""
@@ -194,7 +194,7 @@ class Session:
             "preset": self.config.preset,
             "exit": "unsaved" if outcome == "completed" and saved.problems else outcome,
             "saved": saved.as_json(),
-            **self.tally.summary(),
+            **self.aggregator.summary(),
         }
         self.reports.attempt("summary.json", lambda: self.run.write_summary(summary))
         self._state = "ended"
@@ -202,9 +202,9 @@ class Session:
         return summary
 
     def fail(self, error: BaseException) -> None:
-        """Writes failure.json: what ended the run; then its last line, unless it was starting: the tally knows less then."""
+        """Writes failure.json: what ended the run; then its last line, unless it was starting: the metrics know less then."""
         starting, self._state = self._state == "starting", "failed"
-        line = self.run.live() if starting else self.tally.line()
+        line = self.run.live() if starting else self.aggregator.line()
         try:
             self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
         except OSError as problem:
@@ -224,26 +224,26 @@ class Session:
 
     def _say_what_is_lost(self, env_steps: int, updates: int) -> None:
         """Of a run that goes on: how far back it begins."""
-        rows, made = max(0, env_steps - self.tally.env_steps), max(0, updates - self.tally.updates)
+        rows, made = max(0, env_steps - self.aggregator.env_steps), max(0, updates - self.aggregator.updates)
         if rows or made:
             self.event(
-                f"the run goes on at {self.tally.env_steps:,} env steps and {self.tally.updates:,} updates, as they were saved: {rows:,} rows "
-                f"that it had are lost and count as dropped, {made:,} updates are owed again"
+                f"the run resumes at {self.aggregator.env_steps:,} env steps and {self.aggregator.updates:,} updates, the newest "
+                f"saved state: {rows:,} later rows are lost and counted as dropped, {made:,} updates are made again"
             )
 
     def _evaluate(self) -> None:
         every = self.config.evaluation.every_steps
-        if every and self._next_evaluation <= self.tally.progress < self.config.steps:
+        if every and self._next_evaluation <= self.aggregator.progress < self.config.steps:
             self.fleet.request_evaluation(self.config.evaluation.episodes)
-            self._next_evaluation = (self.tally.progress // every + 1) * every
+            self._next_evaluation = (self.aggregator.progress // every + 1) * every
         self._collect()
 
     def _collect(self) -> None:
         for evaluation in self.fleet.take_evaluations():
             self.evaluations.append(evaluation)
-            record = {**dataclasses.asdict(evaluation), "time_s": round(self.tally.time_s, 3)}
+            record = {**dataclasses.asdict(evaluation), "time_s": round(self.aggregator.time_s, 3)}
             self.reports.line("evaluations.jsonl", record)
-            self.tally.add_evaluation(record)
+            self.aggregator.add_evaluation(record)
             for error in evaluation.errors:
                 self.event(f"evaluation: {error}")
 
@@ -264,8 +264,8 @@ class Session:
         self.reports.answer(lambda: self.run.answer(request, done, message))
 
     def _tell(self) -> None:
-        self.tally.memory_bytes = _memory_bytes()
-        line = self.tally.line()
+        self.aggregator.memory_bytes = _memory_bytes()
+        line = self.aggregator.line()
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)
         self.outputs(line)
@@ -274,14 +274,14 @@ class Session:
         self.reports.attempt("live.json", lambda: self.run.write_live({**line, **self.facts}, self._state))
 
 
-def _make_fleet(plan: Plan, tally: Tally, event: Callable[[str], None]) -> Fleet:
-    if plan.config.backend == "inline":
+def _make_fleet(spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> Fleet:
+    if spec.config.backend == "inline":
         from cluster.inline import InlineFleet
 
-        return InlineFleet(plan, tally, event)
+        return InlineFleet(spec, aggregator, event)
     from cluster.fleet import RayFleet
 
-    return RayFleet(plan, tally, event)
+    return RayFleet(spec, aggregator, event)
 
 
 def _memory_bytes() -> int:

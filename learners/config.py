@@ -101,7 +101,7 @@ class LearnerConfig:
         why="no machine could reserve it",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every inconsistent value with its fix, one line each; empty when a learner can start."""
         found = range_problems(self)
         if self.learners >= 1 and self.batch_size % self.learners:

@@ -33,7 +33,7 @@ class FeedTimeout(TimeoutError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fed:
+class ReadyBatch:
     """A block that is ready for use."""
 
     block: AnyBlock
@@ -80,7 +80,7 @@ class Feed:
         self._thread = threading.Thread(target=self._run, name=f"feed from {source}", daemon=True)
         self._thread.start()
 
-    def get(self, deadline_s: float | None = None) -> Fed | None:
+    def get(self, deadline_s: float | None = None) -> ReadyBatch | None:
         """The next block, or None once the stream has ended. Raises FeedTimeout, and whatever ``fetch`` raised."""
         limit_s = self._deadline_s if deadline_s is None else deadline_s
         began = time.monotonic()
@@ -93,7 +93,7 @@ class Feed:
             if self._ready:
                 block, batches = self._ready.popleft()
                 self._change.notify_all()
-                return Fed(block=block, batches=batches.use(), waited_s=waited_s)
+                return ReadyBatch(block=block, batches=batches.use(), waited_s=waited_s)
             if self._error is not None:
                 raise self._error
             return None
@@ -174,12 +174,12 @@ class DirectFeed:
         self._fetch, self._source = fetch, source
         self._copy = _Copy(torch.device(device))
 
-    def poll(self) -> Fed | None:
+    def poll(self) -> ReadyBatch | None:
         """The next block, or None when the source has none now (see ``ended``)."""
         answer = self._ask()
-        return answer if isinstance(answer, Fed) else None
+        return answer if isinstance(answer, ReadyBatch) else None
 
-    def get(self, deadline_s: float | None = None) -> Fed | None:
+    def get(self, deadline_s: float | None = None) -> ReadyBatch | None:
         """The next block, or None once the stream has ended. Raises FeedTimeout when the source says Wait."""
         answer = self._ask()
         if isinstance(answer, Wait):
@@ -193,7 +193,7 @@ class DirectFeed:
         """Nothing runs, so nothing is left to end but the stream."""
         self.ended = True
 
-    def _ask(self) -> Fed | Wait | None:
+    def _ask(self) -> ReadyBatch | Wait | None:
         if self.ended:
             return None
         began = time.monotonic()
@@ -205,7 +205,7 @@ class DirectFeed:
         batches = self._copy(answer).use()
         waited_s = time.monotonic() - began
         self.waited_s += waited_s
-        return Fed(block=answer, batches=batches, waited_s=waited_s)
+        return ReadyBatch(block=answer, batches=batches, waited_s=waited_s)
 
 
 class _OnDevice:

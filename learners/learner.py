@@ -29,7 +29,7 @@ from learners.checkpoint import Checkpoint
 from learners.clock import Clock
 from learners.collective import TorchCollective, share_state
 from learners.config import LearnerConfig
-from learners.feed import Fed
+from learners.feed import ReadyBatch
 from learners.graph import CapturedCycle, CyclicAgent
 from learners.guard import Guard
 from replay.messages import Block, EpisodeBlock
@@ -37,7 +37,7 @@ from replay.schema import ReturnSummary, together
 
 PART = "learner"  # the learner's part of a checkpoint
 AGENT = "agent/"  # prefix of the agent's entries in it
-_COUNTERS = ("updates", "epoch", "version", "published_updates", "nonfinite")
+_COUNTERS = ("updates", "generation", "version", "published_updates", "nonfinite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class LearnerReport:
 
     updates: int  # made over the run, skipped ones included; a rollback does not take them back
     env_steps: int  # rows the shards had accepted when they gave the newest blocks
-    epoch: int
+    generation: int
     version: int  # newest published
     metrics: dict[str, float]  # finite means over the blocks since the last report; of ``nonfinite`` the sum
     nonfinite: int  # non-finite updates over the run
@@ -67,7 +67,7 @@ class Learner:
         newest: finds the newest valid checkpoint to roll back to (rank 0 only), or None when there is none.
         write_back: takes what an agent inferred about the episodes of a block, (B, P) float32 for each of its batches.
         collective: the learners that share one update.
-        epoch: at least this; a supervisor passes one more with each restart. ``load_state`` raises it as well.
+        generation: at least this; a supervisor passes one more with each restart. ``load_state`` raises it as well.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Learner:
         newest: Callable[[], Checkpoint | None] = lambda: None,
         write_back: Callable[[EpisodeBlock, list[np.ndarray]], None] = lambda block, values: None,
         collective: Collective | None = None,
-        epoch: int = 0,
+        generation: int = 0,
     ) -> None:
         self.agent, self.config, self.device = agent, config, agent.device
-        self.updates, self.version, self.epoch = 0, 0, epoch
+        self.updates, self.version, self.generation = 0, 0, generation
         self.rollbacks = 0
         self._collective: Collective = Solo() if collective is None else collective
         self._publish, self._newest, self._write_back = publish, newest, write_back
@@ -111,7 +111,7 @@ class Learner:
         """Updates that the newest published policy has seen."""
         return self._published_updates
 
-    def step(self, fed: Fed) -> None:
+    def step(self, ready: ReadyBatch) -> None:
         """Makes the U updates of one block.
 
         Raises:
@@ -119,12 +119,12 @@ class Learner:
             CheckpointError: a rollback was due and no checkpoint can be read.
             CollectiveError: another learner was lost.
         """
-        self._clock.add("data_wait", fed.waited_s)
+        self._clock.add("data_wait", ready.waited_s)
         with self._clock.measure("update"):
-            metrics = self._update(fed)
-            self.updates += fed.block.slot_UB.shape[0]
-            self._inserted[fed.block.shard] = fed.block.inserted
-            self._pending.append(_Pending(fed.block, self.updates, metrics))
+            metrics = self._update(ready)
+            self.updates += ready.block.slot_UB.shape[0]
+            self._inserted[ready.block.shard] = ready.block.inserted
+            self._pending.append(_Pending(ready.block, self.updates, metrics))
             if len(self._pending) > self._blocks_late:
                 self._look(self._pending.popleft())
         if self.updates - self._published_updates >= self.config.publish_updates:
@@ -150,7 +150,7 @@ class Learner:
         """The policy as it is now, under the version published last."""
         return Weights.pack(
             self.agent.policy_weights(),
-            epoch=self.epoch,
+            generation=self.generation,
             version=self.version,
             env_steps=self.env_steps,
             updates=self.updates,
@@ -165,7 +165,7 @@ class Learner:
         return LearnerReport(
             updates=self.updates,
             env_steps=self.env_steps,
-            epoch=self.epoch,
+            generation=self.generation,
             version=self.version,
             metrics=metrics,
             nonfinite=self._nonfinite(),
@@ -190,7 +190,7 @@ class Learner:
                 raise self._guard.halt_for_state(self.updates)
             self._roll_back()
             agent = self._agent_state()
-        counters = (self.updates, self.epoch, self.version, self._published_updates, self._nonfinite())
+        counters = (self.updates, self.generation, self.version, self._published_updates, self._nonfinite())
         state = {name: torch.tensor(value) for name, value in zip(_COUNTERS, counters)}
         shards = sorted(self._inserted.items())
         state["inserted_S2"] = torch.tensor(shards, dtype=torch.int64).reshape(len(shards), 2)
@@ -200,10 +200,12 @@ class Learner:
         return state | {AGENT + name: tensor for name, tensor in agent.items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes what ``state`` gave. Versions go on from there in a new epoch, so they never go backwards.
+        """Takes what ``state`` gave. Versions go on from there in a new generation, so they never go backwards.
 
         Among L learners all call this together; the agent's state is then rank 0's everywhere.
         """
+        if "epoch" in state:  # what earlier versions called it
+            state = state | {"generation": state["epoch"]}
         missing = [name for name in (*_COUNTERS, "inserted_S2") if name not in state]
         if missing:
             raise ValueError(
@@ -211,20 +213,20 @@ class Learner:
                 "nothing was loaded; look for the part named 'learner' in the checkpoint"
             )
         self._share({name.removeprefix(AGENT): t for name, t in state.items() if name.startswith(AGENT)})
-        updates, epoch, version, published, nonfinite = (int(state[name]) for name in _COUNTERS)
+        updates, generation, version, published, nonfinite = (int(state[name]) for name in _COUNTERS)
         self.updates = self._reported_updates = updates
         self.version, self._published_updates = version, published
-        self.epoch = max(self.epoch, epoch + 1)
+        self.generation = max(self.generation, generation + 1)
         self._nonfinite_before = nonfinite - self._guard.nonfinite
         self._inserted = {int(shard): int(inserted) for shard, inserted in state["inserted_S2"]}
         known = state["returns_SF"].tolist() if "returns_SF" in state else []
         self._returns = {int(shard): ReturnSummary.of(*summary) for shard, *summary in known}
         self._pending.clear()
 
-    def _update(self, fed: Fed) -> dict[str, torch.Tensor]:
-        if isinstance(fed.block, EpisodeBlock):
-            return self._update_on_episodes(cast(EpisodeAgent, self.agent), fed)
-        rows_UBD = fed.batches
+    def _update(self, ready: ReadyBatch) -> dict[str, torch.Tensor]:
+        if isinstance(ready.block, EpisodeBlock):
+            return self._update_on_episodes(cast(EpisodeAgent, self.agent), ready)
+        rows_UBD = ready.batches
         if not (rows_UBD.is_cuda and self.config.cuda_graph):
             return cast(Agent, self.agent).update(rows_UBD)
         if self._graph is None:
@@ -232,11 +234,11 @@ class Learner:
             self._graph = CapturedCycle(agent, batch=rows_UBD.shape[1], width=rows_UBD.shape[2])
         return self._graph.update(rows_UBD)
 
-    def _update_on_episodes(self, agent: EpisodeAgent, fed: Fed) -> dict[str, torch.Tensor]:
-        block = cast(EpisodeBlock, fed.block)
+    def _update_on_episodes(self, agent: EpisodeAgent, ready: ReadyBatch) -> dict[str, torch.Tensor]:
+        block = cast(EpisodeBlock, ready.block)
         self._returns[block.shard] = block.returns
         agent.update_returns(together([known for _, known in sorted(self._returns.items())]))
-        metrics = agent.update(fed.batches)
+        metrics = agent.update(ready.batches)
         inferred = agent.posteriors()
         if inferred:
             self._write_back(block, [values_BP.detach().cpu().numpy() for values_BP in inferred])

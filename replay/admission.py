@@ -41,13 +41,15 @@ def fault_of(chunk: Chunk, layout: RowLayout, capacity: int) -> Fault | None:
 
 
 def _array_fault(chunk: Chunk, layout: RowLayout, capacity: int) -> Fault | None:
-    counts = (chunk.worker, chunk.incarnation, chunk.sequence, chunk.epoch, chunk.version)
+    counts = (chunk.worker, chunk.incarnation, chunk.sequence, chunk.generation, chunk.version)
     if (
         not all(isinstance(c, int) and 0 <= c < 2**31 for c in counts)
         or chunk.worker >= 2**15
         or chunk.incarnation >= 2**16
     ):
-        return Fault("identity", f"worker, incarnation, sequence, epoch, version are {counts}; expected counts from 0")
+        return Fault(
+            "identity", f"worker, incarnation, sequence, generation, version are {counts}; expected counts from 0"
+        )
     arrays = (chunk.rows_ND, chunk.episode_N, chunk.step_N, chunk.flag_N)
     for array, name, dtype in zip(arrays, ("rows", "episode", "step", "flag"), ("float32", "int64", "int32", "uint8")):
         if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):

@@ -79,7 +79,7 @@ class Arena:
     """
 
     columns = (
-        "start", "length", "episode", "version", "generation", "ret", "target", "predicted", "variance", "origin", "flag",
+        "start", "length", "episode", "version", "writes", "ret", "target", "predicted", "variance", "origin", "flag",
         "stage", "visits", "mode", "posterior",
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ class Arena:
         self.changes = 0
         self._free: list[int] = []
         self._summary: tuple[tuple[int, float, int], ReturnSummary] | None = None
-        self.start = self.length = self.episode = self.version = self.generation = np.zeros(0, np.int64)
+        self.start = self.length = self.episode = self.version = self.writes = np.zeros(0, np.int64)
         self.ret = self.target = self.predicted = self.variance = np.zeros(0, np.float64)
         self.origin, self.flag = np.full(0, FREE, np.int8), np.zeros(0, np.uint8)
         self.stage = self.visits = np.zeros(0, np.int32)
@@ -148,7 +148,7 @@ class Arena:
         self.start[slot], self.length[slot], self.origin[slot] = first, length, origin
         for field in dataclasses.fields(record):
             getattr(self, field.name)[slot] = getattr(record, field.name)
-        self.generation[slot] += 1
+        self.writes[slot] += 1
         self.visits[slot] = 0
         self.posterior[slot] = 0
         self._free.extend(gone)
@@ -160,12 +160,12 @@ class Arena:
         self.changes += 1
         return slot, gone
 
-    def write_back(self, slots: np.ndarray, generations: np.ndarray, values_KP: np.ndarray) -> int:
+    def write_back(self, slots: np.ndarray, writes: np.ndarray, values_KP: np.ndarray) -> int:
         """Sets ``posterior`` where a slot still holds the episode of that generation; returns at how many of the K.
 
         Of an episode that comes more than once the last value stays, and each counts as a visit.
         """
-        current = (self.generation[slots] == generations) & (self.origin[slots] != FREE)
+        current = (self.writes[slots] == writes) & (self.origin[slots] != FREE)
         slots, values_KP = slots[current], values_KP[current]
         _, back = np.unique(slots[::-1], return_index=True)
         last = len(slots) - 1 - back

@@ -78,7 +78,7 @@ class ReplayConfig:
         2, "snapshots", "newest valid snapshots kept on disk", at_least=1, why="a resumed run would find no replay"
     )
 
-    def problems(self, *, batch_size: int, updates_per_call: int, envs_per_worker: int, chunk_steps: int) -> list[str]:
+    def validate(self, *, batch_size: int, updates_per_call: int, envs_per_worker: int, chunk_steps: int) -> list[str]:
         """Everything wrong with these settings beside those of learners and workers, in words; empty if nothing is.
 
         Args:
@@ -177,7 +177,7 @@ class DataConfig:
         why="a count cannot be negative; 0 begins with online experience",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which no batch could be drawn, with its fix; empty when there is none."""
         found = range_problems(self)
         if math.isfinite(self.offline_fraction) and not (

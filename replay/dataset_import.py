@@ -17,7 +17,7 @@ REACH_S = 60.0  # for the remote's first answer
 DOWNLOAD_S = 3_600.0  # for all of a dataset
 
 # Run in a process of their own: Minari's clients have no deadline that can be set from outside. Both read and write files alone.
-_KNOCK = (
+_CHECK_REACHABLE = (
     "import sys; from minari.storage.remotes import get_cloud_storage as storage; "
     "storage(remote_path=sys.argv[1] or None).get_dataset_metadata(sys.argv[2])"
 )
@@ -63,7 +63,7 @@ def _from_folder(path: Path, force: bool) -> Dataset:
 
 def _from_remote(remote: str, dataset_id: str, force: bool, timeout_s: float) -> Dataset:
     check_can_write(dataset_id, force)
-    _fetch(_KNOCK, remote, dataset_id, REACH_S, datasets_root())
+    _fetch(_CHECK_REACHABLE, remote, dataset_id, REACH_S, datasets_root())
     with staging(dataset_id) as stage:
         _fetch(_DOWNLOAD, remote, dataset_id, timeout_s, stage)
         came = Dataset(find_data(str(stage / dataset_id)))

@@ -117,14 +117,14 @@ class EpisodeStore(Store):
         return EpisodeBlock(
             batches=tuple(self._batch(slot_B) for slot_B in slot_UB),
             slot_UB=slot_UB,
-            generation_UB=self.arena.generation[slot_UB],
+            writes_UB=self.arena.writes[slot_UB],
             version_UB=self.arena.version[slot_UB],
             shard=shard,
             inserted=self.inserted,
             returns=self.arena.returns(self.data.target_quantile, stage),
         )
 
-    def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
+    def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> int:
         """Keeps P floats with each episode that is still the one that was drawn; returns how many were.
 
         Args:
@@ -134,15 +134,15 @@ class EpisodeStore(Store):
         Raises:
             ValueError: shapes that do not agree, a slot outside the arena, a value that is not finite.
         """
-        slots, generations, values = np.asarray(slots), np.asarray(generations), np.asarray(values, np.float32)
+        slots, writes, values = np.asarray(slots), np.asarray(writes), np.asarray(values, np.float32)
         made, floats = len(self.arena.origin), self.arena.posterior_floats
-        same = slots.ndim == 1 and slots.shape == generations.shape and values.shape == (*slots.shape, floats)
+        same = slots.ndim == 1 and slots.shape == writes.shape and values.shape == (*slots.shape, floats)
         if not same or (slots.size and (slots.min() < 0 or slots.max() >= made)) or not np.isfinite(values).all():
             raise ValueError(
-                f"write_back got shapes {slots.shape}, {generations.shape}, {values.shape}; expected (K,), (K,), (K, {floats}), slots "
+                f"write_back got shapes {slots.shape}, {writes.shape}, {values.shape}; expected (K,), (K,), (K, {floats}), slots "
                 f"below {made} and finite values: nothing was written; send what came with a block of this shard"
             )
-        return self.arena.write_back(slots, generations, values)
+        return self.arena.write_back(slots, writes, values)
 
     def stats(self) -> dict[str, Any]:
         arena = self.arena
@@ -195,6 +195,8 @@ class EpisodeStore(Store):
     def load(self, state: dict[str, Any], segments: Iterable[Arrays]) -> None:
         first, *others = segments
         arena, start = self.arena, self.arena.online.base
+        if _TABLE + "generation" in first:  # what earlier versions called it
+            first = first | {_TABLE + "writes": first[_TABLE + "generation"]}
         arena.load_arrays({name: first[_TABLE + name] for name in arena.columns})
         arena.load_state(state["table"])
         self.inserted = int(state["table"]["inserted"])

@@ -38,7 +38,7 @@ class Chunk:
     worker: int
     incarnation: int
     sequence: int
-    epoch: int  # of the policy that acted: grows by one whenever a learner is restarted
+    generation: int  # of the policy that acted: grows by one whenever a learner is restarted
     version: int  # of the policy that acted: grows by one with each published set of weights
     rows_ND: np.ndarray  # float32, packed rows
     episode_N: np.ndarray  # int64, unique over the run: worker << 48 | incarnation << 32 | counter
@@ -62,7 +62,7 @@ class Ack:
     """
 
     status: Status
-    epoch: int  # newest policy that the shard has observed
+    generation: int  # newest policy that the shard has observed
     version: int
     retry_after_s: float = 0.0
     reason: str = ""
@@ -75,7 +75,7 @@ class Block:
 
     rows_UBD: np.ndarray  # float32
     slot_UB: np.ndarray  # int64, where each row lives in its shard
-    generation_UB: np.ndarray  # int64, how often that slot had been written when it was read
+    writes_UB: np.ndarray  # int64, how often that slot had been written when it was read
     version_UB: np.ndarray  # int64, policy version that produced each row
     shard: int
     inserted: int  # rows the shard had accepted over its life when it answered
@@ -88,7 +88,7 @@ class EpisodeBlock:
 
     batches: tuple[Trajectories, ...]  # U
     slot_UB: np.ndarray  # int64, where each episode lives in its shard
-    generation_UB: np.ndarray  # int64, of that slot when it was read
+    writes_UB: np.ndarray  # int64, of that slot when it was read
     version_UB: np.ndarray  # int64, policy version that began each episode; -1: from a dataset
     shard: int
     inserted: int  # online rows the shard had accepted over its life when it answered

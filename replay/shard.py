@@ -158,16 +158,16 @@ class Shard:
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, shard])))
         self.writers = Writers()
         self.counts = RowCounts()
-        self.newest = (0, 0)  # (epoch, version) of the newest policy observed
+        self.newest = (0, 0)  # (generation, version) of the newest policy observed
         self._clock = clock
         self._insert_blocked, self._sample_blocked = Blocked(), Blocked()
         self._outdated = (-1, -1), 0.0  # a policy that is too old for the open stage, and until when that matters
         self._last_seen: OrderedDict[int, float] = OrderedDict()
         self._reports: deque[WorkerReport] = deque(maxlen=REPORTS)
 
-    def observe_version(self, epoch: int, version: int) -> None:
+    def observe_version(self, generation: int, version: int) -> None:
         """Takes note of a policy; acks carry the newest one observed."""
-        self.newest = max(self.newest, (epoch, version))
+        self.newest = max(self.newest, (generation, version))
 
     def await_policy(self, limit_s: float) -> None:
         """Takes no rows until a policy newer than the newest now is observed, or for ``limit_s``.
@@ -202,10 +202,10 @@ class Shard:
             self._insert_blocked.refuse(now)
             return self._ack("wait", retry_after_s=INSERT_RETRY_S)
         self._insert_blocked.allow(now)
-        self.observe_version(chunk.epoch, chunk.version)
+        self.observe_version(chunk.generation, chunk.version)
         self.limiter.insert(rows, self.store.append(chunk, self.limiter.stage))
         self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence, rows, chunk.totals)
-        self.counts.store(rows, self.newest[1] - chunk.version if chunk.epoch == self.newest[0] else None)
+        self.counts.store(rows, self.newest[1] - chunk.version if chunk.generation == self.newest[0] else None)
         self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
         return self._ack("ok")
 
@@ -219,7 +219,7 @@ class Shard:
         Args:
             updates: U >= 1.
             batch: B >= 1; the shard's batch_size if None.
-            newest: (epoch, version) of the policy the learner published last.
+            newest: (generation, version) of the policy the learner published last.
 
         Raises:
             ValueError: less than one update or item.
@@ -236,9 +236,9 @@ class Shard:
         self.limiter.sample(updates * batch)
         return self.store.gather(slot_UB, self.shard, self.limiter.stage)
 
-    def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
+    def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> int:
         """Keeps values with items of a block that are still held; returns how many were. See ``Store.write_back``."""
-        return self.store.write_back(slots, generations, values)
+        return self.store.write_back(slots, writes, values)
 
     def align(self, items: int) -> None:
         """Adds ``items`` to the count of items sampled here: fewer, when a lost learner had drawn some that are owed again; more,
@@ -306,8 +306,8 @@ class Shard:
         return self._ack("rejected", reason=f"{reason}: {message}")
 
     def _ack(self, status: Status, *, retry_after_s: float = 0.0, reason: str = "") -> Ack:
-        epoch, version = self.newest
-        return Ack(status=status, epoch=epoch, version=version, retry_after_s=retry_after_s, reason=reason)
+        generation, version = self.newest
+        return Ack(status=status, generation=generation, version=version, retry_after_s=retry_after_s, reason=reason)
 
     def _see(self, worker: int, now: float) -> None:
         self._last_seen[worker] = now

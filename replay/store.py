@@ -85,7 +85,7 @@ class Store(ABC):
     def gather(self, slot_UB: np.ndarray, shard: int, stage: int) -> Block | EpisodeBlock:
         """What ``draw`` chose, in fresh arrays, as shard ``shard`` hands it out in this stage."""
 
-    def write_back(self, slots: np.ndarray, generations: np.ndarray, values: np.ndarray) -> int:
+    def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> int:
         """Keeps values with the items that are still held; returns how many were. A store that keeps none returns 0."""
         return 0
 

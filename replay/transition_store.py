@@ -35,7 +35,7 @@ class Episode(NamedTuple):
     flag: int  # how it ended: TERMINATED | TRUNCATED | CUT
     version_T: np.ndarray  # int64, of the policy that acted at each step
     slot_T: np.ndarray  # int64
-    generation_T: np.ndarray  # int64
+    writes_T: np.ndarray  # int64
 
 
 class TransitionStore(Store):
@@ -54,13 +54,13 @@ class TransitionStore(Store):
     Attributes:
         rows: (C, D) float32, packed.
         episode: (C,) int64. step: (C,) int32, index in the episode. flag: (C,) uint8, how the episode ended there, or
-        0. version, epoch: (C,) int64, int32, of the policy that acted.
+        0. version, generation: (C,) int64, int32, of the policy that acted.
         link: (C,) int64, slot of the episode's next row, -1 while that has not arrived. It may be out of date when
             rows of an episode arrived in reverse order: ``successor`` checks.
     """
 
     items, rate_limited, formats = "rows", "samples_ahead", (1, 2)
-    columns = ("rows", "episode", "step", "flag", "version", "epoch", "link")
+    columns = ("rows", "episode", "step", "flag", "version", "generation", "link")
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class TransitionStore(Store):
         self.step = np.zeros(capacity, np.int32)
         self.flag = np.zeros(capacity, np.uint8)
         self.version = np.zeros(capacity, np.int64)
-        self.epoch = np.zeros(capacity, np.int32)
+        self.generation = np.zeros(capacity, np.int32)
         self.link = np.full(capacity, -1, np.int64)
         self._tails: dict[tuple[int, int], int] = {}  # (episode, step awaited) -> slot of the row before it
         self._heads: dict[tuple[int, int], int] = {}  # (episode, step) whose predecessor is awaited -> its slot
@@ -112,7 +112,7 @@ class TransitionStore(Store):
     def fault(self, chunk: Chunk) -> Fault | None:
         return None
 
-    def generation(self, slots: np.ndarray) -> np.ndarray:
+    def writes(self, slots: np.ndarray) -> np.ndarray:
         """How often each of ``slots`` has been written; int64."""
         laps, cursor = divmod(self.inserted, self.capacity)
         return (slots < cursor) + laps
@@ -131,7 +131,10 @@ class TransitionStore(Store):
         for column, array in zip(columns, arrays):
             column[first : first + room] = array[:room]
             column[: n - room] = array[room:]
-        scalars: tuple[tuple[np.ndarray, int], ...] = ((self.version, chunk.version), (self.epoch, chunk.epoch))
+        scalars: tuple[tuple[np.ndarray, int], ...] = (
+            (self.version, chunk.version),
+            (self.generation, chunk.generation),
+        )
         for column, value in scalars:
             column[first : first + room] = value
             column[: n - room] = value
@@ -173,7 +176,7 @@ class TransitionStore(Store):
         return Block(
             rows_UBD=rows_UBD,
             slot_UB=slot_UB,
-            generation_UB=_beside(0, share, self.generation(online_UB)),
+            writes_UB=_beside(0, share, self.writes(online_UB)),
             version_UB=_beside(VERSION, share, self.version.take(online_UB)),
             shard=shard,
             inserted=self.inserted,
@@ -199,15 +202,15 @@ class TransitionStore(Store):
                 flag=flag,
                 version_T=self.version[slot_T],
                 slot_T=slot_T,
-                generation_T=self.generation(slot_T),
+                writes_T=self.writes(slot_T),
             )
 
     def recorded(self) -> Iterator[Recorded]:
         for episode in self.episodes():
             if episode.flag & (TERMINATED | TRUNCATED):  # a worker's end cuts others short
                 first = int(episode.slot_T[0])
-                stored = (int(episode.generation_T[0]) - 1) * self.capacity + first
-                age = int(self.epoch[first]), int(episode.version_T[0]), stored
+                stored = (int(episode.writes_T[0]) - 1) * self.capacity + first
+                age = int(self.generation[first]), int(episode.version_T[0]), stored
                 yield Recorded(age, functools.partial(self._read, episode.slot_T))
 
     def identity(self) -> dict[str, Any]:
@@ -237,6 +240,8 @@ class TransitionStore(Store):
         if self.offline is not None and "offline" in state:
             self.offline.check_state(state["offline"])
         for index, arrays in enumerate(segments):
+            if "epoch" in arrays:  # what earlier versions called it
+                arrays = arrays | {"generation": arrays["epoch"]}
             for name, column in self.segment(index).items():
                 column[:] = arrays[name]
         table = state["table"]

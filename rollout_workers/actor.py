@@ -20,7 +20,7 @@ from algorithms.interface import EpisodePolicy, PlanRequest, PlanRequestError, P
 from algorithms.weights import Weights
 from replay.schema import EpisodeMetadata
 
-BEFORE_ANY_WEIGHTS = (-1, -1)  # order of an actor without weights; every published (epoch, version) is newer
+BEFORE_ANY_WEIGHTS = (-1, -1)  # order of an actor without weights; every published (generation, version) is newer
 NOISE_STEPS = 64  # steps of noise in one draw: a call of a generator costs as much as some tens of numbers
 
 
@@ -56,7 +56,7 @@ class Actor:
 
     @property
     def order(self) -> tuple[int, int]:
-        """(epoch, version) of the weights in use; ``BEFORE_ANY_WEIGHTS`` when there are none."""
+        """(generation, version) of the weights in use; ``BEFORE_ANY_WEIGHTS`` when there are none."""
         return BEFORE_ANY_WEIGHTS if self.weights is None else self.weights.order
 
     def load(self, weights: Weights) -> bool:

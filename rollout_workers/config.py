@@ -64,7 +64,7 @@ class WorkerConfig:
     )
     cpus: float = option(0.5, "CPUs", "what one worker reserves on the Ray cluster", **RESERVED)
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which no worker could work, with its fix; empty when there is none."""
         return range_problems(self)
 
@@ -112,6 +112,6 @@ class EvaluationConfig:
         why="no episode would end in time",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value with which nothing could be evaluated, with its fix; empty when there is none."""
         return range_problems(self)

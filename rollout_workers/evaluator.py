@@ -44,7 +44,7 @@ class Evaluation:
 
     env_steps: int  # when the weights were made
     updates: int
-    epoch: int
+    generation: int
     version: int
     seed: int  # episode i started from seed + i
     returns: list[float]  # undiscounted
@@ -153,7 +153,7 @@ class Evaluator:
         return Evaluation(
             env_steps=weights.env_steps,
             updates=weights.updates,
-            epoch=weights.epoch,
+            generation=weights.generation,
             version=weights.version,
             seed=first,
             errors=[error for group in groups for error in group.errors],

@@ -126,8 +126,8 @@ class Recorder:
             raise RuntimeError("the chunk is full: take it before beginning episodes, or their metadata would be lost")
         self._metadata += [(int(e), self._t, one) for e, one in zip(env_K, metadata, strict=True)]
 
-    def take(self, *, epoch: int, version: int) -> Chunk:
-        """The full chunk, of the policy (epoch, version). It has no rows when all were refused."""
+    def take(self, *, generation: int, version: int) -> Chunk:
+        """The full chunk, of the policy (generation, version). It has no rows when all were refused."""
         if not self.full:
             raise RuntimeError(f"the chunk has {self._t} of {self.steps} steps: fill it before taking it")
         flag_ET = self._flags()
@@ -149,7 +149,7 @@ class Recorder:
             worker=self._worker,
             incarnation=self._incarnation,
             sequence=self._sequence,
-            epoch=epoch,
+            generation=generation,
             version=version,
             rows_ND=rows,
             episode_N=episode,

@@ -98,7 +98,7 @@ class RolloutWorker:
 
     @property
     def policy_order(self) -> tuple[int, int]:
-        """(epoch, version) of the weights in use; (-1, -1) before the first."""
+        """(generation, version) of the weights in use; (-1, -1) before the first."""
         return self._actor.order
 
     @property
@@ -260,10 +260,10 @@ class RolloutWorker:
         return obs_EO
 
     def _take(self, random: int, timings: dict[str, float]) -> Chunk:
-        epoch, version = max(
+        generation, version = max(
             self.policy_order, (0, 0)
         )  # random actions before the first weights count as the first policy's
-        chunk = self._recorder.take(epoch=epoch, version=version)
+        chunk = self._recorder.take(generation=generation, version=version)
         self._recorded += int(chunk.stats["recorded_rows"])
         for name in (NONFINITE_OBSERVATION, NONFINITE_REWARD):
             if refused := int(chunk.stats[f"dropped_{name}"]):
@@ -291,19 +291,19 @@ def _part(state: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def _weights_state(weights: Weights) -> dict[str, np.ndarray]:
-    counters = [weights.epoch, weights.version, weights.env_steps, weights.updates]
+    counters = [weights.generation, weights.version, weights.env_steps, weights.updates]
     head = {"manifest": weights.manifest, "digest": weights.digest, "counters": counters}
     return {"flat": weights.flat, "head": _to_bytes(head)}
 
 
 def _weights_from_state(state: dict[str, np.ndarray]) -> Weights:
     head = json.loads(state["head"].tobytes())
-    epoch, version, env_steps, updates = head["counters"]
+    generation, version, env_steps, updates = head["counters"]
     return Weights(
         flat=state["flat"],
         manifest=tuple((name, tuple(shape), offset) for name, shape, offset in head["manifest"]),
         digest=head["digest"],
-        epoch=epoch,
+        generation=generation,
         version=version,
         env_steps=env_steps,
         updates=updates,

@@ -40,8 +40,10 @@ class LinearPolicy:
         model.ir_version = 9
         return model.SerializeToString()
 
-    def weights(self, seed: int, *, epoch: int = 0, version: int = 0, scale: float = 0.3) -> Weights:
+    def weights(self, seed: int, *, generation: int = 0, version: int = 0, scale: float = 0.3) -> Weights:
         rng = np.random.default_rng(seed)
         w_OA = scale * rng.standard_normal((self.obs_dim, self.action_dim))
         tensors = {"w": w_OA, "b": scale * rng.standard_normal(self.action_dim)}
-        return Weights.pack(tensors, epoch=epoch, version=version, env_steps=10 * version, updates=20 * version)
+        return Weights.pack(
+            tensors, generation=generation, version=version, env_steps=10 * version, updates=20 * version
+        )

@@ -22,7 +22,7 @@ def make_shard(capacity: int = 64, *, min_size: int = 1, ratio: float = 1.0, tol
 
 
 def make_chunk(runs: list[tuple[int, int, int, int]], *, worker: int = 0, incarnation: int = 0, sequence: int = 0,
-               epoch: int = 0, version: int = 0) -> Chunk:  # fmt: skip
+               generation: int = 0, version: int = 0) -> Chunk:  # fmt: skip
     """A chunk of ``runs`` (episode counter, first step, length, flag of the last row).
 
     obs of a row is (episode counter, step, worker), next_obs the same with step + 1, reward a hash of both.
@@ -41,7 +41,7 @@ def make_chunk(runs: list[tuple[int, int, int, int]], *, worker: int = 0, incarn
         worker=worker,
         incarnation=incarnation,
         sequence=sequence,
-        epoch=epoch,
+        generation=generation,
         version=version,
         rows_ND=rows_ND,
         episode_N=counter_N | worker << 48 | incarnation << 32,

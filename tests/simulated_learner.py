@@ -26,7 +26,7 @@ from replay.messages import Block, Wait
 if TYPE_CHECKING:
     from simulated_run import SimulatedRun
 
-    from cluster.metrics.tally import Tally
+    from cluster.metrics.aggregator import MetricsAggregator
 
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=2, publish_updates=8, nonfinite_skips=4, checkpoints_kept=3)
 META = {"env": "tagged"}
@@ -83,7 +83,7 @@ class LearnerSide:
         return dataclasses.replace(config, critic_width=16, atoms=21, bridge_width=8, bridge_steps=3)
 
     def start(self) -> None:
-        """From the newest good checkpoint, in a new epoch."""
+        """From the newest good checkpoint, in a new generation."""
         self.starts += 1
         self.learner = Learner(
             self.make_agent(),
@@ -91,7 +91,7 @@ class LearnerSide:
             directory=self.run.directory / "dumps",
             publish=self.publish,
             newest=lambda: checkpoint.load_newest(self.directory, META),
-            epoch=self.starts - 1,
+            generation=self.starts - 1,
         )
         found = checkpoint.load_newest(self.directory, META)
         if found is None:
@@ -110,10 +110,10 @@ class LearnerSide:
             if self.run.steps >= self.down_until:
                 self.start()
             return
-        fed = self.feed.poll()
-        if fed is not None:
+        ready = self.feed.poll()
+        if ready is not None:
             rollbacks = self.learner.rollbacks
-            self.learner.step(fed)
+            self.learner.step(ready)
             self.run.fired["rollback"] += self.learner.rollbacks > rollbacks
             self.run.progress_step = self.run.steps
         if self.run.rng.random() < 0.05:
@@ -126,7 +126,7 @@ class LearnerSide:
             shard = shards[self.asked % len(shards)]
             self.asked += 1
             answer = shard.sample(
-                CONFIG.updates_per_call, CONFIG.batch_size, (self.learner.epoch, self.learner.version)
+                CONFIG.updates_per_call, CONFIG.batch_size, (self.learner.generation, self.learner.version)
             )
             if isinstance(answer, Block):
                 self.fetched += answer.slot_UB.size
@@ -181,9 +181,9 @@ class LearnerSide:
         for index in range(len(limiters)):
             self.run.disturbed(index)
 
-    def tell(self, tally: Tally) -> None:
+    def tell(self, aggregator: MetricsAggregator) -> None:
         if self.learner is not None:
-            tally.add_learner(self.learner.report())
+            aggregator.add_learner(self.learner.report())
 
 
 def damage(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tagged_env import LAYOUT
 from turns import Turn
 
-from cluster.courier import Courier
+from cluster.replay_client import ReplayClient
 from replay.config import ReplayConfig
 from replay.messages import Ack, Chunk
 from rollout_workers.config import WorkerConfig
@@ -90,7 +90,7 @@ def malformed(chunk: Chunk, rng: np.random.Generator) -> Chunk:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """An append on its way: what the courier waits on."""
+    """An append on its way: what the replay client waits on."""
 
     chunk: Chunk
     shard: int
@@ -106,5 +106,5 @@ class Slot:
     incarnation: int
     turn: Turn
     worker: WireWorker
-    courier: Courier
+    client: ReplayClient
     order: tuple[int, int] = (-1, -1)  # newest policy seen in it

@@ -1,4 +1,4 @@
-"""A whole run in one process: real workers, couriers, shards, learner and files; a seeded order, a faulty network, crashes.
+"""A whole run in one process: real workers, replay clients, shards, learner and files; a seeded order, a faulty network, crashes.
 
 One ``step`` lets one part act: a worker goes on to its next wait, the network delivers one message, the learner takes one
 block, a snapshot or a checkpoint is written a piece further, the driver reads counters, or something breaks. What every
@@ -33,8 +33,8 @@ from tagged_env import LAYOUT, TaggedEnv, assert_whole
 from turns import Turn
 
 from algorithms.weights import Weights
-from cluster.courier import RUN_COMPLETE, Courier, Lost
-from cluster.metrics.tally import Tally
+from cluster.metrics.aggregator import MetricsAggregator
+from cluster.replay_client import RUN_COMPLETE, Lost, ReplayClient
 from replay import snapshot
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
@@ -66,16 +66,16 @@ class SimulatedRun:
         self.chunks: dict[Key, Chunk] = {}
         self.stored: list[list[Key]] = [[] for _ in range(replay.shards)]  # in the order of the table
         self.rejected: dict[Key, str] = {}  # by a shard
-        self.refused: set[Key] = set()  # of them those whose courier knows
+        self.refused: set[Key] = set()  # of them those whose replay client knows
         self.lost_with_shard: set[Key] = set()
         self.in_hand: dict[tuple[int, int], set[Key]] = {}  # unsettled when that incarnation died
         self.workers: dict[tuple[int, int], WireWorker] = {}  # every incarnation that ever was
         self.told: Counter[tuple[int, int]] = Counter()  # rows that the driver knows each of them to have recorded
-        self.tally = Tally(min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
+        self.aggregator = MetricsAggregator(min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
         self.shards = [self.new_shard(index) for index in range(replay.shards)]
         for shard in self.shards:
-            self.tally.add_shard(shard.stats(), shard.drain_stats())
-        self.tally.settle_restart()
+            self.aggregator.add_shard(shard.stats(), shard.drain_stats())
+        self.aggregator.settle_restart()
         self.savings: dict[int, snapshot.Saving] = {}
         self.snapshots: list[list[SnapshotInfo]] = [[] for _ in self.shards]  # the good ones kept, oldest first
         self.astray: dict[int, int] = {}  # shard -> step since which its credit is out of its band, after a crash
@@ -118,7 +118,7 @@ class SimulatedRun:
             make_env=make_env,
         )
         self.workers[index, incarnation] = worker
-        courier = Courier(
+        client = ReplayClient(
             worker,
             send=lambda chunk: self.send(index, chunk),
             answer=lambda call, timeout_s: self.answer(index, call, timeout_s),
@@ -128,7 +128,7 @@ class SimulatedRun:
             clock=lambda: self.now_s,
             sleep=lambda seconds: self.sleep(index, seconds),
         )
-        return Slot(incarnation, Turn(courier.run), worker, courier)
+        return Slot(incarnation, Turn(client.run), worker, client)
 
     def note(self, chunk: Chunk) -> Chunk:
         key = (chunk.worker, chunk.incarnation, chunk.sequence)
@@ -136,7 +136,7 @@ class SimulatedRun:
         self.chunks[key] = chunk
         return chunk
 
-    # --- the wire, as a courier sees it ---------------------------------------------------------------------------
+    # --- the wire, as a replay client sees it ---------------------------------------------------------------------------
 
     def send(self, index: int, chunk: Chunk) -> Call:
         call = Call(chunk, index % self.config.shards)
@@ -234,7 +234,7 @@ class SimulatedRun:
         known = shard.writers.status(*key) == "duplicate"
         if shard.store.inserted >= self.rows and not known:
             self.rejected[key] = RUN_COMPLETE
-            return Ack(status="rejected", epoch=shard.newest[0], version=shard.newest[1], reason=RUN_COMPLETE)
+            return Ack(status="rejected", generation=shard.newest[0], version=shard.newest[1], reason=RUN_COMPLETE)
         ack = shard.append(chunk)
         self.fired[f"told {ack.status}"] += 1
         if ack.status == "ok":
@@ -264,14 +264,14 @@ class SimulatedRun:
             stats, reports = shard.stats(), shard.drain_stats()
             if self.chance("counters untold", self.faults.untold):
                 continue
-            self.tally.add_shard(stats, reports)
+            self.aggregator.add_shard(stats, reports)
             for each in stats.written:
                 writer = each.worker, each.incarnation
                 self.told[writer] = max(self.told[writer], each.totals.recorded)
-        self.learners.tell(self.tally)
-        dropped = sum(self.tally.dropped_rows().values())
-        assert self.tally.recorded == self.tally.env_steps + dropped, self.tally.summary()["rows"]
-        assert self.tally.recorded + self.tally.ledger.in_flight <= self.made, "a row is counted twice"
+        self.learners.tell(self.aggregator)
+        dropped = sum(self.aggregator.dropped_rows().values())
+        assert self.aggregator.recorded == self.aggregator.env_steps + dropped, self.aggregator.summary()["rows"]
+        assert self.aggregator.recorded + self.aggregator.ledger.in_flight <= self.made, "a row is counted twice"
 
     @property
     def made(self) -> int:
@@ -284,7 +284,9 @@ class SimulatedRun:
         if not killed and not self.chance("last counters untold", self.faults.untold):
             totals = self.workers[writer].totals()
             self.told[writer] = totals.recorded
-        self.tally.end_writer(*writer, totals, "worker_lost" if killed or self.slots[index].turn.error else "stopped")
+        self.aggregator.end_writer(
+            *writer, totals, "worker_lost" if killed or self.slots[index].turn.error else "stopped"
+        )
 
     # --- what breaks ----------------------------------------------------------------------------------------------
 
@@ -302,7 +304,7 @@ class SimulatedRun:
         """What was on the way may still arrive; the rest is gone."""
         slot = self.slots[index]
         slot.turn.kill()
-        if slot.turn.error is None and slot.courier.complete:
+        if slot.turn.error is None and slot.replay_client.complete:
             return
         settled = {key for stored in self.stored for key in stored} | self.rejected.keys() | self.lost_with_shard
         own = {key for key in self.chunks if key[:2] == (index, slot.incarnation)}
@@ -336,7 +338,7 @@ class SimulatedRun:
                 call.broken_s = min(call.broken_s, self.soon())
         self.net = [m for m in self.net if m[1].shard != index or (m[0] == "append" and self.rng.random() < 0.5)]
         for slot in self.slots:
-            for _, call in slot.courier.pending:
+            for _, call in slot.replay_client.pending:
                 if call.shard == index:
                     call.broken_s = min(call.broken_s, self.soon())
         self.learners.align()
@@ -388,7 +390,7 @@ class SimulatedRun:
 
     def where(self) -> str:
         limiters = [(s.limiter.inserted, s.limiter.sampled, s.limiter.credit) for s in self.shards]
-        waiting = [(slot.turn.ready, len(slot.courier.pending), slot.order) for slot in self.slots]
+        waiting = [(slot.turn.ready, len(slot.replay_client.pending), slot.order) for slot in self.slots]
         return f"shards {limiters}, workers {waiting}, {len(self.net)} messages, updates {self.learners.updates}"
 
     def run(self) -> None:

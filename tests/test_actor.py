@@ -39,13 +39,15 @@ def make_actor(backend: str = "onnx") -> Actor:
     return Actor(LinearPolicy(OBS_DIM, ACTION_DIM), backend=backend)
 
 
-def given_weights(version: int, epoch: int = 0) -> Weights:
-    return LinearPolicy(OBS_DIM, ACTION_DIM).weights(seed=100 * epoch + version, epoch=epoch, version=version)
+def given_weights(version: int, generation: int = 0) -> Weights:
+    return LinearPolicy(OBS_DIM, ACTION_DIM).weights(
+        seed=100 * generation + version, generation=generation, version=version
+    )
 
 
-def weights_of(actor: Actor, version: int, epoch: int = 0) -> Weights:
+def weights_of(actor: Actor, version: int, generation: int = 0) -> Weights:
     policy = actor.policy if actor.stateless is None else actor.stateless.inner
-    weights: Weights = policy.weights(seed=100 * epoch + version, epoch=epoch, version=version)  # type: ignore[attr-defined]
+    weights: Weights = policy.weights(seed=100 * generation + version, generation=generation, version=version)  # type: ignore[attr-defined]
     return weights
 
 
@@ -53,7 +55,7 @@ def streams(count: int, seed: int = 0) -> np.random.Generator:
     return seeded_streams([SeedSequence([seed, e]) for e in range(count)])
 
 
-def begun(make: Callable[[], Actor], envs: int = ENVS, version: int = 3) -> Actor:
+def start_info(make: Callable[[], Actor], envs: int = ENVS, version: int = 3) -> Actor:
     """An actor with weights and an episode in every environment."""
     actor = make()
     actor.load(weights_of(actor, version))
@@ -80,10 +82,10 @@ def test_weights_never_go_backwards_whatever_the_order_of_arrival(
     make: Callable[[], Actor], orders: list[tuple[int, int]]
 ) -> None:
     actor, newest = make(), BEFORE_ANY_WEIGHTS
-    for epoch, version in orders:
-        was_newer = actor.load(weights_of(actor, version, epoch))
-        assert was_newer == ((epoch, version) > newest)
-        newest = max(newest, (epoch, version))
+    for generation, version in orders:
+        was_newer = actor.load(weights_of(actor, version, generation))
+        assert was_newer == ((generation, version) > newest)
+        newest = max(newest, (generation, version))
         assert actor.order == newest
     alone = make()
     alone.load(weights_of(alone, newest[1], newest[0]))
@@ -95,7 +97,7 @@ def test_weights_never_go_backwards_whatever_the_order_of_arrival(
 
 @of_every_kind
 def test_corrupt_weights_are_refused_and_the_old_ones_stay(make: Callable[[], Actor]) -> None:
-    actor, twin = begun(make, version=1), begun(make, version=1)
+    actor, twin = start_info(make, version=1), start_info(make, version=1)
     newer = weights_of(actor, 2)
     flipped = newer.flat.copy()
     flipped.view(np.uint8)[3] ^= 1
@@ -116,7 +118,7 @@ def test_replace_takes_older_weights_for_evaluating_a_checkpoint(make: Callable[
 
 @of_every_kind
 def test_every_episode_that_begins_has_its_metadata(make: Callable[[], Actor]) -> None:
-    actor = begun(make)
+    actor = start_info(make)
     metadata = actor.begin(np.arange(ENVS), OBS_EO, streams(ENVS))
     assert [one.episode for one in metadata] == [-1] * ENVS
     assert {one.mode for one in metadata} == ({""} if actor.stateless else {"recall"})
@@ -124,7 +126,7 @@ def test_every_episode_that_begins_has_its_metadata(make: Callable[[], Actor]) -
 
 @of_every_kind
 def test_an_environments_actions_do_not_depend_on_how_many_there_are(make: Callable[[], Actor]) -> None:
-    together, alone = begun(make), begun(make, envs=1)
+    together, alone = start_info(make), start_info(make, envs=1)
     for t in range(5):
         reward_E = np.full(ENVS, t, np.float32)
         actions = together.act(OBS_EO, reward_E)
@@ -134,7 +136,7 @@ def test_an_environments_actions_do_not_depend_on_how_many_there_are(make: Calla
 
 @of_every_kind
 def test_actions_already_handed_out_do_not_change(make: Callable[[], Actor]) -> None:
-    actor = begun(make)
+    actor = start_info(make)
     first = actor.act(OBS_EO, NO_REWARD_E)
     kept = first.copy()
     actor.act(OBS_EO[::-1].copy(), NO_REWARD_E)
@@ -142,7 +144,7 @@ def test_actions_already_handed_out_do_not_change(make: Callable[[], Actor]) -> 
 
 
 def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
-    actor, twin = make_actor("onnx"), begun(make_actor)
+    actor, twin = make_actor("onnx"), start_info(make_actor)
     weights = weights_of(actor, 3)
     actor.load(weights)
     weights.flat[:] = 0.0
@@ -153,7 +155,7 @@ def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
 
 @of_every_kind
 def test_a_non_finite_action_never_reaches_an_environment(make: Callable[[], Actor]) -> None:
-    actor = begun(make)
+    actor = start_info(make)
     obs_EO = OBS_EO.copy()
     obs_EO[2] = np.nan
     with pytest.raises(NonFiniteAction, match=rf"environments \[2\] of {ENVS}"):
@@ -235,7 +237,7 @@ def test_onnxruntime_and_torch_agree_on_every_algorithm(algorithm: str, preset: 
     made = ALGORITHMS[algorithm]
     config = made.presets[preset]()
     agent = made.make_agent(config, AgentSpec(obs_dim=17, action_dim=6, seed=3))
-    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    weights = Weights.pack(agent.policy_weights(), generation=0, version=0, env_steps=0, updates=0)
     onnx, torch = (Actor(made.make_policy(config, 17, 6), backend=backend) for backend in BACKENDS)
     assert onnx.stateless is not None and torch.stateless is not None
     rng = np.random.default_rng(0)
@@ -387,7 +389,7 @@ def test_published_weights_are_one_copy_of_the_tensors_and_their_names_are_views
         "scalar": grown[4],
         "array": np.full(2, 7),
     }
-    weights = Weights.pack(tensors, epoch=1, version=2, env_steps=3, updates=4)
+    weights = Weights.pack(tensors, generation=1, version=2, env_steps=3, updates=4)
     seen = weights.unpack()
     assert weights.manifest == (("w", (2, 3), 0), ("strided", (2, 3), 6), ("scalar", (), 12), ("array", (2,), 13))
     assert all(np.shares_memory(array, weights.flat) for array in seen.values()) and weights.flat.dtype == np.float32
@@ -402,7 +404,7 @@ def test_a_policy_takes_read_only_arrays_and_warns_of_nothing(recwarn: pytest.Wa
     """As Ray hands them out."""
     policy = ALGORITHMS["sac"].make_policy(ALGORITHMS["sac"].presets["cpu"](), 3, 1)
     agent = ALGORITHMS["sac"].make_agent(ALGORITHMS["sac"].presets["cpu"](), AgentSpec(obs_dim=3, action_dim=1, seed=5))
-    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    weights = Weights.pack(agent.policy_weights(), generation=0, version=0, env_steps=0, updates=0)
     weights.flat.flags.writeable = False
     policy.load_weights(weights.unpack())
     obs, noise = torch.ones(1, 3), torch.zeros(1, 1)

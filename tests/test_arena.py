@@ -38,8 +38,8 @@ def test_both_rings_hold_what_a_list_of_arrays_would(capacities: tuple[int, int]
         slot, gone = table.put(origin, rows, EpisodeRecord(episode=number, ret=float(number)))
         expected = twins[origin].put((0, number), rows)
         assert [int(table.episode[g]) for g in gone] == [each.key[1] for each in expected]
-        assert table.generation[slot] == seen.get(slot, 0) + 1
-        seen[slot] = int(table.generation[slot])
+        assert table.writes[slot] == seen.get(slot, 0) + 1
+        seen[slot] = int(table.writes[slot])
         for side, twin in enumerate(twins):
             held = {int(table.episode[s]): s for s in table.held(side)}
             assert sorted(held) == sorted(each.key[1] for each in twin.kept)
@@ -66,7 +66,7 @@ def test_a_value_is_written_back_only_where_the_episode_still_is(data: st.DataOb
         expected = {episode: value for episode, value in expected.items() if episode in held} | {
             number: (np.zeros(P), 0)
         }
-        handed.append((slot, int(table.generation[slot]), number))
+        handed.append((slot, int(table.writes[slot]), number))
         chosen = data.draw(st.lists(st.sampled_from(handed), max_size=6))
         values = np.arange(len(chosen) * P, dtype=np.float32).reshape(-1, P) + number
         written = table.write_back(

@@ -12,7 +12,7 @@ from numpy.random import SeedSequence
 from remembering_policy import RememberingPolicy
 from tiny_runs import train_inline
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.commands import collecting
 from cluster.commands.collecting import (
     FIXED_STARTS,
@@ -145,7 +145,7 @@ def run(tmp_path_factory):
 
 def plan_at(path):
     directory = RunDirectory.open(path)
-    return plan_of(directory.config(), directory)
+    return spec_of(directory.config(), directory)
 
 
 def test_expert_episodes_are_those_of_the_deterministic_evaluation(run):

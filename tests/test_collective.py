@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from line_agent import LineAgent, small_agent
-from test_learner import CONFIG, fed
+from test_learner import CONFIG, ready
 
 from algorithms.interface import Collective, Solo
 from learners.checkpoint import load_newest, prefixed, save
 from learners.collective import CollectiveError, TorchCollective, share_state
-from learners.feed import Fed
+from learners.feed import ReadyBatch
 from learners.learner import PART, Learner
 from replay.schema import RowLayout
 
@@ -104,10 +104,10 @@ def _learner(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]
     published: list[Any] = []
     learner = Learner(agent, CONFIG, directory=path / "dumps", publish=published.append, collective=collective)
     for seed in range(4):
-        whole = fed(seed)
+        whole = ready(seed)
         if seed == 2 and collective.rank == 1:
             whole.batches[1] = float("nan")  # on one rank only
-        learner.step(Fed(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
+        learner.step(ReadyBatch(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
     report = learner.report()
     return {
         "w": agent.w,
@@ -128,7 +128,7 @@ def _agent(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
 
 
 def agent_rows() -> torch.Tensor:
-    return fed(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).batches
+    return ready(3, layout=RowLayout(obs_dim=5, action_dim=2), updates=UPDATES, batch=256).batches
 
 
 def _shuffled(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
@@ -166,10 +166,10 @@ def _rolled_back(collective: TorchCollective, path: Path) -> dict[str, torch.Ten
     )  # fmt: skip
     layout = RowLayout(obs_dim=5, action_dim=2)
     for seed in range(4):
-        whole = fed(seed, layout=layout)
+        whole = ready(seed, layout=layout)
         if seed == 2 and collective.rank == 1:
             whole.batches[:] = float("nan")
-        learner.step(Fed(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
+        learner.step(ReadyBatch(block=whole.block, batches=share(whole.batches, collective), waited_s=0.0))
         if seed == 0:
             kept = learner.state()
             if collective.rank == 0:
@@ -241,21 +241,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 def test_two_gloo_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
     alone = train_net(Solo(), rows(256))
-    begun = train_net(Solo(), rows(256)[:0])
+    start_info = train_net(Solo(), rows(256)[:0])
     for got in ranks["net"]:
         for name, tensor in alone.items():
             np.testing.assert_allclose(got[name], tensor.numpy(), rtol=0, atol=1e-5)
-            assert np.abs(got[name] - begun[name].numpy()).max() > 0.01
+            assert np.abs(got[name] - start_info[name].numpy()).max() > 0.01
 
 
 def test_two_softgac_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
     alone = train_agent(Solo(), agent_rows())
-    begun = small_agent("softgac").state()
+    start_info = small_agent("softgac").state()
     moved = 0
     for name, tensor in alone.items():
         for got in ranks["agent"]:
             np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
-        moved += name in begun and not torch.equal(tensor, begun[name])
+        moved += name in start_info and not torch.equal(tensor, start_info[name])
     assert moved > 20
 
 

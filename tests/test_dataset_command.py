@@ -156,14 +156,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The twin: rows of the shard's table, gathered by episode id one by one."""
-    from cluster.checks import plan_of
+    from cluster.checks import spec_of
     from cluster.graph import make_shard
     from cluster.run_dir import RunDirectory
     from replay.snapshot import load
 
     assert main(["dataset", "export", str(run_dir), "pendulum-v0"]) == 0
     run = RunDirectory.open(run_dir)
-    plan = plan_of(run.config(), run)
+    plan = spec_of(run.config(), run)
     shard = make_shard(plan, 0)
     load(shard, plan.shard_dir(0))
     table, expected = shard.store, []

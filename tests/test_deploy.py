@@ -257,7 +257,7 @@ def line_at(seconds: float) -> dict[str, float]:
         "checkpoint_age_s": 9,
         "snapshot_age_s": 9,
     }
-    policy = {"version": seconds, "epoch": 0, "policy_age_p50": 1, "policy_age_p95": 2, "publish_interval_s": 1.0}
+    policy = {"version": seconds, "generation": 0, "policy_age_p50": 1, "policy_age_p95": 2, "publish_interval_s": 1.0}
     learner = {"learner_data_wait": 0.01, "learner_update": 0.9, "learner_publish": 0.02}
     returns = {"return_mean": 1.0, "return_min": 0.0, "return_max": 2.0, "length_mean": 1000, "eval_return_mean": 3.0}
     names = (

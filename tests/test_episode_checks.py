@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
 
-from cluster.checks import make_plan, memory_bytes, plan_of
+from cluster.checks import make_spec, memory_bytes, spec_of
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.graph import make_shard
@@ -31,7 +31,7 @@ def config_of(algorithm: str = "gac", **settings: object) -> RunConfig:
 
 def refused(path: Path, config: RunConfig) -> str:
     with pytest.raises(UsageError) as caught:
-        make_plan(config, RunDirectory(path / "run"), 0)
+        make_spec(config, RunDirectory(path / "run"), 0)
     assert "nothing was started" in str(caught.value)
     return str(caught.value)
 
@@ -77,14 +77,14 @@ def test_stages_of_an_algorithm_that_makes_none_are_refused(tmp_path: Path, algo
 
 def test_settings_of_transitions_do_not_matter_to_a_run_on_episodes(tmp_path: Path) -> None:
     config = config_of(replay__min_size_rows=10**9, replay__replay_ratio=-1, replay__shards=3, worker__workers=2)
-    make_plan(config, RunDirectory(tmp_path / "run"), 0)  # without workers there may be more shards than of them
+    make_spec(config, RunDirectory(tmp_path / "run"), 0)  # without workers there may be more shards than of them
 
 
 @pytest.mark.parametrize(("stages", "shards"), [(0, 1), (2, 2)])
 def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, stages: int, shards: int) -> None:
     sizes = {"online__stages": stages, "online__updates_per_stage": 5, "steps": 20, "replay__shards": shards}
     config = config_of(agent__posterior="stored", replay__capacity_rows=4_000, **sizes)
-    plan = plan_of(config, RunDirectory(tmp_path / "run"))
+    plan = spec_of(config, RunDirectory(tmp_path / "run"))
     told = memory_bytes(plan)["replay"]
     held = 0
     for index in range(shards):

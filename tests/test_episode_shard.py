@@ -66,7 +66,7 @@ def test_batches_of_a_block_are_packed_without_padding_and_have_their_shapes_and
     shard = make_shard(offline=[3, 5, 9])
     shard.append(make_chunk([(0, 0, 4, TERMINATED)]))
     block = block_of(shard.sample(3, 5))
-    assert len(block.batches) == 3 and block.slot_UB.shape == block.generation_UB.shape == block.version_UB.shape == (
+    assert len(block.batches) == 3 and block.slot_UB.shape == block.writes_UB.shape == block.version_UB.shape == (
         3,
         5,
     )
@@ -120,25 +120,25 @@ def test_what_is_written_back_comes_with_the_episode_and_not_with_the_next_one_i
     shard.append(make_chunk([(0, 0, 6, TERMINATED)]))
     block = block_of(shard.sample(1, 2))
     value = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
-    assert shard.write_back(block.slot_UB[0], block.generation_UB[0], value) == 2
+    assert shard.write_back(block.slot_UB[0], block.writes_UB[0], value) == 2
     again = block_of(shard.sample(1, 2)).batches[0]
     assert again.posterior_BP.tolist() == [[4, 5, 6]] * 2 and again.visits_B.tolist() == [2, 2]
     for counter in range(1, 300):
         shard.append(make_chunk([(counter, 0, 6, TERMINATED)], sequence=counter))
-    assert shard.write_back(block.slot_UB[0], block.generation_UB[0], value) == 0
+    assert shard.write_back(block.slot_UB[0], block.writes_UB[0], value) == 0
     fresh = block_of(shard.sample(1, 2)).batches[0]
     assert (fresh.posterior_BP == 0).all() and (fresh.visits_B == 0).all()
 
 
 @pytest.mark.parametrize(
-    ("slots", "generations", "values"),
+    ("slots", "writes", "values"),
     [([0], [1], [[0.0, 0.0]]), ([0, 1], [1], [[0.0] * P]), ([-1], [1], [[0.0] * P]), ([9_999], [1], [[0.0] * P]),
      ([0], [1], [[NAN] * P])],
 )  # fmt: skip
-def test_a_write_back_that_does_not_fit_is_refused_whole(slots: list, generations: list, values: list) -> None:
+def test_a_write_back_that_does_not_fit_is_refused_whole(slots: list, writes: list, values: list) -> None:
     shard = make_shard(offline=[4])
     with pytest.raises(ValueError, match="nothing was written"):
-        shard.write_back(np.array(slots), np.array(generations), np.array(values))
+        shard.write_back(np.array(slots), np.array(writes), np.array(values))
 
 
 def test_repeats_malformed_and_late_chunks_are_answered_like_those_of_transitions() -> None:
@@ -252,7 +252,7 @@ def test_a_dataset_larger_than_memory_streams_through_it_and_keeps_what_was_infe
             assert (value == expected[0]).all() and visits == expected[1]
         seen |= {index for _, index in keys}
         values = np.stack([np.full(P, turn * 100 + index, np.float32) for _, index in keys])
-        assert shard.write_back(block.slot_UB[0], block.generation_UB[0], values) == 6
+        assert shard.write_back(block.slot_UB[0], block.writes_UB[0], values) == 6
         for (_, index), value in zip(keys, values):
             posterior[index] = value, posterior.get(index, (0, 0))[1] + 1
     assert seen == set(range(10))
@@ -323,8 +323,8 @@ def test_key_of_tells_dataset_from_worker() -> None:
     ],
 )
 def test_settings_with_which_nothing_could_be_drawn_are_named(change: dict, named: str) -> None:
-    assert DataConfig().problems() == [] and DataConfig(offline_fraction=-1).problems() == []
-    assert named in "\n".join(DataConfig(**change).problems())
+    assert DataConfig().validate() == [] and DataConfig(offline_fraction=-1).validate() == []
+    assert named in "\n".join(DataConfig(**change).validate())
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -175,7 +175,7 @@ class Simulation(RuleBasedStateMachine):
         block, found = self.blocks[pick % len(self.blocks)]
         batch = len(found[0])
         values = np.float32(value) + np.arange(batch * P, dtype=np.float32).reshape(batch, P)
-        written = self.shard.write_back(block.slot_UB[0], block.generation_UB[0], values)
+        written = self.shard.write_back(block.slot_UB[0], block.writes_UB[0], values)
         expected = 0
         for (kept, _), new in zip(found[0], values):
             ring = self.twin.offline if kept.key[0] < 0 else self.twin.online

@@ -42,9 +42,9 @@ def turn(shard: Shard, number: int) -> list[bytes]:
     block = shard.sample(2, 4)
     assert isinstance(block, EpisodeBlock)
     values = np.random.default_rng(number).random((4, P), np.float32)
-    for slot_B, generation_B in zip(block.slot_UB, block.generation_UB):
-        shard.write_back(slot_B, generation_B, values)
-    arrays = [block.slot_UB, block.generation_UB, block.version_UB]
+    for slot_B, writes_B in zip(block.slot_UB, block.writes_UB):
+        shard.write_back(slot_B, writes_B, values)
+    arrays = [block.slot_UB, block.writes_UB, block.version_UB]
     for batch in block.batches:
         arrays += [batch.rows_NF, batch.offset, batch.return_B, batch.posterior_BP, batch.visits_B]
     return [array.tobytes() for array in arrays] + [

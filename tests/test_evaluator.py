@@ -39,13 +39,13 @@ def slow_episode(env_id: str, policy: LinearPolicy, seed: int) -> tuple[float, i
 def test_returns_equal_a_slow_loop_over_gymnasium(env_id: str) -> None:
     spec = env_spec(env_id)
     policy = LinearPolicy(spec.obs_dim, spec.action_dim)
-    weights = policy.weights(1, epoch=2, version=4)
+    weights = policy.weights(1, generation=2, version=4)
     policy.load_weights(weights.unpack())
     result = Evaluator(env_id, policy, episodes=3, seed=40, backend="torch").evaluate(weights)
     slow = [slow_episode(env_id, policy, 40 + i) for i in range(3)]
     assert result.lengths == [length for _, length in slow]
     np.testing.assert_allclose(result.returns, [total for total, _ in slow], rtol=1e-5)
-    assert (result.epoch, result.version, result.env_steps, result.updates, result.seed) == (2, 4, 40, 80, 40)
+    assert (result.generation, result.version, result.env_steps, result.updates, result.seed) == (2, 4, 40, 80, 40)
     assert result.errors == [] and result.wall_s > 0
 
 
@@ -70,7 +70,7 @@ def test_the_bridge_gives_the_same_episodes_whatever_runs_beside_them(backend: s
     made = ALGORITHMS["softgac"]
     config = made.presets["cpu"]()
     agent = made.make_agent(config, AgentSpec(obs_dim=11, action_dim=3))
-    weights = Weights.pack(agent.policy_weights(), epoch=0, version=0, env_steps=0, updates=0)
+    weights = Weights.pack(agent.policy_weights(), generation=0, version=0, env_steps=0, updates=0)
     results = [
         Evaluator("Hopper-v5", made.make_policy(config, 11, 3), max_envs=side_by_side, backend=backend).evaluate(
             weights

@@ -46,14 +46,14 @@ def slow_episode(
 def test_returns_equal_a_slow_loop_that_plans_each_episode_by_itself(env_id: str) -> None:
     spec = env_spec(env_id)
     policy = RememberingPolicy(spec.obs_dim, spec.action_dim)
-    weights = policy.weights(1, epoch=2, version=4)
+    weights = policy.weights(1, generation=2, version=4)
     result = Evaluator(env_id, policy, episodes=3, seed=40).evaluate(weights)
     slow = [slow_episode(env_id, policy, 40 + i) for i in range(3)]
     assert result.lengths == [len(rewards) for rewards, _, _ in slow]
     np.testing.assert_allclose(result.returns, [sum(rewards) for rewards, _, _ in slow], rtol=1e-5)
     np.testing.assert_allclose(result.predicted, [seen[0].sum() for _, seen, _ in slow], rtol=1e-5)
     assert (result.mode, result.target, result.variance) == ("recall", None, [4.0] * 3)
-    assert (result.epoch, result.version, result.path_length, result.paths) == (2, 4, [], [])
+    assert (result.generation, result.version, result.path_length, result.paths) == (2, 4, [], [])
 
 
 def test_an_episode_is_the_same_whatever_runs_beside_it() -> None:
@@ -71,7 +71,7 @@ def test_an_episode_is_the_same_whatever_runs_beside_it() -> None:
 def test_all_episodes_are_planned_in_one_batch() -> None:
     policy = RememberingPolicy(3, 1)
     Evaluator("Pendulum-v1", policy).evaluate(policy.weights(0), episodes=40)
-    assert [envs for envs, _, _ in policy.begun] == [list(range(40))]
+    assert [envs for envs, _, _ in policy.start_info] == [list(range(40))]
 
 
 def test_an_aim_is_for_one_evaluation() -> None:

@@ -30,7 +30,7 @@ LINE = {
     "time_s": 12.5, "env_steps": 4000, "updates": 8000, "episodes": 4, "fill": 0.004, "size_rows": 4000,
     "rows_recorded": 4040, "rows_stored": 4000, "rows_dropped_nonfinite": 32, "rows_duplicate": 8,
     "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1,
-    "version": 62, "epoch": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
+    "version": 62, "generation": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
     "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01,
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
     "failed_checkpoints": 0, "failed_snapshots": 2, "failed_reports": 5, "checkpoint_age_s": 30.0, "snapshot_age_s": 200.0,

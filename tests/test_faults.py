@@ -53,18 +53,18 @@ def test_a_killed_worker_is_restarted_as_a_new_incarnation_and_counted(going: Ra
     assert conserved(going.live()), going.live()
 
 
-def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_epoch_at_the_same_ratio(going: RayRun) -> None:
+def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_generation_at_the_same_ratio(going: RayRun) -> None:
     going.wait(lambda: any((going.run_dir / "checkpoints").glob("checkpoint-*")), "a checkpoint")
     before = going.live()
     victim = going.kill_one("ray::LearnerActor")
-    going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch")
+    going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch")
     going.wait(lambda: going.live()["updates"] > before["updates"] + 500, "updates beyond those of the one that died")
     assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
     assert "learner restarted from the newest checkpoint" in going.told()
     line = going.live()
     due = line["env_steps"] - 64  # less replay.min_size_rows
     assert abs(line["updates"] - due) <= 256 + 2.0 * line["updates_per_s"], line
-    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
 
 
@@ -82,10 +82,10 @@ def test_a_killed_shard_comes_back_from_its_snapshot_and_loses_no_more_than_one_
 
 
 def test_sigterm_ends_a_run_within_its_grace_with_everything_saved(going: RayRun) -> None:
-    begun = time.monotonic()
+    start_info = time.monotonic()
     going.process.terminate()
     assert going.end() == 143, going.told()[-3_000:]
-    assert time.monotonic() - begun < GRACE_S
+    assert time.monotonic() - start_info < GRACE_S
     assert "go on with `drawbridge resume" in going.told().strip().splitlines()[-1]
     summary = read(going.run_dir / "summary.json")
     assert summary["exit"] == "interrupted" and summary["workers"]["restarted"] == 1
@@ -131,7 +131,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
     assert rows["dropped"].get("restart", 0) <= rate * (SAVE_S + 5.0) + 512
     assert summary["replay_ratio"] == pytest.approx(1.0, rel=0.02)
-    versions = [(line["epoch"], line["version"]) for line in lines(resumed.run_dir / "metrics.jsonl")]
+    versions = [(line["generation"], line["version"]) for line in lines(resumed.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
 
 

@@ -18,9 +18,7 @@ def block(value: float, updates: int = 2, batch: int = 4, width: int = 5) -> Blo
     rows_UBD = np.full((updates, batch, width), value, np.float32)
     rows_UBD.flags.writeable = False  # as Ray hands it out
     ids = np.zeros((updates, batch), np.int64)
-    return Block(
-        rows_UBD=rows_UBD, slot_UB=ids, generation_UB=ids, version_UB=ids, shard=0, inserted=int(value), size=1
-    )
+    return Block(rows_UBD=rows_UBD, slot_UB=ids, writes_UB=ids, version_UB=ids, shard=0, inserted=int(value), size=1)
 
 
 def replies(*answers: Block | Wait | BaseException | None) -> Callable[[], Block | Wait | None]:
@@ -42,7 +40,7 @@ def feed(fetch: Callable[[], Block | Wait | None], depth: int = 2) -> Feed:
 def test_blocks_come_in_order_then_none_for_ever() -> None:
     supply = feed(replies(block(1), Wait(reason="min_size", retry_after_s=0.001), block(2), block(3), None))
     seen = [supply.get() for _ in range(5)]
-    assert [None if fed is None else float(fed.batches[0, 0, 0]) for fed in seen] == [1, 2, 3, None, None]
+    assert [None if ready is None else float(ready.batches[0, 0, 0]) for ready in seen] == [1, 2, 3, None, None]
     supply.stop()
 
 
@@ -51,11 +49,11 @@ def test_rows_share_the_memory_of_a_read_only_block_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         supply = feed(replies(source, None))
-        fed = supply.get()
-    assert fed is not None and fed.batches.data_ptr() == source.rows_UBD.ctypes.data
-    assert fed.batches.dtype == torch.float32 and fed.batches.shape == (2, 4, 5)
-    address, rows = source.rows_UBD.ctypes.data, fed.batches
-    del source, fed, supply
+        ready = supply.get()
+    assert ready is not None and ready.batches.data_ptr() == source.rows_UBD.ctypes.data
+    assert ready.batches.dtype == torch.float32 and ready.batches.shape == (2, 4, 5)
+    address, rows = source.rows_UBD.ctypes.data, ready.batches
+    del source, ready, supply
     assert rows.data_ptr() == address and bool((rows == 1).all())  # the rows keep their memory alive
 
 
@@ -146,10 +144,10 @@ def test_on_cuda_blocks_arrive_whole_while_the_device_is_busy() -> None:
     answers = [block(value, 16, 256, 42) for value in range(20)]
     supply = Feed(replies(*answers, None), depth=3, device="cuda", deadline_s=30.0)
     sums = []
-    while (fed := supply.get()) is not None:
+    while (ready := supply.get()) is not None:
         busy = torch.randn(2048, 2048, device="cuda")
         for _ in range(10):
             busy = busy @ busy * 1e-3
-        sums.append(fed.batches.mean())
+        sums.append(ready.batches.mean())
     assert [round(float(s)) for s in sums] == list(range(20))
     supply.stop()

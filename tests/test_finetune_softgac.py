@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from tiny_runs import TINY, lines, read, train_inline
 
 from cluster.cli import main
-from cluster.graph import Plan
+from cluster.graph import RunSpec
 from cluster.inline import InlineFleet
-from cluster.metrics.tally import Tally
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.run_dir import RunDirectory
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 from replay.dataset_stream import OfflineRows
@@ -69,7 +69,7 @@ def finetune(base: Path, out: Path, steps: int, *flags: str, **settings: Any) ->
 def learned(run: Path) -> dict[str, np.ndarray]:
     """The newest checkpoint's tensors of the learner, without the counter of its restarts."""
     tensors = load_file(max((run / "checkpoints").iterdir()) / "tensors.safetensors")
-    return {name: t for name, t in tensors.items() if name.startswith("learner/") and not name.endswith("epoch")}
+    return {name: t for name, t in tensors.items() if name.startswith("learner/") and not name.endswith("generation")}
 
 
 def agent_of(run: Path) -> dict[str, np.ndarray]:
@@ -123,8 +123,8 @@ def test_a_run_that_ends_before_its_first_env_step_goes_on_bit_by_bit(base: Path
     told: list[str] = []
 
     def fleet(folder: Path, start: int = 0) -> InlineFleet:
-        plan = Plan(config=config, obs_dim=4, action_dim=1, run_dir=folder, start=start)
-        made = InlineFleet(plan, Tally(min_size_rows=64, replay_ratio=1.0), told.append)
+        spec = RunSpec(config=config, obs_dim=4, action_dim=1, run_dir=folder, start=start)
+        made = InlineFleet(spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), told.append)
         made.start()
         return made
 
@@ -144,7 +144,7 @@ def test_a_run_that_ends_before_its_first_env_step_goes_on_bit_by_bit(base: Path
     assert through.learner.updates == second.learner.updates == 32 and not told
     assert sum(shard.store.inserted for shard in second.shards) == 0
     one, other = through.learner.state(), second.learner.state()
-    assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "epoch")
+    assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "generation")
     shutil.rmtree(max((tmp_path / "torn" / "checkpoints").iterdir()))  # an older learner beside the newest snapshot
     torn = fleet(tmp_path / "torn", start=1)
     assert "not of one moment" in told[-1] and torn.shards[0].limiter.sampled == 8 * 32
@@ -160,8 +160,8 @@ def test_training_from_scratch_takes_the_environment_and_half_of_each_batch_from
     config = RunDirectory.open(run).config()
     assert (config.env, config.dataset, config.data.offline_fraction) == (ENV, ID, 0.5)
     fleet = InlineFleet(
-        Plan(config=config, obs_dim=4, action_dim=1, run_dir=run, start=1),
-        Tally(min_size_rows=64, replay_ratio=1.0),
+        RunSpec(config=config, obs_dim=4, action_dim=1, run_dir=run, start=1),
+        MetricsAggregator(min_size_rows=64, replay_ratio=1.0),
         print,
     )
     fleet.start()

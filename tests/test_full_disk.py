@@ -220,7 +220,7 @@ def test_a_run_on_ray_goes_on_while_its_disk_is_full_and_counts_it(on_ray: tuple
     run.wait(lambda: "the snapshot of shard 0 is written again" in run.told(), "a snapshot")
     run.wait(lambda: run.live().get("failed_reports", 0) >= 3, "live.json")
     line = run.live()
-    assert line["workers_restarted"] == 0 and line["epoch"] == 0, line
+    assert line["workers_restarted"] == 0 and line["generation"] == 0, line
     assert "Traceback" not in run.told()
     lines(run.run_dir / "metrics.jsonl")  # every line is JSON
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, finetune_words, pairs
 from tiny_runs import lines, read
 
-from cluster.checks import make_plan
+from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
 from cluster.config import flatten, make_preset
@@ -238,7 +238,9 @@ def learner(run: Path) -> dict[str, np.ndarray]:
     newest = max((run / "checkpoints").iterdir())
     tensors = load_file(newest / "tensors.safetensors")
     return {
-        name: value for name, value in tensors.items() if name.startswith("learner/") and not name.endswith("epoch")
+        name: value
+        for name, value in tensors.items()
+        if name.startswith("learner/") and not name.endswith("generation")
     }
 
 
@@ -250,7 +252,9 @@ def episodes(run: Path) -> dict[str, np.ndarray]:
 
 
 def last_evaluation(run: Path) -> dict[str, Any]:
-    return {k: v for k, v in lines(run / "evaluations.jsonl")[-1].items() if k not in (*CLOCKS, "epoch", "version")}
+    return {
+        k: v for k, v in lines(run / "evaluations.jsonl")[-1].items() if k not in (*CLOCKS, "generation", "version")
+    }
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -291,9 +295,9 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
     for start, seconds in enumerate(
         (0.02, 60.0)
     ):  # somewhere in the first gathering, and at the end of the first stage
-        with Session(run, make_plan(config, run, start)) as session:
+        with Session(run, make_spec(config, run, start)) as session:
             session.fleet.advance(seconds, 5)
-            assert session.tally.progress < 10
+            assert session.aggregator.progress < 10
             session.finish("interrupted")
     run.release()
     run.count_start()
@@ -307,7 +311,7 @@ def test_workers_that_began_anew_are_the_same_when_the_run_is_resumed_once_more(
     settings = {"online.stages": "1", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}
     config = finetuned(RunDirectory.open(run_dir), settings | {"evaluation.every_steps": "0"})
     run = RunDirectory.create(tmp_path / "run", config)
-    with Session(run, make_plan(config, run, run.count_start())) as session:
+    with Session(run, make_spec(config, run, run.count_start())) as session:
         session.fleet.advance(0.02, 5)
         session.finish("interrupted")
     run.release()

@@ -12,7 +12,7 @@ from ray_runs import RayRun, driven
 from tiny_episodes import STEPS, finetune_words, make_dataset, train_words
 from tiny_runs import command, lines, read, wait_for
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.graph import make_shard
 from cluster.run_dir import RunDirectory
 from replay import snapshot
@@ -37,7 +37,7 @@ def conserved(line: dict[str, Any]) -> bool:
 def shards_of(run_dir: Path) -> list[Shard]:
     """The run's shards as their newest snapshots have them."""
     run = RunDirectory.open(run_dir)
-    plan, found = plan_of(run.config(), run), []
+    plan, found = spec_of(run.config(), run), []
     for index in range(run.config().replay.shards):
         shard = make_shard(plan, index)
         assert isinstance(shard, Shard) and snapshot.load(shard, plan.shard_dir(index)) is not None
@@ -160,7 +160,7 @@ def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_ag
     going.wait(lambda: going.live()["updates"] > 60, "the first stage to be learned from")
     before = going.live()
     going.kill_one("ray::LearnerActor")
-    going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch")
+    going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch")
     assert "learner restarted from the newest checkpoint" in going.told()
     going.wait(lambda: going.live()["stage"] >= 2, "the next stage")
     line = going.live()
@@ -189,7 +189,7 @@ def test_sigterm_in_a_stage_saves_everything_and_a_resumed_run_gathers_and_learn
     assert STAGES * UPDATES <= summary["updates"] <= STAGES * UPDATES + 20, "whole blocks, none of them twice"
     assert last["online_episodes"] >= STAGES * EPISODES and conserved(last), last
     assert summary["env_steps"] >= interrupted["env_steps"]
-    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
     told = command("evaluate", str(going.run_dir), "--episodes", "2", "--json")
     assert told.returncode == 0, told.stderr

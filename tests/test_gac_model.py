@@ -217,7 +217,7 @@ def test_unknown_quantities_are_nan_until_they_are_known_and_travel_with_the_wei
 
 @pytest.mark.parametrize("preset", [cpu, timed, paper])
 def test_presets_have_no_problems(preset: Any) -> None:
-    assert preset().problems() == []
+    assert preset().validate() == []
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,22 @@ import pytest
 import safetensors.numpy
 import torch
 from line_agent import LineAgent
-from test_learner import fed
+from test_learner import ready
 
 from algorithms.interface import Solo
 from algorithms.weights import Weights
 from learners.checkpoint import Checkpoint, load_newest, prefixed, save
 from learners.config import LearnerConfig
-from learners.feed import Fed
+from learners.feed import ReadyBatch
 from learners.guard import DUMPS, Halt
 from learners.learner import PART, Learner
 
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=8, nonfinite_skips=6, rollbacks=2)
 
 
-def poisoned(seed: int, updates: int = 4) -> Fed:
+def poisoned(seed: int, updates: int = 4) -> ReadyBatch:
     """A block whose first ``updates`` batches hold a NaN reward."""
-    good = fed(seed)
+    good = ready(seed)
     good.block.rows_UBD[:updates, 0, 4] = float("nan")
     return good
 
@@ -51,7 +51,7 @@ class Run:
 
 def test_a_nonfinite_update_is_skipped_counted_and_its_block_dumped(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.learner.step(fed(0))
+    run.learner.step(ready(0))
     bad = poisoned(1, updates=1)
     run.learner.step(bad)
     assert bool(run.agent.w.isfinite().all())
@@ -68,7 +68,7 @@ def test_at_most_three_blocks_are_dumped(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for seed in range(6):
         run.learner.step(poisoned(seed, updates=1))
-        run.learner.step(fed(seed))
+        run.learner.step(ready(seed))
     assert run.learner.report().nonfinite == 6 and len(run.dumps()) == DUMPS == 3
 
 
@@ -83,17 +83,17 @@ def test_a_clean_block_ends_the_count_towards_a_rollback(tmp_path: Path) -> None
     run = Run(tmp_path)
     for seed in range(5):
         run.learner.step(poisoned(seed, updates=4))
-        run.learner.step(fed(seed))
+        run.learner.step(ready(seed))
     assert run.learner.rollbacks == 0
 
 
 def test_after_too_many_in_a_row_the_newest_valid_checkpoint_comes_back_and_versions_go_on(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for seed in range(3):
-        run.learner.step(fed(seed))
+        run.learner.step(ready(seed))
     run.save()
     saved = run.agent.w.clone()
-    run.learner.step(fed(9))
+    run.learner.step(ready(9))
     assert not torch.equal(run.agent.w, saved)
     version = run.learner.version
     run.learner.step(poisoned(4))
@@ -101,7 +101,7 @@ def test_after_too_many_in_a_row_the_newest_valid_checkpoint_comes_back_and_vers
     run.learner.step(poisoned(5))
     assert run.learner.rollbacks == 1 and torch.equal(run.agent.w, saved)
     assert run.learner.updates == 24 and run.learner.version >= version
-    run.learner.step(fed(6))
+    run.learner.step(ready(6))
     orders = [w.order for w in run.published]
     assert orders == sorted(set(orders))
 
@@ -124,10 +124,10 @@ def test_progress_between_rollbacks_forgives_them(tmp_path: Path) -> None:
         run.learner.step(poisoned(0))
         run.learner.step(poisoned(1))
         for seed in range(2):
-            run.learner.step(fed(seed))
+            run.learner.step(ready(seed))
         run.save()
         for seed in range(2, 6):
-            run.learner.step(fed(seed))
+            run.learner.step(ready(seed))
     assert run.learner.rollbacks == 5
 
 
@@ -140,7 +140,7 @@ def test_without_any_checkpoint_a_rollback_is_a_halt(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_are_never_published(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.learner.step(fed(0))
+    run.learner.step(ready(0))
     run.save()
     good = run.agent.w.clone()
     run.agent.w[1] = float("inf")
@@ -150,7 +150,7 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path: Path) -> None
 
 def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.learner.step(fed(0))
+    run.learner.step(ready(0))
     run.save()
     good = run.agent.w.clone()
     run.agent.w[0] = float("nan")
@@ -162,13 +162,13 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path: Path) -
 def test_one_block_late_as_on_cuda_the_guard_comes_to_the_same_decisions(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.learner._blocks_late = 1
-    run.learner.step(fed(0))
+    run.learner.step(ready(0))
     run.save()
     good = run.agent.w.clone()
     for seed in range(2):
         run.learner.step(poisoned(seed))
     assert run.learner.rollbacks == 0 and run.learner.report().nonfinite == 4
-    run.learner.step(fed(1))
+    run.learner.step(ready(1))
     assert run.learner.rollbacks == 1 and torch.equal(run.agent.w, good)
     assert len(run.dumps()) == 2
 

@@ -70,7 +70,7 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
         told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
         assert told.stdout.strip() == "rollout workers: 2 -> 3", told.stderr
         going.wait(lambda: "hangs: it did not answer for" in going.told(), "the learner to be found", ANSWER_S + 12)
-        going.wait(lambda: going.live()["epoch"] > before["epoch"], "a new epoch", 60)
+        going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch", 60)
         assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
     assert "learner restarted from the newest checkpoint: learner" in going.told()
     goes_on(going)
@@ -90,8 +90,8 @@ def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: Ra
         lambda: [child for child in going.children("ray::LearnerActor") if child.pid not in old], "a learner to start"
     )
     started[0].kill()
-    assert going.live()["epoch"] == before["epoch"], "it was killed before it had begun"
-    going.wait(lambda: going.live()["epoch"] >= before["epoch"] + 2, "the second epoch after that")
+    assert going.live()["generation"] == before["generation"], "it was killed before it had begun"
+    going.wait(lambda: going.live()["generation"] >= before["generation"] + 2, "the second generation after that")
     assert going.told().count("learner restarted from the newest checkpoint") == restarts + 2
     goes_on(going)
 
@@ -109,7 +109,7 @@ def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody
             going.wait(lambda text=text: text in going.told(), text, 60)
     goes_on(going)
     line = going.live()
-    assert line["epoch"] == before["epoch"], "the learners waited for their shard"
+    assert line["generation"] == before["generation"], "the learners waited for their shard"
     assert line["version"] > before["version"]
 
 
@@ -127,7 +127,10 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
     before = going.live()
     steps = before["env_steps"] + 600
     with driven(going.run_dir, "resume", str(going.run_dir), "--steps", str(steps)) as run:
-        run.wait(lambda: run.live()["epoch"] > before["epoch"] + 1 and run.live()["state"] == "running", "it to run")
+        run.wait(
+            lambda: run.live()["generation"] > before["generation"] + 1 and run.live()["state"] == "running",
+            "it to run",
+        )
         run.wait_for_steps(steps - 400)
         with stopped(run, "ray::EvaluatorActor"):
             assert run.end() == 0, run.told()[-3_000:]
@@ -135,5 +138,5 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
     summary = read(going.run_dir / "summary.json")
     assert summary["exit"] == "completed" and summary["env_steps"] >= steps and summary["workers"]["restarted"] == 0
     assert summary["updates"] > before["updates"]
-    versions = [(line["epoch"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
+    versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)

@@ -286,7 +286,7 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
     [cloning_cpu, cloning_paper, percent_cloning_cpu, percent_cloning_paper, transformer_cpu, transformer_paper],
 )
 def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:
-    assert preset().problems() == []
+    assert preset().validate() == []
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,6 @@ def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]
     ],
 )
 def test_a_setting_that_cannot_work_is_named_before_anything_is_built(config: Any, field: str) -> None:
-    assert [problem.split()[0] for problem in config.problems()] == [field]
+    assert [problem.split()[0] for problem in config.validate()] == [field]
     with pytest.raises(ValueError, match=f"cannot work:\n- {field} is"):
         (DecisionTransformer if isinstance(config, TransformerConfig) else BehaviourCloning)(config, spec())

@@ -13,7 +13,7 @@ from tiny_runs import TINY, lines, live, read, start, train_inline, train_words,
 
 from cluster.cli import main
 from cluster.config import make_preset, override
-from cluster.graph import Plan, make_shard
+from cluster.graph import RunSpec, make_shard
 from replay import snapshot
 from rollout_workers.envs import env_spec
 
@@ -25,7 +25,7 @@ def learner(run_dir: Path) -> dict[str, np.ndarray]:
     """The newest checkpoint's tensors of the learner, without the counter of its restarts."""
     newest = max((run_dir / "checkpoints").iterdir())
     tensors = load_file(newest / "tensors.safetensors")
-    return {name: t for name, t in tensors.items() if name.startswith("learner/") and not name.endswith("epoch")}
+    return {name: t for name, t in tensors.items() if name.startswith("learner/") and not name.endswith("generation")}
 
 
 def rows(run_dir: Path, env: str, shards: int = 1) -> list[np.ndarray]:
@@ -33,19 +33,19 @@ def rows(run_dir: Path, env: str, shards: int = 1) -> list[np.ndarray]:
     spec = env_spec(env)
     settings = {key: str(value) for key, value in TINY.items()} | {"env": env, "replay.shards": str(shards)}
     config = override(make_preset("softgac", "cpu"), settings)
-    plan = Plan(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run_dir)
+    spec = RunSpec(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run_dir)
     found = []
     for index in range(shards):
-        shard = make_shard(plan, index)
-        assert snapshot.load(shard, plan.shard_dir(index)) is not None
+        shard = make_shard(spec, index)
+        assert snapshot.load(shard, spec.shard_dir(index)) is not None
         found.append(shard.store.rows[: shard.store.size].copy())
     return found
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """What was evaluated, without clocks and without the epoch, which counts starts."""
+    """What was evaluated, without clocks and without the generation, which counts starts."""
     told = lines(run_dir / "evaluations.jsonl")
-    return [{k: v for k, v in line.items() if k not in (*CLOCKS, "epoch")} for line in told]
+    return [{k: v for k, v in line.items() if k not in (*CLOCKS, "generation")} for line in told]
 
 
 def assert_same(one: Path, other: Path, env: str, shards: int = 1) -> None:

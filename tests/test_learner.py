@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from algorithms.weights import Weights
 from learners.checkpoint import load_newest, prefixed, save
 from learners.config import LearnerConfig
-from learners.feed import Fed
+from learners.feed import ReadyBatch
 from learners.graph import CapturedCycle, check_cycles
 from learners.learner import PART, Learner
 from replay.messages import Block, EpisodeBlock
@@ -24,7 +24,7 @@ from replay.schema import ReturnSummary, RowLayout
 CONFIG = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=8)
 
 
-def fed(seed: int, layout: RowLayout = LAYOUT, updates: int = 4, batch: int = 8, shard: int = 0) -> Fed:
+def ready(seed: int, layout: RowLayout = LAYOUT, updates: int = 4, batch: int = 8, shard: int = 0) -> ReadyBatch:
     """A block of U batches drawn from a seeded source, as a shard would send it."""
     rng = np.random.default_rng(seed)
     rows_UBD = rng.standard_normal((updates, batch, layout.width)).astype(np.float32)
@@ -35,13 +35,13 @@ def fed(seed: int, layout: RowLayout = LAYOUT, updates: int = 4, batch: int = 8,
     block = Block(
         rows_UBD=rows_UBD,
         slot_UB=ids,
-        generation_UB=ids,
+        writes_UB=ids,
         version_UB=ids,
         shard=shard,
         inserted=100 * (seed + 1),
         size=100,
     )
-    return Fed(block=block, batches=torch.from_numpy(rows_UBD), waited_s=0.0)
+    return ReadyBatch(block=block, batches=torch.from_numpy(rows_UBD), waited_s=0.0)
 
 
 def make(tmp_path: Path, **kwargs: Any) -> tuple[Learner, list[Weights]]:
@@ -58,16 +58,16 @@ def test_a_learner_makes_the_updates_that_a_bare_loop_makes(tmp_path: Path) -> N
     learner, _ = make(tmp_path)
     bare = LineAgent()
     for seed in range(5):
-        learner.step(fed(seed))
-        bare.update(fed(seed).batches)
+        learner.step(ready(seed))
+        bare.update(ready(seed).batches)
     assert learner.updates == 20 and same(learner.agent.state(), bare.state())
 
 
 def test_weights_are_published_every_publish_updates_and_say_what_they_are(tmp_path: Path) -> None:
-    learner, published = make(tmp_path, epoch=3)
+    learner, published = make(tmp_path, generation=3)
     learner.publish()
     for seed in range(4):
-        learner.step(fed(seed, shard=seed % 2))
+        learner.step(ready(seed, shard=seed % 2))
     assert [w.order for w in published] == [(3, 1), (3, 2), (3, 3)]
     assert [w.updates for w in published] == [0, 8, 16]
     assert [w.env_steps for w in published] == [0, 100 + 200, 300 + 400]
@@ -81,8 +81,8 @@ def test_the_report_has_means_over_its_blocks_and_shares_of_wall_time_that_add_u
     bare = LineAgent()
     losses = []
     for seed in range(3):
-        learner.step(fed(seed))
-        losses.append(bare.update(fed(seed).batches)["loss"].item())
+        learner.step(ready(seed))
+        losses.append(bare.update(ready(seed).batches)["loss"].item())
     report = learner.report()
     assert report.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-6) and report.metrics["nonfinite"] == 0
     assert report.updates == 12 and report.updates_per_s > 0
@@ -94,28 +94,28 @@ def test_the_report_has_means_over_its_blocks_and_shares_of_wall_time_that_add_u
 def test_n_then_resume_then_n_updates_equal_two_n_bit_for_bit(tmp_path: Path) -> None:
     whole, _ = make(tmp_path)
     for seed in range(7):
-        whole.step(fed(seed))
+        whole.step(ready(seed))
     half, _ = make(tmp_path)
     for seed in range(3):
-        half.step(fed(seed))
+        half.step(ready(seed))
     save(tmp_path / "checkpoints", prefixed(PART, half.state()), {}, keep=1)
     loaded = load_newest(tmp_path / "checkpoints", {})
     assert loaded is not None
     resumed, published = make(tmp_path)
     resumed.load_state(loaded.part(PART))
     for seed in range(3, 7):
-        resumed.step(fed(seed))
-    assert same(resumed.state(), whole.state(), but=("epoch",))
-    assert (resumed.epoch, whole.epoch) == (1, 0) and resumed.env_steps == whole.env_steps
-    assert [w.order for w in published] == [(1, 2), (1, 3)]  # versions go on, in a newer epoch
+        resumed.step(ready(seed))
+    assert same(resumed.state(), whole.state(), but=("generation",))
+    assert (resumed.generation, whole.generation) == (1, 0) and resumed.env_steps == whole.env_steps
+    assert [w.order for w in published] == [(1, 2), (1, 3)]  # versions go on, in a newer generation
 
 
 def test_state_is_a_copy_that_later_updates_leave_alone(tmp_path: Path) -> None:
     learner, _ = make(tmp_path)
-    learner.step(fed(0))
+    learner.step(ready(0))
     state = learner.state()
     before = {name: tensor.clone() for name, tensor in state.items()}
-    learner.step(fed(1))
+    learner.step(ready(1))
     assert same(state, before)
 
 
@@ -134,15 +134,15 @@ class HearingAgent(LineAgent):
         return []
 
 
-def episodes_of(shard: int, best: float) -> Fed:
+def episodes_of(shard: int, best: float) -> ReadyBatch:
     returns = ReturnSummary(
         quantile=best, best=best, stage=1, stage_mean=best, stage_target=math.nan, stage_episodes=1, episodes=1
     )
     ids = np.zeros((1, 1), np.int64)
     block = EpisodeBlock(
-        batches=(), slot_UB=ids, generation_UB=ids, version_UB=ids, shard=shard, inserted=9, returns=returns
+        batches=(), slot_UB=ids, writes_UB=ids, version_UB=ids, shard=shard, inserted=9, returns=returns
     )
-    return Fed(block=block, batches=(), waited_s=0.0)
+    return ReadyBatch(block=block, batches=(), waited_s=0.0)
 
 
 def test_an_agent_hears_of_all_shards_together_and_so_it_does_after_a_resume(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ class HostReads(TorchDispatchMode):
 def test_no_update_reads_anything_back_on_the_host(tmp_path: Path) -> None:
     learner, _ = make(tmp_path)
     with HostReads() as reads:
-        learner.step(fed(0, updates=4))
+        learner.step(ready(0, updates=4))
     assert reads.seen == []
     with HostReads() as reads:
         assert torch.ones(2).sum().item() == 2
@@ -212,8 +212,8 @@ def test_on_cuda_the_captured_updates_equal_the_eager_ones(tmp_path: Path) -> No
         config = LearnerConfig(batch_size=8, updates_per_call=4, cuda_graph=graph)
         learner = Learner(LineAgent(device="cuda"), config, directory=tmp_path, publish=lambda weights: None)
         for seed in range(5):
-            host = fed(seed)
-            learner.step(Fed(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
+            host = ready(seed)
+            learner.step(ReadyBatch(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
         learners.append(learner)
     captured, eager = (learner.agent.state() for learner in learners)
     assert torch.allclose(captured["w"], eager["w"], rtol=1e-5) and captured["updates"] == eager["updates"]
@@ -221,8 +221,8 @@ def test_on_cuda_the_captured_updates_equal_the_eager_ones(tmp_path: Path) -> No
 
 
 def test_problems_name_the_field_the_value_and_the_fix() -> None:
-    assert LearnerConfig().problems() == []
-    found = LearnerConfig(batch_size=255, learners=2, publish_updates=0, device="tpu").problems()
+    assert LearnerConfig().validate() == []
+    found = LearnerConfig(batch_size=255, learners=2, publish_updates=0, device="tpu").validate()
     assert len(found) == 3
     assert any("batch_size 255" in p and "256 or 254" in p for p in found)
     assert any(p.startswith("publish_updates is 0, expected at least 1") for p in found)

@@ -14,10 +14,10 @@ import torch
 
 from cluster.config import make_preset
 from cluster.errors import RunError
-from cluster.graph import Plan
+from cluster.graph import RunSpec
 from cluster.learner_actor import LearnerActor
 from learners.checkpoint import Checkpoint
-from learners.feed import Fed, FeedTimeout
+from learners.feed import FeedTimeout, ReadyBatch
 from replay.messages import Wait
 
 
@@ -47,10 +47,10 @@ class Slow:
     waited_s = 0.0
 
     def __init__(self) -> None:
-        self.answers: queue.Queue[Fed | None] = queue.Queue()
+        self.answers: queue.Queue[ReadyBatch | None] = queue.Queue()
         self.asked = 0
 
-    def get(self, deadline_s: float) -> Fed | None:
+    def get(self, deadline_s: float) -> ReadyBatch | None:
         self.asked += 1
         try:
             return self.answers.get(timeout=deadline_s)
@@ -86,9 +86,9 @@ class Others:
 
 
 def actor(path: Path, *shards: Shard, algorithm: str = "softgac") -> LearnerActor:
-    plan = Plan(config=make_preset(algorithm, "cpu"), obs_dim=3, action_dim=1, run_dir=path)
-    made = LearnerActor(plan, 1, 0, list(shards), None)
-    made.learner = types.SimpleNamespace(epoch=0, version=0, device=torch.device("cpu"))  # type: ignore[assignment]
+    spec = RunSpec(config=make_preset(algorithm, "cpu"), obs_dim=3, action_dim=1, run_dir=path)
+    made = LearnerActor(spec, 1, 0, list(shards), None)
+    made.learner = types.SimpleNamespace(generation=0, version=0, device=torch.device("cpu"))  # type: ignore[assignment]
     return made
 
 
@@ -135,14 +135,14 @@ def test_a_rank_with_a_block_meets_one_that_waits_for_long_in_time_and_both_upda
 
     def work(rank: int) -> None:
         learners[rank].collective = meeting  # type: ignore[assignment]
-        while (fed := learners[rank]._next(feeds[rank], 60.0)) is not None:  # type: ignore[arg-type]
-            got[rank].append(fed)
+        while (ready := learners[rank]._next(feeds[rank], 60.0)) is not None:  # type: ignore[arg-type]
+            got[rank].append(ready)
         got[rank].append(None)
 
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in (0, 1)]
     for thread in threads:
         thread.start()
-    block = Fed(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
+    block = ReadyBatch(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
     feeds[0].answers.put(block)
     while feeds[1].asked < 10:  # rank 1 was asked for its block again and again, and rank 0 waited in no reduction
         threads[1].join(0.01)
@@ -164,11 +164,11 @@ class Twice:
     def __init__(self, misses: int) -> None:
         self.misses = misses
 
-    def get(self, deadline_s: float) -> Fed:
+    def get(self, deadline_s: float) -> ReadyBatch:
         self.misses -= 1
         if self.misses >= 0:
             raise FeedTimeout("no block came")
-        return Fed(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
+        return ReadyBatch(block=None, batches=(), waited_s=0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("algorithm", "published"), [("gac", [130]), ("softgac", [])])

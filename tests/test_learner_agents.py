@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from line_agent import small_agent
-from test_learner import HostReads, fed, same
+from test_learner import HostReads, ready, same
 
 from learners.checkpoint import load_newest, prefixed, save
 from learners.config import LearnerConfig
-from learners.feed import Fed
+from learners.feed import ReadyBatch
 from learners.learner import PART, Learner
 from replay.schema import RowLayout
 
@@ -21,8 +21,8 @@ CONFIG = LearnerConfig(batch_size=16, updates_per_call=4, publish_updates=8)
 AGENTS = pytest.mark.parametrize("name", ["softgac", "sac"])
 
 
-def block(seed: int, updates: int = 4) -> Fed:
-    return fed(seed, layout=LAYOUT, updates=updates, batch=16)
+def block(seed: int, updates: int = 4) -> ReadyBatch:
+    return ready(seed, layout=LAYOUT, updates=updates, batch=16)
 
 
 def make(name: str, path: Path) -> Learner:
@@ -43,7 +43,7 @@ def test_n_then_resume_then_n_updates_equal_two_n_bit_for_bit(tmp_path: Path, na
     resumed.load_state(loaded.part(PART))
     for seed in range(3, 6):
         resumed.step(block(seed, updates))
-    assert same(resumed.state(), whole.state(), but=("epoch",))
+    assert same(resumed.state(), whole.state(), but=("generation",))
     assert whole.report().metrics.keys() >= {"critic_loss", "actor_loss", "alpha", "nonfinite"}
 
 
@@ -81,10 +81,10 @@ def test_on_cuda_captured_updates_equal_eager_ones_and_a_rollback_reaches_the_gr
                 learner.load_state(start)
             for seed in range(5):
                 host = block(seed)
-                learner.step(Fed(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
+                learner.step(ReadyBatch(block=host.block, batches=host.batches.cuda(), waited_s=0.0))
             states.append(learner.state())
             assert learner.report().metrics.keys() >= {"critic_loss", "actor_loss", "alpha", "nonfinite"}
     for state in states[1:]:
         for key in states[0]:
-            if key != "epoch":
+            if key != "generation":
                 torch.testing.assert_close(state[key], states[0][key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: k + m)

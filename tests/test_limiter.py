@@ -113,7 +113,7 @@ def test_a_limiter_that_could_never_work_is_refused(bad: tuple[int, float, float
 
 
 def problems(config: ReplayConfig, batch_size: int = 256) -> str:
-    return "\n".join(config.problems(batch_size=batch_size, updates_per_call=16, envs_per_worker=8, chunk_steps=16))
+    return "\n".join(config.validate(batch_size=batch_size, updates_per_call=16, envs_per_worker=8, chunk_steps=16))
 
 
 def test_default_settings_are_feasible() -> None:

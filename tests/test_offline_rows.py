@@ -140,18 +140,18 @@ def test_every_batch_has_exactly_the_stated_share_and_every_slot_names_its_row(
     assert shard.store.offline is not None
     offline = block.slot_UB < 0
     assert (offline == (np.arange(batch) < share)).all()
-    for row, slot, generation, version in zip(
-        block.rows_UBD.reshape(-1, LAYOUT.width), block.slot_UB.flat, block.generation_UB.flat, block.version_UB.flat
+    for row, slot, writes, version in zip(
+        block.rows_UBD.reshape(-1, LAYOUT.width), block.slot_UB.flat, block.writes_UB.flat, block.version_UB.flat
     ):
         if slot < 0:
-            assert (row == shard.store.offline.rows[-1 - slot]).all() and (generation, version) == (0, -1)
+            assert (row == shard.store.offline.rows[-1 - slot]).all() and (writes, version) == (0, -1)
         else:
             assert (row == shard.store.rows[slot]).all() and version == shard.store.version[slot]
-            assert generation == shard.store.generation(np.array([slot]))[0] >= 1
+            assert writes == shard.store.writes(np.array([slot]))[0] >= 1
     newest = round(recent * (batch - share))
     age_UR = (shard.store.inserted - 1 - block.slot_UB[:, batch - newest :]) % shard.store.capacity
     assert (age_UR < 7).all(), "the newest rows keep their share of the online part"
-    assert {array.dtype for array in (block.slot_UB, block.generation_UB, block.version_UB)} == {np.dtype(np.int64)}
+    assert {array.dtype for array in (block.slot_UB, block.writes_UB, block.version_UB)} == {np.dtype(np.int64)}
     assert block.rows_UBD.dtype == np.float32 and block.rows_UBD.flags.c_contiguous and block.rows_UBD.flags.owndata
 
 
@@ -169,7 +169,7 @@ def test_without_a_share_the_draws_are_those_of_a_shard_without_a_dataset_bit_by
         alone.append(make_chunk([(sequence, 0, 10, 0)], sequence=sequence, version=sequence))
     for _ in range(3):
         one, other = block_of(mixed.sample(2, 16)), block_of(alone.sample(2, 16))
-        for name in ("rows_UBD", "slot_UB", "generation_UB", "version_UB"):
+        for name in ("rows_UBD", "slot_UB", "writes_UB", "version_UB"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([3, 0])))
     slow = [[int(u * 40) for u in row] for _ in range(3) for row in rng.random((2, 16))]

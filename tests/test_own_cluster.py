@@ -16,7 +16,7 @@ from network import Host, reached, second_host
 from ray_runs import RayRun, ray_run
 from tiny_runs import ROOT, wait_for
 
-from cluster.connection import knock
+from cluster.connection import check_reachable
 from cluster.errors import UsageError
 
 pytestmark = pytest.mark.cluster
@@ -99,7 +99,7 @@ def test_on_this_host_the_cluster_asks_for_its_token_which_only_its_user_can_rea
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="the cluster asks for a token"):
-        knock(f"127.0.0.1:{gcs_port(going)}")
+        check_reachable(f"127.0.0.1:{gcs_port(going)}")
     told = head(going).environ()
     token = Path(told["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600 and token.stat().st_uid == os.geteuid()

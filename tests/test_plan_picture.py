@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, make_dataset, pairs, train_words
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.cli import main
 from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
@@ -165,7 +165,7 @@ def test_a_start_that_is_no_place_is_refused() -> None:
 
 def trials(run_dir: Path, start: tuple[float, float] | None, found: Maze | None) -> dict[str, Trial]:
     run = RunDirectory.open(run_dir)
-    plan = plan_of(run.config(), run)
+    plan = spec_of(run.config(), run)
     return try_modes(plan, newest_weights(plan), found, chosen_starts(plan, found, start, 5), 5)
 
 
@@ -191,8 +191,8 @@ def test_where_a_target_must_be_named_the_best_return_seen_is_asked_for(walker: 
     run = RunDirectory.open(walker)
     config = run.config()
     agent = dataclasses.replace(config.agent, infer_target="required")
-    weights = newest_weights(plan_of(config, run))
-    plan = plan_of(dataclasses.replace(config, agent=agent), run)
+    weights = newest_weights(spec_of(config, run))
+    plan = spec_of(dataclasses.replace(config, agent=agent), run)
     found = try_modes(plan, weights, maze(), np.array([[1.0, -1.0]]), 5)
     assert found["st"].target == best_return(weights) == 80.0
 

@@ -134,9 +134,9 @@ def test_the_recorder_equals_its_slow_twin_over_several_chunks(events: list[list
             obs_EO = np.where(np.isin(np.arange(envs), refused)[:, None], script.obs(), obs_EO)
             fast.restart(np.array(refused), obs_EO)
         if t % 3 == 2:
-            chunk = fast.take(epoch=1, version=4)
+            chunk = fast.take(generation=1, version=4)
             assert (chunk.worker, chunk.incarnation, chunk.sequence) == (3, 2, t // 3)
-            assert (chunk.epoch, chunk.version) == (1, 4)
+            assert (chunk.generation, chunk.version) == (1, 4)
             dtypes = [array.dtype for array in (chunk.rows_ND, chunk.episode_N, chunk.step_N, chunk.flag_N)]
             assert dtypes == [np.float32, np.int64, np.int32, np.uint8]
             fast_rows += contents(chunk)
@@ -171,7 +171,7 @@ def fill(recorder: Recorder, script: Script, events: list[list[str]]) -> Chunk:
         refused = recorder.record(script.fresh(script.envs, 1).astype(np.float32), script.step(kinds))
         if refused is not None:
             recorder.restart(refused, script.obs())
-    return recorder.take(epoch=0, version=0)
+    return recorder.take(generation=0, version=0)
 
 
 def test_an_episode_goes_on_across_a_chunk_border() -> None:
@@ -192,7 +192,7 @@ def test_truncation_is_not_termination_and_keeps_the_true_last_observation() -> 
     step = script.step(["truncated"])
     recorder.record(np.zeros((1, 1), np.float32), step)
     recorder.record(np.zeros((1, 1), np.float32), script.step(["both"]))
-    columns = LAYOUT.views(recorder.take(epoch=0, version=0).rows_ND)
+    columns = LAYOUT.views(recorder.take(generation=0, version=0).rows_ND)
     assert columns.discount.tolist() == [1.0, 0.0]
     np.testing.assert_array_equal(columns.next_obs[0], step.next_obs_EO[0])
     np.testing.assert_array_equal(columns.obs[1], step.obs_EO[0])
@@ -209,7 +209,7 @@ def test_an_environment_may_overwrite_its_buffers_after_each_step() -> None:
         recorder.record(np.zeros((2, 1), np.float32), step)
         for array in step:
             array[...] = -1
-    chunk = recorder.take(epoch=0, version=0)
+    chunk = recorder.take(generation=0, version=0)
     assert (chunk.rows_ND[:, :2] > 0).all()
     np.testing.assert_array_equal(chunk.rows_ND[::2, :2], kept)
 
@@ -220,7 +220,7 @@ def test_large_finite_values_are_recorded_though_their_squares_overflow() -> Non
     huge, no = np.full((1, 2), 1e30, np.float32), np.zeros(1, bool)
     with np.errstate(over="ignore"):
         assert recorder.record(np.zeros((1, 1), np.float32), StepResult(huge, huge, np.ones(1), no, no, ~no)) is None
-    assert len(recorder.take(epoch=0, version=0).rows_ND) == 1
+    assert len(recorder.take(generation=0, version=0).rows_ND) == 1
 
 
 def test_a_reward_too_large_for_float32_is_refused() -> None:
@@ -230,7 +230,7 @@ def test_a_reward_too_large_for_float32_is_refused() -> None:
     with np.errstate(over="ignore"):
         assert recorder.record(np.zeros((1, 1), np.float32), step).tolist() == [0]
     recorder.restart(np.array([0]), script.obs())
-    assert recorder.take(epoch=0, version=0).stats["dropped_nonfinite_reward"] == 1
+    assert recorder.take(generation=0, version=0).stats["dropped_nonfinite_reward"] == 1
 
 
 def test_a_reset_that_gives_nan_stops_the_worker_with_a_reason() -> None:

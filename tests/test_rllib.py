@@ -60,10 +60,10 @@ def inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def learner_state(saved: str) -> dict[str, torch.Tensor]:
-    """The learner's tensors in a saved checkpoint, without the counters that a new epoch of the weights moves."""
+    """The learner's tensors in a saved checkpoint, without the counters that a new generation of the weights moves."""
     found = checkpoint.load_newest(Path(saved) / "checkpoints", {})
     assert found is not None
-    moved = ("version", "epoch", "published_updates")
+    moved = ("version", "generation", "published_updates")
     return {name: t for name, t in found.tensors.items() if name.startswith("learner/") and not name.endswith(moved)}
 
 
@@ -79,8 +79,8 @@ def settle(algorithm: FleetAlgorithm, batch: int = 32, block: int = 8, min_size:
     deadline = time.monotonic() + 60
     with algorithm._driving() as session:
         allowed = (session.env_steps - min_size + tolerance) // block * block
-        while session.tally.updates < allowed:
-            assert time.monotonic() < deadline, f"{session.tally.updates} of {allowed} updates after a minute"
+        while session.aggregator.updates < allowed:
+            assert time.monotonic() < deadline, f"{session.aggregator.updates} of {allowed} updates after a minute"
             session.advance()
         return allowed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
 from cluster.run_dir import RunDirectory
@@ -53,7 +53,7 @@ def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(
 ) -> None:
     run = RunDirectory.create(tmp_path / "run", CONFIG)
     told: list[str] = []
-    session = Session(run, plan_of(CONFIG, run), event=told.append)
+    session = Session(run, spec_of(CONFIG, run), event=told.append)
     closed: list[bool] = []
     monkeypatch.setattr(session.fleet, "close", lambda: closed.append(True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.checks import make_plan
+from cluster.checks import make_spec
 from cluster.config import flatten, make_preset, override
 from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory
@@ -46,7 +46,7 @@ def test_a_value_with_which_nothing_could_work_is_refused_by_name(
 ) -> None:
     config = override(PRESET, {"env": "InvertedPendulum-v5", key: text})
     with pytest.raises(UsageError, match=f"{key} is"):
-        make_plan(config, RunDirectory(tmp_path_factory.getbasetemp() / "none"), 0)
+        make_spec(config, RunDirectory(tmp_path_factory.getbasetemp() / "none"), 0)
 
 
 def test_a_cluster_is_not_measured_by_the_memory_of_the_machine_that_drives_it(
@@ -56,9 +56,9 @@ def test_a_cluster_is_not_measured_by_the_memory_of_the_machine_that_drives_it(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     huge = override(PRESET, {"env": "InvertedPendulum-v5", "replay.capacity_rows": "1e12"})
     with pytest.raises(UsageError, match="this machine has"):
-        make_plan(huge, run, 0)
-    assert make_plan(override(huge, {"ray.address": "head:6379"}), run, 0).run_dir == run.path
+        make_spec(huge, run, 0)
+    assert make_spec(override(huge, {"ray.address": "head:6379"}), run, 0).run_dir == run.path
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # as `ray job submit` does
-    assert make_plan(huge, run, 0).run_dir == run.path
+    assert make_spec(huge, run, 0).run_dir == run.path
     with pytest.raises(UsageError, match="this machine has"):
-        make_plan(override(huge, {"backend": "inline"}), run, 0)
+        make_spec(override(huge, {"backend": "inline"}), run, 0)

@@ -165,7 +165,7 @@ def test_the_ring_holds_the_newest_rows_untorn_and_knows_how_often_each_slot_was
         shard.append(chunk)
     assert (held(shard) == np.stack(rows[-capacity:])).all()
     table = shard.store
-    assert (table.generation(np.arange(capacity)) == written).all()
+    assert (table.writes(np.arange(capacity)) == written).all()
     in_use = np.arange(table.size)
     assert (table.episode[in_use] == table.rows[in_use, 0]).all() and (
         table.step[in_use] == table.rows[in_use, 1]
@@ -183,9 +183,9 @@ def test_a_block_carries_the_rows_of_its_slots_and_their_identity() -> None:
     assert isinstance(block, Block)
     assert block.rows_UBD.shape == (3, 8, LAYOUT.width) and block.rows_UBD.flags.c_contiguous
     assert block.rows_UBD.dtype == np.float32
-    assert {a.dtype for a in (block.slot_UB, block.generation_UB, block.version_UB)} == {np.dtype(np.int64)}
+    assert {a.dtype for a in (block.slot_UB, block.writes_UB, block.version_UB)} == {np.dtype(np.int64)}
     assert (block.rows_UBD == shard.store.rows[block.slot_UB]).all()
-    assert (block.generation_UB == shard.store.generation(block.slot_UB)).all()
+    assert (block.writes_UB == shard.store.writes(block.slot_UB)).all()
     assert (block.inserted, block.size, block.shard) == (48, 20, 0)
 
 
@@ -260,12 +260,12 @@ def test_a_closed_shard_serves_the_rest_of_its_budget_and_then_is_exhausted() ->
 
 def test_acks_carry_the_newest_policy_and_ages_at_insert_are_counted() -> None:
     shard = make_shard()
-    shard.append(make_chunk([(0, 0, 2, 0)], epoch=1, version=5))
+    shard.append(make_chunk([(0, 0, 2, 0)], generation=1, version=5))
     shard.sample(1, 1, newest=(1, 9))
     shard.observe_version(0, 99)  # of an earlier learner: not newer
-    ack = shard.append(make_chunk([(1, 0, 17, 0)], sequence=1, epoch=1, version=6))
-    assert (ack.epoch, ack.version) == (1, 9)
-    shard.append(make_chunk([(2, 0, 1, 0)], sequence=2, epoch=0, version=8))
+    ack = shard.append(make_chunk([(1, 0, 17, 0)], sequence=1, generation=1, version=6))
+    assert (ack.generation, ack.version) == (1, 9)
+    shard.append(make_chunk([(2, 0, 1, 0)], sequence=2, generation=0, version=8))
     stats = shard.stats()
     assert {age: int(n) for age, n in enumerate(stats.age_rows) if n} == {0: 2, 3: 17, 64: 1}
 

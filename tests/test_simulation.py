@@ -48,15 +48,15 @@ def assert_conserved_exactly(run: SimulatedRun) -> None:
     """Every env step that the environments ever made is stored or dropped by a reason, but for the last ones of workers that
     were killed: those the driver cannot have heard of."""
     unheard = {writer: worker._env.made - run.told[writer] for writer, worker in run.workers.items()}  # type: ignore[attr-defined]
-    assert run.made == run.tally.recorded + sum(unheard.values())
-    assert run.tally.ledger.in_flight == 0
+    assert run.made == run.aggregator.recorded + sum(unheard.values())
+    assert run.aggregator.ledger.in_flight == 0
     killed = {writer for writer, rows in unheard.items() if rows}
     assert len(killed) <= run.fired["worker killed"] + run.fired["last counters untold"], unheard
     if not run.fired["shard crashed"]:
         assert all(rows <= (WORKER.max_unacked + 1) * CHUNK_ROWS for rows in unheard.values()), unheard
     stored = sum(len(run.chunks[key].rows_ND) for keys in run.stored for key in keys)
-    assert run.tally.env_steps == stored == sum(shard.store.inserted for shard in run.shards)
-    dropped = run.tally.dropped_rows()
+    assert run.aggregator.env_steps == stored == sum(shard.store.inserted for shard in run.shards)
+    dropped = run.aggregator.dropped_rows()
     own = {"nonfinite_observation", "nonfinite_reward", "run_complete", "stopped", "worker_lost", "shard_restart"}
     assert set(dropped) - own <= set(run.rejected.values())
     assert ("shard_restart" in dropped) <= bool(run.fired["rows lost with a shard"])
@@ -92,7 +92,7 @@ def runs(seeds: range, **options: Any) -> pytest.MarkDecorator:
 def test_without_faults_nothing_is_lost_refused_or_sent_twice(ended: SimulatedRun) -> None:
     assert_promises(ended)
     assert_conserved_exactly(ended)
-    assert set(ended.rejected.values()) <= {"run_complete"} and set(ended.tally.dropped_rows()) <= {"run_complete"}
+    assert set(ended.rejected.values()) <= {"run_complete"} and set(ended.aggregator.dropped_rows()) <= {"run_complete"}
     assert not {"told duplicate", "told rejected", "answer missed", "rollback"} & set(+ended.fired)
 
 
@@ -116,7 +116,7 @@ def test_everything_may_break_at_once_and_loses_no_more_than_the_recovery_points
 def test_rows_of_shards_that_die_are_all_counted_whatever_reports_die_with_them(ended: SimulatedRun) -> None:
     assert_promises(ended)
     assert_conserved_exactly(ended)
-    assert ended.made == ended.tally.recorded, "no worker was killed, so the driver hears of every row"
+    assert ended.made == ended.aggregator.recorded, "no worker was killed, so the driver hears of every row"
     assert set(+ended.fired) >= {"shard crashed", "rows lost with a shard", "counters untold", "answer lost"}
 
 

@@ -40,7 +40,7 @@ def assert_alike(a: Shard, b: Shard) -> None:
         assert a.state() == b.state()
         left, right = a.sample(2, 64), b.sample(2, 64)
         assert (left.rows_UBD == right.rows_UBD).all() and (left.slot_UB == right.slot_UB).all()
-        assert (left.generation_UB == right.generation_UB).all() and (left.version_UB == right.version_UB).all()
+        assert (left.writes_UB == right.writes_UB).all() and (left.version_UB == right.version_UB).all()
         for shard in (a, b):
             feed(shard, shard.store.inserted // 32, 2)
 

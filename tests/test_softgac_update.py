@@ -303,12 +303,12 @@ def test_a_state_that_does_not_fit_is_refused_with_every_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_report_every_problem_at_once(name):
     algorithm = ALGORITHMS[name]
-    assert all(preset().problems() == [] for preset in algorithm.presets.values())
+    assert all(preset().validate() == [] for preset in algorithm.presets.values())
     bad = dataclasses.replace(algorithm.presets["cpu"](), gamma=1.0, v_min=5.0, v_max=-5.0, atoms=1, alpha_init=0.0)
-    assert len(bad.problems()) == 4
+    assert len(bad.validate()) == 4
     with pytest.raises(ValueError, match=r"(?s)gamma is 1\.0.*v_min is 5\.0.*alpha_init is 0\.0"):
         algorithm.make_agent(bad, AgentSpec(obs_dim=OBS, action_dim=ACTION))
-    assert ALGORITHMS["softgac"].config_class(particles=3, antithetic=True).problems()
+    assert ALGORITHMS["softgac"].config_class(particles=3, antithetic=True).validate()
 
 
 def test_the_paper_preset_has_the_published_constants():

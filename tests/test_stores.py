@@ -30,7 +30,7 @@ def chunk(number: int) -> Chunk:
     return make_chunk([(2 * number, 0, 9, TERMINATED), (2 * number + 1, 0, 7, 0)], sequence=number, version=number)
 
 
-def fed(kind: str, chunks: int = 20) -> Shard:
+def ready(kind: str, chunks: int = 20) -> Shard:
     shard = STORES[kind]()
     for number in range(chunks):
         assert shard.append(chunk(number)).status == "ok"
@@ -40,12 +40,12 @@ def fed(kind: str, chunks: int = 20) -> Shard:
 def drawn(shard: Shard) -> list[bytes]:
     block = shard.sample(2, 8)
     assert not isinstance(block, Wait)
-    return [block.slot_UB.tobytes(), block.generation_UB.tobytes(), block.version_UB.tobytes(), repr(block).encode()]
+    return [block.slot_UB.tobytes(), block.writes_UB.tobytes(), block.version_UB.tobytes(), repr(block).encode()]
 
 
 @store
 def test_a_chunk_is_stored_once_counted_once_and_rejected_as_a_whole(kind: str) -> None:
-    shard = fed(kind, 3)
+    shard = ready(kind, 3)
     assert shard.append(chunk(1)).status == "duplicate"
     broken = chunk(3)
     broken.rows_ND[2, 0] = np.nan
@@ -59,12 +59,12 @@ def test_a_chunk_is_stored_once_counted_once_and_rejected_as_a_whole(kind: str) 
 
 @store
 def test_a_block_names_what_it_holds_and_its_arrays_are_the_receivers(kind: str) -> None:
-    shard, twin = fed(kind), fed(kind)
+    shard, twin = ready(kind), ready(kind)
     block = shard.sample(3, 8)
     assert not isinstance(block, Wait)
-    assert block.slot_UB.shape == block.generation_UB.shape == block.version_UB.shape == (3, 8)
+    assert block.slot_UB.shape == block.writes_UB.shape == block.version_UB.shape == (3, 8)
     assert (block.shard, block.inserted) == (0, 320)
-    for array in (block.slot_UB, block.generation_UB, block.version_UB):
+    for array in (block.slot_UB, block.writes_UB, block.version_UB):
         array[:] = -7
     twin.sample(3, 8)
     assert drawn(shard) == drawn(twin)
@@ -72,7 +72,7 @@ def test_a_block_names_what_it_holds_and_its_arrays_are_the_receivers(kind: str)
 
 @store
 def test_a_snapshot_is_the_shard_when_it_began_and_is_loaded_bit_by_bit(kind: str, tmp_path: Path) -> None:
-    shard, then, again = fed(kind), fed(kind), STORES[kind]()
+    shard, then, again = ready(kind), ready(kind), STORES[kind]()
     saving, number = snapshot.Saving(shard, tmp_path), 20
     with pytest.raises(RuntimeError, match="being saved already"):
         snapshot.Saving(shard, tmp_path)
@@ -95,7 +95,7 @@ def test_a_snapshot_is_the_shard_when_it_began_and_is_loaded_bit_by_bit(kind: st
 def test_a_snapshot_that_fails_leaves_nothing_and_the_next_one_is_complete(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = fed(kind)
+    shard = ready(kind)
     snapshot.save(shard, tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     shard.append(chunk(20))
@@ -116,7 +116,7 @@ def test_a_snapshot_that_fails_leaves_nothing_and_the_next_one_is_complete(
 
 @store
 def test_a_snapshot_of_another_format_is_refused_with_what_to_do(kind: str, tmp_path: Path) -> None:
-    info = snapshot.save(fed(kind), tmp_path)
+    info = snapshot.save(ready(kind), tmp_path)
     manifest.write_manifest(info.path, manifest.read_manifest(info.path) | {"format": 99})
     with pytest.raises(snapshot.SnapshotError, match=r"has format 99, this version reads .*resume with the version"):
         snapshot.load(STORES[kind](), tmp_path)
@@ -124,7 +124,7 @@ def test_a_snapshot_of_another_format_is_refused_with_what_to_do(kind: str, tmp_
 
 def test_a_snapshot_of_transitions_of_format_1_is_read_without_its_priorities(tmp_path: Path) -> None:
     """As versions before the stores wrote them: a priority for each row, and digests of 128 bits."""
-    shard = fed("transitions")
+    shard = ready("transitions")
     info = snapshot.save(shard, tmp_path)
     content = manifest.read_manifest(info.path) | {"format": 1}
     for entry in content["segments"]:

@@ -17,7 +17,7 @@ from tiny_runs import read, train_inline, train_words
 
 from algorithms import ALGORITHMS
 from cluster import checks
-from cluster.checks import make_plan
+from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.arguments import seed
 from cluster.commands.status import status, status_in_words
@@ -336,7 +336,7 @@ def test_a_damaged_count_of_starts_is_named_and_nothing_is_started(
 
 def test_a_plan_is_made_of_what_the_command_line_found_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)first.*learner\.batch_size is 0"):
-        make_plan(config_of(env=ENV, learner__batch_size=0), RunDirectory(tmp_path / "run"), 0, ["first"])
+        make_spec(config_of(env=ENV, learner__batch_size=0), RunDirectory(tmp_path / "run"), 0, ["first"])
 
 
 def test_a_seed_of_the_command_line_keeps_every_digit_and_takes_whole_numbers_alone() -> None:

@@ -40,7 +40,7 @@ def make_worker(
         **options,  # type: ignore[arg-type]
     )
     if load:
-        worker.load_weights(policy.weights(0, epoch=1, version=3))
+        worker.load_weights(policy.weights(0, generation=1, version=3))
     return worker
 
 
@@ -95,7 +95,7 @@ def test_random_steps_need_no_weights_and_the_first_policy_step_does() -> None:
     worker = make_worker(envs=2, steps=8, random_steps=18, load=False)
     assert not worker.needs_weights
     chunk = worker.collect()
-    assert (chunk.epoch, chunk.version) == (0, 0)
+    assert (chunk.generation, chunk.version) == (0, 0)
     assert worker.needs_weights
     with pytest.raises(NoWeights):
         worker.collect()
@@ -106,10 +106,10 @@ def test_random_steps_need_no_weights_and_the_first_policy_step_does() -> None:
 def test_chunks_carry_the_version_that_acted_and_old_weights_are_ignored() -> None:
     worker = make_worker()
     assert (worker.collect().version, worker.policy_order) == (3, (1, 3))
-    assert not worker.load_weights(PENDULUM.weights(0, epoch=1, version=2))
-    assert worker.load_weights(PENDULUM.weights(0, epoch=2, version=0))
+    assert not worker.load_weights(PENDULUM.weights(0, generation=1, version=2))
+    assert worker.load_weights(PENDULUM.weights(0, generation=2, version=0))
     chunk = worker.collect()
-    assert (chunk.epoch, chunk.version, chunk.sequence) == (2, 0, 1)
+    assert (chunk.generation, chunk.version, chunk.sequence) == (2, 0, 1)
 
 
 def test_one_seed_gives_one_stream_and_a_new_incarnation_another() -> None:

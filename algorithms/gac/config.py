@@ -232,7 +232,7 @@ class GACConfig(PlanningConfig):
         """P, floats that are written back beside each episode: mu and log sigma^2, or none."""
         return 2 * self.tokens * self.token_width if self.posterior == "stored" else 0
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         return self.planning_problems() + self._mismatches()
 
@@ -287,7 +287,7 @@ class GACConfig(PlanningConfig):
 
     def check(self) -> None:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.problems():
+        if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 

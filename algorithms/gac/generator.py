@@ -57,7 +57,7 @@ class Generator(nn.Module):
     """Teacher-forced over rows, or one step at a time with a cache; the two agree to rounding."""
 
     centre_G: torch.Tensor
-    waves: torch.Tensor
+    fourier_frequencies: torch.Tensor
     slope_LH: torch.Tensor
     shift_LH: torch.Tensor
 
@@ -255,7 +255,7 @@ class Generator(nn.Module):
         return F.embedding(index + (plan_R * stretches)[:, None, None], token_BGd.reshape(-1, width)).flatten(2)
 
     def _waves(self, share: torch.Tensor, octaves: int) -> torch.Tensor:
-        angle = share.unsqueeze(-1) * self.waves[:octaves]
+        angle = share.unsqueeze(-1) * self.fourier_frequencies[:octaves]
         return torch.cat([angle.sin(), angle.cos()], -1)
 
     def _read_out(self, x_RSC: torch.Tensor, memory: Memory, plan_R: torch.Tensor | None) -> Generated:

@@ -122,7 +122,7 @@ def infer_plan(
         )
     wanted_K = model.normalise_return(target_K).detach() if weights.targeted and target_K is not None else None
     ascent = _Ascent(model, obs_KO, weights, wanted_K, config, likelihood)
-    mean, log_variance, trace = ascent.climb(noise_DKnd)
+    mean, log_variance, trace = ascent.ascend(noise_DKnd)
     with torch.no_grad():
         z0 = posterior_draw(mean, log_variance, noise_DKnd[-1] if weights.sample else None)
         z = model.plan(z0, obs_KO)
@@ -146,7 +146,7 @@ class _Ascent:
         self.config, self.likelihood = config, likelihood
         self.best = float(model.best_gathered()) if config.infer_bounded else math.inf
 
-    def climb(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
+    def ascend(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
         noise_DKnd = noise_DKnd[self.weights.candidates :]
         mean, log_variance = self._start(candidates, shape), torch.full(shape, self.weights.log_variance)

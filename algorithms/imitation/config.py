@@ -32,13 +32,13 @@ class ImitationConfig:
         """Nothing is written back beside the episodes."""
         return 0
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         return range_problems(self)
 
     def check(self) -> None:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.problems():
+        if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 
@@ -145,9 +145,9 @@ class TransformerConfig(ImitationConfig):
         why="no return would be asked for",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        found = super().problems()
+        found = super().validate()
         if self.heads >= 1 and self.width % self.heads:
             found.append(f"width is {self.width}, expected a multiple of heads ({self.heads}): heads share it evenly")
         return found

@@ -250,8 +250,8 @@ def _block(
     attended, x = _attention(p, name, seen_BTW, heads, only_states, drop), x_BTW[:, 1::3] if only_states else x_BTW
     mixed = _linear(p, f"{name}.mix", attended)
     x = x + (drop(mixed) if drop else mixed)
-    fed = _linear(p, f"{name}.fall", torch.relu(_linear(p, f"{name}.rise", _norm(p, f"{name}.mixed", x))))
-    return x + (drop(fed) if drop else fed)
+    ready = _linear(p, f"{name}.fall", torch.relu(_linear(p, f"{name}.rise", _norm(p, f"{name}.mixed", x))))
+    return x + (drop(ready) if drop else ready)
 
 
 def _attention(

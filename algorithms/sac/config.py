@@ -49,9 +49,9 @@ class SACConfig(ActorCriticConfig):
         why="no float32 holds such a standard deviation",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        found = super().problems()
+        found = super().validate()
         if not self.log_std_min < self.log_std_max:
             found.append(
                 f"log_std_min is {self.log_std_min} and log_std_max is {self.log_std_max}, expected finite numbers in "

@@ -43,9 +43,9 @@ class SoftGACConfig(ActorCriticConfig):
         why="control energy is never negative, so alpha would grow without end",
     )
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        found = super().problems()
+        found = super().validate()
         if self.antithetic and self.particles % 2:
             found.append(
                 f"antithetic is on with particles {self.particles}, expected an even number: a path would have no "

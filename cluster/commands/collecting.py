@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, make_policy, make_shard, set_threads
+from cluster.graph import RunSpec, make_policy, make_shard, set_threads
 from cluster.history import evaluation_records
 from cluster.run_dir import RunDirectory
 from replay import snapshot
@@ -99,15 +99,15 @@ def collect_agent_episodes(
     _check_count(1 if episodes is None and kind == "replay" else episodes, seed)
     if kind == "replay":
         return replayed_episodes(_plan(run_dir), episodes, progress)
-    plan = _plan(run_dir)
+    spec = _plan(run_dir)
     assert episodes is not None
-    actor, explores = _actor(plan), {"medium": (True, True), "expert": (False, False), "mixed": (True, False)}[kind]
+    actor, explores = _actor(spec), {"medium": (True, True), "expert": (False, False), "mixed": (True, False)}[kind]
 
     def explore(numbers: range) -> None:
         assert actor.stateless is not None
         actor.stateless.exploring_E = np.array([explores[i % 2] for i in numbers])
 
-    runs = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs)
+    runs = EpisodeRuns(spec.config.env, spec.config.worker.fast_envs)
     return _collect(runs, actor, episodes, seed, progress, explore)
 
 
@@ -117,24 +117,24 @@ def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> R
     Best is the newest policy, measured here, or what the run's own evaluations saw earlier, if that was more.
     """
     _check_count(episodes, seed)
-    plan = _plan(run_dir)
-    runs, streams = EpisodeRuns(plan.config.env, plan.config.worker.fast_envs), _streams(seed, range(episodes))
-    newest = runs.mean_return(_actor(plan), FIXED_STARTS, streams)
-    seen = [float(np.mean(found.returns)) for _, found in evaluation_records(run_dir, plan.config.unit, [])]
+    spec = _plan(run_dir)
+    runs, streams = EpisodeRuns(spec.config.env, spec.config.worker.fast_envs), _streams(seed, range(episodes))
+    newest = runs.mean_return(_actor(spec), FIXED_STARTS, streams)
+    seen = [float(np.mean(found.returns)) for _, found in evaluation_records(run_dir, spec.config.unit, [])]
     best = max([newest, *seen])
-    return References(runs.mean_return(_Uniform(plan.action_dim), FIXED_STARTS, streams), best)
+    return References(runs.mean_return(_Uniform(spec.action_dim), FIXED_STARTS, streams), best)
 
 
-def _actor(plan: Plan) -> Actor:
+def _actor(spec: RunSpec) -> Actor:
     """Acts with the newest policy of a run; UsageError for one that follows plans."""
-    set_threads(plan.config)
-    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
+    set_threads(spec.config)
+    actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if actor.stateless is None:
         raise UsageError(
-            f"{plan.run_dir} is a run of {plan.config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
+            f"{spec.run_dir} is a run of {spec.config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
             "collected; nothing was done; give a run of one of these, or take what its stages gathered with `drawbridge dataset export`"
         )
-    actor.replace(newest_weights(plan))
+    actor.replace(newest_weights(spec))
     return actor
 
 
@@ -190,9 +190,9 @@ def _collect(
         runs.close()
 
 
-def _plan(run_dir: Path) -> Plan:
+def _plan(run_dir: Path) -> RunSpec:
     run = RunDirectory.open(run_dir)
-    return plan_of(run.config(), run)
+    return spec_of(run.config(), run)
 
 
 def _maze_with_goal(env_id: str) -> tuple[str, Maze]:
@@ -231,7 +231,7 @@ class Found(NamedTuple):
     read: Callable[[int], StoredEpisode]  # with this index
 
 
-def replayed_episodes(plan: Plan, episodes: int | None, progress: Progress | None) -> Iterator[StoredEpisode]:
+def replayed_episodes(spec: RunSpec, episodes: int | None, progress: Progress | None) -> Iterator[StoredEpisode]:
     """At most ``episodes`` of them, evenly spread over their age; None: all. Of a run on whole episodes those of its stages.
 
     Shards of whole episodes keep no observation after the last action: there the last step's own observation is given once
@@ -239,17 +239,17 @@ def replayed_episodes(plan: Plan, episodes: int | None, progress: Progress | Non
 
     Raises UsageError when there is none, RunError when no snapshot is intact, both before the first episode.
     """
-    config = plan.config
+    config = spec.config
     if config.learns_from_episodes and not config.online.stages:
         raise UsageError(
-            f"{plan.run_dir} is a run of {config.algorithm} without stages, expected one that gathered episodes: all it has is its dataset "
+            f"{spec.run_dir} is a run of {config.algorithm} without stages, expected one that gathered episodes: all it has is its dataset "
             "and nothing was collected; give a run of `drawbridge finetune`"
         )
-    found = [one for index in range(config.replay.shards) for one in _found(plan, index)]
+    found = [one for index in range(config.replay.shards) for one in _found(spec, index)]
     found.sort(key=lambda one: (one.age, one.shard))
     if not found:
         raise UsageError(
-            f"{plan.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; let the "
+            f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; let the "
             "run go on until it writes its next checkpoint"
         )
     count = len(found) if episodes is None else min(episodes, len(found))
@@ -264,13 +264,13 @@ def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEp
         yield found.read(index)
 
 
-def _found(plan: Plan, index: int) -> Iterator[Found]:
+def _found(spec: RunSpec, index: int) -> Iterator[Found]:
     """The whole episodes of one shard's newest snapshot; nothing where it has none."""
-    if not plan.config.learns_from_episodes:  # a dataset that was mixed in is not asked for: it may be gone
-        plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, dataset=""))
-    shard = make_shard(plan, index)
+    if not spec.config.learns_from_episodes:  # a dataset that was mixed in is not asked for: it may be gone
+        spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, dataset=""))
+    shard = make_shard(spec, index)
     try:
-        if snapshot.load(shard, plan.shard_dir(index)) is None:
+        if snapshot.load(shard, spec.shard_dir(index)) is None:
             return iter(())
     except snapshot.SnapshotError as error:
         raise RunError(str(error)) from error

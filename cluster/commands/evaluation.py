@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.weights import Weights
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.config import override
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
+from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
 
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
@@ -43,19 +43,19 @@ def evaluate(
     Raises UsageError for what cannot be asked of this run's policy. What is odd about it is told in ``warnings``.
     """
     run = RunDirectory.open(run_dir)
-    plan = plan_of(run.config(), run)
-    aim = _aim(plan, mode, target_return)
+    spec = spec_of(run.config(), run)
+    aim = _aim(spec, mode, target_return)
     if plot is not None:
-        _check_plot(plan, plot)
-    set_threads(plan.config)
-    acting = _acting(plan, settings or {})
-    weights, plan = newest_weights(plan), acting  # a checkpoint is of the settings it was trained with
-    result, told = _evaluation(plan, weights, episodes, seed, aim)
+        _check_plot(spec, plot)
+    set_threads(spec.config)
+    acting = _acting(spec, settings or {})
+    weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
+    result, told = _evaluation(spec, weights, episodes, seed, aim)
     if video is not None:
-        _record(plan, weights, video, seed, aim)
+        _record(spec, weights, video, seed, aim)
     found = {
-        "algorithm": plan.config.algorithm,
-        "env": plan.config.env,
+        "algorithm": spec.config.algorithm,
+        "env": spec.config.env,
         "env_steps": result.env_steps,
         "updates": result.updates,
         "seed": seed,
@@ -68,7 +68,7 @@ def evaluate(
         "warnings": told,
         "wall_s": result.wall_s,
     }
-    found |= _normalised(plan, result) | (_planned(result) if plan.config.learns_from_episodes else {})
+    found |= _normalised(spec, result) | (_planned(result) if spec.config.learns_from_episodes else {})
     if plot is not None:
         from cluster.pictures.calibration import draw_calibration
 
@@ -76,33 +76,33 @@ def evaluate(
     return found
 
 
-def _acting(plan: Plan, settings: dict[str, str]) -> Plan:
-    """``plan`` with other settings of inference; UsageError for a setting that is more than that, or cannot work."""
+def _acting(spec: RunSpec, settings: dict[str, str]) -> RunSpec:
+    """``spec`` with other settings of inference; UsageError for a setting that is more than that, or cannot work."""
     surplus = [key for key in settings if not key.startswith(INFERENCE)]
     if surplus:
         raise UsageError(
             f"--set {', '.join(surplus)}: expected fields that begin with {' or '.join(INFERENCE)}: the others say what was trained; "
             "nothing was evaluated; leave them out"
         )
-    config = override(plan.config, settings)
-    if problems := config.agent.problems():
+    config = override(spec.config, settings)
+    if problems := config.agent.validate():
         raise UsageError(
             "these settings cannot work; nothing was evaluated:\n" + "\n".join(f"  - agent.{text}" for text in problems)
         )
-    return dataclasses.replace(plan, config=config)
+    return dataclasses.replace(spec, config=config)
 
 
-def _check_plot(plan: Plan, path: Path) -> None:
+def _check_plot(spec: RunSpec, path: Path) -> None:
     """UsageError, before any episode, unless there will be predicted returns to draw into a PNG."""
     from cluster.pictures.maze_drawing import check_png
     from cluster.pictures.plan_trial import planning_policy
 
     check_png(path)
-    planning_policy(plan)
+    planning_policy(spec)
 
 
 def _evaluation(
-    plan: Plan, weights: Weights, episodes: int, seed: int, aim: PlanRequest | None
+    spec: RunSpec, weights: Weights, episodes: int, seed: int, aim: PlanRequest | None
 ) -> tuple[Evaluation, list[str]]:
     """An evaluation, and what its policy warned of, each once."""
     from algorithms.interface import PlanRequestError
@@ -110,7 +110,7 @@ def _evaluation(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            result = make_evaluator(plan).evaluate(weights, episodes, seed, aim)
+            result = make_evaluator(spec).evaluate(weights, episodes, seed, aim)
         except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was evaluated") from error
     ours = [str(one.message) for one in caught if one.category is UserWarning]
@@ -120,26 +120,26 @@ def _evaluation(
     return result, list(dict.fromkeys(ours))
 
 
-def _aim(plan: Plan, mode: str | None, target_return: float | None) -> PlanRequest | None:
+def _aim(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRequest | None:
     from algorithms.interface import PlanRequest
 
-    config = plan.config
+    config = spec.config
     if not config.learns_from_episodes:
         if mode is not None or target_return is not None:
             raise UsageError(
-                f"{plan.run_dir} is a run of {config.algorithm}, which makes no plans and takes neither --mode nor --target-return; "
+                f"{spec.run_dir} is a run of {config.algorithm}, which makes no plans and takes neither --mode nor --target-return; "
                 "nothing was evaluated; leave them out"
             )
         return None
     return PlanRequest(mode=config.evaluation.mode if mode is None else mode, target_return=target_return)
 
 
-def _normalised(plan: Plan, result: Evaluation) -> dict[str, Any]:
+def _normalised(spec: RunSpec, result: Evaluation) -> dict[str, Any]:
     """Returns on the scale of the run's dataset: 0 is its random policy, 100 its expert or planner; nothing without them."""
-    if not plan.config.dataset:
+    if not spec.config.dataset:
         return {}
     try:
-        dataset = plan.dataset
+        dataset = spec.dataset
     except UsageError as error:
         return {"normalised_mean": None, "normalised": None, "note": f"not normalised: {error}"}
     assert dataset is not None
@@ -200,29 +200,29 @@ def evaluation_in_words(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def newest_weights(plan: Plan) -> Weights:
+def newest_weights(spec: RunSpec) -> Weights:
     """The policy of the run's newest valid checkpoint, read on the CPU whatever it was trained on."""
     from learners.learner import PART
 
-    found = newest_checkpoint(plan)
+    found = newest_checkpoint(spec)
     if found is None:
         raise RunError(
-            f"{plan.run_dir} has no checkpoint yet, so there is no policy to evaluate; the first one is written when the run starts to learn"
+            f"{spec.run_dir} has no checkpoint yet, so there is no policy to evaluate; the first one is written when the run starts to learn"
         )
-    settings = dataclasses.replace(plan.config.learner, device="cpu")
-    here = dataclasses.replace(plan, config=dataclasses.replace(plan.config, learner=settings))
+    settings = dataclasses.replace(spec.config.learner, device="cpu")
+    here = dataclasses.replace(spec, config=dataclasses.replace(spec.config, learner=settings))
     learner = make_learner(here, 0, lambda weights: None)
     noise = learner.state()["agent/generator"]  # a GPU's would not fit, and weights have no use for any
     learner.load_state(found.part(PART) | {"agent/generator": noise})
     return learner.weights()
 
 
-def _record(plan: Plan, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
+def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
     from rollout_workers.actor import Actor
     from rollout_workers.video import record_video
 
-    actor = Actor(make_policy(plan), backend=plan.config.worker.backend)
+    actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if aim is not None:
         actor.policy.aim = aim
     actor.load(weights)
-    record_video(plan.config.env, actor, path, seed=seed)
+    record_video(spec.config.env, actor, path, seed=seed)

@@ -9,7 +9,7 @@ from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec
 from cluster.config import RunConfig, override
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, base_state
+from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
 
 STAGED = ("gac",)  # algorithms that gather episodes by plans
@@ -69,13 +69,13 @@ def finetuned(
     return dataclasses.replace(config, steps=config.online.stages * config.online.updates_per_stage)
 
 
-def check_base(plan: Plan) -> None:
+def check_base(spec: RunSpec) -> None:
     """UsageError unless the newest checkpoint of the base run fits the agent that would go on from it."""
-    config, base = plan.config, Path(plan.config.online.base)
-    spec = AgentSpec(obs_dim=plan.obs_dim, action_dim=plan.action_dim, seed=config.seed)
-    agent = ALGORITHMS[config.algorithm].make_agent(config.agent, spec)
+    config, base = spec.config, Path(spec.config.online.base)
+    given = AgentSpec(obs_dim=spec.obs_dim, action_dim=spec.action_dim, seed=config.seed)
+    agent = ALGORITHMS[config.algorithm].make_agent(config.agent, given)
     try:
-        state = base_state(base, plan)
+        state = base_state(base, spec)
     except RunError as error:
         raise UsageError(f"{error}; nothing was started") from error
     own = {name: tuple(tensor.shape) for name, tensor in agent.state().items() if name != "generator"}

@@ -15,7 +15,7 @@ from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory, written_at_start
 
 if TYPE_CHECKING:
-    from cluster.graph import Plan
+    from cluster.graph import RunSpec
 
 FLAGS = {
     "steps": "steps",
@@ -136,22 +136,22 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 
 def _start(
-    config: RunConfig, path: Path, problems: list[str], check: Callable[[Plan], None] = lambda plan: None
+    config: RunConfig, path: Path, problems: list[str], check: Callable[[RunSpec], None] = lambda spec: None
 ) -> int:
     """Drives a new run in ``path``; every problem, those that ``check`` raises included, is found before anything is written."""
-    from cluster.checks import make_plan
+    from cluster.checks import make_spec
     from cluster.drive import drive
 
-    plan = make_plan(config, RunDirectory(path), 0, problems)
-    check(plan)
-    _read_dataset(plan)
-    _knock(config)
-    return drive(RunDirectory.create(path, config), plan)
+    spec = make_spec(config, RunDirectory(path), 0, problems)
+    check(spec)
+    _read_dataset(spec)
+    _check_reachable(config)
+    return drive(RunDirectory.create(path, config), spec)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
-    from cluster.checks import check_tree, make_plan
+    from cluster.checks import check_tree, make_spec
     from cluster.drive import drive
     from cluster.missing import check_parts
 
@@ -165,19 +165,19 @@ def _resume(arguments: argparse.Namespace) -> int:
         run.hold()
     run.check_resumable(config)
     lost = check_parts(run, config, arguments.accept_loss)
-    _knock(config)
-    plan = make_plan(config, run, 0)
+    _check_reachable(config)
+    spec = make_spec(config, run, 0)
     with written_at_start(run.path):
-        plan = dataclasses.replace(plan, start=run.count_start())
+        spec = dataclasses.replace(spec, start=run.count_start())
         run.write_config(config)
         run.clear_outcome()
     for text in lost:
         print(text)
-    return drive(run, plan)
+    return drive(run, spec)
 
 
 def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
-    """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
+    """The configuration that a ``train`` command line asks for; ``validate`` takes what is wrong with its settings."""
     config = make_preset(arguments.algorithm, arguments.preset)
     settings = settings_of(arguments.set)
     if arguments.dataset:
@@ -230,19 +230,19 @@ def _unused(stem: Path) -> Path:
     return path
 
 
-def _read_dataset(plan: Plan) -> None:
+def _read_dataset(spec: RunSpec) -> None:
     """One pass over a new run's dataset, which is kept for its learner: what cannot be learned from is found here."""
     from replay.dataset import DatasetError
 
     try:
-        if plan.dataset is not None:
-            plan.dataset.summary()
+        if spec.dataset is not None:
+            spec.dataset.summary()
     except DatasetError as error:
         raise UsageError(f"{error}; nothing was started") from error
 
 
-def _knock(config: RunConfig) -> None:
-    from cluster.connection import knock
+def _check_reachable(config: RunConfig) -> None:
+    from cluster.connection import check_reachable
 
     if config.backend == "ray":
-        knock(config.ray.address)
+        check_reachable(config.ray.address)

@@ -199,7 +199,7 @@ EPISODES = (
 )  # fmt: skip
 LEARNER = (
     _metric("gauge", "policy_version", "versions", "version", "newest published policy", resumed=True),
-    _metric("gauge", "policy_epoch", "epochs", "epoch", "grows by one with each restart of the learner", resumed=True),
+    _metric("gauge", "policy_generation", "generations", "generation", "grows by one with each restart of the learner", resumed=True),
     Metric(
         series="policy_age_versions", kind="gauge", unit="versions", labels=("quantile",),
         keys={"policy_age_p50": ("0.5",), "policy_age_p95": ("0.95",)},

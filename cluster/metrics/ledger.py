@@ -72,7 +72,7 @@ class Ledger:
         self._others: dict[int, _Account] = {}
         self._of: dict[int, set[Writer]] = {}  # writers seen in each shard
 
-    def go_on_from(self, dropped: dict[str, int]) -> None:
+    def resume_from(self, dropped: dict[str, int]) -> None:
         """Takes the counts of the earlier parts of the run."""
         self._before.update(dropped)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
-from cluster.graph import Plan, set_threads
+from cluster.graph import RunSpec, set_threads
 from cluster.metrics.wording import algorithm_name, count, number
 from cluster.pictures.maze_drawing import (
     INK,
@@ -51,20 +51,20 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
     """
     check_png(path)
     run = RunDirectory.open(run_dir)
-    plan = plan_of(run.config(), run)
-    planning_policy(plan)
-    maze = maze_of_plans(plan)
-    starts_P2 = chosen_starts(plan, maze, start, seed)
-    set_threads(plan.config)
-    weights = newest_weights(plan)
-    trials = try_modes(plan, weights, maze, starts_P2, seed)
-    picture = _Picture(plan, maze, starts_P2, trials)
-    picture.draw(_title(plan, weights.updates, seed), best_return(weights), path)
+    spec = spec_of(run.config(), run)
+    planning_policy(spec)
+    maze = maze_of_plans(spec)
+    starts_P2 = chosen_starts(spec, maze, start, seed)
+    set_threads(spec.config)
+    weights = newest_weights(spec)
+    trials = try_modes(spec, weights, maze, starts_P2, seed)
+    picture = _Picture(spec, maze, starts_P2, trials)
+    picture.draw(_title(spec, weights.updates, seed), best_return(weights), path)
     rows = [HEAD, *(_row(trial) for trial in trials.values())]
     lines = ["  ".join(f"{cell:<17}" for cell in row).rstrip() for row in rows]
     return "\n".join(
         [
-            f"{plan.config.env}: plans of {plan.run_dir} after {count(weights.updates, 'update')}",
+            f"{spec.config.env}: plans of {spec.run_dir} after {count(weights.updates, 'update')}",
             *lines,
             f"drawn in {path}",
         ]
@@ -74,8 +74,10 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
 class _Picture:
     """The panels: maze on the left, ascent, outcome and KL on the right with a table below."""
 
-    def __init__(self, plan: Plan, maze: Maze | None, starts_P2: np.ndarray | None, trials: dict[str, Trial]) -> None:
-        self.plan, self.maze, self.starts_P2, self.trials = plan, maze, starts_P2, trials
+    def __init__(
+        self, spec: RunSpec, maze: Maze | None, starts_P2: np.ndarray | None, trials: dict[str, Trial]
+    ) -> None:
+        self.spec, self.maze, self.starts_P2, self.trials = spec, maze, starts_P2, trials
 
     def draw(self, title: tuple[str, str], best: float, path: Path) -> None:
         figure = new_figure(8.2 if self.maze is None else 14.2, 7.2)
@@ -219,10 +221,10 @@ def _row(trial: Trial) -> tuple[str, ...]:
     )
 
 
-def _title(plan: Plan, updates: int, seed: int) -> tuple[str, str]:
-    config = plan.config
+def _title(spec: RunSpec, updates: int, seed: int) -> tuple[str, str]:
+    config = spec.config
     data = f", learned from {config.dataset}" if config.dataset else ""
     return (
         f"Plans of {algorithm_name(config.algorithm)} on {config.env}",
-        f"{plan.run_dir.name}, {count(updates, 'update')}{data}, starts and samples of seed {seed}. Numbers are means over episodes.",
+        f"{spec.run_dir.name}, {count(updates, 'update')}{data}, starts and samples of seed {seed}. Numbers are means over episodes.",
     )

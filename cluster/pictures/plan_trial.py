@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan, make_policy
+from cluster.graph import RunSpec, make_policy
 from cluster.pictures.maze_drawing import check_start
 from rollout_workers.maze import Maze, maze_of
 
@@ -43,31 +43,31 @@ class Trial:
     detour_E: np.ndarray  # path length over shortest path of those that arrived, NaN otherwise; empty without a maze
 
 
-def planning_policy(plan: Plan) -> GACPolicy:
+def planning_policy(spec: RunSpec) -> GACPolicy:
     """The policy of a run that predicts its plans' returns; UsageError for one of another algorithm."""
     from algorithms.gac.policy import GACPolicy
 
-    policy = make_policy(plan)
+    policy = make_policy(spec)
     if not isinstance(policy, GACPolicy):
         raise UsageError(
-            f"{plan.run_dir} is a run of {plan.config.algorithm}, which infers no plans and predicts no returns: there is nothing to "
+            f"{spec.run_dir} is a run of {spec.config.algorithm}, which infers no plans and predicts no returns: there is nothing to "
             "draw; give a run of gac (`drawbridge evaluate` measures every algorithm)"
         )
     return policy
 
 
-def maze_of_plans(plan: Plan) -> Maze | None:
+def maze_of_plans(spec: RunSpec) -> Maze | None:
     """The maze that a run's plans lead through; None where the environment is none with one goal."""
-    maze = maze_of(plan.config.env)
+    maze = maze_of(spec.config.env)
     return None if maze is None or maze.goal_xy is None else maze
 
 
-def chosen_starts(plan: Plan, maze: Maze | None, start: tuple[float, float] | None, seed: int) -> np.ndarray | None:
+def chosen_starts(spec: RunSpec, maze: Maze | None, start: tuple[float, float] | None, seed: int) -> np.ndarray | None:
     """Starts (P, 2), m: the given one, or some far from the goal and from each other; None where there is no maze."""
     if maze is None:
         if start is not None:
             raise UsageError(
-                f"--start was given for {plan.config.env}, expected a maze with one goal: its states hold no position that is known, "
+                f"--start was given for {spec.config.env}, expected a maze with one goal: its states hold no position that is known, "
                 "so nothing was drawn; leave --start out"
             )
         return None
@@ -87,13 +87,13 @@ def spread_starts(maze: Maze, count: int) -> np.ndarray:
 
 
 def try_modes(
-    plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, seed: int
+    spec: RunSpec, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, seed: int
 ) -> dict[str, Trial]:
     """Plans of every mode from every start, and the episodes they led to; the prior draws several plans a start.
 
     Without a maze the starts are those of episodes ``seed``, ``seed`` + 1, ... of an evaluation.
     """
-    return {mode: _try(plan, weights, maze, starts_P2, mode, seed) for mode in ("prior", "st", "kl", "max")}
+    return {mode: _try(spec, weights, maze, starts_P2, mode, seed) for mode in ("prior", "st", "kl", "max")}
 
 
 def best_return(weights: Weights) -> float:
@@ -105,25 +105,27 @@ def best_return(weights: Weights) -> float:
     return float(decode_nan(torch.as_tensor(weights.unpack()["return_high"])))
 
 
-def _try(plan: Plan, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int) -> Trial:
+def _try(
+    spec: RunSpec, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int
+) -> Trial:
     from algorithms.interface import PlanRequest
     from rollout_workers.envs import GivenStarts, make_batch_env
     from rollout_workers.evaluator import Evaluator
 
     starts = STARTS if starts_P2 is None else len(starts_P2)
     start_E = np.repeat(np.arange(starts), PRIORS if mode == "prior" and maze is not None else 1)
-    policy = planning_policy(plan)
+    policy = planning_policy(spec)
     evaluator = Evaluator(
-        plan.config.env,
+        spec.config.env,
         policy,
-        timeout_s=plan.config.evaluation.timeout_s,
+        timeout_s=spec.config.evaluation.timeout_s,
         make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
     required = mode == "st" and policy.config.infer_target == "required"  # no default: the best that was seen
     aim = PlanRequest(mode=mode, target_return=best_return(weights) if required else None)
     found = evaluator.evaluate(weights, len(start_E), seed, aim, record_paths=maze is not None)
     if found.errors:
-        raise RunError(f"{plan.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
+        raise RunError(f"{spec.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
     assert policy.inferred is not None
     inferred, arrived_E = policy.inferred, np.array(found.reached) >= 0
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -19,9 +19,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.tune import PlacementGroupFactory, Trainable
 
-from cluster.checks import make_plan
+from cluster.checks import make_spec
 from cluster.errors import RunError, UsageError
-from cluster.graph import Plan
+from cluster.graph import RunSpec
 from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
 from cluster.rllib.module import PolicyModule
 from cluster.rllib.results import episode_results, evaluated, newest, windowed
@@ -74,13 +74,13 @@ class FleetAlgorithm(Algorithm):
         self._lines: deque[dict[str, Any]] = deque(maxlen=10_000)
         self._episodes: deque[dict[str, Any]] = deque(maxlen=10_000)
         self._run_config = config.run_config()
-        self._plan = self._make_plan()
+        self._plan = self._make_spec()
         self._call_back("on_algorithm_init", metrics_logger=self.metrics)
 
     def step(self) -> dict[str, Any]:
         """One ``train()``: env_steps_per_iteration more env steps, and the updates that the replay ratio makes of them."""
         with self._driving() as session:
-            before = session.env_steps, session.tally.updates, time.monotonic()
+            before = session.env_steps, session.aggregator.updates, time.monotonic()
             session.advance_to(session.env_steps + self.config.env_steps_per_iteration)
             complete = session.env_steps >= self._run_config.steps
             while complete and session.advance():
@@ -212,7 +212,7 @@ class FleetAlgorithm(Algorithm):
         self._starts, self._parts = int(told["starts"]) + 1, self._parts + 1
         self._iteration, self._time_total = int(told["iteration"]), float(told["time_total_s"])
         self._module_order = None
-        self._plan = self._make_plan()
+        self._plan = self._make_spec()
         self._run = self._prepare(folder)  # copies now: Tune removes the folder afterwards
         self._call_back("on_checkpoint_loaded")
 
@@ -264,10 +264,10 @@ class FleetAlgorithm(Algorithm):
         """The run's directory under the trial's: ``drawbridge status``, ``report`` and ``evaluate`` read it."""
         return self._plan.run_dir
 
-    def _make_plan(self) -> Plan:
+    def _make_spec(self) -> RunSpec:
         path = Path(self.logdir) / f"run-{self._parts}"
         name_module(self._run_config.env)
-        return make_plan(self._run_config, RunDirectory(path), self._starts)
+        return make_spec(self._run_config, RunDirectory(path), self._starts)
 
     def _prepare(self, source: Path | None = None) -> RunDirectory:
         """The run directory, locked by this process, with what is restored from ``source``."""
@@ -306,10 +306,10 @@ class FleetAlgorithm(Algorithm):
         self._episodes += [line for line in lines if line.get("episodes")]
         while len(self._episodes) > 1 and sum(line["episodes"] for line in list(self._episodes)[1:]) >= window:
             self._episodes.popleft()
-        line, tally = lines[-1], session.tally
+        line, aggregator = lines[-1], session.aggregator
         made, learned, batch = (
             session.env_steps - env_steps,
-            tally.updates - updates,
+            aggregator.updates - updates,
             self._run_config.learner.batch_size,
         )
         return {
@@ -323,19 +323,19 @@ class FleetAlgorithm(Algorithm):
             "learners": {
                 "__all_modules__": {
                     "num_env_steps_trained": learned * batch,
-                    "num_env_steps_trained_lifetime": tally.updates * batch,
+                    "num_env_steps_trained_lifetime": aggregator.updates * batch,
                 },
                 DEFAULT_MODULE_ID: {
                     **{name.removeprefix("loss_"): value for name, value in line.items() if name.startswith("loss_")},
                     "num_grad_updates": learned,
-                    "num_grad_updates_lifetime": tally.updates,
-                    "weights_seq_no": tally.version,
+                    "num_grad_updates_lifetime": aggregator.updates,
+                    "weights_seq_no": aggregator.version,
                 },
             },
             "replay_buffer": {"num_env_steps_stored": line["size_rows"], "replay_ratio": line["replay_ratio"]},
             "fault_tolerance": {
-                "num_healthy_workers": tally.workers,
-                "num_remote_worker_restarts": tally.workers_restarted,
+                "num_healthy_workers": aggregator.workers,
+                "num_remote_worker_restarts": aggregator.workers_restarted,
             },
             "num_env_steps_sampled_lifetime": session.env_steps,
             "custom_metrics": line,

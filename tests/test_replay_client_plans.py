@@ -16,10 +16,10 @@ from tagged_env import LAYOUT, TaggedEnv
 from tiny_episodes import DATASET, finetune_words, make_dataset, train_words
 from tiny_runs import read
 
-from cluster.checks import plan_of
+from cluster.checks import spec_of
 from cluster.cli import main
-from cluster.courier import Courier, Lost
-from cluster.graph import Plan, make_shard
+from cluster.graph import RunSpec, make_shard
+from cluster.replay_client import Lost, ReplayClient
 from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.arena import ONLINE
@@ -75,11 +75,11 @@ def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(
             assert worker.restart_episodes() == (running_E > 0).sum()
             unfinished += int(running_E.sum())
             running_E[:] = 0
-            policy.begun.clear()
+            policy.start_info.clear()
         chunk = worker.collect()
         assert shard.append(chunk).status == "ok"
         if again:
-            assert policy.begun[0][0] == list(range(ENVS)), "every environment has a new plan, in one batch"
+            assert policy.start_info[0][0] == list(range(ENVS)), "every environment has a new plan, in one batch"
             assert (chunk.step_N.reshape(ENVS, -1)[:, 0] == 0).all()
             assert not seen & set(chunk.episode_N.tolist())
         seen |= set(chunk.episode_N.tolist())
@@ -103,10 +103,10 @@ def test_plans_of_restarted_episodes_are_of_the_newest_weights_and_the_others_ke
     worker = make_worker(policy, steps=1)
     worker.collect()
     worker.load_weights(policy.weights(9, version=1))
-    before = len(policy.begun)
+    before = len(policy.start_info)
     worker.restart_episodes()
     chunk = worker.collect()
-    assert [bias for _, _, bias in policy.begun[before:]] == [9.0]
+    assert [bias for _, _, bias in policy.start_info[before:]] == [9.0]
     assert chunk.version == 1 and len(chunk.metadata) == ENVS
     assert chunk.stats["unfinished_episodes"] == ENVS and chunk.stats["unfinished_rows"] == ENVS
 
@@ -166,23 +166,23 @@ def drive(answers: list[Ack | None], newest: Callable[[], Any], policy: Remember
     def answer(handle: int, timeout_s: float) -> Ack:
         ack = left.pop(0)
         if not left:
-            courier.stop()
+            client.stop()
         if ack is None:
             raise Lost("no answer")
         return ack
 
     worker.restart_episodes = restart_episodes  # type: ignore[method-assign]
-    courier = Courier(worker, send=lambda chunk: sent.append(chunk) or len(sent), answer=answer, fetch=newest, max_unacked=1,
+    client = ReplayClient(worker, send=lambda chunk: sent.append(chunk) or len(sent), answer=answer, fetch=newest, max_unacked=1,
                       timeout_s=5.0, clock=lambda: 0.0, sleep=lambda s: None)  # fmt: skip
-    assert courier.run() == "stopped"
+    assert client.run() == "stopped"
     return renewed
 
 
 def ok(version: int, held: bool = False) -> Ack:
-    return Ack(status="ok", epoch=0, version=version, held=held)
+    return Ack(status="ok", generation=0, version=version, held=held)
 
 
-WAIT = Ack(status="wait", epoch=0, version=0)
+WAIT = Ack(status="wait", generation=0, version=0)
 SCRIPTS: dict[str, tuple[list[Ack | None], list[int]]] = {
     "newer weights while the shard takes rows: plans are kept": ([ok(0), ok(1), ok(2), ok(2)], []),
     "told to wait, and newer weights with the answer": ([ok(0), WAIT, ok(1), ok(1)], [3]),
@@ -216,11 +216,11 @@ def test_in_one_process_each_stage_begins_with_plans_of_what_the_last_one_taught
     assert main(train_words("gac", base, "--steps", "10", "--backend", "inline")) == 0
     flags = ("--set", "worker.workers=3", "--set", "replay.shards=2")
     assert main(finetune_words(base, run, *flags, episodes=10, stages=3)) == 0
-    plan = plan_of(RunDirectory.open(run).config(), RunDirectory.open(run))
+    spec = spec_of(RunDirectory.open(run).config(), RunDirectory.open(run))
     for index in range(2):
-        shard = make_shard(plan, index)
+        shard = make_shard(spec, index)
         assert isinstance(shard, Shard)
-        assert snapshot.load(shard, plan.shard_dir(index)) is not None
+        assert snapshot.load(shard, spec.shard_dir(index)) is not None
         online = shard.store.arena.held(ONLINE)
         stage, version = shard.store.arena.stage[online], shard.store.arena.version[online]
         newest = {k: int(version[stage == k].max()) for k in (1, 2, 3)}
@@ -228,12 +228,12 @@ def test_in_one_process_each_stage_begins_with_plans_of_what_the_last_one_taught
         assert sum(version[stage == 3] == newest[3]) >= 3, "of the quota of 5 at most the chunk in hand is older"
         stats = shard.stats()
         assert stats.stored_rows == stats.episode_rows + stats.open_rows + sum(stats.lost_rows.values())
-    _exported_is_what_the_shards_hold(run, plan)
+    _exported_is_what_the_shards_hold(run, spec)
     rows = read(run / "summary.json")["rows"]
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
 
 
-def _exported_is_what_the_shards_hold(run: Path, plan: Plan) -> None:
+def _exported_is_what_the_shards_hold(run: Path, spec: RunSpec) -> None:
     """What ``dataset export`` wrote of a run in stages, against the shards' own extents."""
     assert main(["dataset", "export", str(run), "tiny/gathered-v0"]) == 0
     made, base = open_dataset("tiny/gathered-v0"), open_dataset(DATASET)
@@ -243,9 +243,9 @@ def _exported_is_what_the_shards_hold(run: Path, plan: Plan) -> None:
         base.expert_return,
     )
     held = []
-    for index in range(plan.config.replay.shards):
-        shard = make_shard(plan, index)
-        assert isinstance(shard, Shard) and snapshot.load(shard, plan.shard_dir(index)) is not None
+    for index in range(spec.config.replay.shards):
+        shard = make_shard(spec, index)
+        assert isinstance(shard, Shard) and snapshot.load(shard, spec.shard_dir(index)) is not None
         table = shard.store.arena
         for slot in table.online.order:
             rows_TF = table.rows[table.start[slot] : table.start[slot] + table.length[slot]]

@@ -1,11 +1,11 @@
 """The worker's side of the wire: chunks go to one shard, newer weights come back.
 
-    courier -> shard    send(chunk)      at most ``max_unacked`` chunks are on the way
-    shard -> courier    ok               stored; so is a duplicate, which says that an earlier answer was lost
+    replay client -> shard    send(chunk)      at most ``max_unacked`` chunks are on the way
+    shard -> replay client    ok               stored; so is a duplicate, which says that an earlier answer was lost
                         wait             nothing was stored: the same chunk goes again, under the same sequence
                         rejected         dropped and counted by reason; run_complete or stopped: the shard takes no more rows
                         (no answer)      the shard is dead or silent: the same chunk goes again; it may have been stored
-    store -> courier    fetch()          only when an answer names a policy newer than the one at hand; if the shard held rows
+    store -> replay client    fetch()          only when an answer names a policy newer than the one at hand; if the shard held rows
                                          back before that, episodes that follow a plan begin anew with it
 
 Delivery is at least once; the shard's table of writers makes storage exactly once. Chunks are settled in the order in
@@ -41,7 +41,7 @@ class Lost(Exception):
     """No answer came: the other side died, is being restarted, or was silent for too long."""
 
 
-class Courier:
+class ReplayClient:
     """Collects with one worker and brings its chunks to its shard until the run is complete or it is told to stop.
 
     Args:
@@ -49,7 +49,7 @@ class Courier:
         send: sends a chunk and gives a handle for its answer; must not block.
         answer: waits for the answer to a handle, at most ``timeout_s``; raises Lost.
         fetch: the newest weights, None before the first publication; raises Lost.
-        max_unacked: chunks on the way, at least 1. Beyond, the courier waits for the oldest one's answer.
+        max_unacked: chunks on the way, at least 1. Beyond, the replay client waits for the oldest one's answer.
         timeout_s: deadline of the wait for one answer.
         patience_s: deadline of every wait for a part that is being restarted: a shard that stays lost, a learner before its
             first publication. Long enough for the driver to notice and to replace it; None: ``timeout_s``.
@@ -136,7 +136,7 @@ class Courier:
             self.complete = self.complete or ack.reason == RUN_COMPLETE
         elif not self._unsure:
             self.worker.note_rejected(chunk, STOPPED)
-        if not self.stopping and self._load((ack.epoch, ack.version)) and self._held:
+        if not self.stopping and self._load((ack.generation, ack.version)) and self._held:
             self.worker.restart_episodes()
             self._held = False
 
@@ -154,7 +154,7 @@ class Courier:
                 self._lost_since = now
             if now - self._lost_since > self._patience_s:
                 raise
-            return Ack(status="wait", epoch=0, version=0, retry_after_s=LOST_RETRY_S)
+            return Ack(status="wait", generation=0, version=0, retry_after_s=LOST_RETRY_S)
         self._lost_since = None
         self._held = self._held or ack.held or ack.status == "wait"
         return ack

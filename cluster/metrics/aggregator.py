@@ -22,7 +22,7 @@ SAVED = ("checkpoint", "snapshot")
 FAILED = (*SAVED, "report")
 
 
-class Tally:
+class MetricsAggregator:
     """Adds up what shards, workers, learners and evaluations report.
 
     Args:
@@ -44,7 +44,7 @@ class Tally:
         self.unit = unit
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.pretrain_updates = pretrain_updates
-        self.env_steps = self.updates = self.version = self.epoch = 0
+        self.env_steps = self.updates = self.version = self.generation = 0
         self.ledger = Ledger()
         self._writer_ended_at = -math.inf  # the newest end of a writer, monotonic clock
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
@@ -64,10 +64,10 @@ class Tally:
         self._mark = (time.monotonic(), 0, 0, 0)
         self._steps_before: int | None = None  # that the earlier parts of the run had told of
 
-    def go_on_from(self, line: dict[str, Any]) -> None:
+    def resume_from(self, line: dict[str, Any]) -> None:
         """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
         self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
-        self.epoch = int(line.get("epoch", 0))
+        self.generation = int(line.get("generation", line.get("epoch", 0)))  # "epoch" in earlier versions
         self.workers_started = int(line.get("workers_started", 0))
         self.restarts.update(by_reason(line, "workers_restarted_"))
         unnamed = int(line.get("workers_restarted", 0)) - self.workers_restarted
@@ -76,7 +76,7 @@ class Tally:
         self.episodes_cut.update(by_reason(line, "episodes_cut_"))
         self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
         self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
-        self.ledger.go_on_from(by_reason(line, "rows_dropped_"))
+        self.ledger.resume_from(by_reason(line, "rows_dropped_"))
         self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
@@ -128,13 +128,13 @@ class Tally:
         self._writer_ended_at = time.monotonic()
         self.ledger.end((worker, incarnation), totals, reason)
 
-    def begin_learning(self, updates: int, epoch: int, version: int) -> None:
+    def begin_learning(self, updates: int, generation: int, version: int) -> None:
         """Takes what a learner holds that begins, or begins again from a checkpoint: less than was told of before, perhaps."""
-        self.updates, self.epoch, self.version = updates, epoch, version
+        self.updates, self.generation, self.version = updates, generation, version
 
     def add_learner(self, report: Any) -> None:
         """Takes a learner's report (learners.learner.LearnerReport)."""
-        self.begin_learning(report.updates, report.epoch, report.version)
+        self.begin_learning(report.updates, report.generation, report.version)
         self._losses.update(report.metrics)
         self._last_shares = dict(report.time)
         for name in _SHARES:
@@ -174,7 +174,7 @@ class Tally:
             "workers_restarted": self.workers_restarted,
             **{f"workers_restarted_{reason}": count for reason, count in self.restarts.items()},
             "version": self.version,
-            "epoch": self.epoch,
+            "generation": self.generation,
             "blocked_insert_s": sum(s.insert_blocked_s for s in shards),
             "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
             "memory_bytes": self.memory_bytes,

@@ -12,11 +12,11 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.actors import WorkerActor
-from cluster.courier import SETTLE_S, STOPPED
 from cluster.errors import RunError, UsageError
-from cluster.graph import INCARNATIONS_A_START, Plan, random_steps_left
-from cluster.metrics.tally import Tally
+from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
+from cluster.replay_client import SETTLE_S, STOPPED
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
@@ -41,7 +41,7 @@ class Member:
     finished: bool = False
 
 
-class Crew:
+class WorkerGroup:
     """Rollout workers by their index; worker i writes to shard i modulo their number.
 
     A worker is watched, and replaced when it fails, for as long as its shard takes rows.
@@ -52,9 +52,15 @@ class Crew:
     """
 
     def __init__(
-        self, plan: Plan, tally: Tally, event: Callable[[str], None], shards: list[Any], store: Any, cpus: float
+        self,
+        spec: RunSpec,
+        aggregator: MetricsAggregator,
+        event: Callable[[str], None],
+        shards: list[Any],
+        store: Any,
+        cpus: float,
     ) -> None:
-        self.plan, self.tally, self.event, self.config = plan, tally, event, plan.config
+        self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self._shards, self._store, self._cpus = shards, store, cpus
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
@@ -82,14 +88,14 @@ class Crew:
     def start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
         """A worker in slot ``index``: a new incarnation each time."""
         count = self._incarnations[index] = self._incarnations.get(index, -1) + 1
-        incarnation = self.plan.start * INCARNATIONS_A_START + count
+        incarnation = self.spec.start * INCARNATIONS_A_START + count
         actor = make_actor(WorkerActor, num_cpus=self._cpus, max_concurrency=2).remote(
-            self.plan,
+            self.spec,
             index,
             incarnation,
             self._shards,
             self._store,
-            random_steps_left(self.config, self.tally.env_steps),
+            random_steps_left(self.config, self.aggregator.env_steps),
         )
         self._members[index] = Member(
             actor=actor,
@@ -100,7 +106,7 @@ class Crew:
             failures=failures,
             first_failure=first_failure,
         )
-        self.tally.workers_started += count == 0
+        self.aggregator.workers_started += count == 0
         self._count()
 
     def look_at(self, ref: Any) -> None:
@@ -115,7 +121,7 @@ class Crew:
             self._replace(index, member, cause(error), "died" if isinstance(error, RayActorError) else "raised")
         else:
             member.finished = True
-            self.tally.end_writer(index, member.incarnation, totals, STOPPED)
+            self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
             self._count()
 
     def observe_reports(self, reports: list[Any], silent_s: dict[int, float]) -> None:
@@ -205,7 +211,7 @@ class Crew:
                 f"halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
             )
         self._restarts += 1
-        self.tally.restarts[reason] += 1
+        self.aggregator.restarts[reason] += 1
         self.event(f"worker {index} restarted: {root(why)}")
         self.start(index, failures, member.first_failure)
 
@@ -241,7 +247,7 @@ class Crew:
             member.finished = True
             if index not in late:
                 try:
-                    self.tally.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
+                    self.aggregator.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
                     ray.kill(member.actor, no_restart=True)
                 except (RayTaskError, RayActorError) as error:
                     self.event(f"worker {index} did not end in order: {root(error)}")
@@ -258,8 +264,8 @@ class Crew:
             totals = None
             with contextlib.suppress(RayError):
                 totals = ray.get(refs[index], timeout=0) if index in refs else None
-            self.tally.end_writer(index, member.incarnation, totals, reason)
+            self.aggregator.end_writer(index, member.incarnation, totals, reason)
             ray.kill(member.actor, no_restart=True)
 
     def _count(self) -> None:
-        self.tally.workers = len(self.runs)
+        self.aggregator.workers = len(self.runs)
