@@ -23,7 +23,7 @@ from replay.store import SEGMENT_BYTES, Arrays, Recorded, Store, offline_share
 from replay.stored_episode import StoredEpisode
 
 WAITING = 65_536  # row ends remembered while their neighbour in time has not arrived
-META_BYTES = 8 + 8 + 8 + 4 + 4 + 1  # episode, link, version, epoch, step, flag: bytes a row beside its floats
+META_BYTES = 8 + 8 + 8 + 4 + 4 + 1  # episode, link, version, generation, step, flag: bytes a row beside its floats
 _SEGMENT_META_BYTES = META_BYTES + 4  # rows of format 1 had a priority; segments keep the size that they had then
 
 

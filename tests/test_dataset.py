@@ -493,7 +493,7 @@ def test_a_remote_that_cannot_be_reached_is_a_clear_error(monkeypatch: pytest.Mo
     monkeypatch.setenv("MINARI_REMOTE", "nowhere://none")
     with pytest.raises(DatasetError, match=r"nowhere://none did not give D4RL/pointmaze/umaze-v2 .*import the folder"):
         import_dataset("D4RL/pointmaze/umaze-v2")
-    monkeypatch.setattr(dataset_import, "_KNOCK", "import time; time.sleep(600)")
+    monkeypatch.setattr(dataset_import, "_CHECK_REACHABLE", "import time; time.sleep(600)")
     monkeypatch.setattr(dataset_import, "REACH_S", 0.5)
     with pytest.raises(DatasetError, match=r"within 0 s.*--timeout"):
         import_dataset("D4RL/pointmaze/umaze-v2")
@@ -508,7 +508,7 @@ def test_a_download_is_checked_and_put_in_place(monkeypatch: pytest.MonkeyPatch,
         import os, shutil, sys
         shutil.copytree({str(tmp_path / "remote")!r}, os.path.join(os.environ["MINARI_DATASETS_PATH"], sys.argv[2]))
     """
-    monkeypatch.setattr(dataset_import, "_KNOCK", "pass")
+    monkeypatch.setattr(dataset_import, "_CHECK_REACHABLE", "pass")
     monkeypatch.setattr(dataset_import, "_DOWNLOAD", textwrap.dedent(copy))
     with pytest.raises(DatasetError, match=f"calls itself {ID}"):
         import_dataset("drawbridge/other-v0")

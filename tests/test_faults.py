@@ -57,7 +57,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_generation_at_the
     going.wait(lambda: any((going.run_dir / "checkpoints").glob("checkpoint-*")), "a checkpoint")
     before = going.live()
     victim = going.kill_one("ray::LearnerActor")
-    going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch")
+    going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
     going.wait(lambda: going.live()["updates"] > before["updates"] + 500, "updates beyond those of the one that died")
     assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
     assert "learner restarted from the newest checkpoint" in going.told()

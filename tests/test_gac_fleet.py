@@ -160,7 +160,7 @@ def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_ag
     going.wait(lambda: going.live()["updates"] > 60, "the first stage to be learned from")
     before = going.live()
     going.kill_one("ray::LearnerActor")
-    going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch")
+    going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
     assert "learner restarted from the newest checkpoint" in going.told()
     going.wait(lambda: going.live()["stage"] >= 2, "the next stage")
     line = going.live()

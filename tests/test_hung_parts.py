@@ -70,7 +70,7 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
         told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
         assert told.stdout.strip() == "rollout workers: 2 -> 3", told.stderr
         going.wait(lambda: "hangs: it did not answer for" in going.told(), "the learner to be found", ANSWER_S + 12)
-        going.wait(lambda: going.live()["generation"] > before["generation"], "a new epoch", 60)
+        going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation", 60)
         assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
     assert "learner restarted from the newest checkpoint: learner" in going.told()
     goes_on(going)

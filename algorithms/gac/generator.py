@@ -90,7 +90,7 @@ class Generator(nn.Module):
             self.shift_LH = nn.Parameter(torch.zeros(config.layers, heads))
         centre_G = torch.arange(self.stretches, dtype=torch.float32) + 0.5
         self.register_buffer("centre_G", centre_G, persistent=False)
-        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
+        self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
 
     def memory(self, token_BGd: torch.Tensor, promised_B: torch.Tensor | None) -> Memory:
         """Keys and values of every layer, from the tokens that the generator reads; with linear reading the plan as one
