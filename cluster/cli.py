@@ -30,6 +30,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except RunError as error:
         return _failed(error, 1)
+    except SystemExit as error:
+        traceback.print_exc()
+        return _failed(
+            RunError(
+                f"code that is not this project's called sys.exit({error.code!r}), expected it to return or to raise: the command did not "
+                "finish, whatever that exit code says; the traceback above shows the place"
+            ),
+            1,
+        )
     except Exception as error:
         traceback.print_exc()
         return _failed(error, 1)

@@ -5,12 +5,15 @@ Letters: E environments, O observation dim, A action dim.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
+import os
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -23,6 +26,25 @@ from replay.stored_episode import UNBOUNDED
 
 class EnvError(ValueError):
     """An environment that cannot be trained on, or was used against its contract."""
+
+
+def exit_error(env_id: str, error: SystemExit) -> EnvError:
+    """What ``sys.exit`` in an environment's own code counts as: it must not end a process, least of all with exit code 0."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return EnvError(
+        f"{env_id} called sys.exit({'' if error.code is None else repr(error.code)}) in {at.name} "
+        f"({os.path.basename(at.filename)}, line {at.lineno}), expected it to return or to raise: this counts as a failure of the "
+        "environment, whatever the exit code; raise an exception that says what is wrong"
+    )
+
+
+@contextlib.contextmanager
+def without_exit(env_id: str) -> Iterator[None]:
+    """Raises ``exit_error`` for a SystemExit of the code in the block."""
+    try:
+        yield
+    except SystemExit as error:
+        raise exit_error(env_id, error) from error
 
 
 class StepResult(NamedTuple):
@@ -171,6 +193,8 @@ def _import_module(module: str, env_id: str) -> None:
         )
     try:
         importlib.import_module(module)
+    except SystemExit as error:
+        raise exit_error(env_id, error) from error
     except Exception as error:
         raise EnvError(
             f"{env_id} names the module {module!r}, which did not import ({type(error).__name__}: {error}), expected a "
@@ -340,7 +364,7 @@ def close_or_warn(env: Any, env_id: str) -> None:
     """Closes one environment, or a vector of them; an exception of its own becomes a RuntimeWarning."""
     try:
         env.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         warnings.warn(
             f"{env_id}: close() raised {type(error).__name__}: {error}; expected it to free the environment. Results are kept "
             "and the run continues, but what the environment holds may stay in use until this process ends; mend its "

@@ -21,8 +21,10 @@ from rollout_workers.env import (
     close_or_warn,
     env_seeds,
     episode_seed,
+    exit_error,
     find_env,
     observation_dim,
+    without_exit,
 )
 from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
 from rollout_workers.maze import maze_of
@@ -74,11 +76,13 @@ def env_spec(env_id: str) -> EnvSpec:
     """
     env = make_env(env_id)
     try:
-        box = ActionBox(env.action_space, env_id)
-        obs_dim = observation_dim(env.observation_space, env_id)
+        with without_exit(env_id):
+            action_space, observation_space = env.action_space, env.observation_space
+        box = ActionBox(action_space, env_id)
+        obs_dim = observation_dim(observation_space, env_id)
         if not obs_dim:
             raise EnvError(
-                f"{env_id} has an observation of no numbers, {env.observation_space}, expected at least one: there is nothing "
+                f"{env_id} has an observation of no numbers, {observation_space}, expected at least one: there is nothing "
                 "to act on; give the environment an observation"
             )
         return EnvSpec(
@@ -100,6 +104,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # not all take the word
     try:
         return gym.make(spec, disable_env_checker=True, **rendering)
+    except SystemExit as error:
+        raise exit_error(env_id, error) from error
     except Exception as error:
         raise EnvError(
             f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to "
@@ -115,7 +121,8 @@ def make_batch_env(env_id: str, num_envs: int, seed: int, fast: bool = True) -> 
     """
     if num_envs < 1:
         raise EnvError(f"{num_envs} environments asked for, expected 1 or more: there is nothing to step; ask for more")
-    return VectorBatchEnv(_vector_env(env_id, num_envs, fast), env_id=env_id, seed=seed)
+    with without_exit(env_id):
+        return VectorBatchEnv(_vector_env(env_id, num_envs, fast), env_id=env_id, seed=seed)
 
 
 def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
@@ -142,7 +149,7 @@ def try_env(env_id: str, fast: bool, deadline_s: float) -> None:
     def trial() -> None:
         try:
             _trial(env_id, fast)
-        except BaseException as error:  # also SystemExit, which would end a worker
+        except BaseException as error:
             raised.append(error)
 
     thread = threading.Thread(target=trial, name="env-trial", daemon=True)

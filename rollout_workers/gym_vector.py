@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,11 +21,28 @@ from rollout_workers.env import (
     close_or_warn,
     env_seeds,
     episode_seed,
+    exit_error,
     flatten_checked,
     flatten_observation,
     flatten_observations,
     observation_dim,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _runs_env_code(method: Callable[Concatenate[VectorBatchEnv, P], R]) -> Callable[Concatenate[VectorBatchEnv, P], R]:
+    """A method of VectorBatchEnv in which the environments' own code runs."""
+
+    @functools.wraps(method)
+    def guarded(self: VectorBatchEnv, /, *args: P.args, **words: P.kwargs) -> R:
+        try:
+            return method(self, *args, **words)
+        except SystemExit as error:
+            raise exit_error(self.env_id, error) from error
+
+    return guarded
 
 
 class VectorBatchEnv:
@@ -64,6 +81,7 @@ class VectorBatchEnv:
         self._all_E = np.ones(vec.num_envs, dtype=bool)
         self.not_replayed: dict[int, str] = {}
 
+    @_runs_env_code
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """See BatchEnv."""
         if seeds is not None:
@@ -80,6 +98,7 @@ class VectorBatchEnv:
         self._obs_EO = flatten_observations(obs, self.num_envs)
         return self._obs_EO.copy()
 
+    @_runs_env_code
     def step(self, actions_EA: np.ndarray) -> StepResult:
         """See BatchEnv."""
         boxed = self._box.rescale(actions_EA)
@@ -104,6 +123,7 @@ class VectorBatchEnv:
         reward_E = np.asarray(reward_E, dtype=np.float64)
         return StepResult(obs_EO.copy(), next_obs_EO, reward_E, terminated_E, truncated_E, valid_E.copy())
 
+    @_runs_env_code
     def force_reset(self, env_indices: list[int]) -> np.ndarray:
         """See BatchEnv; a vector environment that resets by itself is reset as a whole."""
         mask_E = np.zeros(self.num_envs, dtype=bool)
@@ -115,6 +135,7 @@ class VectorBatchEnv:
         self._obs_EO = self._restart(mask_E, self._obs_EO)
         return self._obs_EO.copy()
 
+    @_runs_env_code
     def state(self) -> dict[str, np.ndarray]:
         """See BatchEnv."""
         common: dict[str, np.ndarray] = {
@@ -128,6 +149,7 @@ class VectorBatchEnv:
             raise self._unsupported("give its state")
         return common | self._log.state()
 
+    @_runs_env_code
     def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
         """See BatchEnv. Environments other than batched MuJoCo are brought there by replaying the episode's actions."""
         if state["obs"].shape != self._obs_EO.shape:
@@ -235,8 +257,9 @@ class SyncEnvs(SyncVectorEnv):
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env]], env_id: str) -> None:
-        super().__init__(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self._env_id = env_id
+        self.envs = []  # until they are made: a maker that raises leaves an object that is closed
+        super().__init__(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self._obs_E: list[np.ndarray] = [np.empty(0, np.float32)] * self.num_envs
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -337,7 +360,7 @@ def _replay(env: gym.Env, actions: list[np.ndarray]) -> Replayed:
     for step, action in enumerate(actions, 1):
         try:
             obs, _, terminated, truncated, _ = env.step(action.copy())
-        except Exception as error:  # in a state that the saved episode never had, perhaps
+        except (Exception, SystemExit) as error:  # in a state that the saved episode never had, perhaps
             return Replayed(obs, f"step {step} of {len(actions)} raised {type(error).__name__}: {error}")
         if terminated or truncated:
             return Replayed(obs, f"the episode ended at step {step} of {len(actions)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 
@@ -44,6 +45,11 @@ class Raises(Walk):
         raise RuntimeError("the simulator lost its licence")
 
 
+class Exits(Walk):
+    def go_wrong(self) -> None:
+        sys.exit(0)
+
+
 class Hangs(Walk):
     def go_wrong(self) -> None:
         threading.Event().wait(HANG_S)
@@ -73,5 +79,5 @@ class WillNotStart(Walk):
         raise OSError("no display")
 
 
-for kind in (Walk, Raises, Hangs, SometimesNaN, Dies, Unbounded, WillNotStart):
+for kind in (Walk, Raises, Exits, Hangs, SometimesNaN, Dies, Unbounded, WillNotStart):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)

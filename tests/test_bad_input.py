@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -283,6 +284,24 @@ def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
     assert "the simulator lost its licence" in told.strip().splitlines()[-1]
     failure = read(run / "failure.json")
     assert "the simulator lost its licence" in failure["error"] and "go_wrong" in failure["traceback"]
+
+
+def test_an_environment_that_exits_with_0_ends_an_inline_run_as_one_that_raises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, "broken_envs:Exits-v0", 4_000, replay__replay_ratio=0.1) == 1
+    cause = "broken_envs:Exits-v0 called sys.exit(0) in go_wrong (broken_envs.py, line"
+    assert cause in capsys.readouterr().err.strip().splitlines()[-1] and cause in read(run / "failure.json")["error"]
+
+
+@pytest.mark.parametrize("code", [0, 2, None, "bye"])
+def test_code_of_others_that_exits_anywhere_makes_the_command_fail(
+    code: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cluster.checks.check_tree", lambda: sys.exit(code))  # type: ignore[arg-type]
+    assert main(train_words(Path("never"), "InvertedPendulum-v5")) == 1
+    assert f"called sys.exit({code!r})" in capsys.readouterr().err
 
 
 def test_the_memory_of_the_machine_is_what_a_run_is_measured_against(

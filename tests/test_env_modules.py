@@ -47,6 +47,16 @@ gym.register("Strange-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv"
     gym.registry.pop("Strange-v0", None)
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_module_that_exits_when_it_is_imported_is_refused(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{MODULE}.py").write_text(f"import sys\nsys.exit({code})\n")
+    assert main(train_words(tmp_path / "run", ENV, "--backend", "inline")) == 2
+    told = capsys.readouterr().err
+    assert f"called sys.exit({code}) in <module> ({MODULE}.py, line 2)" in told and not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of Pendulum."""

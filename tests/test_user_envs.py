@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,74 @@ def test_an_environment_that_changes_its_action_in_place_changes_neither_the_row
     for action in actions[2:]:
         np.testing.assert_array_equal(env.step(action).next_obs_EO, there.step(action).next_obs_EO)
     np.testing.assert_array_equal(actions, kept)
+
+
+class Exits(User):
+    """Calls sys.exit where it is told to."""
+
+    at, code = "", 0
+
+    def __init__(self) -> None:
+        self.resets = 0
+        self.leave("__init__")
+
+    def leave(self, where: str) -> None:
+        if where == Exits.at:
+            sys.exit(Exits.code)
+
+    @property  # type: ignore[override]
+    def action_space(self) -> Box:
+        self.leave("action_space")
+        return User.action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.resets += 1
+        self.leave(f"reset {self.resets}")
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> Any:
+        self.leave("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.leave("close")
+
+
+class ExitsAsVector(SyncVectorEnv):
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([Exits] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+@pytest.mark.parametrize("vector", [False, True], ids=["alone", "as a vector"])
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("at", ["__init__", "action_space", "reset 1", "step", "reset 2"])
+def test_an_environment_that_exits_has_failed_whatever_its_code(at: str, code: int, vector: bool) -> None:
+    Exits.at, Exits.code = at, code
+    env_id = register(Exits, vector_entry_point=ExitsAsVector) if vector else register(Exits)
+    with pytest.raises(
+        EnvError, match=rf"called sys.exit\({code}\) in leave \(test_user_envs.py, line \d+\), expected"
+    ):
+        env = make_batch_env(env_id, 2, seed=1)
+        env.reset()
+        for _ in range(6):
+            env.step(zeros(2))
+
+
+def test_an_environment_that_exits_while_it_is_looked_at_or_brought_back_has_failed() -> None:
+    Exits.at, Exits.code = "action_space", 0
+    with pytest.raises(EnvError, match=r"called sys.exit\(0\)"):
+        env_spec(register(Exits))
+    Exits.at = ""
+    env = make_batch_env(ENV_ID, 1, seed=1)
+    env.reset()
+    env.step(zeros(1))
+    state = env.state()
+    Exits.at = "step"
+    env.load_state(state)
+    assert "SystemExit" in env.not_replayed[0]
+    Exits.at = "close"
+    with pytest.warns(RuntimeWarning, match=r"close\(\) raised SystemExit"):
+        env.close()
 
 
 class Unclosable(User):

@@ -14,7 +14,7 @@ from algorithms import ALGORITHMS
 from algorithms.interface import Policy
 from cluster.config import RunConfig
 from rollout_workers.actor import StatelessPolicy
-from rollout_workers.env import ActionBox, close_or_warn, flatten_observations, observation_dim
+from rollout_workers.env import ActionBox, close_or_warn, flatten_observations, observation_dim, without_exit
 from rollout_workers.envs import make_env
 
 
@@ -38,9 +38,11 @@ class PolicyModule(TorchRLModule):
         env = make_env(config.env)
         try:
             settings = {"algorithm": config.algorithm, "agent": dataclasses.asdict(config.agent), "seed": config.seed}
+            with without_exit(config.env):
+                observation_space, action_space = env.observation_space, env.action_space
             return cls(
-                observation_space=env.observation_space,
-                action_space=env.action_space,
+                observation_space=observation_space,
+                action_space=action_space,
                 inference_only=True,
                 model_config=settings,
             )
