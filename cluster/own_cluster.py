@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,11 +18,16 @@ from cluster.errors import RunError
 # Ray's own settings, for every process of the cluster. The learners' collectives are no part of Ray: gloo and NCCL take an interface.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# What Ray 2.60 says when a deadline of its own is over: 30 s for the head's port, 20 attempts for the first call, 30 s for the node. The
+# raylet ends itself with the first one when its agents are not there after 15 s. All are RuntimeErrors or bare Exceptions.
+PORT_OVERDUE = "Timed out waiting for file"
+OVERDUE = (PORT_OVERDUE, "Failed to start GCS", "The current node timed out during startup")
+DAEMONS = ("gcs_server", "raylet")
 _held = contextlib.ExitStack()  # what the cluster of this process needs as long as it lives
 
 
 def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) -> None:
-    """``ray.init`` of a new cluster on this machine, tried again until ``limit_s`` when Ray's own 30 s are too short.
+    """``ray.init`` of a new cluster on this machine, tried again until ``limit_s`` when Ray's own deadlines are too short.
 
     Args:
         limit_s: deadline of all attempts, in seconds; one that has begun ends by itself.
@@ -29,7 +35,7 @@ def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) 
         options: of ``ray.init``.
 
     Raises:
-        RunError: it did not start in time.
+        RunError: it did not start in time, or failed of something else than slowness.
     """
     import ray
 
@@ -43,15 +49,21 @@ def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) 
                 with _on_loopback():
                     ray.init(address="local", **options)
                 return
-            except Exception as error:  # Ray raises bare Exceptions here
+            except Exception as error:
+                why, slow = _cause(error, before)
                 _end_attempt(before)
-                waited, why = time.monotonic() - began, (str(error).splitlines() or [type(error).__name__])[0]
-            if waited >= limit_s:
-                raise RunError(
-                    f"Ray did not start on this machine within {waited:.0f} s and {attempts} attempts ({why}), expected less than "
-                    f"{limit_s:.0f} s; nothing was trained; see the logs in /tmp/ray/session_latest/logs, free the machine, or raise "
-                    "ray.start_timeout_s"
-                )
+                waited = time.monotonic() - began
+                if not slow:
+                    raise RunError(
+                        f"Ray could not start on this machine: {why}, expected a cluster of the run's own; nothing was trained; see the "
+                        "logs in /tmp/ray/session_latest/logs, mend that, or give --address of a cluster"
+                    ) from error
+                if waited >= limit_s:
+                    raise RunError(
+                        f"Ray did not start on this machine within {waited:.0f} s and {attempts} attempts ({why}), expected less than "
+                        f"{limit_s:.0f} s; nothing was trained; see the logs in /tmp/ray/session_latest/logs, free the machine, or raise "
+                        "ray.start_timeout_s"
+                    ) from error
             event(
                 f"Ray has not started after {waited:.0f} s ({why}); trying again, for {limit_s:.0f} s in all "
                 "(ray.start_timeout_s)"
@@ -121,6 +133,29 @@ def _on_loopback() -> Iterator[None]:
 
 def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
+
+
+def _cause(error: Exception, before: set[psutil.Process]) -> tuple[str, bool]:
+    """Why ``ray.init`` failed, in a line, and whether it was only slow: a deadline of Ray's own was over and no daemon had ended."""
+    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if not any(text in why for text in OVERDUE):
+        return why, False
+    started = [child for child in psutil.Process().children() if child not in before]
+    ended = [p.name() for p in started if p.status() == psutil.STATUS_ZOMBIE and p.name() in DAEMONS]
+    if not ended:
+        return why, True
+    last = _last_words(ended[0], started)
+    return f"Ray's {ended[0]} ended by itself: {last or 'it wrote no reason'}", PORT_OVERDUE in last
+
+
+def _last_words(daemon: str, started: list[psutil.Process]) -> str:
+    """What Ray's ``daemon`` wrote as its error, in the folder that the others of ``started`` name; "" if nothing is found."""
+    with contextlib.suppress(OSError, psutil.Error, StopIteration, IndexError):
+        words = (word for process in started for word in process.cmdline())
+        folder = next(word for word in words if word.startswith("--log_dir=")).partition("=")[2]
+        text = Path(folder, f"{daemon}.err").read_text(encoding="utf-8", errors="replace")
+        return text.splitlines()[0].rpartition("Check failed: ")[2]
+    return ""
 
 
 def _end_attempt(before: set[psutil.Process]) -> None:

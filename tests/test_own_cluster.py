@@ -133,3 +133,83 @@ def test_a_second_cluster_beside_it_has_a_token_of_its_own_and_the_end_of_either
     going.process.terminate()
     assert going.end() == 143, going.told()[-3_000:]
     assert not token.exists()
+
+
+TRIES = """
+import os, sys, time, types
+from pathlib import Path
+
+import psutil
+import ray
+from ray._private import node, services
+
+from cluster.connection import connect, disconnect
+from cluster.errors import RunError
+from cluster.own_cluster import start_cluster
+
+WAIT = "RAY_gcs_server_port_wait_time_s"  # Ray's own deadline for its head's port
+SIZES = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+
+
+def attempt(title, limit_s, **options):
+    try:
+        start_cluster(limit_s, lambda text: print(title, "| again:", text), **SIZES | options)
+    except RunError as error:
+        print(title, "|", error)
+
+
+def slow_once(text):
+    print("slow once | again:", text)
+    os.environ[WAIT] = "60"
+
+
+os.environ[WAIT] = "0"
+attempt("too slow", 0.0)
+own = connect(None, cpus=1, object_store_bytes=100_000_000, start_timeout_s=60, event=slow_once)
+heads = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
+print("slow once |", own, len(heads), ray.get(ray.remote(lambda: "works").remote(), timeout=120))
+disconnect(own)
+
+attempt("no folder", 600.0, _temp_dir="/proc/nowhere")
+
+os.environ["RAY_raylet_start_wait_time_s"] = "1"  # of one question to the head; Ray asks again for 30 s, which are 1 here
+node.time = types.SimpleNamespace(**vars(time) | {"monotonic": lambda: 30 * time.monotonic()})
+for title, script in (
+    ("slow raylet", "exec sleep 100"),
+    ("slow agents", 'for word; do case $word in --log_dir=*) log=${word#*=};; esac; done; echo "'
+     '(raylet) x.cc:1: Check failed: Timed out waiting for file metrics_agent_port" > $log/raylet.err; exit 1'),
+    ("dead raylet", "exit 1"),
+):
+    services.RAYLET_EXECUTABLE = str(Path(sys.argv[1], title, "raylet"))
+    Path(services.RAYLET_EXECUTABLE).parent.mkdir()
+    Path(services.RAYLET_EXECUTABLE).write_text("#!/bin/sh\\n" + script)
+    Path(services.RAYLET_EXECUTABLE).chmod(0o700)
+    attempt(title, 0.0 if "slow" in title else 600.0)
+"""
+
+
+def test_a_start_that_is_only_slow_is_tried_again_until_its_deadline_and_any_other_failure_ends_at_once(
+    tmp_path: Path,
+) -> None:
+    words = [sys.executable, "-c", TRIES, str(tmp_path)]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert told.returncode == 0, told.stderr[-3_000:]
+    said = [line.split(" | ", 1) for line in told.stdout.splitlines()]
+    assert [title for title, _ in said] == [
+        "too slow", "slow once", "slow once", "no folder", "slow raylet", "slow agents", "dead raylet"
+    ], said  # fmt: skip
+    texts = dict(said)
+    assert said[1][1].startswith("again: Ray has not started after 0 s (Timed out waiting for file"), said[1]
+    assert texts["slow once"] == "True 1 works"  # nothing is left of the first attempt
+    for title, cause in (
+        ("too slow", "Timed out waiting for file"),
+        ("slow raylet", "The current node timed out during startup"),
+        ("slow agents", "Ray's raylet ended by itself: Timed out waiting for file metrics_agent_port"),
+    ):
+        assert "within" in texts[title] and f"1 attempts ({cause}" in texts[title], texts[title]
+        assert "raise ray.start_timeout_s" in texts[title]
+    for title, cause in (
+        ("no folder", "No such file or directory: '/proc/nowhere'"),
+        ("dead raylet", "Ray's raylet ended by itself: it wrote no reason"),
+    ):
+        assert texts[title].startswith("Ray could not start on this machine: ") and cause in texts[title], texts[title]
