@@ -121,7 +121,7 @@ def _plans(run: Trained, policy: object, target: float) -> tuple[np.ndarray, np.
 
     assert isinstance(policy, GACPolicy)
     seeds = [TEST[0] + i for i in range(10)]
-    env = make_batch_env(run.plan.config.env, len(seeds), seeds[0])
+    env = make_batch_env(run.spec.config.env, len(seeds), seeds[0])
     try:
         obs_EO = env.reset(seeds)
     finally:

@@ -79,7 +79,7 @@ def paths(runs: Sequence[Trained]) -> str:
             made = [run.run(run.policy(mode), mode, TEST) for run in group]
             rows.append([data, mode, *_path_cells([_ratios(one) for one in made])])
         for name, noise in (("planner", 0.0), ("planner, noise 0.5", 0.5)):
-            rows.append([data, name, *_path_cells([planner_ratios(group[0].plan.config.env, group[0].maze, noise)])])
+            rows.append([data, name, *_path_cells([planner_ratios(group[0].spec.config.env, group[0].maze, noise)])])
         rows.append([data, "data, first arrival", *_path_cells([data_ratios(group[0])])])
     return table(["", "", "arrived", "median", "mean", "near half", "far half"], rows)
 

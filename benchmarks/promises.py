@@ -81,10 +81,10 @@ class Stage(NamedTuple):
 def stages(run: Trained) -> list[Stage]:
     """What was asked for, predicted and achieved in every stage, from the episodes that the run's shards hold."""
     columns = []
-    for index in range(run.plan.config.replay.shards):
-        shard = make_shard(run.plan, index)
+    for index in range(run.spec.config.replay.shards):
+        shard = make_shard(run.spec, index)
         assert isinstance(shard.store, EpisodeStore)
-        if snapshot.load(shard, run.plan.shard_dir(index)) is None:
+        if snapshot.load(shard, run.spec.shard_dir(index)) is None:
             continue
         held, slots = shard.store.arena, np.array(shard.store.arena.online.order, np.int64)
         columns.append(np.stack([held.stage[slots], held.target[slots], held.predicted[slots], held.ret[slots]]))
@@ -123,7 +123,7 @@ def last_gain(run: Trained) -> float:
     from cluster.graph import newest_checkpoint
     from learners.learner import PART
 
-    found = newest_checkpoint(run.plan)
+    found = newest_checkpoint(run.spec)
     assert found is not None
     state = found.part(PART)
     return float(decode_nan(torch.as_tensor(state["agent/target"]))[1])
@@ -164,6 +164,7 @@ def target_walk(returns: Sequence[float], uncertainty: float) -> str:
             stage=stage,
             stage_mean=achieved,
             stage_target=target.value,
+            stage_reached=achieved,
             stage_episodes=100,
         )
     return table(["stage", "ability", "asked", "achieved", "gain"], rows)

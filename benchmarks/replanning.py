@@ -29,7 +29,7 @@ def replanning(runs: Sequence[Trained], rules: Sequence[str] = tuple(RULES)) -> 
     head = ["", "rule", "score", "score with pushes", "pushes found", "delay, steps", "false alarms / 1,000 steps"]
     rows = []
     for data, group in by_data(runs).items():
-        watching = all(run.plan.config.agent.next_state_weight for run in group)
+        watching = all(run.spec.config.agent.next_state_weight for run in group)
         able = [rule for rule in rules if watching or not rule.startswith("surprise")]
         rows += [[data, rule, *_row([_measure(run, rule) for run in group], rule)] for rule in able]
     return table(head, rows)

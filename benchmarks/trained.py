@@ -137,7 +137,7 @@ def told(runs: Sequence[Trained]) -> str:
     """Who was asked: seed, updates, how plans are read, what was chosen for each mode, and the best mode."""
     rows = []
     for run in runs:
-        agent: Any = run.plan.config.agent
+        agent: Any = run.spec.config.agent
         chosen = (run.record["scores"][mode]["chosen"] for mode in SEARCHES)
         cells = (", ".join([*choice["settings"].values(), *_share(choice["target"])]) for choice in chosen)
         about = (run.data, run.record.get("plan", ""), str(run.record["seed"]), str(run.weights.updates))

@@ -48,7 +48,7 @@ def posteriors(out: Path, seeds: list[int], cpu_s: float = CPU_S) -> str:
         scores = {
             mode: over_seeds([run.record["scores"][mode]["score"] for run in runs]) for mode in ("st", "kl", "max")
         }
-        rows.append([name, str(runs[0].plan.config.steps) if runs else "-", *scores.values()])
+        rows.append([name, str(runs[0].spec.config.steps) if runs else "-", *scores.values()])
     return table(["posterior", f"updates in {cpu_s:g} s", "st", "kl", "max"], rows)
 
 

@@ -247,6 +247,7 @@ def make_learner(
         newest=lambda: newest_checkpoint(spec),
         write_back=write_back,
         collective=collective,
+        shards=config.replay.shards,
         generation=generation,
     )
 

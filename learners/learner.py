@@ -67,6 +67,7 @@ class Learner:
         newest: finds the newest valid checkpoint to roll back to (rank 0 only), or None when there is none.
         write_back: takes what an agent inferred about the episodes of a block, (B, P) float32 for each of its batches.
         collective: the learners that share one update.
+        shards: that give blocks. A stage is over when each has gathered its part.
         generation: at least this; a supervisor passes one more with each restart. ``load_state`` raises it as well.
     """
 
@@ -80,8 +81,10 @@ class Learner:
         newest: Callable[[], Checkpoint | None] = lambda: None,
         write_back: Callable[[EpisodeBlock, list[np.ndarray]], None] = lambda block, values: None,
         collective: Collective | None = None,
+        shards: int = 1,
         generation: int = 0,
     ) -> None:
+        self._shards = shards
         self.agent, self.config, self.device = agent, config, agent.device
         self.updates, self.version, self.generation = 0, 0, generation
         self.rollbacks = 0
@@ -237,7 +240,8 @@ class Learner:
     def _update_on_episodes(self, agent: EpisodeAgent, ready: ReadyBatch) -> dict[str, torch.Tensor]:
         block = cast(EpisodeBlock, ready.block)
         self._returns[block.shard] = block.returns
-        agent.update_returns(together([known for _, known in sorted(self._returns.items())]))
+        returns = together([known for _, known in sorted(self._returns.items())])
+        agent.update_returns(returns if len(self._returns) >= self._shards else dataclasses.replace(returns, stage=0))
         metrics = agent.update(ready.batches)
         inferred = agent.posteriors()
         if inferred:

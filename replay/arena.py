@@ -16,6 +16,7 @@ from replay.schema import ReturnSummary, RowLayout
 FREE, OFFLINE, ONLINE = -1, 0, 1  # ``origin`` of a slot
 FIRST_SLOTS = 256  # slots made at once; doubled when they are full
 ROWS_AN_EPISODE = 8  # a ring of R rows holds at most max(FIRST_SLOTS, R / 8) episodes: what bounds the slots' memory
+NEAR = 0.1  # share of a stage's episodes, those with the lowest targets, by which the stage is judged: explore_reach adds to the others
 SLOT_BYTES = 5 * 8 + 4 * 8 + 1 + 1 + 2 * 4 + 4 * 16  # of a slot's columns beside the posterior
 
 
@@ -243,15 +244,16 @@ class Arena:
     def _summarise(self, quantile: float, stage: int) -> ReturnSummary:
         held, online = self.ret[self.origin != FREE], self.held(ONLINE)
         newest = online[self.stage[online] == self.stage[online].max(initial=-1)]
-        target = self.target[newest]
-        asked = target[~np.isnan(target)]
+        asked = online[(self.stage[online] == stage) & ~np.isnan(self.target[online])]
+        near = asked[self.target[asked] <= np.quantile(self.target[asked], NEAR)] if len(asked) else asked
         nan = float("nan")
         return ReturnSummary(
             quantile=float(np.quantile(held, quantile)) if len(held) else nan,
             best=float(held.max()) if len(held) else nan,
             stage=stage,
             stage_mean=float(self.ret[newest].mean()) if len(newest) else nan,
-            stage_target=float(asked.mean()) if len(asked) else nan,
+            stage_target=float(self.target[near].mean()) if len(near) else nan,
             stage_episodes=len(newest),
             episodes=len(held),
+            stage_reached=float(self.ret[near].mean()) if len(near) else nan,
         )

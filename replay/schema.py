@@ -84,9 +84,12 @@ class ReturnSummary:
     best: float
     stage: int  # online stage, 0 before the first online episode was asked for
     stage_mean: float  # over the online episodes of the newest stage that has any; NaN when there are none
-    stage_target: float  # mean of what was asked for in them; NaN where nothing was
+    stage_target: (
+        float  # mean of the lowest targets of stage ``stage``, those about y+; NaN where nothing was asked for
+    )
     stage_episodes: int
     episodes: int  # held
+    stage_reached: float = math.nan  # mean return of the episodes with these targets
 
     @classmethod
     def of(cls, *numbers: float) -> ReturnSummary:
@@ -99,7 +102,8 @@ class ReturnSummary:
 def together(shards: Sequence[ReturnSummary]) -> ReturnSummary:
     """What S >= 1 shards know, as if one held all their episodes; the stage is the newest that all have gathered.
 
-    But for ``quantile``, which is the mean of theirs by the episodes they hold: episodes come to shards by chance.
+    But for ``quantile``, ``stage_target`` and ``stage_reached``, which are means of theirs by the episodes they hold or have
+    gathered: episodes come to shards by chance.
     """
     held, gathered = [one.episodes for one in shards], [one.stage_episodes for one in shards]
     return ReturnSummary(
@@ -108,6 +112,7 @@ def together(shards: Sequence[ReturnSummary]) -> ReturnSummary:
         stage=min(one.stage for one in shards),
         stage_mean=_mean([one.stage_mean for one in shards], gathered),
         stage_target=_mean([one.stage_target for one in shards], gathered),
+        stage_reached=_mean([one.stage_reached for one in shards], gathered),
         stage_episodes=sum(gathered),
         episodes=sum(held),
     )

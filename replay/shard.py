@@ -233,8 +233,9 @@ class Shard:
             return self._no_sample()
         self._sample_blocked.allow(self._clock())
         slot_UB = self.store.draw(self.rng, updates, batch, self.limiter.pretraining)
-        self.limiter.sample(updates * batch)
-        return self.store.gather(slot_UB, self.shard, self.limiter.stage)
+        block = self.store.gather(slot_UB, self.shard, self.limiter.stage)
+        self.limiter.sample(updates * batch)  # may open the next stage, of which nothing is gathered yet
+        return block
 
     def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> int:
         """Keeps values with items of a block that are still held; returns how many were. See ``Store.write_back``."""

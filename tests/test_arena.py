@@ -101,14 +101,24 @@ def test_an_episode_that_can_never_be_held_is_refused() -> None:
 def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episodes() -> None:
     table = new_table(offline_rows=40)
     empty = table.returns(0.9, 0)
-    assert np.isnan([empty.quantile, empty.best, empty.stage_mean, empty.stage_target]).all()
+    assert np.isnan([empty.quantile, empty.best, empty.stage_mean, empty.stage_target, empty.stage_reached]).all()
     for number, ret in enumerate([1.0, 2.0, 3.0]):
         table.put(OFFLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret))
     for number, (stage, ret, target) in enumerate([(1, 9.0, 5.0), (2, 4.0, float("nan")), (2, 6.0, 8.0)]):
         table.put(ONLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret, stage=stage, target=target))
-    summary = table.returns(0.5, 3)
-    assert (summary.quantile, summary.best, summary.stage) == (3.5, 9.0, 3)
-    assert (summary.stage_mean, summary.stage_target, summary.stage_episodes) == (5.0, 8.0, 2)
+    summary = table.returns(0.5, 2)
+    assert (summary.quantile, summary.best, summary.stage) == (3.5, 9.0, 2)
+    assert (summary.stage_mean, summary.stage_target, summary.stage_reached, summary.stage_episodes) == (5, 8, 6, 2)
+    later = table.returns(0.5, 3)  # a stage without an episode of its own has nothing to be judged by
+    assert later.stage_mean == 5.0 and np.isnan([later.stage_target, later.stage_reached]).all()
+
+
+def test_a_stage_is_summarised_by_the_tenth_of_its_episodes_with_the_lowest_targets() -> None:
+    table = new_table(online_rows=100)
+    for number, (target, ret) in enumerate([(50.0, 48.0), (50.0, 40.0), *[(300.0, 1.0)] * 18]):
+        table.put(ONLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret, stage=1, target=target))
+    summary = table.returns(0.5, 1)
+    assert (summary.stage_target, summary.stage_reached) == (50.0, 44.0) and summary.stage_mean == pytest.approx(5.3)
 
 
 @settings(deadline=None, max_examples=100)
@@ -125,9 +135,19 @@ def test_what_shards_know_together_is_what_one_that_held_all_would(
         for table in (shards[shard], whole):
             table.put(OFFLINE if number % 3 else ONLINE, rows_of(number, 1), mark)
     theirs, expected = [table.returns(0.5, 1) for table in shards], whole.returns(0.5, 1)
-    found, quantiles = together(theirs), [one.quantile for one in theirs if one.episodes]
-    assert min(quantiles) - 1e-9 <= found.quantile <= max(quantiles) + 1e-9
-    found = dataclasses.replace(found, quantile=expected.quantile)
+    found = together(theirs)
+    for name, count in (
+        ("quantile", "episodes"),
+        ("stage_target", "stage_episodes"),
+        ("stage_reached", "stage_episodes"),
+    ):
+        known = [getattr(one, name) for one in theirs if getattr(one, count) and not np.isnan(getattr(one, name))]
+        assert (
+            np.isnan(getattr(found, name))
+            if not known
+            else min(known) - 1e-9 <= getattr(found, name) <= max(known) + 1e-9
+        )
+        found = dataclasses.replace(found, **{name: getattr(expected, name)})
     assert dataclasses.asdict(found) == pytest.approx(dataclasses.asdict(expected), nan_ok=True)
 
 

@@ -172,7 +172,8 @@ def test_gathering_and_learning_take_turns_and_end_exhausted() -> None:
     assert isinstance(waiting, Wait) and waiting.reason == "min_size"
     assert shard.append(make_chunk(end)).status == "ok"  # three of two: taken whole
     assert shard.append(make_chunk([(3, 0, 3, 0)], sequence=1)).status == "wait"
-    assert isinstance(shard.sample(1, 4), EpisodeBlock)
+    block = block_of(shard.sample(1, 4))  # the last of stage 1 is of stage 1, although it opens the next
+    assert (block.returns.stage, block.returns.stage_episodes) == (1, 3)
     assert shard.append(make_chunk([(3, 0, 3, TERMINATED)], sequence=1)).status == "ok"
     assert shard.limiter.gathered
     assert shard.append(make_chunk([(4, 0, 3, 0)], sequence=2)).reason.startswith("closed")

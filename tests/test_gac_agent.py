@@ -251,11 +251,11 @@ def test_a_return_that_the_user_asks_for_counts_at_once_in_a_run_that_goes_on_fr
 
 def test_going_online_begins_the_cycles_and_counts_the_stages_anew_after_however_many_updates() -> None:
     agent = made(small(updates=100, warmup=0.1, lr=1e-2, lr_end=0.1, cycle=50), episodes(0))
-    agent.update_returns(dataclasses.replace(RETURNS, stage=3, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    agent.update_returns(dataclasses.replace(RETURNS, stage=3, stage_reached=1.0, stage_target=9.0, stage_episodes=4))
     agent.updates, gain = 137, agent.target.gain
     agent.start_finetuning()
     assert agent.learning_rate(agent.updates) == agent.learning_rate(100)
-    agent.update_returns(dataclasses.replace(RETURNS, stage=1, stage_mean=1.0, stage_target=9.0, stage_episodes=4))
+    agent.update_returns(dataclasses.replace(RETURNS, stage=1, stage_reached=1.0, stage_target=9.0, stage_episodes=4))
     assert agent.target.gain < gain and agent.target.stage == 1
 
 

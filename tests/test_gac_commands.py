@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, finetune_words, pairs
 from tiny_runs import lines, read
 
+from algorithms.gac.target import Target, next_target
 from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
@@ -19,6 +20,7 @@ from cluster.config import flatten, make_preset
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from replay.dataset import open_dataset, write_dataset
+from replay.schema import ReturnSummary
 from replay.stored_episode import StoredEpisode
 
 ENV, ID = "FixedGoal/PointMaze_UMaze-v3", "tiny/umaze-v0"
@@ -249,6 +251,29 @@ def episodes(run: Path) -> dict[str, np.ndarray]:
     found = sorted((run / "replay" / "shard-0").rglob("*.safetensors"))
     assert found
     return dict(load_file(found[-1]))
+
+
+def test_each_stage_is_judged_once_by_its_own_episodes_with_the_lowest_targets(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[tuple[float, float, float]] = []
+
+    def watched(config: Any, returns: ReturnSummary, previous: Target, **known: float) -> Target:
+        found = next_target(config, returns, previous, **known)
+        if found.stage != previous.stage:
+            judged.append((found.stage, returns.stage_target, returns.stage_reached))
+        return found
+
+    monkeypatch.setattr("algorithms.gac.agent.next_target", watched)
+    small: dict[str, Any] = {"episodes": 3, "updates": 10, "evaluation__every_steps": 0}
+    assert main(finetune_words(run_dir, tmp_path / "run", stages=3, **small)) == 0
+    held = dict(load_file(sorted((tmp_path / "run" / "replay" / "shard-0").rglob("segment-000000-*.safetensors"))[-1]))
+    expected = []
+    for stage in (1, 2, 3):
+        target, reached = (held[f"table.{name}"][held["table.stage"] == stage] for name in ("target", "ret"))
+        low = target <= np.quantile(target, 0.1)
+        expected.append((stage, target[low].mean(), reached[low].mean()))
+    assert judged == pytest.approx(np.array(expected), rel=1e-6)
 
 
 def last_evaluation(run: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def after_stage(stage: int, mean: float, target: float, quantile: float = 50.0) 
         stage=stage,
         stage_mean=mean,
         stage_target=target,
+        stage_reached=mean,
         stage_episodes=100,
         episodes=1_000,
     )

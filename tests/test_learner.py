@@ -148,11 +148,12 @@ def episodes_of(shard: int, best: float) -> ReadyBatch:
 def test_an_agent_hears_of_all_shards_together_and_so_it_does_after_a_resume(tmp_path: Path) -> None:
     def hearing() -> tuple[Learner, HearingAgent]:
         agent = HearingAgent()
-        return Learner(agent, CONFIG, directory=tmp_path / "dumps", publish=lambda weights: None), agent
+        return Learner(agent, CONFIG, directory=tmp_path / "dumps", publish=lambda weights: None, shards=2), agent
 
     learner, agent = hearing()
-    for shard, best in ((1, 8.0), (0, 2.0), (1, 4.0)):
+    for shard, best, stage in ((1, 8.0, 0), (0, 2.0, 1), (1, 4.0, 1)):
         learner.step(episodes_of(shard, best))
+        assert agent.heard.stage == stage  # that every shard has gathered
     assert (agent.heard.best, agent.heard.stage_mean, agent.heard.episodes) == (4.0, 3.0, 2)
     resumed, again = hearing()
     resumed.load_state(learner.state())

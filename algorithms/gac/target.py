@@ -56,7 +56,7 @@ def next_target(
         exploited: return of exploitation where it is known, NaN where not: asking for less would teach nothing.
     """
     gain = _judged(config, returns, previous, uncertainty)
-    stage = max(previous.stage, returns.stage)
+    stage = returns.stage if _over(returns, previous) else previous.stage
     value = previous.value
     settled = not math.isnan(value) and config.explore_target == "fixed"
     if not (settled or math.isnan(returns.quantile)):
@@ -68,16 +68,20 @@ def next_target(
 
 def _judged(config: PlanningConfig, returns: ReturnSummary, previous: Target, uncertainty: float) -> float:
     """The gain after a stage that is over: as a trust region's radius after a step."""
-    outcome_known = returns.stage_episodes > 0 and not math.isnan(returns.stage_target - returns.stage_mean)
-    if returns.stage <= previous.stage or not outcome_known:
+    if not _over(returns, previous):
         return previous.gain
-    missed_by = returns.stage_target - returns.stage_mean
+    missed_by = returns.stage_target - returns.stage_reached
     gain = previous.gain
     if missed_by <= 0:
         gain *= config.explore_grow
     elif math.isnan(uncertainty) or missed_by > uncertainty:
         gain *= config.explore_shrink
     return min(max(gain, config.explore_gain_low), config.explore_gain_high)
+
+
+def _over(returns: ReturnSummary, previous: Target) -> bool:
+    """Whether a stage has been gathered whose outcome the gain has not followed yet."""
+    return returns.stage > previous.stage and not math.isnan(returns.stage_target - returns.stage_reached)
 
 
 def settle_target(config: PlanningConfig, target: float, low: float, high: float) -> tuple[float, str]:
