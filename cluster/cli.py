@@ -12,12 +12,18 @@ from cluster.commands.policy import add_evaluate, add_plan
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError
+from cluster.signals import Signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the last line on standard error is the root cause when it fails."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    with Signals() as signals, signals.at_once("before the command had finished; give it again"):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         return int(arguments.command(arguments) or 0)
     except UsageError as error:

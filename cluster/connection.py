@@ -101,10 +101,17 @@ def disconnect(own: bool) -> None:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Gives this process's SIGTERM handler back: ray.init puts its own there, which aborts without a checkpoint."""
+    """Gives this process's SIGTERM handler back: ray.init puts its own there, which calls sys.exit(15).
+
+    A SIGTERM that Ray's handler took meanwhile is handed on.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

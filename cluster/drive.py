@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from cluster.checks import memory_bytes
 from cluster.commands.arguments import resume_words
-from cluster.errors import Interrupted, RunError
+from cluster.errors import RunError
 from cluster.graph import RunSpec, offline_rows
 from cluster.metrics.console import Console
 from cluster.metrics.event_file import EventFile
@@ -19,11 +16,16 @@ from cluster.metrics.wording import algorithm_name
 from cluster.pictures.curve import draw_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
+from cluster.signals import Signals
 from cluster.task_preset import unpublished
+
+AT_START = (
+    "during the start: nothing was learned, and everything that was started is ended; give the same command again"
+)
 
 
 def drive(run: RunDirectory, spec: RunSpec) -> int:
-    """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint."""
+    """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint, its start at once."""
     config = spec.config
     needed = memory_bytes(spec)
     console = Console(
@@ -35,7 +37,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         stack.callback(run.release)
         exporter = _exporter(spec, stack)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
-        caught = stack.enter_context(_signals())
+        signals = stack.enter_context(Signals())
 
         def outputs(line: dict[str, Any]) -> None:
             console.update(line)
@@ -58,12 +60,14 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
-        session = Session(run, spec, outputs=outputs, event=console.event, facts=facts)
+        session = Session(
+            run, spec, outputs=outputs, event=console.event, facts=facts, starting=signals.at_once(AT_START)
+        )
         with session:
             while session.advance():
-                if caught:
+                if signals.caught:
                     session.finish("interrupted")
-                    raise Interrupted(caught[0], f"ended by {signal.Signals(caught[0]).name} {_what_is_left(session)}")
+                    raise signals.interrupted(_what_is_left(session))
             summary = session.finish()
             if session.saved is not None and session.saved.problems:
                 raise RunError(f"the run ended {_what_is_left(session)}")
@@ -110,21 +114,3 @@ def _exporter(spec: RunSpec, stack: contextlib.ExitStack) -> Exporter | None:
     exporter = Exporter(spec.run_dir.name, host=settings.host, port=settings.port)
     stack.callback(exporter.close)
     return exporter
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that gets the number of a SIGTERM or SIGINT; a second SIGINT ends the process at once."""
-    caught: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if caught and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(signum)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,8 +11,8 @@ class RunError(RuntimeError):
     """A run that was started could not go on. Exit code 1."""
 
 
-class Interrupted(RunError):
-    """The run was asked to stop by a signal and left a checkpoint. Exit code 128 + signal."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end. Exit code 128 + signal. No Exception, so that nothing tries again or goes on."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)

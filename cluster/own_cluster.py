@@ -39,12 +39,11 @@ def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) 
     """
     import ray
 
-    began, attempts = time.monotonic(), 0
+    began, attempts, before = time.monotonic(), 0, _children()
     _held.enter_context(_private_token())
     try:
         while True:
             attempts += 1
-            before = _children()
             try:
                 with _on_loopback():
                     ray.init(address="local", **options)
@@ -69,6 +68,7 @@ def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) 
                 "(ray.start_timeout_s)"
             )
     except BaseException:
+        _end_attempt(before)  # it may be a signal that came at any moment
         _held.close()
         raise
 

@@ -6,6 +6,7 @@ reports, evaluates when it is time, saves, and answers other commands. Nothing t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -85,6 +86,7 @@ class Session:
         outputs: called with every metrics line.
         event: called with every line worth a person's attention.
         facts: what live.json says beside the metrics.
+        starting: entered while the parts start.
     """
 
     def __init__(
@@ -95,10 +97,12 @@ class Session:
         outputs: Callable[[dict[str, Any]], None] = lambda line: None,
         event: Callable[[str], None] = lambda text: None,
         facts: dict[str, Any] | None = None,
+        starting: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
         self.run, self.spec, self.config = run, spec, spec.config
         self.outputs, self.event = outputs, event
         self.facts = facts or {}
+        self._starting = starting or contextlib.nullcontext()
         replay = self.config.replay
         before = run.live()
         self.aggregator = MetricsAggregator(
@@ -123,7 +127,8 @@ class Session:
         before = self.aggregator.env_steps_before, self.aggregator.updates
         try:
             self._write_live(self.run.live())
-            self.fleet.start()
+            with self._starting:
+                self.fleet.start()
         except BaseException as error:
             self._give_up(error)
             raise

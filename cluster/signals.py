@@ -1,0 +1,61 @@
+"""What SIGTERM and Ctrl-C do: they end a command at once, also the start of a run; one under way takes note and ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from cluster.errors import Interrupted
+
+
+class Signals:
+    """Takes this process's SIGTERM and SIGINT while it is entered; entered outside the main thread it takes none.
+
+    The first one is noted in ``caught``. A second SIGINT raises KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+        self._consequence = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self, consequence: str) -> Iterator[None]:
+        """Raises Interrupted in this block, in the main thread; ``consequence`` is what it says after the signal's name."""
+        self._consequence = consequence
+        try:
+            if self.caught:
+                raise self.interrupted(consequence)
+            yield
+        except KeyboardInterrupt as error:
+            if self.caught and not isinstance(error, Interrupted):  # Ray's waits raise one of their own instead
+                raise self.interrupted(consequence) from error
+            raise
+        finally:
+            self._consequence = ""
+
+    def interrupted(self, consequence: str) -> Interrupted:
+        """The error to end with after a signal was caught."""
+        return Interrupted(self.caught[0], f"ended by {signal.Signals(self.caught[0]).name} {consequence}")
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        if self.caught:
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.caught.append(signum)
+        if self._consequence:
+            raise self.interrupted(self._consequence)

@@ -1,0 +1,42 @@
+"""Signals that come before a run is under way: they end it at once, leave no process, and the same command starts it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from ray_runs import driven
+from tiny_runs import read, train_inline, train_words, wait_for
+
+from cluster.cli import main
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_with_its_own_exit_code_and_one_sentence(
+    signum: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr("cluster.checks.check_tree", lambda: signal.raise_signal(signum))
+    assert main(train_words(Path("never"), "InvertedPendulum-v5")) == code
+    told = capsys.readouterr().err.strip()
+    assert told == f"drawbridge: error: ended by {signum.name} before the command had finished; give it again"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.cluster
+def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_command_starts_the_run(
+    tmp_path: Path,
+) -> None:
+    words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--backend", "ray", "--steps", "128")
+    for part in ("gcs_server", "ray::ShardActor"):  # Ray is starting; actors are waited for
+        with driven(tmp_path / "run", *words) as run:
+            run.wait(lambda run=run, part=part: run.children(part), f"a process {part}")
+            run.process.terminate()
+            assert run.end() == 143, run.told()[-3_000:]
+            last = run.told().strip().splitlines()[-1]
+            assert last.startswith("drawbridge: error: ended by SIGTERM during the start"), run.told()[-3_000:]
+            assert "Traceback" not in run.told() and last.endswith(read(run.run_dir / "failure.json")["error"])
+            wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
+    assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0
+    assert not (tmp_path / "run" / "failure.json").exists()
