@@ -2,27 +2,35 @@
 
 Every step is a command of `drawbridge` and is shown as one: a dataset of the maze planner, GAC on it, the four modes of inference
 on the same 100 starts, three stages online through the fleet on Ray, the four modes again. Scores: 0 is the random
-policy, 100 the planner. What a command says goes to log.txt, but for the two that learn, which show themselves.
+policy, 100 the planner. What a command says goes to log.txt, but for the two that learn, which show themselves. The same
+command given again goes on at the step that was interrupted or failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import itertools
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cluster.metrics.wording import clock
+from cluster.run_dir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("prior", "st", "kl", "max")
 LAST_LINES = 15  # of the log, shown when a step fails
+DATA_SEED = 1  # the data is the same whatever the seed of learning
 
 
 class Step(NamedTuple):
@@ -32,19 +40,26 @@ class Step(NamedTuple):
     words: list[str]
     shown: bool = False  # lets its own lines through
     into: Path | None = None  # where its standard output goes as well
+    run: Path | None = None  # the run that it makes, which is resumed once it has begun
 
 
-def main() -> int:
-    """Exit code 0 when every step succeeded; that of the first which did not, otherwise."""
-    options = parse(None)
-    options.out = unused(options.out)
-    options.out.mkdir(parents=True)
-    steps, began = plan(options, dataset_exists(options.dataset)), time.monotonic()
-    for number, step in enumerate(steps, 1):
-        print(f"[{number}/{len(steps)}] {clock(time.monotonic() - began)}  {step.what}", flush=True)
-        print(f"    drawbridge {shlex.join(step.words)}", flush=True)
-        if code := run(step, options.out / "log.txt"):
-            return code
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 when every step succeeded; that of the first which did not, otherwise; 2 if the dataset is another one."""
+    options = parse(argv)
+    if problem := other_dataset(options):
+        print(f"demo_gac: error: {problem}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    with folder(options) as state:
+        steps = plan(options)
+        for number, step in enumerate(steps, 1):
+            words = [] if number <= state.done else what_is_left(step, options)
+            print(f"[{number}/{len(steps)}] {clock(time.monotonic() - began)}  {step.what}", flush=True)
+            print(f"    drawbridge {shlex.join(words)}" if words else "    is there", flush=True)
+            if words and (code := run(step._replace(words=words), options.out / "log.txt")):
+                print(f"step {number} did not finish; the same command goes on with it", file=sys.stderr)
+                return code
+            state.finished(number)
     print(f"\n{closing(options.out, time.monotonic() - began)}")
     return 0
 
@@ -61,18 +76,86 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates-per-stage", type=int, default=2_500)
     parser.add_argument("--evaluation-episodes", type=int, default=100, help="of each mode, before and after")
     parser.add_argument("--backend", choices=["ray", "inline"], default="ray")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/gac-demo"), help="a new directory for everything")
+    parser.add_argument("--seed", type=int, default=1, help=f"of all that learns; that of the dataset is {DATA_SEED}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the run on the dataset, and of that after it",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/gac-demo"),
+        help="for everything: a new directory, or that of the same command",
+    )
     return parser.parse_args(argv)
 
 
-def unused(path: Path) -> Path:
-    """``path``, or ``path``-N with the least N from 2 on that is not there yet."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+class State:
+    """What was asked for in a directory, and how many steps are done."""
+
+    def __init__(self, out: Path, options: argparse.Namespace) -> None:
+        self.path, self.done = out / "demo.json", 0
+        self.asked = {name: value for name, value in vars(options).items() if name != "out"}
+
+    def unfinished(self, steps: int) -> bool:
+        """Whether the same was asked for there before, and is not done."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self.path.read_text())
+            self.done = int(found["done"])
+            return bool(found["asked"] == self.asked and self.done < steps)
+        return False
+
+    def finished(self, number: int) -> None:
+        self.done = max(self.done, number)
+        self.path.write_text(json.dumps({"asked": self.asked, "done": self.done}) + "\n")
+
+
+@contextlib.contextmanager
+def folder(options: argparse.Namespace) -> Iterator[State]:
+    """Sets ``options.out`` to the first of OUT, OUT-2, OUT-3, ... that is new, or unfinished by the same command; it is locked."""
+    first: Path = options.out
+    for number in itertools.count(1):
+        options.out = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        state, new = State(options.out, options), not options.out.exists()
+        if not new and not state.unfinished(len(plan(options))):
+            continue
+        options.out.mkdir(parents=True, exist_ok=True)
+        with open(options.out / "demo.lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # it is being made
+                continue
+            state.finished(0)
+            yield state
+            return
+
+
+def other_dataset(options: argparse.Namespace) -> str:
+    """What is wrong with the dataset that is there, in a sentence; "" if there is none, or the one that would be made."""
+    from cluster.cli import _parser
+    from replay.dataset import DatasetError, open_dataset
+
+    if not dataset_exists(options.dataset):
+        return ""
+    asked = _parser().parse_args(plan(options)[0].words)
+    names = ("env", "episodes", "noise", "dwell", "seed")
+    try:
+        found = open_dataset(options.dataset)
+    except DatasetError as error:
+        return f"{error}; nothing was started"
+    there = found.description | {"env": found.env_id.removeprefix("FixedGoal/"), "episodes": found.total_episodes}
+    if differing := [name for name in names if there.get(name) != getattr(asked, name)]:
+        told = ", ".join(f"{name} {there.get(name)}" for name in differing)
+        wanted = ", ".join(f"{name} {getattr(asked, name)}" for name in differing)
+        return (
+            f"dataset {options.dataset} is there with {told}, expected {wanted}: it would be learned from and scored as if it were the one "
+            "asked for, so nothing was started; give --dataset with another id, or make this one anew with "
+            f"`drawbridge {shlex.join(plan(options)[0].words)} --force`"
+        )
+    return ""
 
 
 def dataset_exists(name: str) -> bool:
@@ -81,22 +164,41 @@ def dataset_exists(name: str) -> bool:
     return name in {row.id for row in list_datasets()}
 
 
-def plan(options: argparse.Namespace, data_is_there: bool) -> list[Step]:
+def what_is_left(step: Step, options: argparse.Namespace) -> list[str]:
+    """The command that does ``step``, or the rest of it; none if it is done."""
+    if step.words[:2] == ["dataset", "make"] and dataset_exists(options.dataset):
+        return []
+    if step.run is None or not step.run.exists() or RunDirectory(step.run).never_began():
+        return step.words
+    if (RunDirectory(step.run).summary() or {}).get("exit") == "completed":
+        return []
+    return ["resume", str(step.run)]
+
+
+def plan(options: argparse.Namespace) -> list[Step]:
     """Every step, in order."""
     o, out = options, options.out
     made = ["dataset", "make", "maze", "--env", o.env, "--episodes", str(o.episodes), "--id", o.dataset]
+    made += ["--seed", str(DATA_SEED)]
     stages = ["--stages", str(o.stages), "--episodes-per-stage", str(o.episodes_per_stage)]
     stages += ["--updates-per-stage", str(o.updates_per_stage)]
     train = ["train", "gac", "--dataset", o.dataset, "--steps", str(o.updates), "--seed", str(o.seed)]
+    train += [word for pair in o.set for word in ("--set", pair)]
     return [
-        *([] if data_is_there else [Step("a planner walks to random targets", made)]),
+        Step("a planner walks to random targets", made),
         Step("what is in the data", ["dataset", "show", o.dataset, "--plot", str(out / "dataset.png")]),
-        Step("learning offline", [*train, "--backend", o.backend, "--run-dir", str(out / "offline")], shown=True),
+        Step(
+            "learning offline",
+            [*train, "--backend", o.backend, "--run-dir", str(out / "offline")],
+            shown=True,
+            run=out / "offline",
+        ),
         *judged(o, "offline"),
         Step(
             f"{o.stages} stages online",
             ["finetune", str(out / "offline"), *stages, "--out", str(out / "online")],
             shown=True,
+            run=out / "online",
         ),
         *judged(o, "online"),
         Step(
@@ -122,17 +224,31 @@ def run(step: Step, log: Path) -> int:
     """Runs one step; its exit code, and the end of the log where it failed."""
     command = [sys.executable, "-m", "cluster", *step.words]
     if step.shown:
-        return subprocess.run(command, cwd=ROOT, check=False).returncode
+        return waited(subprocess.Popen(command, cwd=ROOT))[0]
     with open(log, "a") as file:
         file.write(f"$ drawbridge {shlex.join(step.words)}\n")
         file.flush()
-        done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=file, text=True)
-        file.write(done.stdout)
-    if step.into is not None and not done.returncode:
-        step.into.write_text(done.stdout)
-    if done.returncode:
+        code, told = waited(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True))
+        file.write(told)
+    if step.into is not None and not code:
+        step.into.write_text(told)
+    if code:
         print("\n".join(log.read_text().splitlines()[-LAST_LINES:]), file=sys.stderr)
-    return done.returncode
+    return code
+
+
+def waited(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and standard output of ``process``, which a signal lets save what it has: the terminal sends SIGINT to both."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        told, _ = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (process.returncode if process.returncode >= 0 else 128 - process.returncode), told or ""
 
 
 def closing(out: Path, seconds: float) -> str:

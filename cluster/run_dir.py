@@ -67,7 +67,7 @@ class RunDirectory:
                     f"run directory {run.path} belongs to a living run (process {living}); nothing was started; "
                     "watch it with `drawbridge status`, or choose another --run-dir"
                 )
-            if not run.path.is_dir() or not run._never_began():
+            if not run.path.is_dir() or not run.never_began():
                 raise UsageError(
                     f"run directory {run.path} exists and is not empty, expected a new one; nothing in it was touched; go on with "
                     f"it by `drawbridge resume {run.path}`, or choose another --run-dir"
@@ -75,7 +75,7 @@ class RunDirectory:
         with written_at_start(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             run.hold()
-            if not run._never_began():
+            if not run.never_began():
                 raise UsageError(
                     f"another run began in {run.path} meanwhile; nothing was started; choose another --run-dir"
                 )
@@ -87,7 +87,7 @@ class RunDirectory:
             run.write_config(config)
         return run
 
-    def _never_began(self) -> bool:
+    def never_began(self) -> bool:
         """Whether all there is comes from a start that was interrupted, failed or was refused before anything was learned."""
         names = {path.name for path in self.path.iterdir()}
         of_a_start = all(name in OF_A_START or name.endswith(".tmp") for name in names)
