@@ -151,8 +151,8 @@ class StatelessPolicy:
     def aim(self, aim: PlanRequest) -> None:
         if aim != PlanRequest():
             raise PlanRequestError(
-                f"{aim} was requested, expected none with a policy that makes no plans: it acts in one way only; leave mode and "
-                "target return out"
+                f"mode {aim.mode or 'default'} and target return {aim.target_return} were requested of a policy that makes no plans, expected "
+                "neither: it acts in one way only; leave mode and target return out"
             )
 
     def load_weights(self, weights: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def test_an_aim_is_for_one_evaluation() -> None:
 
 def test_an_aim_for_a_policy_that_makes_no_plans_is_refused() -> None:
     policy = LinearPolicy(3, 1)
-    with pytest.raises(ValueError, match="expected none with a policy that makes no plans"):
+    with pytest.raises(ValueError, match="requested of a policy that makes no plans"):
         Evaluator("Pendulum-v1", policy).evaluate(policy.weights(0), aim=PlanRequest(mode="st"))
 
 

@@ -93,6 +93,8 @@ class DecisionTransformerPolicy:
     Actions of one environment are the same beside any number of others up to float32 rounding of matrix products.
     """
 
+    needs_reward = True  # without it the return still to come would stay what it was
+
     def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
         config.check()
         self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()

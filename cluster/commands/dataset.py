@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.commands.arguments import add_command, add_env_again, count, name_env_again, scale, seconds, whole
 from cluster.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from replay.dataset import Dataset
 
 KINDS = ("medium", "replay", "expert", "mixed")
 
@@ -67,6 +70,27 @@ def _add_agent(kinds: Any) -> None:
     agent.add_argument("--id", help="(default: drawbridge/NAME-KIND-v0, NAME as halfcheetah)")
     add_env_again(agent)
     _add_force(agent)
+
+
+def make_dataset(
+    source: str | Path,
+    *,
+    episodes: int,
+    kind: str,
+    seed: int,
+    name: str | None,
+    noise: float,
+    dwell: int,
+    env: str | None,
+    force: bool,
+) -> Dataset:
+    """``drawbridge.make_dataset``: what ``dataset make`` makes, from Python."""
+    from cluster.commands.dataset_recipes import make_agent, make_maze
+
+    if kind == "maze":
+        return make_maze(name, str(source), episodes=episodes, noise=noise, dwell=dwell, seed=seed, force=force)
+    name_env_again(Path(source), env)
+    return make_agent(name, Path(source), kind, episodes=episodes, seed=seed, force=force)
 
 
 def _make_maze(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,29 +176,61 @@ def _resume(arguments: argparse.Namespace) -> int:
     return drive(run, spec)
 
 
+def train(
+    algorithm: str,
+    env: str | None,
+    *,
+    dataset: str | None,
+    preset: str,
+    run_dir: str | Path | None,
+    settings: Mapping[str, Any],
+) -> Path:
+    """``drawbridge.train``: a whole run from Python; its directory."""
+    from cluster.checks import check_tree
+
+    check_tree()
+    given = {key: "none" if value is None else str(value) for key, value in settings.items()}
+    problems: list[str] = []
+    config = new_run(algorithm, env, dataset, preset, given, problems)
+    path = _new_run_dir(config) if run_dir is None else Path(run_dir)
+    _start(config, path, problems)
+    return path
+
+
 def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
     """The configuration that a ``train`` command line asks for; ``validate`` takes what is wrong with its settings."""
-    config = make_preset(arguments.algorithm, arguments.preset)
     settings = settings_of(arguments.set)
-    if arguments.dataset:
-        settings["dataset"] = arguments.dataset
+    for flag, key in FLAGS.items():
+        if (value := getattr(arguments, flag)) is not None:
+            settings[key] = str(value)
+    return new_run(arguments.algorithm, arguments.env, arguments.dataset, arguments.preset, settings, problems)
+
+
+def new_run(
+    algorithm: str,
+    env: str | None,
+    dataset: str | None,
+    preset: str,
+    settings: dict[str, str],
+    problems: list[str] | None = None,
+) -> RunConfig:
+    """A preset of an algorithm with these settings, in ``env`` or else in the dataset's environment; ``validate`` as in resolve."""
+    config = make_preset(algorithm, preset)
+    if dataset:
+        settings["dataset"] = dataset
     elif config.learns_from_episodes and "dataset" not in settings:
         raise UsageError(
-            f"train {arguments.algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
+            f"train {algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
         )
-    if arguments.env:
+    if env:
         from rollout_workers.env import name_module
 
-        name_module(arguments.env)
-    settings["env"] = arguments.env or _env_of_dataset(settings.get("dataset", ""))
-    if arguments.steps and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
-        settings.setdefault("agent.updates", str(arguments.steps))
-    for flag, key in FLAGS.items():
-        value = getattr(arguments, flag)
-        if value is not None:
-            settings[key] = str(value)
-    return override(make_preset(arguments.algorithm, arguments.preset, settings["env"]), settings, problems)
+        name_module(env)
+    settings["env"] = env or _env_of_dataset(settings.get("dataset", ""))
+    if "steps" in settings and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
+        settings.setdefault("agent.updates", settings["steps"])
+    return override(make_preset(algorithm, preset, settings["env"]), settings, problems)
 
 
 def _env_of_dataset(name: str) -> str:

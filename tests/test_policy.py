@@ -1,0 +1,165 @@
+"""``drawbridge.load``: a run's policy acts in a user's own loop as it does in evaluations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_episodes import ENV, TINY, TINY_CLONE, TINY_GAC, make_dataset
+from tiny_runs import ROOT
+from tiny_runs import TINY as TINY_ONLINE
+
+import drawbridge
+from rollout_workers.envs import make_env
+
+SMALL = {"steps": 100, "backend": "inline", "metrics.port": -1, "evaluation.final_episodes": 1}
+ONLINE = {key: value for key, value in TINY_ONLINE.items() if "bridge" not in key} | SMALL
+
+
+AGENT = {"gac": TINY_GAC, "bc": TINY_CLONE, "dt": TINY_CLONE | {"agent.heads": 1, "agent.context": 4}}
+
+
+def online(run: Path, algorithm: str, env: str) -> Path:
+    bridge = {key: value for key, value in TINY_ONLINE.items() if "bridge" in key and algorithm == "softgac"}
+    return drawbridge.train(algorithm, env, run=run, settings=ONLINE | bridge)
+
+
+class Runs(dict[str, Path]):
+    """A run of each algorithm on Pendulum by name, trained when it is first asked for."""
+
+    def __init__(self, root: Path, dataset: str) -> None:
+        self._root, self._dataset = root, dataset
+
+    def __missing__(self, name: str) -> Path:
+        path = self._root / name
+        if name in AGENT:
+            settings = TINY | AGENT[name] | SMALL | {"steps": 10, "metrics.line_s": 1_000}
+            self[name] = drawbridge.train(name, dataset=self._dataset, run=path, settings=settings)
+        else:
+            self[name] = online(path, name, ENV)
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    root = tmp_path_factory.mktemp("policies")
+    with pytest.MonkeyPatch.context() as patch:
+        yield Runs(root, make_dataset(root / "datasets", patch))
+
+
+def returns(policy: Any, env_id: str, episodes: int, seed: int = 10_000) -> list[float]:
+    """Undiscounted returns of episodes side by side, as a user writes the loop."""
+    envs = [make_env(env_id) for _ in range(episodes)]
+    obs = [env.reset(seed=seed + i)[0] for i, env in enumerate(envs)]
+    policy.reset(seed)
+    total, reward, running = np.zeros(episodes), np.zeros(episodes), True
+    while running:
+        steps = [env.step(action) for env, action in zip(envs, policy(np.array(obs), reward))]
+        obs, reward = [step[0] for step in steps], np.array([float(step[1]) for step in steps])
+        total += reward
+        running = not (steps[0][2] or steps[0][3])
+    return total.tolist()
+
+
+def test_importing_names_the_api_and_imports_nothing_else() -> None:
+    script = (
+        "import sys, drawbridge\n"
+        "print(sorted({'numpy', 'torch', 'ray', 'gymnasium', 'cluster', 'algorithms'} & set(sys.modules)))\n"
+        "print(all(getattr(drawbridge, name).__doc__ for name in drawbridge.__all__), *drawbridge.__all__)"
+    )
+    # -S: site-packages and the editable install's finder stay out, so what is seen was imported by the module.
+    ended = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.stdout.splitlines() == ["[]", "True evaluate load make_dataset train"], ended.stderr
+
+
+@pytest.mark.parametrize("name", ["softgac", "sac", "bc", "dt", "gac"])
+def test_episodes_in_a_loop_of_ones_own_equal_those_of_an_evaluation(runs: Runs, name: str) -> None:
+    for mode in ("prior", "st", "kl", "max") if name == "gac" else (None,):
+        policy = drawbridge.load(runs[name], mode=mode)
+        assert returns(policy, ENV, 2) == drawbridge.evaluate(runs[name], episodes=2, mode=mode)["returns"]
+    assert policy.algorithm == name and policy.env == ENV and policy.updates > 0
+    assert policy.remembers == (name in ("dt", "gac")) and policy.needs_reward == (name == "dt")
+
+
+@pytest.mark.parametrize("name", ["softgac", "sac"])
+def test_one_observation_and_many_have_the_same_actions_and_a_seed_repeats_what_is_sampled(
+    runs: Runs, name: str
+) -> None:
+    policy = drawbridge.load(runs[name], seed=3)
+    obs_EO = np.random.default_rng(0).normal(size=(4, 3))  # float64, as many environments have it
+    action_EA = policy(obs_EO)
+    assert action_EA.shape == (4, 1) and action_EA.dtype == policy.action_space.dtype and (np.abs(action_EA) <= 2).all()
+    np.testing.assert_array_equal(np.stack([policy(obs_O) for obs_O in obs_EO]), action_EA)
+    sampled_EA = policy(obs_EO, sample=True)
+    assert not (sampled_EA == action_EA).any() and not (policy(obs_EO, sample=True) == sampled_EA).any()
+    policy.reset(3)
+    np.testing.assert_array_equal(policy(obs_EO, sample=True), sampled_EA)
+    np.testing.assert_array_equal(policy(obs_EO), action_EA)
+    assert policy(obs_EO[0], sample=True).shape == (1,)
+
+
+def test_dict_observations_are_taken_as_the_environment_gives_them_one_or_many(tmp_path: Path) -> None:
+    env_id = "PointMaze_UMaze-v3"
+    run = online(tmp_path / "run", "softgac", env_id)
+    policy, env = drawbridge.load(run), make_env(env_id)
+    seen = [env.reset(seed=i)[0] for i in range(3)]
+    action_EA = policy({key: np.stack([obs[key] for obs in seen]) for key in reversed(seen[0])})
+    np.testing.assert_array_equal(np.stack([policy(obs) for obs in seen]), action_EA)
+    assert env.action_space.contains(action_EA[0])
+    with pytest.raises(
+        ValueError, match=r"expected a mapping with the keys \['achieved_goal', 'desired_goal', 'observation'\]"
+    ):
+        policy({"observation": seen[0]["observation"]})
+    with pytest.raises(ValueError, match=r"has parts of .* expected one observation, or the same number"):
+        policy(seen[0] | {"desired_goal": np.zeros((2, 2))})
+
+
+def test_an_episode_that_begins_later_is_planned_anew_and_leaves_the_others_alone(runs: Runs) -> None:
+    one, other = drawbridge.load(runs["gac"], mode="prior"), drawbridge.load(runs["gac"], mode="prior")
+    obs_EO = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(one(obs_EO), other(obs_EO))
+    begun_EA, went_on_EA = one(obs_EO, begins=[True, False]), other(obs_EO)
+    assert begun_EA[0] != went_on_EA[0]
+    np.testing.assert_array_equal(begun_EA[1], went_on_EA[1])
+
+
+def test_what_cannot_be_answered_says_what_was_seen_expected_its_consequence_and_the_fix(
+    runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"is not a run directory .*; nothing was done; give the directory"):
+        drawbridge.load(tmp_path)
+    with pytest.raises(ValueError, match=r"mode st .* policy that makes no plans, expected neither: .* leave"):
+        drawbridge.load(runs["softgac"], mode="st")
+    with pytest.raises(ValueError, match="behaviour cloning was asked for the return 3, expected neither"):
+        drawbridge.load(runs["bc"], target_return=3.0)
+    with pytest.raises(ValueError, match="mode kl was given the target return"):
+        drawbridge.load(runs["gac"], mode="kl", target_return=3.0)
+    policy, obs_O = drawbridge.load(runs["softgac"]), np.zeros(3)
+    with pytest.raises(
+        ValueError, match=r"has shape \(2,\), expected \(3,\) or \(batch, 3\): no action was taken; give"
+    ):
+        policy(obs_O[:2])
+    with pytest.raises(ValueError, match=r"has NaN or infinity in rows \[1\], expected finite numbers"):
+        policy(np.array([obs_O, obs_O * np.nan]))
+    with pytest.raises(ValueError, match="has parts of 0 observations"):
+        policy(np.zeros((0, 3)))
+    for name in ("bc", "gac"):
+        with pytest.raises(ValueError, match=r"sample=True was asked of a policy of .*, expected softgac or sac"):
+            drawbridge.load(runs[name])(obs_O, sample=True)
+    remembering = drawbridge.load(runs["dt"])
+    remembering(obs_O)
+    with pytest.raises(ValueError, match=r"no reward was given, .* call policy\(obs, reward\)"):
+        remembering(obs_O)
+    with pytest.raises(ValueError, match=r"2 observations, expected 1 as in the call before"):
+        remembering(np.zeros((2, 3)), np.zeros(2))
+    with pytest.raises(ValueError, match=r"reward has shape \(2,\), expected \(1,\)"):
+        remembering(obs_O, np.zeros(2))
+
+
+def test_a_dataset_is_made_of_a_runs_policy(runs: Runs) -> None:
+    assert drawbridge.make_dataset(runs["sac"], kind="expert", episodes=1) == "drawbridge/pendulum-expert-v0"
