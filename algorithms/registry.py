@@ -27,6 +27,7 @@ class Algorithm:
         presets: functions that return settings, by name; "cpu" and "paper" at least.
         agent, policy: "module:class" of the learner's side and of the acting side, imported when one is made.
         items: what a batch is made of.
+        online: how it learns online: "always", in "stages" of gathering and learning, or "never".
     """
 
     name: str
@@ -36,6 +37,17 @@ class Algorithm:
     agent: str
     policy: str
     items: Literal["transitions", "episodes"] = "transitions"
+    online: Literal["always", "stages", "never"] = "always"
+
+    @property
+    def unit(self) -> str:
+        """What the length of its runs is counted in, by its name in a metrics record."""
+        return "env_steps" if self.online == "always" else "updates"
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether its policy takes a PlanRequest: how to act, and for which return."""
+        return self.online != "always"
 
     def make_agent(self, config: Any, spec: AgentSpec) -> Agent | EpisodeAgent:
         """The learner's side."""
@@ -80,6 +92,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             agent="algorithms.gac.agent:GAC",
             policy="algorithms.gac.policy:GACPolicy",
             items="episodes",
+            online="stages",
         ),
         Algorithm(
             name="bc",
@@ -89,6 +102,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             agent="algorithms.imitation.cloning:BehaviourCloning",
             policy="algorithms.imitation.cloning:CloningPolicy",
             items="episodes",
+            online="never",
         ),
         Algorithm(
             name="percent-bc",
@@ -98,6 +112,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             agent="algorithms.imitation.cloning:PercentCloning",
             policy="algorithms.imitation.cloning:CloningPolicy",
             items="episodes",
+            online="never",
         ),
         Algorithm(
             name="dt",
@@ -107,6 +122,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             agent="algorithms.imitation.decision_transformer:DecisionTransformer",
             policy="algorithms.imitation.decision_transformer:DecisionTransformerPolicy",
             items="episodes",
+            online="never",
         ),
     )
 }

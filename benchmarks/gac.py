@@ -38,7 +38,7 @@ TASKS = {
     "hopper": "Hopper-v5",
 }
 DATA = {"d0": 0, "d50": 50, "medium": None}  # steps that the planner stays at a target; of a partly trained agent
-ALGORITHMS = ("gac", "bc", "percent-bc", "dt", "softgac")
+COMPARED = ("gac", "bc", "percent-bc", "dt", "softgac")
 TRAINING = {  # settings that are not the preset's own
     ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gac")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["umaze", "medium"])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=["d0", "d50"])
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", choices=COMPARED, default=list(COMPARED))
     parser.add_argument("--plans", nargs="+", choices=list(ONLINE), default=list(ONLINE))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=1_000, help="of a dataset")
@@ -201,6 +201,7 @@ def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:
 
 def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> dict[str, Any]:
     """Scores of one way to act; those of starts outside the goal apart."""
+    from algorithms import ALGORITHMS
     from algorithms.interface import PlanRequest
     from cluster.checks import spec_of
     from cluster.commands.evaluation import newest_weights
@@ -209,13 +210,17 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     from cluster.run_dir import RunDirectory
 
     run = RunDirectory(run_dir)
-    plan = spec_of(run.config(), run)
-    set_threads(plan.config)
-    dataset = plan.dataset
+    spec = spec_of(run.config(), run)
+    set_threads(spec.config)
+    dataset = spec.dataset
     target = None if choice.target is None else choice.target * dataset.summary().return_max
-    acting = dataclasses.replace(plan, config=override(plan.config, dict(choice.settings)))
-    aim = PlanRequest(mode=choice.mode, target_return=target) if plan.config.learns_from_episodes else None
-    found = make_evaluator(acting).evaluate(newest_weights(plan), episodes, first_seed, aim)
+    acting = dataclasses.replace(spec, config=override(spec.config, dict(choice.settings)))
+    aim = (
+        PlanRequest(mode=choice.mode, target_return=target)
+        if ALGORITHMS[spec.config.algorithm].takes_requests
+        else None
+    )
+    found = make_evaluator(acting).evaluate(newest_weights(spec), episodes, first_seed, aim)
     scores = np.array([dataset.normalised(value) for value in found.returns])
     outside = ~np.array(found.starts_in_goal or [False] * len(scores))
     predicted = [dataset.normalised(value) for value in found.predicted]

@@ -12,12 +12,11 @@ import cluster
 import learners
 import replay
 import rollout_workers
-from cluster import episode_checks
 from cluster.config import RunConfig
+from cluster.data_kind import kind_of
 from cluster.errors import UsageError
-from cluster.graph import RunSpec, offline_rows, workers_of
+from cluster.graph import RunSpec
 from cluster.run_dir import ROOT, RunDirectory
-from replay.memory import transition_bytes
 from replay.option import range_problems
 from rollout_workers.envs import EnvError, env_spec
 
@@ -66,19 +65,15 @@ def memory_bytes(spec: RunSpec) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
     config = spec.config
     processes = (
-        1 if config.backend == "inline" else 2 + workers_of(config) + config.learner.learners + config.replay.shards
+        1
+        if config.backend == "inline"
+        else 2 + kind_of(config).workers(config) + config.learner.learners + config.replay.shards
     )
     return {
-        "replay": _replay_bytes(spec),
+        "replay": kind_of(config).replay_bytes(spec),
         "processes": processes * PROCESS_BYTES,
         "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
     }
-
-
-def _replay_bytes(spec: RunSpec) -> int:
-    if spec.config.learns_from_episodes:
-        return episode_checks.episode_bytes(spec)
-    return transition_bytes(spec.layout, spec.config.replay, offline_rows(spec))
 
 
 def check_tree() -> None:
@@ -93,23 +88,13 @@ def check_tree() -> None:
 
 
 def _problems(config: RunConfig) -> list[str]:
-    worker, learner = config.worker, config.learner
-    if config.learns_from_episodes:
-        found = episode_checks.replay_problems(config)
-    else:
-        found = config.replay.validate(
-            batch_size=learner.batch_size,
-            updates_per_call=learner.updates_per_call,
-            envs_per_worker=worker.envs_per_worker,
-            chunk_steps=worker.chunk_steps,
-        )
-    found += range_problems(config)
+    kind = kind_of(config)
+    found = [*range_problems(config), *kind.problems(config)]
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).validate()]
-    found += episode_checks.stage_problems(config)
-    if 0 < workers_of(config) < config.replay.shards:
+    if 0 < kind.workers(config) < config.replay.shards:
         found.append(
-            f"replay.shards is {config.replay.shards}, expected at most worker.workers {worker.workers}: a worker writes to one shard, so "
+            f"replay.shards is {config.replay.shards}, expected at most worker.workers {config.worker.workers}: a worker writes to one shard, so "
             "one would stay empty; start more workers or fewer shards"
         )
     return found
@@ -131,22 +116,11 @@ def _dataset_problems(spec: RunSpec) -> list[str]:
     from replay.dataset import DatasetError, check_against
 
     config = spec.config
-    if config.data.pretrain_updates > 0 and (config.learns_from_episodes or not config.dataset):
-        without = (
-            f"{config.algorithm}, which learns from its dataset anyway,"
-            if config.dataset
-            else "a run without a dataset"
-        )
-        return [
-            f"data.pretrain_updates is {config.data.pretrain_updates} for {without} expected 0: updates before the first env step "
-            "are those of softgac and sac on a dataset; set it to 0, or give --dataset"
-        ]
     try:
         dataset = spec.dataset
         if dataset is not None:
             check_against(dataset, config.env, spec.obs_dim, spec.action_dim)
-        if config.learns_from_episodes:
-            return episode_checks.data_problems(spec, env_spec(config.env).max_episode_steps)
+        return kind_of(config).data_problems(spec, env_spec(config.env).max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]
     return []

@@ -160,14 +160,9 @@ class RunConfig:
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
 
     @property
-    def learns_from_episodes(self) -> bool:
-        """Whether the run's items are whole episodes; then its length is counted in updates."""
-        return ALGORITHMS[self.algorithm].items == "episodes"
-
-    @property
     def unit(self) -> str:
         """What ``steps`` and ``evaluation.every_steps`` count, by its name in a metrics line."""
-        return "updates" if self.learns_from_episodes else "env_steps"
+        return ALGORITHMS[self.algorithm].unit
 
 
 def paper(algorithm: str) -> RunConfig:
@@ -271,7 +266,7 @@ def out_of_range(config: RunConfig) -> list[str]:
     for part in dataclasses.fields(config):
         settings = getattr(config, part.name)
         if dataclasses.is_dataclass(settings):
-            read = READ_ON_EPISODES if part.name == "replay" and config.learns_from_episodes else None
+            read = READ_ON_EPISODES if part.name == "replay" and config.unit == "updates" else None
             found += [f"{part.name}.{text}" for text in range_problems(settings, read)]
     return found
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from cluster.checks import memory_bytes
 from cluster.commands.arguments import resume_words
+from cluster.data_kind import kind_of
 from cluster.errors import RunError
-from cluster.graph import RunSpec, offline_rows
+from cluster.graph import RunSpec
 from cluster.metrics.console import Console
 from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
@@ -98,7 +99,7 @@ def _refused(spec: RunSpec) -> str:
 
 def _left_out(spec: RunSpec) -> str:
     """That an actor-critic's run holds a part of its dataset only; "" where it holds all of it."""
-    held, dataset = offline_rows(spec), spec.dataset
+    held, dataset = kind_of(spec.config).offline_rows(spec), spec.dataset
     if not held or dataset is None or held >= dataset.total_steps:
         return ""
     return (

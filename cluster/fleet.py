@@ -19,9 +19,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from algorithms.weights import Weights
 from cluster.actors import ShardActor, StoreActor
 from cluster.connection import connect, disconnect
+from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
-from cluster.graph import RunSpec, workers_of
+from cluster.graph import RunSpec
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
@@ -65,7 +66,7 @@ class RayFleet:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
         config, replay = self.config, self.config.replay
         cpus = (
-            config.worker.cpus * (workers_of(config) + 1)
+            config.worker.cpus * (kind_of(config).workers(config) + 1)
             + config.learner.cpus * config.learner.learners
             + config.ray.shard_cpus * replay.shards
         )
@@ -76,7 +77,7 @@ class RayFleet:
             start_timeout_s=config.ray.start_timeout_s,
             event=self.event,
         )
-        quota = None if config.learns_from_episodes else math.ceil(config.steps / replay.shards)
+        quota = kind_of(config).row_quota(config)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
         self._shards = [make.remote(self.spec, index, quota) for index in range(replay.shards)]
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
@@ -105,7 +106,7 @@ class RayFleet:
                 "shards' logs, or raise ray.call_timeout_s"
             )
         self.aggregator.settle_restart()
-        for index in range(workers_of(config)):
+        for index in range(kind_of(config).workers(config)):
             self._worker_group.start(index)
         self._next_save = time.monotonic() + replay.snapshot_s
 

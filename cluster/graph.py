@@ -26,26 +26,22 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
-from replay.episode_store import EpisodeStore
-from replay.limiter import AnyLimiter, Limiter, StagedLimiter
 from replay.schema import RowLayout
 from replay.shard import Shard
-from replay.store import Store
-from replay.transition_store import TransitionStore
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from algorithms.interface import Collective, EpisodeAgent, EpisodePolicy, Policy
+    from algorithms.interface import Collective, EpisodePolicy, Policy
     from algorithms.weights import Weights
     from cluster.config import RunConfig
     from learners.checkpoint import Checkpoint
     from learners.learner import Learner
     from replay.dataset import Dataset
-    from replay.dataset_stream import OfflineRows
     from replay.messages import EpisodeBlock
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
@@ -107,86 +103,15 @@ class RunSpec:
         }
 
 
-def make_limiter(config: RunConfig) -> Limiter:
-    """The limiter of one shard: rows in and rows out, at the replay ratio."""
-    worker, learner = config.worker, config.learner
-    return config.replay.limiter(
-        batch_size=learner.batch_size,
-        chunk_rows=worker.envs_per_worker * worker.chunk_steps,
-        block_rows=learner.updates_per_call * learner.batch_size,
-        pretrain_updates=pretrain_updates(config),
-    )
-
-
-def pretrain_updates(config: RunConfig) -> int:
-    """Updates of an actor-critic on its dataset alone, before its first env step."""
-    return config.data.pretrain_updates if config.dataset and not config.learns_from_episodes else 0
-
-
-def make_staged_limiter(config: RunConfig) -> StagedLimiter:
-    """The limiter of one shard of episodes: gather, learn, gather, in turn; without stages, learning alone."""
-    shards, online, learner = config.replay.shards, config.online, config.learner
-    stages = online.stages
-    before = config.steps - stages * online.updates_per_stage
-    return StagedLimiter(
-        items_before=math.ceil(before * learner.batch_size / shards),
-        stages=stages,
-        episodes_per_stage=math.ceil(online.episodes_per_stage / shards),
-        items_per_stage=math.ceil(online.updates_per_stage * learner.batch_size / shards),
-    )
-
-
 def make_shard(spec: RunSpec, index: int) -> Shard:
     """Shard ``index`` with the store and the limiter of what the algorithm learns from."""
-    config = spec.config
-    if config.learns_from_episodes:
-        store: Store = _episode_store(spec, index)
-        limiter: AnyLimiter = make_staged_limiter(config)
-    else:
-        offline = _offline_rows(spec, index)
-        store = TransitionStore(spec.layout, config.replay, gamma=config.agent.gamma, data=config.data, offline=offline)
-        limiter = make_limiter(config)
-    return Shard(store, limiter, shard=index, seed=config.seed, batch_size=spec.rank_batch)
-
-
-def offline_rows(spec: RunSpec) -> int:
-    """Most rows of its dataset that an actor-critic's run holds over all shards, by what the dataset says of itself."""
-    if spec.config.learns_from_episodes or spec.dataset is None:
-        return 0
-    return min(spec.config.data.offline_capacity_rows, spec.dataset.total_steps)
-
-
-def _offline_rows(spec: RunSpec, index: int) -> OfflineRows | None:
-    """The transitions of episodes i, i + S, ... for shard i of S; RunError when there are none."""
-    from replay.dataset_stream import OfflineRows
-    from replay.stored_episode import DatasetError
-
-    config, dataset, shards = spec.config, spec.dataset, spec.config.replay.shards
-    if dataset is None:
-        return None
-    try:
-        return OfflineRows(
-            spec.layout,
-            dataset.episodes(range(index, dataset.total_episodes, shards)),
-            max(1, min(config.data.offline_capacity_rows // shards, dataset.total_steps)),
-            n_step=config.replay.n_step,
-            gamma=config.agent.gamma,
-            seed=config.seed,
-            shard=index,
-        )
-    except DatasetError as error:
-        raise RunError(f"{dataset.id}: {error}") from error
-
-
-def _episode_store(spec: RunSpec, index: int) -> EpisodeStore:
-    config, dataset, shards = spec.config, spec.dataset, spec.config.replay.shards
-    return EpisodeStore(
-        spec.layout,
-        config.replay,
-        config.data,
-        gathers=config.online.stages > 0,
-        posterior_floats=config.agent.posterior_floats,
-        offline=None if dataset is None else lambda: dataset.episodes(range(index, dataset.total_episodes, shards)),
+    config, kind = spec.config, kind_of(spec.config)
+    return Shard(
+        kind.make_store(spec, index),
+        kind.make_limiter(config),
+        shard=index,
+        seed=config.seed,
+        batch_size=spec.rank_batch,
     )
 
 
@@ -257,10 +182,7 @@ def _prepare(spec: RunSpec, agent: Any) -> None:
     config = spec.config
     if config.online.base:
         agent.load_state(base_state(Path(config.online.base), spec))
-        if config.online.stages:
-            cast("EpisodeAgent", agent).start_finetuning()
-    elif config.learns_from_episodes and spec.dataset is not None:
-        cast("EpisodeAgent", agent).fit(spec.dataset.summary())
+    kind_of(config).prepare(agent, spec)
 
 
 def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
@@ -335,11 +257,6 @@ def learner_device(config: RunConfig) -> str:
     if config.learner.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.learner.device
-
-
-def workers_of(config: RunConfig) -> int:
-    """Rollout workers that the run starts with: none when it learns from its dataset alone."""
-    return 0 if config.learns_from_episodes and not config.online.stages else config.worker.workers
 
 
 def random_steps_left(config: RunConfig, env_steps: int) -> int:

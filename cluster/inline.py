@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from algorithms.weights import Weights
+from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import (
     GENERATIONS_A_START,
@@ -28,7 +29,6 @@ from cluster.graph import (
     random_steps_left,
     save_checkpoint,
     set_threads,
-    workers_of,
 )
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.save_watch import SaveWatch
@@ -67,7 +67,9 @@ class InlineFleet:
         exact = self._restore(found)
         self.incarnation = self._kept_incarnation(found) if exact else spec.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
-        self.workers = [make_worker(spec, i, self.incarnation, random_steps) for i in range(workers_of(config))]
+        self.workers = [
+            make_worker(spec, i, self.incarnation, random_steps) for i in range(kind_of(config).workers(config))
+        ]
         self.evaluator = make_evaluator(spec)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):

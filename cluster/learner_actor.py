@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.actors import HELD, HOLD_S
+from cluster.data_kind import kind_of
 from cluster.errors import RunError
 from cluster.graph import (
     GENERATIONS_A_START,
@@ -262,7 +263,7 @@ class LearnerActor:
                 return None
             if everybody and ready is not None:
                 return dataclasses.replace(ready, waited_s=feed.waited_s - waited_s)
-            if self.config.learns_from_episodes and self.learner.updates > self.learner.published_updates:
+            if kind_of(self.config).acts_on_versions and self.learner.updates > self.learner.published_updates:
                 with self.turn:
                     self.learner.publish()
 
@@ -354,6 +355,6 @@ class LearnerActor:
 
     def _publish(self, weights: Weights) -> None:
         self.newest, self.sent = weights, self.store.publish.remote(weights)
-        if self.config.learns_from_episodes:
+        if kind_of(self.config).acts_on_versions:
             for shard in self.shards:
                 shard.observe_version.remote(*weights.order)

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import psutil
 
 from algorithms.weights import Weights
+from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
-from cluster.graph import RunSpec, pretrain_updates
+from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.reports import Reports
 from cluster.run_dir import RunDirectory
@@ -110,7 +111,7 @@ class Session:
             replay_ratio=replay.replay_ratio,
             before_s=float(before.get("time_s", 0.0)),
             unit=self.config.unit,
-            pretrain_updates=pretrain_updates(self.config),
+            pretrain_updates=kind_of(self.config).pretrain_updates(self.config),
         )
         if before:
             self.aggregator.resume_from(before)

@@ -34,4 +34,4 @@ def unpublished(config: RunConfig) -> str:
 
 
 def _by_task(config: RunConfig) -> bool:
-    return config.preset == "paper" and not config.learns_from_episodes
+    return config.preset == "paper" and hasattr(config.agent, "v_max")

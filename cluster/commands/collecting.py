@@ -8,7 +8,6 @@ Letters: E environments (one an episode), T steps, O observation dim, A action d
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from numpy.random import Generator, SeedSequence
 
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
+from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_policy, make_shard, set_threads
 from cluster.history import evaluation_records
@@ -240,7 +240,7 @@ def replayed_episodes(spec: RunSpec, episodes: int | None, progress: Progress | 
     Raises UsageError when there is none, RunError when no snapshot is intact, both before the first episode.
     """
     config = spec.config
-    if config.learns_from_episodes and not config.online.stages:
+    if kind_of(config).workers(config) == 0:
         raise UsageError(
             f"{spec.run_dir} is a run of {config.algorithm} without stages, expected one that gathered episodes: all it has is its dataset "
             "and nothing was collected; give a run of `drawbridge finetune`"
@@ -266,9 +266,7 @@ def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEp
 
 def _found(spec: RunSpec, index: int) -> Iterator[Found]:
     """The whole episodes of one shard's newest snapshot; nothing where it has none."""
-    if not spec.config.learns_from_episodes:  # a dataset that was mixed in is not asked for: it may be gone
-        spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, dataset=""))
-    shard = make_shard(spec, index)
+    shard = make_shard(kind_of(spec.config).to_read(spec), index)
     try:
         if snapshot.load(shard, spec.shard_dir(index)) is None:
             return iter(())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from algorithms import ALGORITHMS
 from cluster.metrics.wording import clock
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
@@ -133,7 +134,7 @@ def _references_of(run_dir: Path) -> tuple[tuple[float | None, float | None], st
     from cluster.commands.collecting import measure_agent_references
 
     config = RunDirectory.open(run_dir).config()
-    if config.learns_from_episodes:
+    if ALGORITHMS[config.algorithm].items == "episodes":
         dataset = open_dataset(config.dataset)
         return (dataset.random_return, dataset.expert_return), dataset.expert
     measured = _measured(lambda: measure_agent_references(run_dir, REFERENCE_SEED, REFERENCE_EPISODES))

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from algorithms import ALGORITHMS
 from algorithms.weights import Weights
 from cluster.checks import spec_of
 from cluster.config import override
@@ -68,7 +69,7 @@ def evaluate(
         "warnings": told,
         "wall_s": result.wall_s,
     }
-    found |= _normalised(spec, result) | (_planned(result) if spec.config.learns_from_episodes else {})
+    found |= _normalised(spec, result) | (_planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {})
     if plot is not None:
         from cluster.pictures.calibration import draw_calibration
 
@@ -124,7 +125,7 @@ def _aim(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRe
     from algorithms.interface import PlanRequest
 
     config = spec.config
-    if not config.learns_from_episodes:
+    if not ALGORITHMS[config.algorithm].takes_requests:
         if mode is not None or target_return is not None:
             raise UsageError(
                 f"{spec.run_dir} is a run of {config.algorithm}, which makes no plans and takes neither --mode nor --target-return; "

@@ -12,7 +12,6 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
 
-STAGED = ("gac",)  # algorithms that gather episodes by plans
 STAGES_ARE_LEARNED_BY = {  # unless told otherwise
     "data.offline_fraction": "0.125",
     "agent.return_memory": "0.98",
@@ -39,12 +38,13 @@ def finetuned(
     """
     config = base.config()
     online = dataclasses.replace(config.online, base=str(base.path))
-    if not config.learns_from_episodes:
+    way = ALGORITHMS[config.algorithm].online
+    if way == "always":
         _refuse(config, settings, target)
         # its policy acts from the first step on: there is nothing that random actions would be better for
         config = dataclasses.replace(config, worker=dataclasses.replace(config.worker, random_steps=0))
         return override(dataclasses.replace(config, online=online), settings, problems)
-    if config.algorithm not in STAGED:
+    if way == "never":
         raise UsageError(
             f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of gac, "
             "softgac or sac; nothing was started; train gac on the same dataset and fine-tune that"

@@ -218,7 +218,7 @@ def new_run(
     config = make_preset(algorithm, preset)
     if dataset:
         settings["dataset"] = dataset
-    elif config.learns_from_episodes and "dataset" not in settings:
+    elif ALGORITHMS[algorithm].items == "episodes" and "dataset" not in settings:
         raise UsageError(
             f"train {algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"

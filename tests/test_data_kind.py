@@ -47,11 +47,11 @@ REFUSED = {
     ),
     "random steps": (
         {"online__stages": 1, "online__updates_per_stage": 5, "steps": 10, "worker__random_steps": 100},
-        ("worker.random_steps is 100", "half of nobody's plan"),
+        ("worker.random_steps is 100", "cannot be combined with a policy that plans"),
     ),
     "a ring that cannot hold what runs": (
         {"online__stages": 1, "online__updates_per_stage": 5, "steps": 10, "replay__capacity_rows": 700},
-        ("replay.capacity_rows is 700", f"expected at least {2 * 2 * STEPS}", "in the middle of"),
+        ("replay.capacity_rows is 700", f"expected at least {2 * 2 * STEPS}", "partial episodes"),
     ),
     "more shards than episodes": ({"replay__shards": EPISODES + 1}, (f"has {EPISODES} episodes", "use fewer shards")),
     "no room for the longest episode": (
