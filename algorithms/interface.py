@@ -157,7 +157,7 @@ class EpisodePolicy(Protocol):
         """Begins episodes in the environments ``env_K`` (int64) from their first observations, all in one batch; an EpisodeMetadata
         for each, in that order, with ``episode`` -1 (the recorder knows the id). Each environment's plan depends on its own
         observation and its own draw from ``rng`` (one independent stream an environment, spawned in order), so that an
-        evaluation episode does not depend on how many run beside it. PlanRequestError when ``aim`` cannot be followed."""
+        evaluation episode does not depend on how many others run. PlanRequestError when ``aim`` cannot be followed."""
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A) in [-1, 1]. ``reward_E``: what the previous action brought, 0 at an episode's first step."""

@@ -47,7 +47,7 @@ class ShardActor:
         self.sealed = False
 
     async def restored(self) -> tuple[str, ...]:
-        """What was wrong with snapshots that were passed over when this process started."""
+        """What was wrong with snapshots that were skipped when this process started."""
         return tuple(self.found.warnings) if self.found else ()
 
     async def append(self, chunk: Chunk) -> Ack:
@@ -204,7 +204,7 @@ class WorkerActor:
         )
 
     def run(self) -> RowTotals:
-        """Collects until told to stop or the shard has its rows; returns this worker's final row counts."""
+        """Collects until ``stop`` is called or the shard has its rows; returns this worker's final row counts."""
         self.replay_client.run()
         return self.totals()
 

@@ -25,7 +25,7 @@ class DataKind(ABC):
     """The parts and rules of a run that depend on the items it learns from.
 
     Attributes:
-        acts_on_versions: whether shards and workers must hear of each published policy: stages begin with one.
+        acts_on_versions: whether shards and workers must know each published policy: stages begin with one.
     """
 
     acts_on_versions: bool

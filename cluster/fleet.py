@@ -89,7 +89,7 @@ class RayFleet:
         warnings = self._await([shard.restored.remote() for shard in self._shards], "replay shards to start")
         for index, passed_over in enumerate(warnings):
             for warning in passed_over:
-                self.event(f"shard {index}: snapshot passed over: {warning}")
+                self.event(f"shard {index}: snapshot skipped: {warning}")
         self._learners = LearnerGroup(self.spec, self.aggregator, self.event, self._shards, self._store)
         self._actors.append(lambda: self._learners.actors)
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
@@ -101,7 +101,7 @@ class RayFleet:
         self._take_stats(self.timeout_s)
         if len(self._shard_started) < replay.shards:
             raise RunError(
-                f"of {replay.shards} replay shards {len(self._shard_started)} told their counters within {self.timeout_s:.0f} s "
+                f"of {replay.shards} replay shards {len(self._shard_started)} reported their counters within {self.timeout_s:.0f} s "
                 "(ray.call_timeout_s), expected all of them: the run halts before its first step and can be resumed; look at the "
                 "shards' logs, or raise ray.call_timeout_s"
             )
@@ -113,7 +113,7 @@ class RayFleet:
     def advance(self, seconds: float, until: int = 0) -> None:
         """Waits for about ``seconds``, or less when something happens; then looks after every part.
 
-        Actors do not stop at ``until``: an evaluation is of the policy that is newest when it is heard of.
+        Actors do not stop at ``until``: an evaluation is of the policy that is newest when the driver notices that it is due.
         """
         waiting = [*self._worker_group.runs, *self._learners.runs, *self._evaluations.runs]
         if waiting:
@@ -202,7 +202,7 @@ class RayFleet:
         ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
         for index, ref in enumerate(refs):
             try:
-                self._shard_told(index, ray.get(ref, timeout=0), asked_at)
+                self._observe_shard(index, ray.get(ref, timeout=0), asked_at)
             except (RayActorError, RayTaskError, GetTimeoutError) as error:
                 self.event(f"replay shard {index} gave no last counters: {root(error)}")
         self._learners.report(SEAL_S)
@@ -263,15 +263,15 @@ class RayFleet:
         """Takes a shard's counters and returns whether it answered. Its workers are not blamed for the time in which it did not."""
         pulse = self._shard_pulses[index]
         try:
-            told = pulse.answer()
+            report = pulse.answer()
         except RayActorError as error:
             self._shard_lost.setdefault(index, time.monotonic())
             self._shard_silent(index, error)
             return False
-        if told is None:
+        if report is None:
             self._shard_silent(index)
             return False
-        self._shard_told(index, told, pulse.asked_at)
+        self._observe_shard(index, report, pulse.asked_at)
         if index in self._shard_lost or pulse.took_s > PAUSE_S:
             self._worker_group.excuse(index)
         self._shard_lost.pop(index, None)
@@ -296,19 +296,19 @@ class RayFleet:
                 f"{self._shard_hung.get(index, '')}\n{cause(error) if error else 'It does not answer.'}"
             )
 
-    def _shard_told(self, index: int, told: dict[str, Any], asked_at: float) -> None:
-        if self._shard_started.setdefault(index, told["started"]) != told["started"]:
-            self._shard_started[index] = told["started"]
-            self._say_restarted(index, told["restored"])
+    def _observe_shard(self, index: int, report: dict[str, Any], asked_at: float) -> None:
+        if self._shard_started.setdefault(index, report["started"]) != report["started"]:
+            self._shard_started[index] = report["started"]
+            self._say_restarted(index, report["restored"])
             self._learners.astray = True
             if self._hold is not None:
                 self._shards[index].hold_at.remote(self._hold)
-        (self._full.add if told["full"] else self._full.discard)(index)
-        self._worker_group.observe_reports(told["workers"], told["silent_s"])
-        self.aggregator.add_shard(told["stats"], told["workers"], asked_at)
+        (self._full.add if report["full"] else self._full.discard)(index)
+        self._worker_group.observe_reports(report["workers"], report["silent_s"])
+        self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
 
     def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:
-        """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was passed over, or nothing."""
+        """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was skipped, or nothing."""
         if restored is None:
             self.event(
                 f"WARNING: replay shard {index} was restarted by Ray and found no snapshot in {self.spec.shard_dir(index)}: it begins empty, "
@@ -318,7 +318,7 @@ class RayFleet:
         rows, warnings = restored
         self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot, of {rows:,} rows")
         for warning in warnings:
-            self.event(f"shard {index}: snapshot passed over: {warning}")
+            self.event(f"shard {index}: snapshot skipped: {warning}")
 
     def _check_store(self) -> bool:
         """Returns whether the store answered. One that was restarted is empty: the learner publishes its newest policy again."""

@@ -265,7 +265,7 @@ def random_steps_left(config: RunConfig, env_steps: int) -> int:
 
 
 def set_threads(config: RunConfig) -> None:
-    """One torch thread a process unless told otherwise: two spinning pools on two cores cost a factor of 30."""
+    """One torch thread a process by default: two spinning pools on two cores cost a factor of 30."""
     import torch
 
     torch.set_num_threads(config.learner.threads)

@@ -110,7 +110,7 @@ class InlineFleet:
         )
 
     def hold_at(self, env_steps: int) -> None:
-        """Nothing goes on in one process but in ``advance``, which is told where to stop."""
+        """Does nothing: in one process only ``advance`` works, and its caller says where to stop."""
 
     def save(self) -> Saved:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
@@ -256,7 +256,7 @@ class InlineFleet:
                 self._settle()
             return False
         for warning in found.warnings:
-            self.event(f"checkpoint passed over: {warning}")
+            self.event(f"checkpoint skipped: {warning}")
         self.learner.load_state(found.part(PART))
         counters = found.part(_COUNTERS)
         if counters:
@@ -278,7 +278,7 @@ class InlineFleet:
             info = snapshot.load(shard, self.spec.shard_dir(index))
             found = found or info is not None
             for warning in info.warnings if info else ():
-                self.event(f"snapshot passed over: {warning}")
+                self.event(f"snapshot skipped: {warning}")
         return found
 
     def _settle(self) -> None:

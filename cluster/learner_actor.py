@@ -55,7 +55,7 @@ class StartInfo:
     updates: int
     version: int
     generation: int
-    warnings: tuple[str, ...]  # checkpoints that were passed over
+    warnings: tuple[str, ...]  # checkpoints that were skipped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class LearnerActor:
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
         self.outcomes: deque[str] = deque(maxlen=REPORTS)  # why a checkpoint was not written, "" where it was
         self.troubles: deque[str] = deque(maxlen=REPORTS)  # what a person should know of
-        self.told = -1  # updates that the newest report told of
+        self.reported = -1  # updates in the newest report
         self.moved = time.monotonic()  # when ``run`` last began or ended something
         self.newest: Weights | None = None  # what was published last
 
@@ -165,7 +165,7 @@ class LearnerActor:
                     self._save_or_tell()
                     saved = now
         finally:
-            self.stopping.set()  # the feed's thread asks the shards until it hears of it
+            self.stopping.set()  # the feed's thread asks the shards until then
             feed.stop()
         learner.publish()
         if self.rank == 0:
@@ -214,7 +214,7 @@ class LearnerActor:
         """What happened since the last call. The newest report of an idle learner is in it."""
         if self.turn.acquire(blocking=False):
             try:
-                if self.learner.updates != self.told:
+                if self.learner.updates != self.reported:
                     self._report()
             finally:
                 self.turn.release()
@@ -235,13 +235,13 @@ class LearnerActor:
 
     def _report(self) -> None:
         self.kept.append(self.learner.report())
-        self.told = self.learner.updates
+        self.reported = self.learner.updates
 
     def _next(self, feed: Feed, deadline_s: float) -> ReadyBatch | None:
         """The next block, once every rank has one; None at the end of any rank's. Neither a run that the driver holds nor a
         long warm-up or gathering is late: workers that hang meanwhile are the driver's to find.
 
-        A rank that waits for its block meets the others all the same, every POLL_S: blocks are not dealt evenly, and one
+        A rank that waits for its block meets the others all the same, every POLL_S: blocks do not come evenly, and one
         that has the last of a stage would wait for the others in a reduction, whose deadline is shorter than a gathering.
         What the stage taught and was not published yet is published then: workers gather the next one with it.
         """
@@ -271,9 +271,9 @@ class LearnerActor:
         """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
         if self.collective is None:
             return ready, ended
-        told = torch.tensor([float(ready), float(ended)], device=self.learner.device)
-        self.collective.mean_(told)
-        share_ready, share_ended = told.tolist()
+        shares = torch.tensor([float(ready), float(ended)], device=self.learner.device)
+        self.collective.mean_(shares)
+        share_ready, share_ended = shares.tolist()
         return share_ready == 1.0, share_ended > 0.0
 
     def _agree_on(self, found: Checkpoint | None) -> None:

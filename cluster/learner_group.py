@@ -36,7 +36,7 @@ BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tel
 class LearnerGroup:
     """L learner actors that share one update.
 
-    ``astray`` is True from each start on, until the fleet has told the shards what these learners really had of them.
+    ``astray`` is True from each start on, until the shards know which of their rows these learners really used.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LearnerGroup:
         self._due = 0.0  # when that phase must be over
         self._starts = 0
         self._stopping = False
-        self._rollbacks = 0  # of the learners that run now, as told
+        self._rollbacks = 0  # of the learners that run now, as reported
         self._failures: list[str] = []  # since the last progress
         self._progress = -1
 
@@ -189,7 +189,7 @@ class LearnerGroup:
     def _take_start_info(self, start_info: StartInfo) -> None:
         self._enter("ready", [], 0.0)
         for warning in start_info.warnings:
-            self.event(f"checkpoint passed over: {warning}")
+            self.event(f"checkpoint skipped: {warning}")
         self.aggregator.begin_learning(start_info.updates, start_info.generation, start_info.version)
         self.astray = True
 

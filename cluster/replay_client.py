@@ -42,7 +42,7 @@ class Lost(Exception):
 
 
 class ReplayClient:
-    """Collects with one worker and brings its chunks to its shard until the run is complete or it is told to stop.
+    """Collects with one worker and brings its chunks to its shard until the run is complete or ``stop`` is called.
 
     Args:
         worker: who collects.

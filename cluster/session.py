@@ -31,7 +31,7 @@ from rollout_workers.evaluator import Evaluation
 GRACE_S = (
     18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing the cluster takes some of them
 )
-SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be heard
+SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
 class Fleet(Protocol):

@@ -34,7 +34,7 @@ class Member:
     up: Any  # reference that is there once the actor's process has built its environments
     asked: float  # when it was asked for, monotonic clock
     began: float = 0.0  # when it was seen to be up; 0: it waits for a place on the cluster
-    late: bool = False  # that it waits for long has been told
+    late: bool = False  # a long wait has been reported
     failures: int = 0  # since it last brought rows
     first_failure: str = ""
     rows: float = 0.0
@@ -220,7 +220,7 @@ class WorkerGroup:
         return index % len(self._shards) not in self._full
 
     def _is_up(self, index: int, member: Member) -> bool:
-        """Whether a worker has its place on the cluster. One that waits is told of, not replaced; if all wait, the run halts."""
+        """Whether a worker has its place on the cluster. One that waits is reported, not replaced; if all wait, the run halts."""
         if not member.began and ray.wait([member.up], timeout=0)[0]:
             member.began = time.monotonic()
         waited, limit = time.monotonic() - member.asked, self.config.ray.start_timeout_s

@@ -107,7 +107,7 @@ class LearnerConfig:
         if self.learners >= 1 and self.batch_size % self.learners:
             below = self.batch_size - self.batch_size % self.learners
             found.append(
-                f"batch_size {self.batch_size} cannot be dealt to {self.learners} learners in equal parts: set it to "
+                f"batch_size {self.batch_size} cannot be split among {self.learners} learners in equal parts: set it to "
                 f"{below + self.learners}{f' or {below}' if below else ''}"
             )
         return found

@@ -54,7 +54,7 @@ class Feed:
         fetch: asks the source for a block; called by one thread. Waits are repeated after their retry_after_s.
         depth: blocks kept ready, at least 1 (policy of the bound: the feed blocks).
         device: where the learner computes.
-        deadline_s: how long ``get`` waits when it is not told.
+        deadline_s: how long ``get`` waits by default.
         source: who ``fetch`` asks, for messages.
     """
 
@@ -117,7 +117,7 @@ class Feed:
                     break
                 if isinstance(answer, Wait):
                     self._waits += 1
-                    self._enter(f"told to wait by {self._source} ({answer.reason})")
+                    self._enter(f"waiting, as asked by {self._source} ({answer.reason})")
                     self._pause(answer.retry_after_s)
                     continue
                 self._waits, self._last = 0, time.monotonic()
@@ -158,7 +158,7 @@ class Feed:
     def _describe(self) -> str:
         now = time.monotonic()
         last = "no block has come yet" if self._last is None else f"the last block came {now - self._last:.1f} s ago"
-        waits = f" (told to wait {self._waits} times since)" if self._waits else ""
+        waits = f" (asked to wait {self._waits} times since)" if self._waits else ""
         return f"the feed has been {self._state} for {now - self._since:.1f} s; {last}{waits}"
 
 

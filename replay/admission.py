@@ -24,7 +24,7 @@ Reason = Literal[
 ]  # fmt: skip
 ACTION_SLACK = 1e-6  # a float32 tanh may round to just above 1
 MODE_LENGTH = 16  # characters of a plan's mode
-WINDOW = 1_024  # sequences below the highest stored one that are told apart
+WINDOW = 1_024  # sequences below the highest stored one that are distinguished
 WRITERS = 4_096  # incarnations remembered; the one unheard for longest is forgotten first
 
 
@@ -148,13 +148,13 @@ _NEW = _Entry()
 
 
 class Writers:
-    """For each of the ``limit`` writers heard last: the highest sequence stored, and a bit for each of the ``window``
+    """For each of the ``limit`` most recent writers: the highest sequence stored, and a bit for each of the ``window``
     below.
 
     A sequence further than ``window`` below the highest is ``stale``: whether it was stored is no longer known, so it
     must not be. A worker waits for the answer to a chunk after at most ``max_unacked`` more, so that does not happen
     to one that keeps its own rule. What is not promised: a chunk of a writer that was forgotten (``limit`` other
-    incarnations have been heard since) counts as new.
+    incarnations have written since) counts as new.
     """
 
     def __init__(self, *, window: int = WINDOW, limit: int = WRITERS) -> None:

@@ -68,7 +68,7 @@ def dataset_folders() -> Iterator[Path]:
 
 
 def _with_data(folder: Path) -> Iterator[Path]:
-    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are passed over, as Minari does."""
+    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are skipped, as Minari does."""
     if not folder.is_dir():
         return
     if (folder / "data").is_dir():

@@ -79,7 +79,7 @@ def save(shard: Shard, directory: str | Path) -> SnapshotInfo:
 def load(shard: Shard, directory: str | Path) -> SnapshotInfo | None:
     """Loads the newest valid snapshot into a new shard; None if the directory has none at all.
 
-    The shard then answers and samples bit by bit as the saved one would have. A damaged snapshot is passed over for the next older one
+    The shard then answers and samples bit by bit as the saved one would have. A damaged snapshot is skipped for the next older one
     and named in ``warnings``.
 
     Raises:
@@ -252,7 +252,7 @@ def intact(directory: Path) -> Iterator[int]:
 
 
 def _newest(shard: Shard, directory: Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
-    """Manifest of the newest snapshot that is intact to the last bit, None if there is none at all; and what was passed over."""
+    """Manifest of the newest snapshot that is intact to the last bit, None if there is none at all; and what was skipped."""
 
     def read(path: Path) -> tuple[Path, dict[str, Any]]:
         manifest = read_manifest(path)
@@ -269,7 +269,7 @@ def _newest(shard: Shard, directory: Path) -> tuple[tuple[Path, dict[str, Any]] 
             + f"\nExpected at least one intact: starting without the {shard.store.items} would go unnoticed, so it is refused; restore the "
             "files, or remove the directory to start without them"
         )
-    return found, [f"{fault}; passed over for an older one" for fault in faults]
+    return found, [f"{fault}; skipped for an older one" for fault in faults]
 
 
 def _check(shard: Shard, path: Path, manifest: dict[str, Any]) -> None:

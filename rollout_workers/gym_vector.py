@@ -234,7 +234,7 @@ def _autoreset_mode(vec: VectorEnv, env_id: str) -> AutoresetMode:
     except ValueError as error:
         raise EnvError(
             f"{env_id} comes as a vector environment whose metadata['autoreset_mode'] is {mode!r}, expected one of "
-            f"{[known.value for known in AutoresetMode]}: its last observations cannot be told from first ones; set it"
+            f"{[known.value for known in AutoresetMode]}: last observations cannot be distinguished from first ones; set it"
         ) from error
 
 

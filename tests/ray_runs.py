@@ -35,7 +35,7 @@ class RayRun:
     def live(self) -> dict[str, Any]:
         return live(self.run_dir)
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
     def wait(self, condition: Any, what: str, deadline_s: float = END_S) -> Any:
@@ -45,7 +45,7 @@ class RayRun:
             value = condition()
             if not value and self.process.poll() is not None:
                 value = condition()
-                assert value, f"the run ended ({self.process.returncode}) before {what}\n{self.told()[-3_000:]}"
+                assert value, f"the run ended ({self.process.returncode}) before {what}\n{self.output()[-3_000:]}"
             return value
 
         return wait_for(checked, what, deadline_s, self.log)
@@ -65,7 +65,7 @@ class RayRun:
         try:
             return self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the run did not end within {END_S:.0f} s\n{self.told()[-3_000:]}") from None
+            raise AssertionError(f"the run did not end within {END_S:.0f} s\n{self.output()[-3_000:]}") from None
 
     def close(self) -> None:
         """Ends what is left: this run's processes, by their ids."""

@@ -70,7 +70,7 @@ class SimulatedRun:
         self.lost_with_shard: set[Key] = set()
         self.in_hand: dict[tuple[int, int], set[Key]] = {}  # unsettled when that incarnation died
         self.workers: dict[tuple[int, int], WireWorker] = {}  # every incarnation that ever was
-        self.told: Counter[tuple[int, int]] = Counter()  # rows that the driver knows each of them to have recorded
+        self.reported: Counter[tuple[int, int]] = Counter()  # rows that the driver knows each of them to have recorded
         self.aggregator = MetricsAggregator(min_size_rows=replay.min_size_rows, replay_ratio=replay.replay_ratio)
         self.shards = [self.new_shard(index) for index in range(replay.shards)]
         for shard in self.shards:
@@ -267,7 +267,7 @@ class SimulatedRun:
             self.aggregator.add_shard(stats, reports)
             for each in stats.written:
                 writer = each.worker, each.incarnation
-                self.told[writer] = max(self.told[writer], each.totals.recorded)
+                self.reported[writer] = max(self.reported[writer], each.totals.recorded)
         self.learners.tell(self.aggregator)
         dropped = sum(self.aggregator.dropped_rows().values())
         assert self.aggregator.recorded == self.aggregator.env_steps + dropped, self.aggregator.summary()["rows"]
@@ -283,7 +283,7 @@ class SimulatedRun:
         writer, totals = (index, self.slots[index].incarnation), None
         if not killed and not self.chance("last counters untold", self.faults.untold):
             totals = self.workers[writer].totals()
-            self.told[writer] = totals.recorded
+            self.reported[writer] = totals.recorded
         self.aggregator.end_writer(
             *writer, totals, "worker_lost" if killed or self.slots[index].turn.error else "stopped"
         )

@@ -48,13 +48,13 @@ def on_disk(run_dir: Path) -> list[int]:
 
 def kill_shard_after_acks(run: RayRun, also: str = "") -> None:
     """Kills a shard right after it stored and acknowledged more, most of which the driver has not heard of."""
-    told = run.told().count("was restarted by Ray")
+    told = run.output().count("was restarted by Ray")
     before = run.live()["env_steps"]
     run.wait(lambda: run.live()["env_steps"] > before, "rows to be acknowledged")
     if also:
         run.kill_one(also)
     run.kill_one("ray::ShardActor")
-    run.wait(lambda: run.told().count("was restarted by Ray") > told, "the shard's restart")
+    run.wait(lambda: run.output().count("was restarted by Ray") > told, "the shard's restart")
 
 
 def totals(run_dir: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def stormy(folder: Path) -> Iterator[RayRun]:
         kill_shard_after_acks(run)
         start_info = time.monotonic()
         run.process.terminate()
-        assert run.end() == 143, run.told()[-3_000:]
+        assert run.end() == 143, run.output()[-3_000:]
         assert time.monotonic() - start_info < GRACE_S
         yield run
 
@@ -104,7 +104,7 @@ def test_after_shards_died_a_worker_raised_and_sigterm_every_step_is_stored_or_d
 
 
 def test_what_sigterm_says_was_saved_is_on_disk(stormy: RayRun) -> None:
-    summary, last = read(stormy.run_dir / "summary.json"), stormy.told().strip().splitlines()[-1]
+    summary, last = read(stormy.run_dir / "summary.json"), stormy.output().strip().splitlines()[-1]
     meta = checkpoint.newest_meta(stormy.run_dir / "checkpoints")
     assert meta is not None and meta["updates"] == summary["updates"]
     disk = on_disk(stormy.run_dir)
@@ -134,7 +134,7 @@ def killed(stormy: RayRun, folder: Path) -> Iterator[tuple[RayRun, int]]:
         checkpoints.rename(run.run_dir / "elsewhere")
         checkpoints.touch()
         run.process.terminate()
-        assert run.end() == 143, run.told()[-3_000:]
+        assert run.end() == 143, run.output()[-3_000:]
         yield run, stormy.process.pid
 
 
@@ -153,8 +153,8 @@ def test_a_storm_of_kills_leaves_uncounted_only_what_a_killed_worker_had_not_sai
 
 def test_what_could_not_be_saved_is_said_with_its_reason(killed: tuple[RayRun, int]) -> None:
     run, _ = killed
-    summary, last = read(run.run_dir / "summary.json"), run.told().strip().splitlines()[-1]
+    summary, last = read(run.run_dir / "summary.json"), run.output().strip().splitlines()[-1]
     assert "; NOT saved: the checkpoint (" in last and "there is none on disk" in last, last
     assert f"saved: snapshots of 2 of 2 shards ({summary['env_steps']:,} rows)" in last
     assert summary["saved"]["checkpoint"]["updates"] is None and summary["saved"]["checkpoint"]["problem"]
-    assert "checkpoint and replay are saved" not in run.told()
+    assert "checkpoint and replay are saved" not in run.output()

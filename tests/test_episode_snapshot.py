@@ -110,7 +110,7 @@ def test_a_damaged_snapshot_is_passed_over_for_the_older_one_with_a_warning(dama
     again = free_shard(**KINDS["dataset held"], online_rows=60)
     found = load(again, tmp_path)
     assert found is not None and (found.number, again.store.inserted) == (1, inserted)
-    assert len(found.warnings) == 1 and "passed over" in found.warnings[0]
+    assert len(found.warnings) == 1 and "skipped" in found.warnings[0]
     path.unlink(missing_ok=True)
     snapshot.manifest_path(tmp_path, 1).write_bytes(b"{}")
     with pytest.raises(SnapshotError, match="restore the files, or remove the directory"):

@@ -49,7 +49,7 @@ def test_a_killed_worker_is_restarted_as_a_new_incarnation_and_counted(going: Ra
     going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "two workers again")
     assert victim not in [child.pid for child in going.children("ray::WorkerActor")]
     going.wait_for_steps(going.live()["env_steps"] + 500)
-    assert "worker" in going.told() and "restarted" in going.told()
+    assert "worker" in going.output() and "restarted" in going.output()
     assert conserved(going.live()), going.live()
 
 
@@ -60,7 +60,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_generation_at_the
     going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
     going.wait(lambda: going.live()["updates"] > before["updates"] + 500, "updates beyond those of the one that died")
     assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
-    assert "learner restarted from the newest checkpoint" in going.told()
+    assert "learner restarted from the newest checkpoint" in going.output()
     line = going.live()
     due = line["env_steps"] - 64  # less replay.min_size_rows
     assert abs(line["updates"] - due) <= 256 + 2.0 * line["updates_per_s"], line
@@ -72,7 +72,7 @@ def test_a_killed_shard_comes_back_from_its_snapshot_and_loses_no_more_than_one_
     going.wait(lambda: list((going.run_dir / "replay" / "shard-0").glob("manifest-*.json")), "a snapshot")
     before = going.live()
     victim = going.kill_one("ray::ShardActor")
-    going.wait(lambda: "replay shard 0 was restarted by Ray" in going.told(), "the shard's restart")
+    going.wait(lambda: "replay shard 0 was restarted by Ray" in going.output(), "the shard's restart")
     going.wait_for_steps(before["env_steps"] + 1_000)
     assert victim not in [child.pid for child in going.children("ray::ShardActor")]
     line = going.live()
@@ -84,9 +84,9 @@ def test_a_killed_shard_comes_back_from_its_snapshot_and_loses_no_more_than_one_
 def test_sigterm_ends_a_run_within_its_grace_with_everything_saved(going: RayRun) -> None:
     start_info = time.monotonic()
     going.process.terminate()
-    assert going.end() == 143, going.told()[-3_000:]
+    assert going.end() == 143, going.output()[-3_000:]
     assert time.monotonic() - start_info < GRACE_S
-    assert "go on with `drawbridge resume" in going.told().strip().splitlines()[-1]
+    assert "go on with `drawbridge resume" in going.output().strip().splitlines()[-1]
     summary = read(going.run_dir / "summary.json")
     assert summary["exit"] == "interrupted" and summary["workers"]["restarted"] == 1
     rows = summary["rows"]
@@ -124,7 +124,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
     rate = max(told["env_steps_per_s"] for told in lines(resumed.run_dir / "metrics.jsonl"))
     steps = killed["env_steps"] + 1_000
     with driven(resumed.run_dir, "resume", str(resumed.run_dir), "--steps", str(steps)) as run:
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
     summary = read(resumed.run_dir / "summary.json")
     rows = summary["rows"]
     assert summary["exit"] == "completed" and summary["env_steps"] >= steps
@@ -149,9 +149,9 @@ def test_an_environment_that_goes_wrong_every_time_is_restarted_within_the_budge
     env, cause = HALTS[fault]
     settings = {"worker__step_timeout_s": 3, "worker__restart_budget": 1, "replay__replay_ratio": 0.1}
     with ray_run(tmp_path / "run", "--steps", "100000", env=env, **settings) as run:
-        assert run.end() == 1, run.told()[-3_000:]
-        assert "restarted 1 times (worker.restart_budget)" in run.told() and cause in run.told()
-        assert cause in run.told().strip().splitlines()[-1]
+        assert run.end() == 1, run.output()[-3_000:]
+        assert "restarted 1 times (worker.restart_budget)" in run.output() and cause in run.output()
+        assert cause in run.output().strip().splitlines()[-1]
         failure = read(run.run_dir / "failure.json")
         assert cause in failure["error"] and "can be resumed" in failure["error"]
         assert run.live()["state"] == "failed" and run.live()["workers_restarted"] == 1

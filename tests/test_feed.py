@@ -77,7 +77,7 @@ def test_no_more_than_depth_blocks_are_fetched_ahead_and_taking_one_makes_room()
 def test_a_timeout_says_whom_it_waited_for_and_in_what_state() -> None:
     waiting = Wait(reason="samples_ahead", retry_after_s=0.001)
     supply = Feed(lambda: waiting, depth=1, device="cpu", deadline_s=0.05, source="shard 3")
-    with pytest.raises(FeedTimeout, match=r"told to wait by shard 3 \(samples_ahead\)|answer of shard 3"):
+    with pytest.raises(FeedTimeout, match=r"waiting, as asked by shard 3 \(samples_ahead\)|answer of shard 3"):
         supply.get()
     assert supply.waited_s >= 0.05
     supply.stop()

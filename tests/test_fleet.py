@@ -33,7 +33,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     with ray_run(run_dir, "--steps", str(STEPS), "--workers", "2", **settings) as run:
         run.wait_for_steps(FIRST_ROWS)
         run.children()
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
         yield run
 
 

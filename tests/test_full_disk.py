@@ -216,12 +216,12 @@ def test_a_run_on_ray_goes_on_while_its_disk_is_full_and_counts_it(on_ray: tuple
     steps = scraped(port)["env_steps"]
     run.wait(disk.kept_full(lambda: scraped(port)["env_steps"] > steps), "env steps on a full disk")
     disk.free()
-    run.wait(lambda: "the checkpoint is written again" in run.told(), "a checkpoint")
-    run.wait(lambda: "the snapshot of shard 0 is written again" in run.told(), "a snapshot")
+    run.wait(lambda: "the checkpoint is written again" in run.output(), "a checkpoint")
+    run.wait(lambda: "the snapshot of shard 0 is written again" in run.output(), "a snapshot")
     run.wait(lambda: run.live().get("failed_reports", 0) >= 3, "live.json")
     line = run.live()
     assert line["workers_restarted"] == 0 and line["generation"] == 0, line
-    assert "Traceback" not in run.told()
+    assert "Traceback" not in run.output()
     lines(run.run_dir / "metrics.jsonl")  # every line is JSON
 
 
@@ -234,7 +234,7 @@ def test_a_request_that_is_none_does_not_end_a_run_and_the_next_one_is_answered(
     for number, text in enumerate(("{", "[]", '{"id": 1}', '{"id": "x", "workers": "many"}'), start=1):
         (run.run_dir / "control" / "scale.json.new").write_text(text)
         (run.run_dir / "control" / "scale.json.new").replace(run.run_dir / "control" / "scale.json")
-        run.wait(lambda number=number: run.told().count("scale.json is no request") == number, text)
+        run.wait(lambda number=number: run.output().count("scale.json is no request") == number, text)
     assert (run.run_dir / "control" / "scale.json.unreadable").read_text() == text
     scaled = command("scale", str(run.run_dir), "--workers", "1")
     assert scaled.returncode == 0, scaled.stderr
@@ -250,8 +250,8 @@ def test_a_shard_that_restarts_without_its_files_begins_empty_and_says_and_count
     (run.run_dir / "replay" / "shard-0").touch()  # that no snapshot can be written to before the shard is killed
     run.kill_one("ray::ShardActor")
     (run.run_dir / "replay" / "shard-0").unlink()
-    run.wait(lambda: "found no snapshot in" in run.told(), "the shard's restart")
-    assert "it begins empty, all rows that it held are lost and count as rows_dropped_shard_restart" in run.told()
+    run.wait(lambda: "found no snapshot in" in run.output(), "the shard's restart")
+    assert "it begins empty, all rows that it held are lost and count as rows_dropped_shard_restart" in run.output()
     run.wait(lambda: run.live().get("rows_dropped_shard_restart", 0) >= held, "the rows to be counted")
     line = run.live()
     dropped = sum(rows for name, rows in line.items() if name.startswith("rows_dropped_"))
@@ -266,8 +266,8 @@ def test_a_learner_that_restarts_without_its_checkpoints_ends_the_run_and_does_n
     (run.run_dir / "checkpoints").rename(disk.path / "checkpoints")
     (run.run_dir / "checkpoints").touch()  # that none can be written before the learner is killed
     run.kill_one("ray::LearnerActor")
-    assert run.end() == 1, run.told()[-3_000:]
-    last = run.told().strip().splitlines()[-1]
+    assert run.end() == 1, run.output()[-3_000:]
+    last = run.output().strip().splitlines()[-1]
     assert "the learner was restarted" in last and "expected the checkpoints of a run that has made" in last, last
     (run.run_dir / "checkpoints").unlink()
     resumed = command("resume", str(run.run_dir))

@@ -53,7 +53,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
         make_dataset(folder / "data", patch)
         words = train_words("gac", folder / "run", "--steps", "40", "--shards", "2", *RAY, **OFTEN)
         with driven(folder / "run", *words) as run:
-            assert run.end() == 0, run.told()[-3_000:]
+            assert run.end() == 0, run.output()[-3_000:]
             yield run
 
 
@@ -73,7 +73,7 @@ def test_a_run_on_a_dataset_alone_has_no_worker_and_tells_the_parts_of_its_bound
 def test_a_baseline_learns_on_ray_too(offline: RayRun, tmp_path: Path) -> None:
     words = train_words("bc", tmp_path / "run", "--steps", "20", *RAY)
     with driven(tmp_path / "run", *words) as run:
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
     summary = read(tmp_path / "run" / "summary.json")
     assert (summary["exit"], summary["updates"], summary["eval_episodes"]) == ("completed", 20, 2)
 
@@ -81,7 +81,7 @@ def test_a_baseline_learns_on_ray_too(offline: RayRun, tmp_path: Path) -> None:
 def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline: RayRun, tmp_path: Path) -> None:
     words = finetune_words(offline.run_dir, tmp_path / "run", stages=2, episodes=8, updates=20, learner__learners=2, **OFTEN)  # fmt: skip
     with driven(tmp_path / "run", *words) as run:
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
     summary = read(run.run_dir / "summary.json")
     rows = summary["rows"]
     assert summary["exit"] == "completed" and summary["updates"] == 40
@@ -120,9 +120,9 @@ def test_a_worker_that_dies_after_its_shard_has_all_its_episodes_is_not_replaced
         victim.suspend()  # it cannot return when the stage is gathered
         run.wait(lambda: run.live()["workers"] == 1, "the other worker to return, as the stage is gathered")
         victim.kill()
-        run.wait(lambda: "is not replaced, as its shard has all its rows" in run.told(), "the driver to notice")
+        run.wait(lambda: "is not replaced, as its shard has all its rows" in run.output(), "the driver to notice")
         learner.resume()
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
     summary, last = read(run.run_dir / "summary.json"), lines(run.run_dir / "metrics.jsonl")[-1]
     assert summary["exit"] == "completed" and summary["workers"]["restarted"] == 0 and last["online_episodes"] >= 24
     assert conserved(last), last
@@ -161,7 +161,7 @@ def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_ag
     before = going.live()
     going.kill_one("ray::LearnerActor")
     going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
-    assert "learner restarted from the newest checkpoint" in going.told()
+    assert "learner restarted from the newest checkpoint" in going.output()
     going.wait(lambda: going.live()["stage"] >= 2, "the next stage")
     line = going.live()
     assert line["updates"] >= UPDATES - 20 and conserved(line), line  # the last blocks of a stage may be on their way
@@ -170,7 +170,7 @@ def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_ag
 def test_a_shard_killed_in_a_stage_comes_back_and_the_stage_is_completed(going: RayRun) -> None:
     going.wait(lambda: going.live()["online_episodes"] > EPISODES, "the second stage to be gathered")
     going.kill_one("ray::ShardActor")
-    going.wait(lambda: "was restarted by Ray" in going.told(), "the shard's restart")
+    going.wait(lambda: "was restarted by Ray" in going.output(), "the shard's restart")
     going.wait(lambda: going.live()["online_episodes"] > EPISODES, "episodes of the second stage again")
     assert conserved(going.live()), going.live()
 
@@ -178,12 +178,12 @@ def test_a_shard_killed_in_a_stage_comes_back_and_the_stage_is_completed(going: 
 def test_sigterm_in_a_stage_saves_everything_and_a_resumed_run_gathers_and_learns_to_its_end(going: RayRun) -> None:
     going.wait(lambda: going.live()["updates"] > UPDATES + 40, "the second stage to be learned from")
     going.process.terminate()
-    assert going.end() == 143, going.told()[-3_000:]
+    assert going.end() == 143, going.output()[-3_000:]
     interrupted = read(going.run_dir / "summary.json")
     assert interrupted["exit"] == "interrupted"
     wait_for(lambda: not going.alive(), "the run's processes to end", 30)
     with driven(going.run_dir, "resume", str(going.run_dir)) as run:
-        assert run.end() == 0, run.told()[-3_000:]
+        assert run.end() == 0, run.output()[-3_000:]
     summary, last = read(going.run_dir / "summary.json"), lines(going.run_dir / "metrics.jsonl")[-1]
     assert summary["exit"] == "completed" and last["stage"] == STAGES
     assert STAGES * UPDATES <= summary["updates"] <= STAGES * UPDATES + 20, "whole blocks, none of them twice"

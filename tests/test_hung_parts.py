@@ -51,7 +51,7 @@ def goes_on(run: RayRun, updates: int = 100) -> None:
     before = run.live()
     run.wait_for_steps(before["env_steps"] + 150)
     run.wait(lambda: run.live()["updates"] > before["updates"] + updates, "more updates")
-    assert run.live()["workers_restarted"] == 0, run.told()[-3_000:]
+    assert run.live()["workers_restarted"] == 0, run.output()[-3_000:]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
     with stopped(going, "ray::LearnerActor") as victim:
         told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
         assert told.stdout.strip() == "rollout workers: 2 -> 3", told.stderr
-        going.wait(lambda: "hangs: it did not answer for" in going.told(), "the learner to be found", ANSWER_S + 12)
+        going.wait(lambda: "hangs: it did not answer for" in going.output(), "the learner to be found", ANSWER_S + 12)
         going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation", 60)
         assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
-    assert "learner restarted from the newest checkpoint: learner" in going.told()
+    assert "learner restarted from the newest checkpoint: learner" in going.output()
     goes_on(going)
     times = [line["time_s"] for line in lines(going.run_dir / "metrics.jsonl") if line["time_s"] >= before["time_s"]]
     assert max(after - earlier for earlier, after in itertools.pairwise(times)) < DEAF_S, times
@@ -84,7 +84,7 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
 def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: RayRun) -> None:
     before = going.live()
     old = {child.pid for child in going.children("ray::LearnerActor")}
-    restarts = going.told().count("learner restarted from the newest checkpoint")
+    restarts = going.output().count("learner restarted from the newest checkpoint")
     going.kill_one("ray::LearnerActor")
     started = going.wait(
         lambda: [child for child in going.children("ray::LearnerActor") if child.pid not in old], "a learner to start"
@@ -92,7 +92,7 @@ def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: Ra
     started[0].kill()
     assert going.live()["generation"] == before["generation"], "it was killed before it had begun"
     going.wait(lambda: going.live()["generation"] >= before["generation"] + 2, "the second generation after that")
-    assert going.told().count("learner restarted from the newest checkpoint") == restarts + 2
+    assert going.output().count("learner restarted from the newest checkpoint") == restarts + 2
     goes_on(going)
 
 
@@ -104,9 +104,9 @@ def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody
             "replay shard 0 hangs: it did not answer for",
             "the store of weights hangs: it did not answer for",
         ):
-            going.wait(lambda text=text: text in going.told(), text, ANSWER_S + 12)
+            going.wait(lambda text=text: text in going.output(), text, ANSWER_S + 12)
         for text in ("replay shard 0 was restarted by Ray", "it is given the newest policy again"):
-            going.wait(lambda text=text: text in going.told(), text, 60)
+            going.wait(lambda text=text: text in going.output(), text, 60)
     goes_on(going)
     line = going.live()
     assert line["generation"] == before["generation"], "the learners waited for their shard"
@@ -115,7 +115,7 @@ def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody
 
 def test_a_shard_that_hangs_with_no_restart_left_ends_the_run_with_that_cause(going: RayRun) -> None:
     with stopped(going, "ray::ShardActor"):
-        assert going.end() == 1, going.told()[-3_000:]
+        assert going.end() == 1, going.output()[-3_000:]
     failure = read(going.run_dir / "failure.json")["error"]
     assert "replay shard 0 is gone" in failure and "ray.shard_restart_budget 1" in failure
     assert "it did not answer for" in failure and "ray.call_timeout_s" in failure and "can be resumed" in failure
@@ -133,8 +133,8 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
         )
         run.wait_for_steps(steps - 400)
         with stopped(run, "ray::EvaluatorActor"):
-            assert run.end() == 0, run.told()[-3_000:]
-        assert "an evaluation took longer than 4 s" in run.told() and "learner restarted" not in run.told()
+            assert run.end() == 0, run.output()[-3_000:]
+        assert "an evaluation took longer than 4 s" in run.output() and "learner restarted" not in run.output()
     summary = read(going.run_dir / "summary.json")
     assert summary["exit"] == "completed" and summary["env_steps"] >= steps and summary["workers"]["restarted"] == 0
     assert summary["updates"] > before["updates"]

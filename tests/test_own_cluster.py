@@ -131,7 +131,7 @@ def test_a_second_cluster_beside_it_has_a_token_of_its_own_and_the_end_of_either
     assert left.strip() == "['RAY_AUTH_TOKEN']"  # the user's settings are as they were
     going.wait_for_steps(going.live()["env_steps"] + 200)
     going.process.terminate()
-    assert going.end() == 143, going.told()[-3_000:]
+    assert going.end() == 143, going.output()[-3_000:]
     assert not token.exists()
 
 

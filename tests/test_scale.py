@@ -59,7 +59,7 @@ def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm
     assert len(scaled.children("ray::LearnerActor")) == LEARNERS
     assert len(scaled.children("ray::ShardActor")) == SHARDS
     scaled.process.terminate()
-    assert scaled.end() == 143, scaled.told()[-3_000:]
+    assert scaled.end() == 143, scaled.output()[-3_000:]
     summary = read(scaled.run_dir / "summary.json")
     rows = summary["rows"]
     assert summary["exit"] == "interrupted" and rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())

@@ -131,7 +131,7 @@ class GAC(TrainedAgent):
         return segments, bound
 
     def losses(self, batch: Trajectories, noise: Noise) -> tuple[Loss, Segments, Bound]:
-        """- mean_B ELBO / T, T the longest episode's steps; beside it the batch's mean of y and of y^2, z-scored.
+        """- mean_B ELBO / T, T the longest episode's steps; and the batch's mean of y and of y^2, z-scored.
 
         T is a constant, so that learners of half a batch each make the gradient of one.
         """
@@ -273,6 +273,6 @@ class GAC(TrainedAgent):
 
 
 def _follow(running: torch.Tensor, found: torch.Tensor) -> None:
-    """Moves ``running`` (NaN: nothing yet) towards ``found``, in place; what is not finite is passed over."""
+    """Moves ``running`` (NaN: nothing yet) towards ``found``, in place; non-finite values are skipped."""
     moved = torch.where(running.isnan(), found, torch.lerp(found, running, SURPRISE_MEMORY))
     running.copy_(torch.where(found.isfinite(), moved, running))

@@ -270,7 +270,7 @@ class Generator(nn.Module):
 
 
 def _plan_of_rows(plans: int, like_R: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
-    """(R,) int64, the plan of each row: as told, or as many rows a plan, one plan after the other."""
+    """(R,) int64, the plan of each row: as given, or equally many rows for each plan in turn."""
     if plan_R is not None:
         return plan_R
     rows = len(like_R)

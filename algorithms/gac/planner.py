@@ -23,7 +23,7 @@ EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
 
 
 class Planner:
-    """A model, asked for plans by name. What is odd about a target is told once by ``warnings``."""
+    """A model, asked for plans by name. An odd target causes one warning."""
 
     def __init__(self, config: GACConfig, model: GACModel) -> None:
         self.config, self.model = config, model

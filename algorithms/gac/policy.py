@@ -30,7 +30,7 @@ EXPLORE = MODES.index("explore")
 class GACPolicy:
     """The contract is algorithms.interface.EpisodePolicy; float32, on the CPU.
 
-    One environment's plan and actions are the same however many run beside it, up to the rounding of matrix products of
+    One environment's plan and actions are the same however many others run, up to the rounding of matrix products of
     another height (see ``infer_plan``); with the same number they are bit-identical. Environments may be at different steps
     of their episodes.
 
@@ -88,8 +88,8 @@ class GACPolicy:
         self._mode_E[env_K], self._target_E[env_K], self._plans_E[env_K] = MODES.index(mode), target_K.numpy(), 1
         self._noise.begin(env_K, self._seed_E[env_K], self._mode_E[env_K] == EXPLORE)
         self._enter(env_K, obs_KO, self.inferred)
-        told = zip(target_K.tolist(), self.inferred.predicted_K.tolist(), self.inferred.variance_K.tolist())
-        return [EpisodeMetadata(-1, mode, *numbers) for numbers in told]
+        numbers_K = zip(target_K.tolist(), self.inferred.predicted_K.tolist(), self.inferred.variance_K.tolist())
+        return [EpisodeMetadata(-1, mode, *numbers) for numbers in numbers_K]
 
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """The generator's mean actions, disturbed where a plan explores; one token's work each.

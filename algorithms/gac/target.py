@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 
 def first_target(config: PlanningConfig) -> Target:
-    """The state before any return was heard of."""
+    """The state before any return is known."""
     return asked_for(config, Target(value=math.nan, gain=config.explore_gain, stage=0))
 
 
@@ -128,7 +128,7 @@ def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
     if not np.isfinite(quantiles).all():
         raise ValueError(
             "replan=surprise needs a calibrated model, and this one's surprise quantiles are unknown: nothing could be "
-            "told from the ordinary; train it (or replan=scheduled, replan=none)"
+            "distinguished from the ordinary; train it (or replan=scheduled, replan=none)"
         )
     return float(quantiles[config.replan_quantile] * config.replan_margin)
 

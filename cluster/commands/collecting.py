@@ -220,7 +220,7 @@ def _check_count(episodes: int | None, seed: int) -> None:
         )
 
 
-Progress = Callable[[int], None]  # told how many episodes have been made
+Progress = Callable[[int], None]  # called with the number of episodes made
 
 
 class Found(NamedTuple):

@@ -169,10 +169,10 @@ def _one_line(made: Any) -> str:
     return f"{made.id}: {made.total_episodes:,} episodes, {made.total_steps:,} steps of {made.env_id or 'an unnamed environment'}"
 
 
-def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+def _reporting(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
     """``run`` with its errors as the command line reports them."""
 
-    def told(arguments: argparse.Namespace) -> None:
+    def command(arguments: argparse.Namespace) -> None:
         from replay.stored_episode import DatasetError
         from rollout_workers.env import EnvError
 
@@ -183,11 +183,11 @@ def _told(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Names
         except OSError as error:
             raise RunError(f"{error}: no dataset was changed; see that the disk has room and can be written") from error
 
-    return told
+    return command
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-    return add_command(commands, name, _told(run), help)
+    return add_command(commands, name, _reporting(run), help)
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

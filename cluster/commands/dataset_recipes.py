@@ -1,4 +1,4 @@
-"""How datasets are made: who acts, what is measured beside it, and what is written down of that."""
+"""How datasets are made: who acts, which references are measured, and what the metadata says."""
 
 from __future__ import annotations
 

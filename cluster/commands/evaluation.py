@@ -41,7 +41,7 @@ def evaluate(
         plot: PNG of predicted against achieved returns.
         settings: dotted keys of how plans are inferred, over the run's own; those of the model stay as it was trained.
 
-    Raises UsageError for what cannot be asked of this run's policy. What is odd about it is told in ``warnings``.
+    Raises UsageError for what cannot be asked of this run's policy. ``warnings`` lists what is odd about it.
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
@@ -51,7 +51,7 @@ def evaluate(
     set_threads(spec.config)
     acting = _acting(spec, settings or {})
     weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
-    result, told = _evaluation(spec, weights, episodes, seed, aim)
+    result, warned = _evaluation(spec, weights, episodes, seed, aim)
     if video is not None:
         _record(spec, weights, video, seed, aim)
     found = {
@@ -66,7 +66,7 @@ def evaluate(
         "returns": result.returns,
         "lengths": result.lengths,
         "errors": result.errors,
-        "warnings": told,
+        "warnings": warned,
         "wall_s": result.wall_s,
     }
     found |= _normalised(spec, result) | (_planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {})
@@ -191,8 +191,8 @@ def evaluation_in_words(found: dict[str, Any]) -> str:
     predicted = [value for value in found.get("predicted") or () if math.isfinite(value)]
     if predicted:
         correlation = found.get("rank_correlation")
-        told = "" if correlation is None else f", rank correlation with what was achieved {correlation:.2f}"
-        lines.append(f"  predicted  {sum(predicted) / len(predicted):.1f} on average{told}")
+        note = "" if correlation is None else f", rank correlation with what was achieved {correlation:.2f}"
+        lines.append(f"  predicted  {sum(predicted) / len(predicted):.1f} on average{note}")
     reached = found.get("reached") or ()
     if reached:
         lines.append(f"  goal       reached in {sum(step >= 0 for step in reached)} of {len(reached)} episodes")

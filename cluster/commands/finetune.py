@@ -12,7 +12,7 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
 
-STAGES_ARE_LEARNED_BY = {  # unless told otherwise
+STAGES_ARE_LEARNED_BY = {  # by default
     "data.offline_fraction": "0.125",
     "agent.return_memory": "0.98",
     "agent.kl_weight": "1",  # the bound itself: a plan has more to say of episodes that were gathered by plans

@@ -62,7 +62,7 @@ class MetricsAggregator:
         self._share_s = dict.fromkeys(_SHARES, 0.0)
         self._last_shares: dict[str, float] = {}
         self._mark = (time.monotonic(), 0, 0, 0)
-        self._steps_before: int | None = None  # that the earlier parts of the run had told of
+        self._steps_before: int | None = None  # reported by the earlier parts of the run
 
     def resume_from(self, line: dict[str, Any]) -> None:
         """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
@@ -80,7 +80,7 @@ class MetricsAggregator:
         self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
-        """Counts what the shards' snapshots did not hold. Call it once, when every shard has told its counters."""
+        """Counts what the shards' snapshots did not hold. Call it once, when every shard has reported its counters."""
         self.ledger.begin(max(0, (self._steps_before or 0) - self.env_steps))
         self._steps_before = None
         self._mark = (time.monotonic(), self.env_steps, self.updates, self.version)
@@ -113,7 +113,7 @@ class MetricsAggregator:
     def add_shard(self, stats: ShardStats, reports: list[Any], asked_at: float = math.inf) -> None:
         """Takes a shard's counters, asked for at ``asked_at`` (monotonic clock), and the workers' timings that came through it.
 
-        Counters that were asked for before a writer ended do not say what is left of it: they are passed over for the next ones.
+        Counters that were asked for before a writer ended do not say what is left of it: they are ignored.
         """
         for report in reports:
             merge_stats(self._window, report.stats)
@@ -129,7 +129,7 @@ class MetricsAggregator:
         self.ledger.end((worker, incarnation), totals, reason)
 
     def begin_learning(self, updates: int, generation: int, version: int) -> None:
-        """Takes what a learner holds that begins, or begins again from a checkpoint: less than was told of before, perhaps."""
+        """Takes what a learner holds that begins, or begins again from a checkpoint: perhaps less than was reported before."""
         self.updates, self.generation, self.version = updates, generation, version
 
     def add_learner(self, report: Any) -> None:
@@ -276,11 +276,11 @@ def _whole_episodes(shards: list[ShardStats]) -> dict[str, float]:
 
 def _plans(window: dict[str, float]) -> dict[str, float]:
     """What the plans that were made in a window asked for and predicted, means in the environment's own units."""
-    told = {"planned_episodes": window["planned_episodes"]} if "planned_episodes" in window else {}
+    record = {"planned_episodes": window["planned_episodes"]} if "planned_episodes" in window else {}
     if window.get("target_episodes"):
-        told["plan_target_mean"] = window["target_sum"] / window["target_episodes"]
+        record["plan_target_mean"] = window["target_sum"] / window["target_episodes"]
     if window.get("predicted_episodes"):
         count = window["predicted_episodes"]
-        told["plan_predicted_mean"] = window["predicted_sum"] / count
-        told["plan_predicted_std"] = math.sqrt(max(0.0, window["predicted_variance_sum"] / count))
-    return told
+        record["plan_predicted_mean"] = window["predicted_sum"] / count
+        record["plan_predicted_std"] = math.sqrt(max(0.0, window["predicted_variance_sum"] / count))
+    return record

@@ -12,7 +12,7 @@ From the newest of both follows, for each writer:
     recorded = stored + dropped by the worker + shard_restart + in flight
 
     shard_restart   rows that were acknowledged and are not stored any more
-    in flight       the rest. Once the writer has ended, and its shard has told its count after that, the rest is dropped for
+    in flight       the rest. Once the writer has ended, and its shard has reported its count after that, the rest is dropped for
                     the reason the writer ended.
 
 The rows of a worker that is killed are known up to its newest totals: at most the chunk in hand and ``max_unacked`` chunks on

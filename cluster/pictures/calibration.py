@@ -101,9 +101,9 @@ def _episodes(axes: Any, found: Mapping[str, Any], predicted_N: np.ndarray, achi
 
 
 def _titles(axes: Any, found: Mapping[str, Any], correlation: float | None) -> None:
-    told = "not defined" if correlation is None else f"{correlation:.2f}"
+    text = "not defined" if correlation is None else f"{correlation:.2f}"
     axes.annotate(
-        f"Rank correlation {told}", (0, 1), xycoords="axes fraction", xytext=(0, 36), textcoords="offset points",
+        f"Rank correlation {text}", (0, 1), xycoords="axes fraction", xytext=(0, 36), textcoords="offset points",
         fontsize=15, fontweight="bold", color=INK,
     )  # fmt: skip
     mode = f", mode {found['mode']}" if found.get("mode") else ""

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from cluster.history import Run, read_run
 from cluster.metrics.wording import algorithm_name, count, number
 
-EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue over grey: told apart without hue
+EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue over grey: distinct without hue
 
 
 def draw_curve(run_dir: str | Path, path_png: str | Path) -> Path:

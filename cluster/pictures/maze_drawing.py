@@ -73,7 +73,7 @@ def draw_trajectory(
 
 
 def draw_start(axes: Any, xy: np.ndarray, name: str = "") -> None:
-    """A ring, and the start's name beside it."""
+    """A ring, and the start's name next to it."""
     axes.plot(*xy, marker="o", markersize=9, color="white", markeredgecolor=INK, markeredgewidth=1.8, zorder=6)
     if name:
         axes.annotate(name, xy, ha="center", va="center", color=INK, fontsize=6.5, fontweight="bold", zorder=7)

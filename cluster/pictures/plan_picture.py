@@ -173,10 +173,10 @@ class _Picture:
 
 def _legend(axes: Any, trials: dict[str, Trial], several: bool) -> None:
     axes.axis("off")
-    told = {"prior": "drawn, not searched", "st": "for a target", "kl": "return, less KL", "max": "return alone"}
+    labels = {"prior": "drawn, not searched", "st": "for a target", "kl": "return, less KL", "max": "return alone"}
     target = trials["st"].target
-    told["st"] = f"for a return of {number(target)}" if target is not None else told["st"]
-    for place, (mode, words) in enumerate(told.items()):
+    labels["st"] = f"for a return of {number(target)}" if target is not None else labels["st"]
+    for place, (mode, words) in enumerate(labels.items()):
         y = 0.95 - 0.2 * place
         axes.plot(
             0.04,

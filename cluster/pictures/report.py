@@ -91,8 +91,8 @@ def _label(run: Run, firsts: Sequence[Run]) -> str:
     rivals = [_settings(other) for other in firsts if other.algorithm == run.algorithm]
     mine = _settings(run)
     keys = [key for key in mine if len({str(settings.get(key)) for settings in rivals}) > 1]
-    told = ", ".join(f"{key} = {mine[key]}" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return algorithm_name(run.algorithm) + (f" ({told})" if told else "")
+    text = ", ".join(f"{key} = {mine[key]}" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return algorithm_name(run.algorithm) + (f" ({text})" if text else "")
 
 
 def _section(env: str, unit: str, runs: Sequence[Run]) -> Iterable[str]:
@@ -222,10 +222,10 @@ def _split(parts: dict[str, Any]) -> str:
     ]
     if not shown:
         return "-"
-    told = ", ".join(f"{key.replace('_', ' ')} {percent(share)}" for key, share, _ in shown)
+    text = ", ".join(f"{key.replace('_', ' ')} {percent(share)}" for key, share, _ in shown)
     bars = "".join(f'<i class="c{c}" style="width:{100 * share:.2f}%"></i>' for _, share, c in shown)
     return (
-        f'<div class="split" role="img" aria-label="{told}" title="{told}">{bars}</div><span class="soft">{told}</span>'
+        f'<div class="split" role="img" aria-label="{text}" title="{text}">{bars}</div><span class="soft">{text}</span>'
     )
 
 

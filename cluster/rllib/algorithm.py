@@ -56,7 +56,7 @@ class FleetAlgorithm(Algorithm):
     def resource_help(cls, config: Any) -> str:
         return (
             "A trial reserves resources for its driver only. Its fleet reserves worker.cpus for each worker, learner.cpus for each "
-            "learner and ray.shard_cpus for each shard beside it: limit TuneConfig(max_concurrent_trials=) to what the cluster holds."
+            "learner and ray.shard_cpus for each shard as well: limit TuneConfig(max_concurrent_trials=) to what the cluster holds."
         )
 
     # --- Trainable ------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class FleetAlgorithm(Algorithm):
                 raise RunError(f"no checkpoint was made at {folder}: " + "; ".join(problems))
             self._copy_out(session.run, folder)
         settings = {name: getattr(self.config, name) for name in SAVED_SETTINGS}
-        told = {
+        saved = {
             "format": FORMAT,
             "algorithm": self._run_config.algorithm,
             "iteration": self.iteration,
@@ -185,7 +185,7 @@ class FleetAlgorithm(Algorithm):
             "starts": self._starts,
             "settings": settings,
         }
-        write_atomic(folder / SAVED, json.dumps(told, indent=1, default=str).encode())
+        write_atomic(folder / SAVED, json.dumps(saved, indent=1, default=str).encode())
         return str(folder)
 
     def restore_from_path(
@@ -202,15 +202,15 @@ class FleetAlgorithm(Algorithm):
                 "restore_from_path(component=, filesystem=) is not carried: nothing was changed; give a local path alone"
             )
         folder = local(path)
-        told = read_saved(folder, self._run_config.algorithm)
+        saved = read_saved(folder, self._run_config.algorithm)
         if checkpoint.load_newest(folder / "checkpoints", self._plan.identity()) is None:
             raise UsageError(
                 f"{folder} holds no learner checkpoint: nothing was changed; give a folder that save_to_path wrote"
             )
         self.cleanup()
         self._failed = False
-        self._starts, self._parts = int(told["starts"]) + 1, self._parts + 1
-        self._iteration, self._time_total = int(told["iteration"]), float(told["time_total_s"])
+        self._starts, self._parts = int(saved["starts"]) + 1, self._parts + 1
+        self._iteration, self._time_total = int(saved["iteration"]), float(saved["time_total_s"])
         self._module_order = None
         self._plan = self._make_spec()
         self._run = self._prepare(folder)  # copies now: Tune removes the folder afterwards
@@ -230,16 +230,16 @@ class FleetAlgorithm(Algorithm):
         if filesystem is not None:
             raise UsageError("from_checkpoint(filesystem=) is not carried: nothing was started; give a local path")
         folder = local(path)
-        told = read_saved(folder, cls.config_class.algorithm)
+        saved = read_saved(folder, cls.config_class.algorithm)
         if config is None:
-            if ":" in str(told["settings"].get("env")):
+            if ":" in str(saved["settings"].get("env")):
                 raise UsageError(
-                    f"{folder} names the environment {told['settings']['env']!r}, whose module would be imported, expected your own "
+                    f"{folder} names the environment {saved['settings']['env']!r}, whose module would be imported, expected your own "
                     "code to name it, because a checkpoint may come from anybody: nothing was started; if you trust it, give config= "
                     "with environment(...)"
                 )
             config = cls.get_default_config()
-            for name, value in told["settings"].items():
+            for name, value in saved["settings"].items():
                 setattr(config, name, value)
         algorithm = cls(config=config)
         algorithm.restore_from_path(folder)

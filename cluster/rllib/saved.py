@@ -15,19 +15,19 @@ FORMAT = 1
 
 
 def read_saved(folder: Path, algorithm: str) -> dict[str, Any]:
-    """What save_to_path told of itself."""
+    """What save_to_path wrote about the checkpoint."""
     try:
-        told = dict(json.loads((folder / SAVED).read_text(encoding="utf-8")))
+        found = dict(json.loads((folder / SAVED).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{folder} is no checkpoint of this face ({error}); nothing was started; give a folder that save_to_path or Tune wrote"
         ) from error
-    if (told.get("format"), told.get("algorithm")) != (FORMAT, algorithm):
+    if (found.get("format"), found.get("algorithm")) != (FORMAT, algorithm):
         raise UsageError(
-            f"{folder} holds a checkpoint of {told.get('algorithm')!r}, format {told.get('format')}, expected {algorithm!r}, format "
+            f"{folder} holds a checkpoint of {found.get('algorithm')!r}, format {found.get('format')}, expected {algorithm!r}, format "
             f"{FORMAT}; nothing was started; use the class that wrote it"
         )
-    return told
+    return found
 
 
 def local(path: Any) -> Path:
