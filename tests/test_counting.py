@@ -145,10 +145,10 @@ def test_a_storm_of_kills_leaves_uncounted_only_what_a_killed_worker_had_not_sai
     rows = totals(run.run_dir)
     assert rows["stored"] == sum(on_disk(run.run_dir))
     rate = max(line["env_steps_per_s"] for line in lines(run.run_dir / "metrics.jsonl"))
-    unheard = (
+    unreported = (
         counted(folder, first, run.process.pid) - rows["recorded"]
     )  # two workers that died with their shard: since the driver last looked
-    assert 0 <= unheard <= 2 * ((UNACKED + 1) * CHUNK + 1 + 2.0 * rate), rows
+    assert 0 <= unreported <= 2 * ((UNACKED + 1) * CHUNK + 1 + 2.0 * rate), rows
 
 
 def test_what_could_not_be_saved_is_said_with_its_reason(killed: tuple[RayRun, int]) -> None:

@@ -44,7 +44,7 @@ def make_run(
 def metrics_line(step: int, seed: int) -> dict[str, Any]:
     line = {"time_s": step / 100, "env_steps": step, "updates": step, "env_steps_per_s": 100.0, "updates_per_s": 100.0}
     line |= {"replay_ratio": 1.0 + 1 / step, "target_replay_ratio": 1.0, "policy_age_p50": 1, "policy_age_p95": 3}
-    line |= {"return_mean": 0.8 * step + seed, "loss_alpha": 0.1 * math.exp(-step / 500), "loss_unheard_of": 1.0}
+    line |= {"return_mean": 0.8 * step + seed, "loss_alpha": 0.1 * math.exp(-step / 500), "loss_unreported_of": 1.0}
     return line
 
 
@@ -192,7 +192,7 @@ def test_the_page_shows_runs_failures_and_differences_and_escapes_what_it_shows(
         "Temperature alpha",
     ):
         assert told in text, told
-    assert "unheard of" in text, "a metric that the page has no title for is shown all the same"
+    assert "unreported of" in text, "a metric that the page has no title for is shown all the same"
 
 
 def test_the_page_names_no_address_outside_itself(tmp_path: Path) -> None:

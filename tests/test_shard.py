@@ -76,7 +76,7 @@ def test_the_dedupe_window_never_calls_a_stored_sequence_new_nor_a_recent_new_on
         assert again.state() == writers.state()
 
 
-def test_the_writer_unheard_for_longest_is_forgotten_at_the_bound() -> None:
+def test_the_writer_unreported_for_longest_is_forgotten_at_the_bound() -> None:
     writers = Writers(limit=2)
     for worker in (0, 1, 0, 2):
         writers.store(worker, 0, 5 if worker else len(writers))

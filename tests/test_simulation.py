@@ -47,13 +47,13 @@ def assert_promises(run: SimulatedRun) -> None:
 def assert_conserved_exactly(run: SimulatedRun) -> None:
     """Every env step that the environments ever made is stored or dropped by a reason, but for the last ones of workers that
     were killed: those the driver cannot have heard of."""
-    unheard = {writer: worker._env.made - run.told[writer] for writer, worker in run.workers.items()}  # type: ignore[attr-defined]
-    assert run.made == run.aggregator.recorded + sum(unheard.values())
+    unreported = {writer: worker._env.made - run.reported[writer] for writer, worker in run.workers.items()}  # type: ignore[attr-defined]
+    assert run.made == run.aggregator.recorded + sum(unreported.values())
     assert run.aggregator.ledger.in_flight == 0
-    killed = {writer for writer, rows in unheard.items() if rows}
-    assert len(killed) <= run.fired["worker killed"] + run.fired["last counters untold"], unheard
+    killed = {writer for writer, rows in unreported.items() if rows}
+    assert len(killed) <= run.fired["worker killed"] + run.fired["last counters untold"], unreported
     if not run.fired["shard crashed"]:
-        assert all(rows <= (WORKER.max_unacked + 1) * CHUNK_ROWS for rows in unheard.values()), unheard
+        assert all(rows <= (WORKER.max_unacked + 1) * CHUNK_ROWS for rows in unreported.values()), unreported
     stored = sum(len(run.chunks[key].rows_ND) for keys in run.stored for key in keys)
     assert run.aggregator.env_steps == stored == sum(shard.store.inserted for shard in run.shards)
     dropped = run.aggregator.dropped_rows()
