@@ -193,7 +193,7 @@ class WorkerActor:
         set_threads(config)
         name_module(config.env)  # the driver could not have made its plan without
         self.store, self.timeout_s = store, config.ray.call_timeout_s
-        self.replay_client = ReplayClient(
+        self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),
             send=shards[index % len(shards)].append.remote,
             answer=_answer,
@@ -205,16 +205,16 @@ class WorkerActor:
 
     def run(self) -> RowTotals:
         """Collects until ``stop`` is called or the shard has its rows; returns this worker's final row counts."""
-        self.replay_client.run()
+        self.client.run()
         return self.totals()
 
     def totals(self) -> RowTotals:
         """Row counts now, also while ``run`` hangs or after it failed."""
-        return self.replay_client.worker.totals()
+        return self.client.worker.totals()
 
     def stop(self) -> None:
         """Lets ``run`` return once its chunks are settled."""
-        self.replay_client.stop()
+        self.client.stop()
 
     def _fetch(self) -> Weights | None:
         refs = _answer(self.store.fetch.remote(), self.timeout_s)

@@ -304,7 +304,7 @@ class SimulatedRun:
         """What was on the way may still arrive; the rest is gone."""
         slot = self.slots[index]
         slot.turn.kill()
-        if slot.turn.error is None and slot.replay_client.complete:
+        if slot.turn.error is None and slot.client.complete:
             return
         settled = {key for stored in self.stored for key in stored} | self.rejected.keys() | self.lost_with_shard
         own = {key for key in self.chunks if key[:2] == (index, slot.incarnation)}
@@ -338,7 +338,7 @@ class SimulatedRun:
                 call.broken_s = min(call.broken_s, self.soon())
         self.net = [m for m in self.net if m[1].shard != index or (m[0] == "append" and self.rng.random() < 0.5)]
         for slot in self.slots:
-            for _, call in slot.replay_client.pending:
+            for _, call in slot.client.pending:
                 if call.shard == index:
                     call.broken_s = min(call.broken_s, self.soon())
         self.learners.align()
@@ -390,7 +390,7 @@ class SimulatedRun:
 
     def where(self) -> str:
         limiters = [(s.limiter.inserted, s.limiter.sampled, s.limiter.credit) for s in self.shards]
-        waiting = [(slot.turn.ready, len(slot.replay_client.pending), slot.order) for slot in self.slots]
+        waiting = [(slot.turn.ready, len(slot.client.pending), slot.order) for slot in self.slots]
         return f"shards {limiters}, workers {waiting}, {len(self.net)} messages, updates {self.learners.updates}"
 
     def run(self) -> None:
