@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from cluster.commands.dataset import add_dataset
-from cluster.commands.policy import add_evaluate, add_plan
+from cluster.commands.policy import add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError
@@ -71,5 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     add_resume(commands)
     add_evaluate(commands)
     add_plan(commands)
+    add_export(commands)
     add_status(commands)
     return parser

@@ -243,12 +243,12 @@ class ActionBox:
         assert isinstance(space, Box)
         self.low_A = space.low.astype(np.float64).ravel()
         self.high_A = space.high.astype(np.float64).ravel()
-        self._shape = space.shape
-        self._low_A, self._high_A = space.low.ravel(), space.high.ravel()
-        self._middle_A = ((self.high_A + self.low_A) / 2).astype(space.dtype)
-        self._half_A = ((self.high_A - self.low_A) / 2).astype(space.dtype)
-        ends_2A = self._middle_A - self._half_A, self._middle_A + self._half_A
-        self._exact = np.array_equal(ends_2A, (self._low_A, self._high_A))  # else rounding misses a bound
+        self.shape = space.shape
+        self.lowest_A, self.highest_A = space.low.ravel(), space.high.ravel()
+        self.middle_A = ((self.high_A + self.low_A) / 2).astype(space.dtype)
+        self.half_A = ((self.high_A - self.low_A) / 2).astype(space.dtype)
+        ends_2A = self.middle_A - self.half_A, self.middle_A + self.half_A
+        self._exact = np.array_equal(ends_2A, (self.lowest_A, self.highest_A))  # else rounding misses a bound
 
     @property
     def dim(self) -> int:
@@ -266,14 +266,14 @@ class ActionBox:
                 f"actions of shape {actions_EA.shape}, expected (environments, {self.dim}): nothing was stepped; "
                 "give one row of action coordinates for each environment"
             )
-        scaled_EA = np.multiply(actions_EA, self._half_A, dtype=self._half_A.dtype, casting="same_kind")
-        scaled_EA += self._middle_A
-        np.maximum(scaled_EA, self._low_A, out=scaled_EA)
-        np.minimum(scaled_EA, self._high_A, out=scaled_EA)
+        scaled_EA = np.multiply(actions_EA, self.half_A, dtype=self.half_A.dtype, casting="same_kind")
+        scaled_EA += self.middle_A
+        np.maximum(scaled_EA, self.lowest_A, out=scaled_EA)
+        np.minimum(scaled_EA, self.highest_A, out=scaled_EA)
         if not self._exact:
-            np.copyto(scaled_EA, self._low_A, where=actions_EA <= -1)
-            np.copyto(scaled_EA, self._high_A, where=actions_EA >= 1)
-        return scaled_EA.reshape(-1, *self._shape) if len(self._shape) != 1 else scaled_EA
+            np.copyto(scaled_EA, self.lowest_A, where=actions_EA <= -1)
+            np.copyto(scaled_EA, self.highest_A, where=actions_EA >= 1)
+        return scaled_EA.reshape(-1, *self.shape) if len(self.shape) != 1 else scaled_EA
 
     @staticmethod
     def _check(space: gym.Space, env_id: str) -> None:

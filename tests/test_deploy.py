@@ -189,8 +189,8 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     text = (DEPLOY / "Dockerfile").read_text()
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()}
     assert [name for name in copied if not (ROOT / name).exists()] == []
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {name.split(".")[0] for name in packages} <= copied
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {name.split(".")[0] for name in found["packages"]} | {f"{name}.py" for name in found["py-modules"]} <= copied
     assert "FROM python:3.11-slim\n" in text
 
 

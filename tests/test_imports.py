@@ -97,7 +97,7 @@ def test_no_file_reads_or_writes_pickles() -> None:
     (
         ["--help"], ["train", "--help"], ["presets"], ["config", "cpu"], ["train"], ["train", "softgac"],
         ["train", "sac", "--env", "X", "--steps", "no"], ["status", "/nowhere"], ["scale", "/nowhere", "--workers", "2"],
-        ["evaluate", "/nowhere"], ["resume", "/nowhere"],
+        ["evaluate", "/nowhere"], ["resume", "/nowhere"], ["export", "/nowhere", "--onnx", "x"],
     ),
     ids=" ".join,
 )  # fmt: skip

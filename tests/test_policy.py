@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+import torch
+from gymnasium.spaces import Box
 from tiny_episodes import ENV, TINY, TINY_CLONE, TINY_GAC, make_dataset
 from tiny_runs import ROOT
 from tiny_runs import TINY as TINY_ONLINE
 
 import drawbridge
+from cluster.cli import main
+from cluster.export import export_policy, leaves
+from rollout_workers.env import ActionBox
 from rollout_workers.envs import make_env
 
 SMALL = {"steps": 100, "backend": "inline", "metrics.port": -1, "evaluation.final_episodes": 1}
 ONLINE = {key: value for key, value in TINY_ONLINE.items() if "bridge" not in key} | SMALL
 
 
+MAZE = "PointMaze_UMaze-v3"  # its observations are Dicts
 AGENT = {"gac": TINY_GAC, "bc": TINY_CLONE, "dt": TINY_CLONE | {"agent.heads": 1, "agent.context": 4}}
 
 
@@ -37,7 +46,9 @@ class Runs(dict[str, Path]):
 
     def __missing__(self, name: str) -> Path:
         path = self._root / name
-        if name in AGENT:
+        if name == "maze":
+            self[name] = online(path, "softgac", MAZE)
+        elif name in AGENT:
             settings = TINY | AGENT[name] | SMALL | {"steps": 10, "metrics.line_s": 1_000}
             self[name] = drawbridge.train(name, dataset=self._dataset, run=path, settings=settings)
         else:
@@ -103,10 +114,8 @@ def test_one_observation_and_many_have_the_same_actions_and_a_seed_repeats_what_
     assert policy(obs_EO[0], sample=True).shape == (1,)
 
 
-def test_dict_observations_are_taken_as_the_environment_gives_them_one_or_many(tmp_path: Path) -> None:
-    env_id = "PointMaze_UMaze-v3"
-    run = online(tmp_path / "run", "softgac", env_id)
-    policy, env = drawbridge.load(run), make_env(env_id)
+def test_dict_observations_are_taken_as_the_environment_gives_them_one_or_many(runs: Runs) -> None:
+    policy, env = drawbridge.load(runs["maze"]), make_env(MAZE)
     seen = [env.reset(seed=i)[0] for i in range(3)]
     action_EA = policy({key: np.stack([obs[key] for obs in seen]) for key in reversed(seen[0])})
     np.testing.assert_array_equal(np.stack([policy(obs) for obs in seen]), action_EA)
@@ -163,3 +172,69 @@ def test_what_cannot_be_answered_says_what_was_seen_expected_its_consequence_and
 
 def test_a_dataset_is_made_of_a_runs_policy(runs: Runs) -> None:
     assert drawbridge.make_dataset(runs["sac"], kind="expert", episodes=1) == "drawbridge/pendulum-expert-v0"
+
+
+ELSEWHERE = """
+import json, sys
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+inputs = {name: np.array(part, np.float32) for name, part in json.load(sys.stdin).items()}
+(action,) = session.run(None, inputs)
+assert not {"torch", "onnx", "gymnasium", "cluster", "algorithms"} & set(sys.modules), sys.modules
+print(json.dumps(action.tolist()))
+"""
+
+
+def elsewhere(file: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What an ONNX file answers in a process that has numpy and onnxruntime alone, at a place without this project."""
+    words = [sys.executable, "-I", "-c", ELSEWHERE, str(file)]
+    given = json.dumps({name: part.tolist() for name, part in inputs.items()})
+    ended = subprocess.run(words, input=given, capture_output=True, text=True, cwd=file.parent, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return np.array(json.loads(ended.stdout))
+
+
+@pytest.mark.parametrize("name", ["maze", "sac", "bc"])
+def test_an_exported_graph_acts_elsewhere_as_the_policy_does_here(runs: Runs, name: str, tmp_path: Path) -> None:
+    policy, file = drawbridge.load(runs[name]), tmp_path / "policy.onnx"
+    assert main(["export", str(runs[name]), "--onnx", str(file)]) == 0
+    (opset,) = onnx.load(file).opset_import
+    assert opset.version == 18
+    draw, parts = np.random.default_rng(1), leaves(policy.observation_space)
+    obs = {part: 3 * draw.standard_normal((5, *shape), np.float32) for part, shape in parts}
+    expected = policy(obs if name == "maze" else obs["obs"])
+    np.testing.assert_allclose(elsewhere(file, obs), expected, atol=2e-6)
+    assert np.ptp(expected) > 0.01
+
+
+def test_an_exported_torch_program_acts_as_the_policy_does_for_any_number_of_rows(runs: Runs, tmp_path: Path) -> None:
+    policy, file = drawbridge.load(runs["softgac"]), tmp_path / "policy.pt2"
+    assert main(["export", str(runs["softgac"]), "--torch", str(file)]) == 0
+    program = torch.export.load(file).module()
+    for rows in (1, 2, 7):
+        obs_BO = np.random.default_rng(rows).standard_normal((rows, 3), np.float32)
+        np.testing.assert_allclose(program(torch.from_numpy(obs_BO)).detach().numpy(), policy(obs_BO), atol=2e-6)
+
+
+def test_a_graph_reaches_the_ends_of_an_action_box_of_another_type(runs: Runs, tmp_path: Path) -> None:
+    policy = drawbridge.load(runs["sac"])
+    policy.box = ActionBox(Box(-0.7, 3.1, (1,), np.float64), "box")
+    export_policy(policy, tmp_path / "policy.onnx", None)
+    obs_BO = np.array([[50.0, 0, 0], [-50, 0, 0], [0, 50, 0], [0, -50, 0]], np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    (action,) = session.run(None, {"obs": obs_BO})
+    assert action.dtype == np.float64 and action.min() >= -0.7 and action.max() <= 3.1
+    np.testing.assert_allclose(action, policy(obs_BO), atol=2e-6)
+
+
+def test_what_no_graph_holds_is_refused_by_name(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, why in (("gac", "a plan, searched for by gradient"), ("dt", "a window of steps")):
+        run = str(runs[name])
+        capsys.readouterr()
+        assert main(["export", run, "--onnx", str(tmp_path / "x.onnx")]) == 2
+        told = capsys.readouterr().err
+        assert f"is a run of {name}, expected softgac, sac, bc or percent-bc" in told and why in told
+    assert main(["export", run]) == 2 and not list(tmp_path.iterdir())
+    assert "neither --onnx nor --torch was given" in capsys.readouterr().err

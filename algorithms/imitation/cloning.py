@@ -97,9 +97,18 @@ class CloningPolicy:
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         """Actions (E, A), float32, in [-1, 1]; the mean of what the data does."""
         with torch.inference_mode(), runtime.library(self._matmul):
-            obs = torch.from_numpy(np.asarray(obs_EO, np.float32))
-            obs = (obs - self._weights["obs_mean"]) / self._weights["obs_std"]
-            return predict(self._weights, obs, self.config.layers).numpy()
+            return self.act_on(torch.from_numpy(np.asarray(obs_EO, np.float32))).numpy()
+
+    def act_on(self, obs_BO: torch.Tensor) -> torch.Tensor:
+        """Actions (B, A) of the same function in torch alone."""
+        obs_BO = (obs_BO - self._weights["obs_mean"]) / self._weights["obs_std"]
+        return predict(self._weights, obs_BO, self.config.layers)
+
+    def onnx_model(self) -> bytes:
+        """The serialised graph of ``act_on``; see algorithms/imitation/export.py."""
+        from algorithms.imitation.export import cloned_model  # onnx is slow to import, and learners never need it
+
+        return cloned_model(self.config, self.obs_dim, self.action_dim)
 
     def state(self) -> dict[str, np.ndarray]:
         """Empty: the next actions depend on the observations alone."""

@@ -1,4 +1,4 @@
-"""``evaluate`` and ``plan``: commands that act with a run's newest policy."""
+"""``evaluate``, ``plan`` and ``export``: what is done with a run's newest policy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cluster.commands.arguments import (
     seed,
     settings_of,
 )
+from cluster.errors import UsageError
 
 
 def add_evaluate(commands: Any) -> None:
@@ -50,6 +51,18 @@ def add_plan(commands: Any) -> None:
     add_env_again(plan)
 
 
+def add_export(commands: Any) -> None:
+    export = add_command(
+        commands, "export", _export, "write a run's newest noise-free policy as a file for other programs"
+    )
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument(
+        "--onnx", type=Path, metavar="FILE.onnx", help="a graph for onnxruntime, which needs nothing else"
+    )
+    export.add_argument("--torch", type=Path, metavar="FILE.pt2", help="a program for torch.export.load")
+    add_env_again(export)
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     name_env_again(arguments.run_dir, arguments.env)
     from cluster.commands.evaluation import evaluate, evaluation_in_words
@@ -80,4 +93,18 @@ def _plan(arguments: argparse.Namespace) -> int:
     from cluster.pictures.plan_picture import draw_plans
 
     print(draw_plans(arguments.run_dir, arguments.plot, start=arguments.start, seed=arguments.seed))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    if arguments.onnx is None and arguments.torch is None:
+        raise UsageError(
+            "neither --onnx nor --torch was given, so there is nothing to write; give one of them, or both"
+        )
+    name_env_again(arguments.run_dir, arguments.env)
+    from cluster.export import export_policy
+    from cluster.policy import LoadedPolicy
+
+    for line in export_policy(LoadedPolicy(arguments.run_dir), arguments.onnx, arguments.torch):
+        print(line)
     return 0
