@@ -290,13 +290,18 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> RunConfig:
-    """The configuration that ``to_json`` wrote; UsageError names every field that is unknown, missing or out of its range."""
+    """The configuration that ``to_json`` wrote; UsageError names every field that is unknown, missing or out of its range.
+
+    A missing field that has a ``former`` value takes it, whatever the preset has by now.
+    """
     for name, table in (("algorithm", ALGORITHMS), ("preset", PRESETS)):
         if not isinstance(data.get(name), str):
             raise UsageError(f"{name} is {data.get(name)!r}, expected one of {', '.join(table)}; nothing was started")
         _known(data[name], table, name)
     config = make_preset(data["algorithm"], data["preset"])
     seen, expected = dict(_leaves_of(data)), flatten(config)
+    former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
+    seen = {key: value for key, value in former.items() if value is not None} | seen
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
         raise UsageError(
@@ -304,12 +309,8 @@ def from_json(data: dict[str, Any]) -> RunConfig:
             "drawbridge and would not mean the same here; check out the version named in its config.json"
         )
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
-    for name, value in data.items():
-        if isinstance(value, dict):
-            own = {leaf: values[f"{name}.{leaf}"] for leaf in value}
-            config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **own)})
-        else:
-            config = dataclasses.replace(config, **{name: values[name]})
+    for key, value in values.items():
+        config = _replace(config, key, value)
     if found := out_of_range(config):
         raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config

@@ -92,14 +92,16 @@ class RunSpec:
         return self.run_dir / "replay" / f"shard-{index}"
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded."""
+        """What a checkpoint must agree with to be loaded: a field with its former value is absent, as it was then."""
         config = self.config
+        former = {field.name: field.metadata.get("former") for field in dataclasses.fields(config.agent)}
+        agent = dataclasses.asdict(config.agent).items()
         return {
             "algorithm": config.algorithm,
             "env": config.env,
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
-            "agent": dataclasses.asdict(config.agent),
+            "agent": {name: value for name, value in agent if value is None or value != former[name]},
         }
 
 

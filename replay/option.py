@@ -51,6 +51,7 @@ def option(
     below: Number | None = None,
     infinite: bool = False,
     why: str = "",
+    former: Any = None,
 ) -> Any:
     """A dataclass field with a unit, a one-line meaning and a range; ``drawbridge config`` prints all three.
 
@@ -62,9 +63,18 @@ def option(
         at_least, above, at_most, below: bounds of a number; the first and third are allowed values themselves.
         infinite: whether infinity is allowed. NaN never is.
         why: the consequence of a value outside the range.
+        former: what configurations mean that were written before the field existed; None: they are refused.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"unit": unit, "help": help, "choices": choices, "infinite": infinite, "why": why, **bounds}
+    metadata = {
+        "unit": unit,
+        "help": help,
+        "choices": choices,
+        "infinite": infinite,
+        "why": why,
+        "former": former,
+        **bounds,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -85,13 +85,16 @@ def evaluate_autograd(x_BI, parameters, statistics, layers, eps):  # type: ignor
     return torch.stack(logits)
 
 
-def bridge_autograd(obs, noise, parameters):  # type: ignore[no-untyped-def]
-    """The bridge and its control energy, step by step: actions (R, A) and C (R,)."""
+def bridge_autograd(obs, noise, parameters, layer_norm=True):  # type: ignore[no-untyped-def]
+    """The bridge and its control energy, step by step: actions (R, A) and C (R,); ``obs`` as the steps see them."""
     steps = parameters["heads.weight"].shape[0]
     h, z, energy = 1 / steps, noise[:, 0], 0.0
     for k in range(steps):
         p = {name: tensor[k] for name, tensor in parameters.items()}
-        x = F.layer_norm(torch.cat([obs, z], -1), p["norm_in.scale"].shape, p["norm_in.scale"], p["norm_in.bias"], 1e-6)
+        x = torch.cat([obs, z], -1)
+        if layer_norm:
+            x = F.layer_norm(x, x.shape[1:], eps=1e-6)
+        x = x * p["norm_in.scale"] + p["norm_in.bias"]
         x = F.elu(x @ p["hidden.weight"] + p["hidden.bias"])
         x = F.layer_norm(x, p["norm_out.scale"].shape, p["norm_out.scale"], p["norm_out.bias"], 1e-6)
         u, raw = (x @ p["heads.weight"] + p["heads.bias"]).chunk(2, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_runs import TINY, lines, live, read, start, train_inline, train_words,
 from cluster.cli import main
 from cluster.config import make_preset, override
 from cluster.graph import RunSpec, make_shard
+from learners.checkpoint import newest_meta
 from replay import snapshot
 from rollout_workers.envs import env_spec
 
@@ -79,6 +81,19 @@ def test_one_seed_gives_one_run_and_a_resumed_run_equals_one_that_never_stopped(
     assert_same(one, parts, env, shards)
     kept = [line for line in evaluations(parts) if line["env_steps"] != 192]  # there one ended, the other went on
     assert kept == [line for line in evaluations(one) if line["env_steps"] != 192]
+
+
+def test_a_run_from_before_the_bridge_had_a_choice_of_norms_resumes_with_the_papers(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    paper = {"agent__input_norm": "layer_norm"}
+    assert train_inline(new, PENDULUM, 192, **paper) == 0
+    assert train_inline(old, PENDULUM, 96, **paper) == 0
+    config = read(old / "config.json")
+    del config["agent"]["input_norm"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert "input_norm" not in (newest_meta(old / "checkpoints") or {})["agent"]  # as it was then
+    assert main(["resume", str(old), "--steps", "192"]) == 0
+    assert_same(old, new, PENDULUM)
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:

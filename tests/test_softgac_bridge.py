@@ -39,12 +39,13 @@ def test_parameter_counts_are_the_published_ones(obs, action, width, count):
     assert sum(tensor.numel() for tensor in made.values()) == count
 
 
-def test_path_energy_and_gradient_equal_the_step_by_step_form():
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_path_energy_and_gradient_equal_the_step_by_step_form(layer_norm):
     parameters, obs = _parameters(), torch.randn(11, 5)
     noise = bridge.draw_noise(11, 6, 3, "logistic", torch.Generator().manual_seed(0))
-    z, u, sigma = bridge.bridge_path(obs, noise, parameters)
+    z, u, sigma = bridge.bridge_path(obs, noise, parameters, layer_norm)
     action, energy = torch.tanh(z[-1]), control_energy(z[:-1], u, sigma)
-    slow_action, slow_energy = bridge_autograd(obs, noise, parameters)
+    slow_action, slow_energy = bridge_autograd(obs, noise, parameters, layer_norm)
     torch.testing.assert_close(action, slow_action, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(energy, slow_energy, rtol=1e-5, atol=1e-5)
     weight = torch.randn_like(action)
@@ -115,11 +116,13 @@ def test_zero_noise_is_the_deterministic_path_from_zero():
     torch.testing.assert_close(policy.act(obs, noise), slow.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["softgac", "sac"])
-def test_the_onnx_graph_acts_like_torch_at_every_batch_size(name):
-    algorithm = ALGORITHMS[name]
-    policy = algorithm.make_policy(algorithm.presets["cpu"](), 17, 6)
-    agent = algorithm.make_agent(algorithm.presets["cpu"](), AgentSpec(obs_dim=17, action_dim=6, seed=5))
+@pytest.mark.parametrize("norm", ["layer_norm", "running", "none", ""])
+def test_the_onnx_graph_acts_like_torch_at_every_batch_size(norm):
+    algorithm = ALGORITHMS["softgac" if norm else "sac"]
+    config = algorithm.presets["cpu"]()
+    config = dataclasses.replace(config, input_norm=norm) if norm else config
+    policy = algorithm.make_policy(config, 17, 6)
+    agent = algorithm.make_agent(config, AgentSpec(obs_dim=17, action_dim=6, seed=5))
     agent.update(torch.randn(4, 32, 42))  # so that no parameter is still 0 or 1
     policy.load_weights({key: value.numpy() for key, value in agent.policy_weights().items()})
     session = onnxruntime.InferenceSession(policy.onnx_model(), providers=["CPUExecutionProvider"])

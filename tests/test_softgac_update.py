@@ -45,9 +45,9 @@ def _equal(one: Any, two: Any) -> list[str]:
     return [name for name, tensor in one.state().items() if not torch.equal(tensor, two.state()[name])]
 
 
-@pytest.mark.parametrize("warmup", [0, 100])
-def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(warmup):
-    agent = _agent(renorm_warmup=warmup)
+@pytest.mark.parametrize(("warmup", "norm"), [(0, "layer_norm"), (100, "layer_norm"), (0, "running"), (0, "none")])
+def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(warmup, norm):
+    agent = _agent(renorm_warmup=warmup, input_norm=norm)
     c, critic, rows = agent.config, agent.critic, _rows(2)
     p = {name: t.detach().clone().requires_grad_() for name, t in critic.parameters.named.items()}
     b = {name: t.detach().clone().requires_grad_() for name, t in agent.policy.named.items()}
@@ -57,11 +57,18 @@ def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(war
     actor_adam = torch.optim.Adam(b.values(), c.actor_lr)
     alpha_adam = torch.optim.Adam([log_alpha], c.alpha_lr)
     y = torch.linspace(c.v_min, c.v_max, c.atoms)
+
+    def walk(obs: torch.Tensor, noise: torch.Tensor) -> Any:
+        if norm == "running":
+            mean, var = (statistics[f"norm0.{kind}"][0, :OBS] for kind in ("mean", "var"))
+            obs = (obs - mean) / torch.sqrt(var + c.renorm_eps)
+        return bridge_autograd(obs, noise, b, norm == "layer_norm")
+
     for i in range(2):
         noise = UpdateNoise(agent.draw_noise(BATCH), agent.draw_noise(BATCH))
         metrics = agent.update_with(rows[i], noise, with_actor=i == 1)
         columns = agent.layout.views(rows[i])
-        next_action, next_energy = (t.detach() for t in bridge_autograd(columns.next_obs, noise.next, b))
+        next_action, next_energy = (t.detach() for t in walk(columns.next_obs, noise.next))
         x = torch.cat([torch.cat([columns.obs, columns.action], -1), torch.cat([columns.next_obs, next_action], -1)])
         now, following = joint_autograd(x, p, statistics, float(i), 3, critic.constants)
         soft = y - log_alpha.detach().exp() * next_energy[:, None]
@@ -77,7 +84,7 @@ def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(war
         with torch.no_grad():  # how they move has a test of its own
             for name, tensor in statistics.items():
                 tensor.copy_(critic.statistics[name])
-    action, energy = bridge_autograd(columns.obs, noise.actor, b)
+    action, energy = walk(columns.obs, noise.actor)
     frozen = {name: t.detach() for name, t in p.items()}
     logits = evaluate_autograd(torch.cat([columns.obs, action], -1), frozen, statistics, 3, c.renorm_eps)
     q = (logits.softmax(-1) * y).sum(-1)

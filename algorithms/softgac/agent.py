@@ -17,6 +17,8 @@ from algorithms.softgac.config import SoftGACConfig
 from algorithms.softgac.losses import control_energy, energy_budget
 from algorithms.weights import load_weights
 
+OBS_STATISTICS = ("obs.mean", "obs.var")  # what a policy with input_norm=running has beside the bridge
+
 
 class BridgeActor:
     """The soft bridge with its control energy as cost, held at rho K A nats."""
@@ -25,10 +27,15 @@ class BridgeActor:
         self.config, self.action_dim, self.particles = config, action_dim, config.particles
         self.budget = energy_budget(config.rho, config.bridge_steps, action_dim)
         self.budget_units = float(config.bridge_steps * action_dim)
+        self.layer_norm = config.input_norm == "layer_norm"
+        self.running: tuple[torch.Tensor, ...] = ()  # with input_norm=running: mean and variance (O,) of observations
 
     def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Rollout:
         """One action a row from noise (R, K+1, A)."""
-        z_KRA, u_KRA, sigma_KRA = bridge.bridge_path(obs_RO, noise, parameters)
+        if self.running:
+            mean_O, var_O = self.running
+            obs_RO = bridge.standardised(obs_RO, mean_O, var_O, self.config.renorm_eps)
+        z_KRA, u_KRA, sigma_KRA = bridge.bridge_path(obs_RO, noise, parameters, self.layer_norm)
         return Rollout(torch.tanh(z_KRA[-1]), control_energy(z_KRA[:-1], u_KRA, sigma_KRA), sigma_KRA.detach().mean())
 
     def draw_noise(self, rows: int, generator: torch.Generator, particles: int) -> torch.Tensor:
@@ -51,13 +58,21 @@ class SoftGAC(ActorCritic):
         parameters = bridge.initial_parameters(
             spec.obs_dim, spec.action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
         )
-        super().__init__(config, spec, BridgeActor(config, spec.action_dim), parameters, draw)
+        self.bridge = BridgeActor(config, spec.action_dim)
+        super().__init__(config, spec, self.bridge, parameters, draw)
+        if config.input_norm == "running":  # both critics see one input, so their statistics are equal
+            seen = self.critic.statistics
+            self.bridge.running = tuple(seen[name][0, : spec.obs_dim] for name in ("norm0.mean", "norm0.var"))
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
-        """Step k's tensors as ``bridge.{k}.{name}``, k = 0 .. K-1, in STEP_PARAMETERS' order; views, float32."""
+        """Step k's tensors as ``bridge.{k}.{name}``, k = 0 .. K-1, in STEP_PARAMETERS' order; views, float32.
+
+        With input_norm=running, ``obs.mean`` and ``obs.var`` (O,) follow.
+        """
         named = {name: tensor.detach() for name, tensor in self.policy.named.items()}
         steps = named["heads.bias"].shape[0]
-        return {f"bridge.{k}.{name}": named[name][k] for k in range(steps) for name in bridge.STEP_PARAMETERS}
+        weights = {f"bridge.{k}.{name}": named[name][k] for k in range(steps) for name in bridge.STEP_PARAMETERS}
+        return weights | dict(zip(OBS_STATISTICS, self.bridge.running))
 
 
 class SoftGACPolicy:
@@ -76,6 +91,8 @@ class SoftGACPolicy:
             for k in range(config.bridge_steps)
             for name in bridge.STEP_PARAMETERS
         }
+        if config.input_norm == "running":
+            self._weights |= dict(zip(OBS_STATISTICS, (torch.zeros(obs_dim), torch.ones(obs_dim))))
         names = [[f"bridge.{k}.{name}" for name in bridge.STEP_PARAMETERS] for k in range(config.bridge_steps)]
         self._steps = [[self._weights[name] for name in step] for step in names]
 
@@ -85,7 +102,10 @@ class SoftGACPolicy:
 
     def act(self, obs_BO: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Actions (B, A) in [-1, 1]; all-zero noise is the deterministic policy (z_0 = 0, every eps 0)."""
-        return bridge.bridge_action(obs_BO, noise, self._steps)
+        if self.config.input_norm == "running":
+            mean_O, var_O = (self._weights[name] for name in OBS_STATISTICS)
+            obs_BO = bridge.standardised(obs_BO, mean_O, var_O, self.config.renorm_eps)
+        return bridge.bridge_action(obs_BO, noise, self._steps, self.config.input_norm == "layer_norm")
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""

@@ -3,7 +3,10 @@
 Letters: R rows, O observation dim, A action dim, I = O + A, H width, K steps. Source: arXiv 2605.08733.
 
     z_0 ~ base law,  z_{k+1} = z_k + h u_k + sqrt(2h) sigma_k eps_k,  a = tanh(z_K),  h = 1/K
-    (u_k, sigma_k) = f_k(s, z_k):  concat -> LayerNorm -> Linear -> ELU -> LayerNorm -> heads u, softplus(raw sigma)
+    (u_k, sigma_k) = f_k(s, z_k):  concat -> norm -> Linear -> ELU -> LayerNorm -> heads u, softplus(raw sigma)
+
+The norm of a step's input is the paper's LayerNorm, which erases the mean and the scale of (s, z), or none: then s is
+standardised before (``standardised``). Both have a scale and a bias for each input.
 """
 
 from __future__ import annotations
@@ -64,24 +67,39 @@ def initial_parameters(
     }
 
 
-def bridge_path(obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Path:
+def bridge_path(
+    obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: dict[str, torch.Tensor], layer_norm: bool = True
+) -> Path:
     """The path of each row, from noise (R, K+1, A) whose slice 0 is z_0; gradients reach the parameters alone.
 
-    ``parameters`` are stacked as in ``initial_parameters``.
+    Args:
+        parameters: stacked as in ``initial_parameters``.
+        layer_norm: whether each step normalises its input (the paper); otherwise ``obs_RO`` should be of unit scale.
     """
-    return Path(*_BridgePath.apply(obs_RO, noise_RKA, *(parameters[name] for name in STEP_PARAMETERS)))
+    return Path(*_BridgePath.apply(layer_norm, obs_RO, noise_RKA, *(parameters[name] for name in STEP_PARAMETERS)))
 
 
-def bridge_action(obs_RO: torch.Tensor, noise_RKA: torch.Tensor, steps: list[list[torch.Tensor]]) -> torch.Tensor:
+def bridge_action(
+    obs_RO: torch.Tensor, noise_RKA: torch.Tensor, steps: list[list[torch.Tensor]], layer_norm: bool = True
+) -> torch.Tensor:
     """Actions (R, A) of the same bridge, for acting: ``steps[k]`` holds step k's tensors in STEP_PARAMETERS' order."""
     h = 1.0 / len(steps)
     z, eps_RKA = noise_RKA[:, 0], noise_RKA[:, 1:] * math.sqrt(2 * h)
     for k, (scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias) in enumerate(steps):
-        x = F.layer_norm(torch.cat([obs_RO, z], -1), scale_in.shape, scale_in, bias_in, LAYER_NORM_EPS)
+        x = torch.cat([obs_RO, z], -1)
+        if layer_norm:
+            x = F.layer_norm(x, scale_in.shape, scale_in, bias_in, LAYER_NORM_EPS)
+        else:
+            torch.addcmul(bias_in, x, scale_in, out=x)
         e = F.layer_norm(F.elu(torch.addmm(bias, x, weight)), scale_out.shape, scale_out, bias_out, LAYER_NORM_EPS)
         u, raw = torch.addmm(heads_bias, e, heads).chunk(2, -1)
         z = z + h * u + F.softplus(raw) * eps_RKA[:, k]
     return torch.tanh(z)
+
+
+def standardised(obs_RO: torch.Tensor, mean_O: torch.Tensor, var_O: torch.Tensor, eps: float) -> torch.Tensor:
+    """Observations with mean 0 and variance 1 in each entry, by running statistics; also what a policy computes first."""
+    return (obs_RO - mean_O) * torch.rsqrt(var_O + eps)
 
 
 def draw_noise(rows: int, steps: int, action_dim: int, law: str, generator: torch.Generator) -> torch.Tensor:
@@ -113,7 +131,7 @@ class _BridgePath(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, *parameters: torch.Tensor
+        ctx: Any, layer_norm: bool, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias = parameters
         steps, rows, action_dim = heads.shape[0], obs_RO.shape[0], heads.shape[2] // 2
@@ -127,7 +145,10 @@ class _BridgePath(torch.autograd.Function):
         saved = []
         for k in range(steps):
             x = torch.cat([obs_RO, z_KRA[k]], -1)
-            n_in, *moments_in = torch.native_layer_norm(x, [x.shape[1]], scale_in[k], bias_in[k], LAYER_NORM_EPS)
+            if layer_norm:
+                n_in, *moments_in = torch.native_layer_norm(x, [x.shape[1]], scale_in[k], bias_in[k], LAYER_NORM_EPS)
+            else:
+                n_in, moments_in = torch.addcmul(bias_in[k], x, scale_in[k]), []
             e = F.elu_(torch.addmm(bias[k], n_in, weight[k]))
             n_out, *moments_out = torch.native_layer_norm(e, [e.shape[1]], scale_out[k], bias_out[k], LAYER_NORM_EPS)
             torch.addmm(heads_bias[k], n_out, heads[k], out=heads_KRA[k])
@@ -136,7 +157,8 @@ class _BridgePath(torch.autograd.Function):
             z_KRA[k + 1].add_(heads_KRA[k, :, :action_dim], alpha=h)
             saved.append((x, n_in, moments_in, e, n_out, moments_out))
         if any(ctx.needs_input_grad):
-            ctx.saved, ctx.eps_KRA, ctx.sigma_KRA, ctx.parameters = saved, eps_KRA, sigma_KRA, parameters
+            ctx.layer_norm, ctx.saved, ctx.parameters = layer_norm, saved, parameters
+            ctx.eps_KRA, ctx.sigma_KRA = eps_KRA, sigma_KRA
         return z_KRA, heads_KRA[:, :, :action_dim], sigma_KRA
 
     @staticmethod
@@ -165,13 +187,17 @@ class _BridgePath(torch.autograd.Function):
                 [True] * 3,
             )
             ghidden_KRH[k] = torch.ops.aten.elu_backward(ge, 1.0, 1.0, 1.0, True, e)
-            gx, gscale_in, gbias_in = torch.ops.aten.native_layer_norm_backward(
-                torch.mm(ghidden_KRH[k], weight[k].T), x, [x.shape[1]], *moments_in, scale_in[k], bias_in[k], [True] * 3
-            )
+            gn = torch.mm(ghidden_KRH[k], weight[k].T)
+            if ctx.layer_norm:
+                gx, gscale_in, gbias_in = torch.ops.aten.native_layer_norm_backward(
+                    gn, x, [x.shape[1]], *moments_in, scale_in[k], bias_in[k], [True] * 3
+                )
+            else:
+                gx, gscale_in, gbias_in = gn * scale_in[k], (gn * x).sum(0), gn.sum(0)
             gz = gz_KRA[k] + gz + gx[:, -action_dim:]
             affine.append((gscale_in, gbias_in, gscale_out, gbias_out))
         gscale_in, gbias_in, gscale_out, gbias_out = (torch.stack(list(t)) for t in zip(*reversed(affine)))
         n_in_KRI, n_out_KRH = (torch.stack([step[i] for step in ctx.saved]) for i in (1, 4))
         gweight, gheads = torch.bmm(n_in_KRI.mT, ghidden_KRH), torch.bmm(n_out_KRH.mT, gheads_KRA)
         gbias, gheads_bias = ghidden_KRH.sum(1), gheads_KRA.sum(1)
-        return None, None, gscale_in, gbias_in, gweight, gbias, gscale_out, gbias_out, gheads, gheads_bias
+        return None, None, None, gscale_in, gbias_in, gweight, gbias, gscale_out, gbias_out, gheads, gheads_bias

@@ -23,6 +23,13 @@ class SoftGACConfig(ActorCriticConfig):
     bridge_width: int = option(
         512, "units", "hidden units of each step's network (paper: 512; 256 for DMC's dog)", **WIDTH
     )
+    input_norm: str = option(
+        "layer_norm",
+        "name",
+        "what bounds the input of a step: layer_norm over (s, z) (the paper's); running, the critics' statistics of s; none",
+        ("layer_norm", "running", "none"),
+        former="layer_norm",
+    )
     base_law: str = option("logistic", "name", "law of z_0 (paper: logistic)", ("logistic", "gaussian"))
     particles: int = option(
         1,

@@ -15,7 +15,10 @@ from algorithms.softgac.config import SoftGACConfig
 
 
 def bridge_model(config: SoftGACConfig, obs_dim: int, action_dim: int) -> bytes:
-    """Inputs ``obs`` (B, O), ``noise`` (B, K+1, A), ``bridge.{k}.{name}`` for every k; output ``action`` (B, A)."""
+    """Inputs ``obs`` (B, O), ``noise`` (B, K+1, A), ``bridge.{k}.{name}`` for every k; output ``action`` (B, A).
+
+    With input_norm=running also ``obs.mean`` and ``obs.var`` (O,).
+    """
     graph, steps, h = Graph(), config.bridge_steps, 1.0 / config.bridge_steps
     inputs, width = obs_dim + action_dim, config.bridge_width
     shapes = {
@@ -30,6 +33,10 @@ def bridge_model(config: SoftGACConfig, obs_dim: int, action_dim: int) -> bytes:
     }
     obs = graph.input("obs", ("B", obs_dim))
     noise = graph.input("noise", ("B", steps + 1, action_dim))
+    if config.input_norm == "running":
+        mean, var = graph.input("obs.mean", (obs_dim,)), graph.input("obs.var", (obs_dim,))
+        std = graph.node("Sqrt", graph.node("Add", var, graph.scalar(config.renorm_eps)))
+        obs = graph.node("Div", graph.node("Sub", obs, mean), std)
     flat = graph.node("Reshape", noise, graph.constant(np.array([-1, (steps + 1) * action_dim])))
     factor = np.full((steps + 1, action_dim), math.sqrt(2 * h), np.float32)
     factor[0] = 1.0  # slice 0 is z_0 itself
@@ -40,7 +47,10 @@ def bridge_model(config: SoftGACConfig, obs_dim: int, action_dim: int) -> bytes:
     for k in range(steps):
         p = {name: graph.input(f"bridge.{k}.{name}", shapes[name]) for name in STEP_PARAMETERS}
         x = graph.node("Concat", obs, z, axis=1)
-        x = graph.node("LayerNormalization", x, p["norm_in.scale"], p["norm_in.bias"], epsilon=LAYER_NORM_EPS)
+        if config.input_norm == "layer_norm":
+            x = graph.node("LayerNormalization", x, p["norm_in.scale"], p["norm_in.bias"], epsilon=LAYER_NORM_EPS)
+        else:
+            x = graph.node("Add", graph.node("Mul", x, p["norm_in.scale"]), p["norm_in.bias"])
         e = graph.node("Elu", graph.node("Gemm", x, p["hidden.weight"], p["hidden.bias"]))
         e = graph.node("LayerNormalization", e, p["norm_out.scale"], p["norm_out.bias"], epsilon=LAYER_NORM_EPS)
         u, raw = graph.nodes(

@@ -1,0 +1,107 @@
+"""Which norm at the input of the bridge's steps learns best: returns of short runs, by form, environment and seed.
+
+    python benchmarks/input_norm.py run --out runs/norms.jsonl       every run that is missing there, one after the other
+    python benchmarks/input_norm.py run --out runs/norms.jsonl --forms layer_norm running --envs Pendulum-v1 --seeds 1 2
+    python benchmarks/input_norm.py table --out runs/norms.jsonl     the means in Markdown
+
+Preset cpu, inline, one torch thread. Each run appends one line: the mean of 10 deterministic episodes at its last env step.
+``sac`` is the control: a Gaussian actor with the same critics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = {
+    "Pendulum-v1": 7_000,
+    "InvertedDoublePendulum-v5": 6_000,
+    "Hopper-v5": 10_000,
+    "Walker2d-v5": 10_000,
+    "HalfCheetah-v5": 10_000,
+    "Ant-v5": 8_000,
+}
+FORMS = ["layer_norm", "none", "running", "sac"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--out", type=Path, required=True, help="file of the results, one JSON line a run")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--envs", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        table(results(arguments.out))
+        return
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for env in arguments.envs:
+        for seed in arguments.seeds:
+            for form in arguments.forms:
+                if (form, env, seed) not in results(arguments.out):
+                    line = train(form, env, seed)
+                    print(line, flush=True)
+                    with arguments.out.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+
+
+def results(path: Path) -> dict[tuple[str, str, int], float]:
+    """Mean return of each run in the file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(line["form"], line["env"], line["seed"]): line["mean"] for line in map(json.loads, lines)}
+
+
+def train(form: str, env: str, seed: int) -> dict[str, object]:
+    """One run of the command line."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "cluster", "train", "sac" if form == "sac" else "softgac", "--env", env]
+    command += ["--preset", "cpu", "--seed", str(seed), "--steps", str(STEPS[env]), "--backend", "inline"]
+    command += ["--set", f"evaluation.every_steps={STEPS[env]}"]
+    command += [] if form == "sac" else ["--set", f"agent.input_norm={form}"]
+    with tempfile.TemporaryDirectory() as base:
+        run_dir = Path(base) / "run"
+        subprocess.run(
+            [*command, "--run-dir", str(run_dir)],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        last = json.loads((run_dir / "evaluations.jsonl").read_text().splitlines()[-1])
+    seconds = round(time.monotonic() - began, 1)
+    return {
+        "form": form,
+        "env": env,
+        "seed": seed,
+        "env_steps": last["env_steps"],
+        "mean": round(float(np.mean(last["returns"])), 1),
+        "seconds": seconds,
+    }
+
+
+def table(means: dict[tuple[str, str, int], float]) -> None:
+    """One row an environment, one column a form: the mean over the seeds, then each seed."""
+    forms = [form for form in FORMS if any(key[0] == form for key in means)]
+    print("| environment, env steps | " + " | ".join(forms) + " |\n|---|" + "---|" * len(forms))
+    for env, steps in STEPS.items():
+        cells = []
+        for form in forms:
+            seeds = [means[key] for key in sorted(means) if key[:2] == (form, env)]
+            each = " / ".join(f"{mean:,.0f}" for mean in seeds)
+            cells.append(f"{np.mean(seeds):,.0f} ({each})" if seeds else "not run")
+        if set(cells) != {"not run"}:
+            print(f"| {env}, {steps:,} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
