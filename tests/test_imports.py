@@ -112,3 +112,15 @@ def test_what_needs_no_learning_starts_without_the_libraries_of_learning(words: 
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.returncode in (0, 2), ended.stderr
     assert ended.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_an_environment_that_does_not_exist_is_refused_without_torch_and_ray() -> None:
+    script = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)), file=sys.stderr))\n"
+        "from cluster.cli import main\n"
+        "sys.exit(main(['train', 'softgac', '--env', 'Nope-v9']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.returncode == 2 and "Nope-v9" in ended.stderr, ended.stderr
+    assert ended.stderr.strip().splitlines()[-1] == "[]"

@@ -140,19 +140,19 @@ def _start(
 ) -> int:
     """Drives a new run in ``path``; every problem, those that ``check`` raises included, is found before anything is written."""
     from cluster.checks import make_spec
-    from cluster.drive import drive
 
     spec = make_spec(config, RunDirectory(path), 0, problems)
     check(spec)
     _read_dataset(spec)
     _check_reachable(config)
+    from cluster.drive import drive  # imports torch: a refusal need not wait for it
+
     return drive(RunDirectory.create(path, config), spec)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
-    from cluster.drive import drive
     from cluster.missing import check_parts
 
     check_tree()
@@ -171,6 +171,8 @@ def _resume(arguments: argparse.Namespace) -> int:
         spec = dataclasses.replace(spec, start=run.count_start())
         run.write_config(config)
         run.clear_outcome()
+    from cluster.drive import drive
+
     for text in lost:
         print(text)
     return drive(run, spec)
