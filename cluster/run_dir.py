@@ -234,18 +234,21 @@ class RunDirectory:
     def failure(self) -> dict[str, Any]:
         return self._read("failure.json")
 
-    def count_start(self) -> int:
-        """How often the run has been started before, this time counted from now on."""
-        path = self.path / "control" / "starts"
+    def starts(self) -> int:
+        """How often the run has been started again."""
+        path = self.control / "starts"
         try:
-            count = int(path.read_bytes()) if path.exists() else 0
+            return int(path.read_bytes()) if path.exists() else 0
         except ValueError as error:
             raise RunError(
                 f"{path} holds no whole number ({error}), expected how often the run was started: what old workers sent could be taken for "
                 "new, so nothing was started; write a number into it that is no smaller"
             ) from error
-        write_atomic(path, str(count + 1).encode())
-        return count + 1
+
+    def count_start(self) -> int:
+        """How often the run has been started before, this time counted from now on."""
+        write_atomic(self.control / "starts", str(count := self.starts() + 1).encode())
+        return count
 
     def check_resumable(self, config: RunConfig) -> None:
         """UsageError when there is nothing left to do."""

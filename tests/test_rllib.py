@@ -23,6 +23,7 @@ from tiny_runs import TINY
 from cluster.errors import RunError, UsageError
 from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
 from cluster.rllib.config import ENDLESS
+from cluster.run_dir import RunDirectory
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
 
@@ -391,3 +392,35 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error(inline: Any, monkeypatc
         monkeypatch.setattr(session.fleet, "save", lambda: full)
     with pytest.raises(RunError, match="no space left"):
         algo.save_to_path()
+
+
+def test_a_run_of_the_command_line_goes_on_here_with_its_settings(tmp_path: Path) -> None:
+    import drawbridge
+
+    run = tmp_path / "run"
+    given = SETTINGS | {
+        "steps": 160,
+        "seed": 5,
+        "backend": "inline",
+        "worker.workers": 1,
+        "evaluation.final_episodes": 1,
+    }
+    drawbridge.train("softgac", "Pendulum-v1", run=run, settings=given)
+    policy, obs_O = drawbridge.load(run), np.array([0.5, -0.5, 1.0], np.float32)
+    algorithm = SoftGAC.from_checkpoint(run)
+    try:
+        np.testing.assert_allclose(algorithm.compute_single_action(obs_O), policy(obs_O), atol=2e-6)
+        with algorithm._driving() as session:
+            assert (session.env_steps, session.aggregator.updates) == (policy.env_steps, policy.updates)
+            assert session.config.worker.chunk_steps == TINY["worker.chunk_steps"] and session.config.seed == 5
+            session.advance_to(policy.env_steps + 16)
+            assert session.env_steps >= policy.env_steps + 16 and session.aggregator.updates > policy.updates
+    finally:
+        algorithm.stop()
+    with pytest.raises(UsageError, match=r"holds a checkpoint of 'softgac'.* expected 'sac'"):
+        SAC.from_checkpoint(run)
+    held = RunDirectory(run)
+    held.hold()
+    with pytest.raises(UsageError, match=r"is a run that continues .*, expected one that ended"):
+        SoftGAC.from_checkpoint(run)
+    held.release()
