@@ -245,16 +245,19 @@ class RayFleet:
     def _take_stats(self, seconds: float = ANSWER_WAIT_S) -> None:
         """Takes the counters of shards and learners, in at most ``seconds``.
 
-        The answer of a part that is later is taken by a later call. A part that is silent for ray.call_timeout_s hangs: it is
+        Learners are asked last: what they have made then is no less than what the shards had given them, but for the blocks on
+        their way. The answer of a part that is later is taken by a later call. A part that is silent for ray.call_timeout_s hangs: it is
         killed and restarted.
         """
-        ask_all([*self._shard_pulses, self._store_pulse, *self._learners.pulses], seconds)
+        by = time.monotonic() + seconds
+        ask_all([*self._shard_pulses, self._store_pulse], seconds)
         silent = {index for index in range(len(self._shards)) if not self._take_shard_answer(index)}
         if not self._check_store():
             silent.update(range(len(self._shards)))  # workers that fetch newer weights wait for it
         self._worker_group.note(self._full, silent)
         if self._learners.silent_s > PAUSE_S:
             self._worker_group.excuse()  # workers without weights wait for them
+        ask_all(self._learners.pulses, max(0.0, by - time.monotonic()))
         self._learners.watch()
         if self._learners.astray and self._learners.runs and not self._shard_lost:
             self._align()

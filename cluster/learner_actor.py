@@ -65,6 +65,8 @@ class News:
     reports: list[LearnerReport]  # counters, losses and time split since the last news, oldest first
     troubles: list[str]  # what a person should know of, since the last news
     busy_s: float  # since ``run`` last began or ended a block, a checkpoint or a look for a block
+    updates: int  # made until now: reports are of up to REPORT_S ago
+    version: int  # of the weights, now
 
 
 class LearnerActor:
@@ -211,7 +213,7 @@ class LearnerActor:
         return self.fetched
 
     def news(self) -> News:
-        """What happened since the last call. The newest report of an idle learner is in it."""
+        """What happened since the last call, and how far the learner is. The newest report of an idle learner is in it."""
         if self.turn.acquire(blocking=False):
             try:
                 if self.learner.updates != self.reported:
@@ -222,6 +224,8 @@ class LearnerActor:
             reports=[self.kept.popleft() for _ in range(len(self.kept))],
             troubles=[self.troubles.popleft() for _ in range(len(self.troubles))],
             busy_s=time.monotonic() - self.moved,
+            updates=self.learner.updates,
+            version=self.learner.version,
         )
 
     def save_outcomes(self) -> list[str]:

@@ -63,6 +63,11 @@ class LearnerGroup:
         return self._phase == "running" and not self.runs
 
     @property
+    def generation(self) -> int:
+        """Of the learners that were started last."""
+        return self.spec.start * GENERATIONS_A_START + self._starts - 1
+
+    @property
     def silent_s(self) -> float:
         """For how long a learner has not answered; without an end while they are being restarted."""
         if self._phase != "running":
@@ -150,10 +155,9 @@ class LearnerGroup:
         config = self.config.learner
         self._starts += 1
         self._rollbacks = 0
-        generation = self.spec.start * GENERATIONS_A_START + self._starts - 1
         make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
         self.actors = [
-            make.remote(self.spec, rank, generation, self._shards, self._store) for rank in range(config.learners)
+            make.remote(self.spec, rank, self.generation, self._shards, self._store) for rank in range(config.learners)
         ]
         self.runs, self.pulses = [], []
         self._enter("meeting", [actor.meeting.remote() for actor in self.actors], self.config.ray.start_timeout_s)
@@ -190,7 +194,7 @@ class LearnerGroup:
         self._enter("ready", [], 0.0)
         for warning in start_info.warnings:
             self.event(f"checkpoint skipped: {warning}")
-        self.aggregator.begin_learning(start_info.updates, start_info.generation, start_info.version)
+        self.aggregator.observe_learner(start_info.updates, start_info.generation, start_info.version)
         self.astray = True
 
     def _take(self, news: News) -> None:
@@ -202,6 +206,7 @@ class LearnerGroup:
                     f"the learner rolled back to a checkpoint at update {report.updates:,}: updates were not finite"
                 )
             self._rollbacks = report.rollbacks
+        self.aggregator.observe_learner(news.updates, self.generation, news.version)
         for trouble in news.troubles:
             self.event(trouble)
 

@@ -16,6 +16,8 @@ from cluster.config import make_preset
 from cluster.errors import RunError
 from cluster.graph import RunSpec
 from cluster.learner_actor import LearnerActor
+from cluster.learner_group import LearnerGroup
+from cluster.metrics.aggregator import MetricsAggregator
 from learners.checkpoint import Checkpoint
 from learners.feed import FeedTimeout, ReadyBatch
 from replay.messages import Wait
@@ -188,3 +190,20 @@ def test_what_a_stage_taught_is_published_once_while_the_next_one_is_gathered(
     assert told == published
     assert learner._next(Twice(misses=0), 60.0) is not None  # type: ignore[arg-type]
     assert told == published, "a block that is there is not waited for"
+
+
+def test_the_driver_knows_the_updates_of_a_learner_that_is_busy_with_a_block_and_made_others_since_its_last_report(
+    tmp_path: Path,
+) -> None:
+    learner = actor(tmp_path)
+    learner.learner = types.SimpleNamespace(updates=965, version=3)  # type: ignore[assignment]
+    learner.kept.append(
+        types.SimpleNamespace(updates=965, generation=0, version=3, metrics={}, time={}, wall_s=1.0, rollbacks=0)
+    )  # type: ignore[arg-type]
+    learner.learner.updates, learner.learner.version = 1_000, 4
+    aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
+    group = LearnerGroup(learner.spec, aggregator, print, [], None)
+    group._starts = 1
+    with learner.turn:
+        group._take(learner.news())
+    assert (aggregator.updates, aggregator.version, aggregator.generation) == (1_000, 4, 0)

@@ -128,13 +128,13 @@ class MetricsAggregator:
         self._writer_ended_at = time.monotonic()
         self.ledger.end((worker, incarnation), totals, reason)
 
-    def begin_learning(self, updates: int, generation: int, version: int) -> None:
-        """Takes what a learner holds that begins, or begins again from a checkpoint: perhaps less than was reported before."""
+    def observe_learner(self, updates: int, generation: int, version: int) -> None:
+        """Takes how far a learner is. One that begins again from a checkpoint: perhaps less than was reported before."""
         self.updates, self.generation, self.version = updates, generation, version
 
     def add_learner(self, report: Any) -> None:
         """Takes a learner's report (learners.learner.LearnerReport)."""
-        self.begin_learning(report.updates, report.generation, report.version)
+        self.observe_learner(report.updates, report.generation, report.version)
         self._losses.update(report.metrics)
         self._last_shares = dict(report.time)
         for name in _SHARES:
