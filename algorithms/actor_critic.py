@@ -20,11 +20,12 @@ from algorithms.config import ActorCriticConfig
 from algorithms.critic import TwinCritic, evaluate
 from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
+from algorithms.support import Support
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.schema import RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
-CRITIC_METRICS = ("critic_loss", "q_mean", "q_target_mean", "critic_grad_norm", "critic_entropy")
+CRITIC_METRICS = ("critic_loss", "q_mean", "q_target_mean", "critic_grad_norm", "critic_entropy", "clipped_mass")
 ACTOR_METRICS = (
     "actor_loss",
     "alpha",
@@ -92,7 +93,8 @@ class ActorCritic(TrainedAgent):
         log_alpha = torch.full((), math.log(config.alpha_init) if config.alpha_init else LOG_ZERO)
         self.policy = FlatParameters({**actor_parameters, "log_alpha": log_alpha}, self.device, extra=1)
         self.log_alpha = self.policy.named.pop("log_alpha")
-        self.y_N = c51.support(config.v_min, config.v_max, config.atoms, self.device)
+        self.support = Support(config.v_min, config.v_max, config.atoms, self.device)
+        self.y_N = self.support.y_N
         critic, policy = self.critic.parameters, self.policy
         self.critic_adam = FlatAdam(critic.value, critic.gradient, lr=config.critic_lr, beta1=config.critic_beta1)
         self.actor_adam = FlatAdam(policy.value[:-1], policy.gradient[:-1], lr=config.actor_lr)
@@ -173,23 +175,30 @@ class ActorCritic(TrainedAgent):
         logits_TBN, next_logits_TBN, batch = self.critic.joint(joined_MI, self.collective)
         log_p_TBN = torch.log_softmax(logits_TBN, -1)
         with torch.no_grad():
-            target_BN = self._target(columns.reward, columns.discount, next_cost_B, next_logits_TBN)
+            discount_B = self.config.gamma * columns.discount
+            units = self.support.units(columns.reward, discount_B, self.collective)
+            reward_B = units.reward(columns.reward, discount_B)
+            target_BN, clipped = self._target(reward_B, discount_B, next_cost_B, next_logits_TBN)
         step = self.critic_trainer.descend(Loss(critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)))
         with torch.no_grad():
             self.critic.commit(batch, step.skipped > 0)
+            self.support.commit(units, step.skipped > 0)
             p_TBN = log_p_TBN.exp()
             q, entropy = (p_TBN * self.y_N).sum(-1).mean(), -(p_TBN * log_p_TBN).sum(-1).mean()
             q_target = (target_BN * self.y_N).sum(-1).mean()
-            self.critic_trainer.record(step, (step.loss, q, q_target, step.norm, entropy))
+            values = (step.loss, units.value(q), units.value(q_target), step.norm, entropy, clipped)
+            self.critic_trainer.record(step, values)
         return step.skipped
 
     def _target(
         self, reward_B: torch.Tensor, discount_B: torch.Tensor, cost_B: torch.Tensor, logits_TBN: torch.Tensor
-    ) -> torch.Tensor:
-        alpha, config = self.log_alpha.exp(), self.config
-        t_BN = c51.soft_target(reward_B, config.gamma * discount_B, cost_B, alpha, self.y_N)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distribution that both critics regress on, from rewards in the atoms' units, and the share that is clipped."""
+        support = self.support
+        t_BN = c51.soft_target(reward_B, discount_B, cost_B, self.log_alpha.exp(), self.y_N)
+        p_BN = torch.softmax(logits_TBN, -1).mean(0)
         # Both critics' atoms land at the same places, so projecting the average is averaging the projections.
-        return c51.project(torch.softmax(logits_TBN, -1).mean(0), t_BN, config.v_min, config.v_max)
+        return c51.project(p_BN, t_BN, support.v_min, support.v_max), c51.clipped_share(p_BN, t_BN, self.y_N)
 
     def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor, critic_skipped: torch.Tensor) -> None:
         particles = self.actor.particles
@@ -211,6 +220,7 @@ class ActorCritic(TrainedAgent):
         named = {f"critic.{name}": tensor for name, tensor in self.critic.parameters.named.items()}
         named |= {f"critic.{name}": tensor for name, tensor in self.critic.statistics.items()}
         named["critic.passes"] = self.critic.passes
+        named |= {f"critic.support.{name}": tensor for name, tensor in self.support.tensors().items()}
         named |= {f"actor.{name}": tensor for name, tensor in self.policy.named.items()}
         named["log_alpha"] = self.log_alpha
         for owner, adam in (("critic", self.critic_adam), ("actor", self.actor_adam), ("alpha", self.alpha_adam)):

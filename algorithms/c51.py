@@ -16,18 +16,27 @@ def support(v_min: float, v_max: float, atoms: int, device: torch.device) -> tor
 def soft_target(
     reward_B: torch.Tensor, discount_B: torch.Tensor, cost_B: torch.Tensor, alpha: torch.Tensor, y_N: torch.Tensor
 ) -> torch.Tensor:
-    """Where each next atom lands: t_BN = r + gamma (1 - terminated) (y_j - alpha C(s', path')), clipped to the support.
+    """Where each next atom lands: t_BN = r + gamma (1 - terminated) (y_j - alpha C(s', path')).
 
     ``discount_B`` is gamma (1 - terminated); the cost is C for the bridge, log pi for a Gaussian. The cost stands
     inside the discount, so a terminal state has none.
     """
     value_BN = y_N - (alpha * cost_B).unsqueeze(-1)
-    target_BN = torch.addcmul(reward_B.unsqueeze(-1), discount_B.unsqueeze(-1), value_BN)
-    return torch.minimum(torch.maximum(target_BN, y_N[0]), y_N[-1])
+    return torch.addcmul(reward_B.unsqueeze(-1), discount_B.unsqueeze(-1), value_BN)
+
+
+def clipped_share(p_BN: torch.Tensor, target_BN: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+    """The share of the mass p_BN whose place target_BN is outside the support: ``project`` moves it to the edge.
+
+    A hundredth of an atom does not count: a target at the edge is rounded.
+    """
+    slack = 0.01 * (y_N[1] - y_N[0])
+    outside_BN = (target_BN < y_N[0] - slack) | (target_BN > y_N[-1] + slack)
+    return (p_BN * outside_BN).sum(-1).mean()
 
 
 def project(p_BN: torch.Tensor, target_BN: torch.Tensor, v_min: float, v_max: float) -> torch.Tensor:
-    """Mass p_BN at places target_BN in [v_min, v_max], split linearly between the two nearest atoms: m_BN.
+    """Mass p_BN at places target_BN, split linearly between the two nearest atoms: m_BN. Places are clipped to [v_min, v_max].
 
     Dense on a GPU, where summing in any order at the same place would not repeat bit for bit.
     """

@@ -33,8 +33,16 @@ class ActorCriticConfig:
         at_most=WIDTH_LIMIT,
         why="a distribution on one atom has no mean to learn",
     )
-    v_min: float = option(-1600.0, "return", "lowest atom (paper: -1600 on Gym MuJoCo, -200 on DMC and HumanoidBench)")
-    v_max: float = option(1600.0, "return", "highest atom (paper: 1600 on Gym MuJoCo, 200 on DMC and HumanoidBench)")
+    v_min: float | None = option(
+        -1600.0,
+        "return",
+        "lowest atom; none: fitted to the rewards (paper: -1600 on Gym MuJoCo, -200 on DMC, HumanoidBench)",
+    )
+    v_max: float | None = option(
+        1600.0,
+        "return",
+        "highest atom; none: fitted to the rewards (paper: 1600 on Gym MuJoCo, 200 on DMC, HumanoidBench)",
+    )
     gamma: float = option(
         0.99,
         "1",
@@ -115,12 +123,7 @@ class ActorCriticConfig:
     def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = range_problems(self)
-        spacing = (self.v_max - self.v_min) / max(1, self.atoms - 1)
-        if not spacing > 1e-6 * max(abs(self.v_min), abs(self.v_max)):
-            found.append(
-                f"v_min is {self.v_min} and v_max is {self.v_max}, expected finite numbers with v_min < v_max: the "
-                "critics' atoms would have no spacing; take bounds that hold every discounted return of the task"
-            )
+        found += _support_problems(self.v_min, self.v_max, self.atoms)
         if self.alpha_init == 0 and self.alpha_mode != "constant":
             found.append(
                 f"alpha_init is {self.alpha_init} with alpha_mode {self.alpha_mode}, expected a finite number above 0 "
@@ -132,6 +135,22 @@ class ActorCriticConfig:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
         if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
+
+def _support_problems(v_min: float | None, v_max: float | None, atoms: int) -> list[str]:
+    if v_min is None and v_max is None:
+        return []
+    if v_min is None or v_max is None:
+        return [
+            f"v_min is {v_min} and v_max is {v_max}, expected two numbers or none twice: a support needs both ends; give the "
+            "other bound, or set both to none for a support that is fitted to the rewards"
+        ]
+    if (v_max - v_min) / max(1, atoms - 1) > 1e-6 * max(abs(v_min), abs(v_max)):
+        return []
+    return [
+        f"v_min is {v_min} and v_max is {v_max}, expected finite numbers with v_min < v_max: the critics' atoms would have "
+        "no spacing; take bounds that hold every discounted return of the task, or none twice"
+    ]
 
 
 GYM_MUJOCO = (

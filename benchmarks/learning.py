@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py run --out runs/learning            every run that is missing there, one after the other
     python benchmarks/learning.py run --out runs/learning --agents sb3 --envs Hopper-v5
+    python benchmarks/learning.py run --out runs/support --agents softgac softgac-fixed --envs Pendulum-v1 --steps 10000
     python benchmarks/learning.py draw --out runs/learning           docs/learning.png and a table in Markdown
 
 Every agent is evaluated by 10 deterministic episodes with seeds 10000 to 10009 every 5,000 env steps. One torch thread a process.
@@ -22,14 +23,22 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-STEPS = {"HalfCheetah-v5": 25_000, "Hopper-v5": 50_000, "Walker2d-v5": 50_000, "InvertedDoublePendulum-v5": 10_000}
+STEPS = {
+    "HalfCheetah-v5": 25_000, "Hopper-v5": 50_000, "Walker2d-v5": 50_000, "InvertedDoublePendulum-v5": 10_000,
+    "Pendulum-v1": 10_000,
+}  # fmt: skip
 EVERY, EPISODES, FIRST_SEED = 5_000, 10, 10_000
 NAMES = {
     "softgac": "Drawbridge SoftGAC (preset cpu)",
     "sac": "Drawbridge SAC (same critics)",
+    "softgac-fixed": "SoftGAC, support [-400, 400]",
+    "sac-fixed": "SAC, support [-400, 400]",
     "sb3": "stable-baselines3 SAC",
 }
-COLORS = {"softgac": "#0072B2", "sac": "#009E73", "sb3": "#D55E00"}
+FIXED = ("--set", "agent.v_min=-400", "--set", "agent.v_max=400")
+COLORS = {
+    "softgac": "#0072B2", "sac": "#009E73", "softgac-fixed": "#56B4E9", "sac-fixed": "#CC79A7", "sb3": "#D55E00",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -40,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--envs", nargs="+", choices=list(STEPS), default=["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
     )
+    parser.add_argument("--steps", type=int, help="env steps of a run, instead of the task's own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--backend", choices=["ray", "inline"], default="inline", help="of drawbridge's runs")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "learning.png")
@@ -54,10 +64,11 @@ def main() -> None:
                 path = arguments.out / f"{agent}-{env}-{seed}.json"
                 if path.exists():
                     continue
+                steps = arguments.steps or STEPS[env]
                 curve = (
-                    run_sb3(env, seed)
+                    run_sb3(env, seed, steps)
                     if agent == "sb3"
-                    else run_drawbridge(agent, env, seed, arguments.backend, arguments.out)
+                    else run_drawbridge(agent, env, seed, steps, arguments.backend, arguments.out)
                 )
                 path.write_text(json.dumps({"agent": agent, "env": env, "seed": seed, "evaluations": curve}))
                 print(
@@ -69,18 +80,29 @@ def main() -> None:
                 )
 
 
-def run_drawbridge(agent: str, env: str, seed: int, backend: str, out: Path) -> list[dict[str, Any]]:
+def run_drawbridge(agent: str, env: str, seed: int, steps: int, backend: str, out: Path) -> list[dict[str, Any]]:
     """One run of the command line; its evaluations."""
     run_dir = out / f"run-{agent}-{env}-{seed}-{int(time.time())}"
-    command = [sys.executable, "-m", "cluster", "train", agent, "--env", env, "--preset", "cpu", "--seed", str(seed)]
-    command += ["--steps", str(STEPS[env]), "--backend", backend, "--run-dir", str(run_dir.resolve())]
+    algorithm, fixed = agent.removesuffix("-fixed"), FIXED if agent.endswith("-fixed") else ()
+    command = [sys.executable, "-m", "cluster", "train", algorithm, "--env", env, "--preset", "cpu"]
+    command += [
+        "--seed",
+        str(seed),
+        *fixed,
+        "--steps",
+        str(steps),
+        "--backend",
+        backend,
+        "--run-dir",
+        str(run_dir.resolve()),
+    ]
     command += ["--set", f"evaluation.every_steps={EVERY}", "--set", f"evaluation.episodes={EPISODES}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     lines = (run_dir / "evaluations.jsonl").read_text().splitlines()
     return [{key: line[key] for key in ("env_steps", "time_s", "returns")} for line in map(json.loads, lines)]
 
 
-def run_sb3(env_id: str, seed: int) -> list[dict[str, Any]]:
+def run_sb3(env_id: str, seed: int, steps: int) -> list[dict[str, Any]]:
     """stable-baselines3's SAC with its defaults: one environment, one update a step; with the faster matrix library."""
     import gymnasium
     import torch
@@ -90,15 +112,15 @@ def run_sb3(env_id: str, seed: int) -> list[dict[str, Any]]:
 
     torch.set_num_threads(1)
     with runtime.library(runtime.choose("auto")):
-        return _train_sb3(SAC("MlpPolicy", gymnasium.make(env_id), seed=seed, device="cpu"), env_id)
+        return _train_sb3(SAC("MlpPolicy", gymnasium.make(env_id), seed=seed, device="cpu"), env_id, steps)
 
 
-def _train_sb3(model: Any, env_id: str) -> list[dict[str, Any]]:
+def _train_sb3(model: Any, env_id: str, total: int) -> list[dict[str, Any]]:
     import gymnasium
 
     judge = gymnasium.make(env_id)
     points, began = [], time.monotonic()
-    for steps in range(EVERY, STEPS[env_id] + 1, EVERY):
+    for steps in range(EVERY, total + 1, EVERY):
         model.learn(EVERY, reset_num_timesteps=steps == EVERY)
         returns = [_episode(model, judge, FIRST_SEED + i) for i in range(EPISODES)]
         points.append({"env_steps": steps, "time_s": time.monotonic() - began, "returns": returns})

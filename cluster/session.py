@@ -22,6 +22,8 @@ from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.catalogue import CLIPPED_LIMIT
+from cluster.metrics.wording import clipping_words
 from cluster.reports import Reports
 from cluster.run_dir import RunDirectory
 from cluster.save_watch import SaveWatch
@@ -122,6 +124,7 @@ class Session:
         self._next_evaluation = 0
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = "starting"
+        self._clipping = False
         self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
@@ -272,9 +275,16 @@ class Session:
     def _tell(self) -> None:
         self.aggregator.memory_bytes = _memory_bytes()
         line = self.aggregator.line()
+        self._warn_of_clipping(line.get("loss_clipped_mass", 0.0))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)
         self.outputs(line)
+
+    def _warn_of_clipping(self, share: float) -> None:
+        """Warns when the share of clipped target mass comes to exceed its limit, not again while it stays there."""
+        before, self._clipping = self._clipping, share > CLIPPED_LIMIT
+        if self._clipping and not before:
+            self.event(clipping_words(share))
 
     def _write_live(self, line: dict[str, Any]) -> None:
         self.reports.attempt("live.json", lambda: self.run.write_live({**line, **self.facts}, self._state))

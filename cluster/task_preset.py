@@ -29,7 +29,7 @@ def unpublished(config: RunConfig) -> str:
         return ""
     return (
         f"preset paper: the paper has no task {config.env}, so its support for Gym MuJoCo, [-1600, 1600], stands; a task whose discounted "
-        "returns are smaller learns better with --set agent.v_min and agent.v_max of its own"
+        "returns are smaller learns better with --set agent.v_min and agent.v_max of its own, or with none for both: fitted to the rewards"
     )
 
 

@@ -50,14 +50,18 @@ def test_the_cost_stands_inside_the_discount_and_a_terminal_state_has_none():
     y = c51.support(-100.0, 100.0, 3, torch.device("cpu"))
     reward, cost, alpha = torch.tensor([1.0, 1.0]), torch.tensor([7.0, 7.0]), torch.tensor(0.1)
     target = c51.soft_target(reward, torch.tensor([0.99, 0.0]), cost, alpha, y)
-    assert target[0].tolist() == pytest.approx([max(1 + 0.99 * (-100 - 0.7), -100), 1 - 0.99 * 0.7, 1 + 0.99 * 99.3])
+    assert target[0].tolist() == pytest.approx([1 + 0.99 * (-100 - 0.7), 1 - 0.99 * 0.7, 1 + 0.99 * 99.3])
     assert target[1].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_targets_outside_the_support_are_clipped_to_it():
+def test_targets_outside_the_support_are_clipped_to_it_and_their_mass_is_counted():
     y = c51.support(-1.0, 1.0, 3, torch.device("cpu"))
-    target = c51.soft_target(torch.tensor([50.0]), torch.tensor([0.9]), torch.zeros(1), torch.tensor(0.0), y)
-    assert target.tolist() == [[1.0, 1.0, 1.0]]
+    p = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]])
+    target = c51.soft_target(torch.tensor([0.7, 0.0]), torch.tensor([0.9, 0.9]), torch.zeros(2), torch.tensor(0.0), y)
+    mass = c51.project(p, target, -1.0, 1.0)
+    assert target[0].tolist() == pytest.approx([-0.2, 0.7, 1.6])
+    assert mass[0].tolist() == pytest.approx([0.04, 0.16 + 0.09, 0.21 + 0.5])
+    assert c51.clipped_share(p, target, y).item() == pytest.approx(0.25)  # half of the first row, none of the second
 
 
 def test_the_mean_of_uniform_logits_is_the_middle_of_the_support():

@@ -267,6 +267,7 @@ def line_at(seconds: float) -> dict[str, float]:
         "control_energy",
         "q_mean",
         "critic_grad_norm",
+        "clipped_mass",
         "nonfinite",
         "sigma_mean",
     )

@@ -242,7 +242,7 @@ def test_a_dataset_that_was_made_again_is_not_gone_on_with(
 ) -> None:
     run, again = tmp_path / "run", "drawbridge/again-v0"
     write(again, ENV)
-    assert finetune(base, run, 80, "--dataset", again) == 0
+    assert finetune(base, run, 80, "--dataset", again, worker__random_steps=80) == 0  # random episodes are short
     write(again, ENV, seed=1, force=True)
     assert main(["resume", str(run), "--steps", "128"]) != 0
     assert "it was made again" in capsys.readouterr().err

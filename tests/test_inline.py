@@ -144,6 +144,19 @@ def test_observations_that_are_not_numbers_are_dropped_and_counted_and_the_run_g
     assert np.isfinite(rows(run, "broken_envs:SometimesNaN-v0")[0]).all()
 
 
+def test_a_support_that_clips_its_targets_is_reported_in_words_in_the_summary_and_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_inline(tmp_path / "fitted", PENDULUM, 128) == 0
+    told = capsys.readouterr().out
+    assert train_inline(tmp_path / "narrow", PENDULUM, 128, agent__v_min=-1, agent__v_max=1) == 0
+    assert "outside their support" in capsys.readouterr().out and "outside their support" not in told
+    narrow, fitted = (read(tmp_path / name / "summary.json")["clipped_mass"] for name in ("narrow", "fitted"))
+    assert narrow > 0.5 and fitted < 0.05
+    assert main(["report", str(tmp_path / "narrow"), "--output", str(tmp_path / "report.html")]) == 0
+    assert "outside their support" in (tmp_path / "report.html").read_text()
+
+
 def test_sigterm_says_which_part_could_not_be_saved_and_why(tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     words = train_words(run, PENDULUM, "--backend", "inline", "--steps", "100000000", metrics__line_s=0.2)

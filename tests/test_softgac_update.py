@@ -19,6 +19,7 @@ from algorithms.interface import AgentSpec, Solo
 OBS, ACTION, BATCH = 5, 3, 32
 SMALL: dict[str, Any] = {"critic_width": 32, "atoms": 21, "v_min": -20.0, "v_max": 20.0}
 NAMES = ("softgac", "sac")
+FITTED = (*NAMES, "fitted")  # softgac with a support fitted to the rewards
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,8 @@ def _seeded():
 
 
 def _agent(name: str = "softgac", seed: int = 0, collective: Any = None, **fields: Any) -> Any:
+    if name == "fitted":
+        name, fields = "softgac", {"v_min": None, "v_max": None} | fields
     bridge = {"bridge_width": 16} if name == "softgac" else {"actor_width": 16}
     config = dataclasses.replace(ALGORITHMS[name].presets["cpu"](), **(SMALL | bridge | fields))
     spec = AgentSpec(obs_dim=OBS, action_dim=ACTION, seed=seed, collective=collective or Solo())
@@ -105,7 +108,7 @@ def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(war
             assert differs.float().mean() < 0.01, name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 def test_an_update_looks_at_no_device_value_and_makes_no_tensor_from_host_data(name):
     agent, rows, seen = _agent(name), _rows(4), []
 
@@ -121,7 +124,7 @@ def test_an_update_looks_at_no_device_value_and_makes_no_tensor_from_host_data(n
     assert forbidden.isdisjoint(seen)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 def test_the_next_updates_after_a_loaded_state_are_bit_identical(name):
     agent, rows = _agent(name), _rows(9)
     agent.update(rows[:3])  # stops in the middle of a cycle
@@ -134,7 +137,7 @@ def test_the_next_updates_after_a_loaded_state_are_bit_identical(name):
     assert agent.state()["generator"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 def test_one_call_of_six_updates_equals_six_calls_of_one_and_three_captured_cycles(name):
     one, six, cycles = (_agent(name) for _ in range(3))
     rows = _rows(6)
@@ -149,7 +152,7 @@ def test_one_call_of_six_updates_equals_six_calls_of_one_and_three_captured_cycl
                 torch.testing.assert_close(tensor, other.state()[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 def test_metrics_of_captured_cycles_add_up_until_they_are_read(name):
     whole, cycles = _agent(name), _agent(name)
     rows = _rows(6)
@@ -163,7 +166,7 @@ def test_metrics_of_captured_cycles_add_up_until_they_are_read(name):
         torch.testing.assert_close(seen[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize("column", [0, OBS + ACTION, OBS + ACTION + 3])
 def test_a_non_finite_batch_changes_nothing_but_the_count(name, column):
     agent = _agent(name)
@@ -203,10 +206,10 @@ class _Member:
             tensor.copy_(total)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FITTED)
 def test_two_learners_of_half_the_rows_give_the_parameters_of_one(name):
     rows, ring, errors = _rows(10), _Ring(2), []
-    fields = {"renorm_warmup": 3} | ({"particles": 2, "antithetic": True} if name == "softgac" else {})
+    fields = {"renorm_warmup": 3} | ({"particles": 2, "antithetic": True} if name != "sac" else {})
     alone = _agent(name, **fields)
     metrics = alone.update(rows)
     members = [_agent(name, collective=_Member(ring, rank), **fields) for rank in range(2)]
@@ -293,6 +296,7 @@ def test_update_names_its_metrics(name):
     assert set(metrics) == {
         *("critic_loss", "actor_loss", "alpha", "control_energy", "control_energy_per_step_coord", "q_mean"),
         *("q_target_mean", "critic_grad_norm", "actor_grad_norm", "critic_entropy", "sigma_mean", "nonfinite"),
+        "clipped_mass",
     }
     assert all(value.shape == () and value.isfinite() for value in metrics.values())
 

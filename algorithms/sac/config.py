@@ -66,5 +66,5 @@ def paper() -> SACConfig:
 
 
 def cpu() -> SACConfig:
-    """The same equations with narrow critics, a larger step and a tighter support, for a core or two (ours)."""
-    return SACConfig(critic_width=256, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=-400.0, v_max=400.0)
+    """The same equations with narrow critics, a larger step and a support fitted to the rewards, for a core or two (ours)."""
+    return SACConfig(critic_width=256, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=None, v_max=None)

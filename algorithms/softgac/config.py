@@ -67,7 +67,7 @@ def paper() -> SoftGACConfig:
 
 
 def cpu() -> SoftGACConfig:
-    """The same equations with narrow networks, a larger step and a tighter support, for a core or two (ours)."""
+    """The same equations with narrow networks, a larger step and a support fitted to the rewards, for a core or two (ours)."""
     return SoftGACConfig(
-        critic_width=256, bridge_width=64, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=-400.0, v_max=400.0
+        critic_width=256, bridge_width=64, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=None, v_max=None
     )

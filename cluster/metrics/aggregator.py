@@ -59,6 +59,7 @@ class MetricsAggregator:
         self._shards: dict[int, ShardStats] = {}
         self._window: dict[str, float] = {}  # workers' stats since the last line
         self._losses: dict[str, float] = {}
+        self._clipped = np.zeros(2)  # sum over updates of the share of target mass that was clipped, and their number
         self._share_s = dict.fromkeys(_SHARES, 0.0)
         self._last_shares: dict[str, float] = {}
         self._mark = (time.monotonic(), 0, 0, 0)
@@ -134,6 +135,9 @@ class MetricsAggregator:
 
     def add_learner(self, report: Any) -> None:
         """Takes a learner's report (learners.learner.LearnerReport)."""
+        if "clipped_mass" in report.metrics:
+            made = report.updates_per_s * report.wall_s
+            self._clipped += made * np.array([report.metrics["clipped_mass"], 1.0])
         self.observe_learner(report.updates, report.generation, report.version)
         self._losses.update(report.metrics)
         self._last_shares = dict(report.time)
@@ -239,6 +243,7 @@ class MetricsAggregator:
             "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in _SHARES},
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
+            "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
         }
 
 

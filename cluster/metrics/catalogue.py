@@ -218,7 +218,7 @@ LEARNER = (
     ),
     Metric(
         series="learning", kind="gauge", unit="the metric's own", labels=("metric",), keys={f"{AGENT_PREFIX}*": ("*",)},
-        help="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, ...; "
+        help="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, clipped_mass, ...; "
         "of GAC elbo, action_nll, return_nll, return_error, kl_total, kl_token, active_dims, collapse, ...",
     ),
     _metric(
@@ -232,6 +232,7 @@ CATALOGUE = PROGRESS + REPLAY + ROLLOUT + EPISODES + LEARNER
 METRICS = tuple(metric for metric in CATALOGUE if metric.series)  # those that Prometheus sees
 WINDOW_SUMS = tuple(key for metric in CATALOGUE if metric.window for key in metric.keys)
 
+CLIPPED_LIMIT = 0.05  # of the share of target mass that is clipped: above it a run warns
 AGENT_CHARTS = {  # what agents report, in the order of the report's charts: title, unit
     "elbo": ("ELBO", "nats a trajectory"),
     "return_error": ("Return error", "root mean square, the return's unit"),
@@ -249,6 +250,7 @@ AGENT_CHARTS = {  # what agents report, in the order of the report's charts: tit
     "control_energy": ("Control energy", "nats"),
     "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
     "q_mean": ("Q, mean", "discounted return"),
+    "clipped_mass": ("Target mass clipped", "share"),
     "imitated": ("Steps imitated", "share of those drawn"),
     "critic_grad_norm": ("Critic gradient norm", ""),
     "grad_norm": ("Gradient norm", ""),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from algorithms import ALGORITHMS
+from cluster.metrics.catalogue import CLIPPED_LIMIT
 
 COMPLETED = {"0", "ok", "completed", "complete", "finished", "success", "done"}
 
@@ -39,6 +40,15 @@ def percent(fraction: Any) -> str:
         return "-"
     share = 100 * fraction
     return f"{share:.1f} %" if 0 < share < 9.95 else f"{share:.0f} %"
+
+
+def clipping_words(share: float) -> str:
+    """The warning that ``share`` of the critics' target mass lies outside their support."""
+    return (
+        f"{percent(share)} of the critics' target mass lies outside their support, expected at most {percent(CLIPPED_LIMIT)}: it is "
+        "clipped to the edge, so actions that lead there cannot be told apart; set agent.v_min and agent.v_max to bounds that hold "
+        "every discounted return, or both to none for a support that follows the rewards; if they are, lower agent.alpha_init"
+    )
 
 
 def clock(seconds: Any) -> str:

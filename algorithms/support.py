@@ -1,0 +1,82 @@
+"""The critics' support: fixed, or fitted to the rewards as they are learned from.
+
+Letters: B batch rows of this learner, N atoms. The paper fixes the support by task. The fitted one is ours. It keeps the atoms
+in units u of a return z = centre + scale u and moves centre and scale, so neither the size of the rewards nor a constant added
+to each of them changes what is learned. The temperature is in these units too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from algorithms import c51
+from algorithms.interface import Collective
+
+EDGE = 400.0  # units: the atoms of a fitted support lie on [-400, 400]
+LEAST_WIDTH = 1e-4  # of a fitted support, as a share of its largest return: float32 tells its atoms apart
+ZERO_WIDTH = 1e-8  # of a fitted support whose returns are all 0
+
+
+class Units(NamedTuple):
+    """How atoms stand for returns, z = centre + scale u; 0-d tensors, the same on all learners."""
+
+    low: torch.Tensor  # the lowest and the highest return that the atoms hold
+    high: torch.Tensor
+    centre: torch.Tensor
+    scale: torch.Tensor
+
+    def reward(self, reward_B: torch.Tensor, discount_B: torch.Tensor) -> torch.Tensor:
+        """r' such that r' + d u is r + d z in units. The centre belongs to values: a terminal row (d = 0) loses all of it."""
+        return (reward_B - (1.0 - discount_B) * self.centre) / self.scale
+
+    def value(self, u: torch.Tensor) -> torch.Tensor:
+        """The return that ``u`` units stand for."""
+        return self.centre + self.scale * u
+
+
+class Support:
+    """Atoms ``y_N`` on [v_min, v_max]: returns, or units where the support is fitted (v_min and v_max are None).
+
+    A fitted support holds every return that the rewards seen so far allow. It only widens: replay keeps old rewards.
+    """
+
+    def __init__(self, v_min: float | None, v_max: float | None, atoms: int, device: torch.device) -> None:
+        self.fitted = v_min is None or v_max is None
+        self.v_min, self.v_max = (-EDGE, EDGE) if v_min is None or v_max is None else (v_min, v_max)
+        self.y_N = c51.support(self.v_min, self.v_max, atoms, device)
+        self.low = torch.full((), torch.inf, device=device)
+        self.high = torch.full((), -torch.inf, device=device)
+        self._returns = Units(self.y_N[0], self.y_N[-1], torch.zeros((), device=device), torch.ones((), device=device))
+
+    def units(self, reward_B: torch.Tensor, discount_B: torch.Tensor, collective: Collective) -> Units:
+        """What the atoms stand for in an update on these rows; ``commit`` keeps it for the next ones.
+
+        ``discount_B`` is gamma (1 - terminated), or gamma^n of n steps. A row moves a value z to r + d z; over and over it
+        comes to r / (1 - d). So values between the least and the largest of these stay between them.
+        """
+        if not self.fitted:
+            return self._returns
+        bound_B = reward_B / (1.0 - discount_B)
+        finite_B = bound_B.isfinite()  # the update on a row that is not finite is skipped, see trainer.py
+        low = torch.where(finite_B, bound_B, torch.inf).amin()
+        high = torch.where(finite_B, bound_B, -torch.inf).amax()
+        if collective.world_size > 1:  # each learner fills its own row, so the mean gathers them
+            bounds = torch.zeros(collective.world_size, 2, device=low.device)
+            bounds[collective.rank] = torch.stack([low, high]) * collective.world_size
+            collective.mean_(bounds)
+            low, high = bounds[:, 0].amin(), bounds[:, 1].amax()
+        low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        least = torch.maximum(low.abs(), high.abs()) * LEAST_WIDTH + ZERO_WIDTH
+        return Units(low, high, 0.5 * (low + high), torch.maximum(high - low, least) / (2 * EDGE))
+
+    def commit(self, units: Units, keep: torch.Tensor) -> None:
+        """Takes over ``units`` of an update; not where ``keep`` (0-d bool)."""
+        if self.fitted:
+            self.low.copy_(torch.where(keep, self.low, units.low))
+            self.high.copy_(torch.where(keep, self.high, units.high))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a resume needs, by name; nothing of a fixed support."""
+        return {"low": self.low, "high": self.high} if self.fitted else {}
