@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from typing import Any
 
 from cluster.checks import memory_bytes
 from cluster.commands.arguments import resume_words
 from cluster.data_kind import kind_of
-from cluster.errors import RunError
+from cluster.errors import Interrupted, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.console import Console
 from cluster.metrics.event_file import EventFile
@@ -66,9 +67,11 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         )
         with session:
             while session.advance():
-                if signals.caught:
+                if signals.caught or session.asked_to_stop:
                     session.finish("interrupted")
-                    raise signals.interrupted(_what_is_left(session))
+                    left = _what_is_left(session)
+                    stopped = Interrupted(signal.SIGTERM, f"ended by `drawbridge stop` {left}")
+                    raise signals.interrupted(left) if signals.caught else stopped
             summary = session.finish()
             if session.saved is not None and session.saved.problems:
                 raise RunError(f"the run ended {_what_is_left(session)}")

@@ -1,4 +1,4 @@
-"""A run's directory: what is written where, who holds it, and how a command reaches the run that is going on.
+"""A run's directory: what is written where, and who holds it.
 
 config.json        every resolved field, package versions, git hash
 metrics.jsonl      one line of rates and losses every few seconds
@@ -6,7 +6,7 @@ evaluations.jsonl  env_steps, updates, wall_s, returns and lengths of every epis
 checkpoints/       the learner's state;  replay/shard-I/  the shards' snapshots;  events/  TensorBoard
 live.json          the newest line, the process id and the state of the run
 summary.json       written at the end;  failure.json  if it failed
-control/           requests of other commands (`drawbridge scale`), their answers, and room set aside for failure.json
+control/           requests of other commands (requests.py), their answers, and room set aside for failure.json
 run.lock           held (flock) by the process that drives the run
 """
 
@@ -29,6 +29,7 @@ from cluster.config import RunConfig, from_json, to_json
 from cluster.errors import RunError, UsageError
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
+from cluster.requests import Requests
 from replay.durable import append_whole, fsync_directory, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ class RunDirectory:
         self.events = self.path / "events"
         self.control = self.path / "control"
         self._lock: IO[str] | None = None
-        self._seen: tuple[int, int, int] | None = None  # which request was looked at last
+        self.requests = Requests(self.control)
 
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> RunDirectory:
@@ -263,60 +264,11 @@ class RunDirectory:
         for name in ("summary.json", "failure.json"):
             (self.path / name).unlink(missing_ok=True)
 
-    def request_workers(self, workers: int, deadline_s: float) -> str:
-        """Asks the living run for ``workers`` workers and waits for its answer."""
-        if self.owner() is None:
-            raise UsageError(
-                f"no process drives {self.path}: there is nothing to scale; start it with `drawbridge resume`"
-            )
-        ident = f"{os.getpid()}-{time.time_ns()}"
-        self._write("control/scale.json", {"id": ident, "workers": workers})
-        deadline = time.monotonic() + deadline_s
-        while time.monotonic() < deadline:
-            answer: dict[str, Any] = {}
-            with contextlib.suppress(OSError, Damaged):  # what is there may be an earlier one, damaged since
-                answer = read_object(self.control / "answer.json")
-            if answer.get("id") == ident:
-                if not answer.get("ok"):
-                    raise RunError(str(answer.get("message")))
-                return str(answer.get("message"))
-            time.sleep(0.1)
-        raise RunError(
-            f"the run in {self.path} did not answer within {deadline_s:.0f} s; it may still scale later; see `drawbridge status`"
-        )
-
-    def take_request(self) -> dict[str, Any] | None:
-        """The request of another command, once: ``id``, a text, and ``workers``, a whole number.
-
-        Raises:
-            RunError: what is there is no request; it was moved aside, if that is possible.
-        """
-        path = self.control / "scale.json"
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns, found.st_size)
-        if self._seen == before:  # it could not be removed
-            return None
-        try:
-            request = read_object(path)
-            if not isinstance(request.get("id"), str) or type(request.get("workers")) is not int:
-                raise Damaged("it has no id or no number of workers, expected what `drawbridge scale` writes")
-        except (OSError, Damaged) as error:
-            aside = path.with_name("scale.json.unreadable")
-            with contextlib.suppress(OSError):
-                os.replace(path, aside)
-            raise RunError(
-                f"{path} is no request ({error}): the number of workers stays and the run goes on; the file is {aside.name} now; give "
-                "`drawbridge scale` again"
-            ) from error
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return request
-
-    def answer(self, request: dict[str, Any], ok: bool, message: str) -> None:
-        self._write("control/answer.json", {"id": request["id"], "ok": ok, "message": message})
+    def keep_workers(self, workers: int) -> None:
+        """Notes the number of rollout workers that the run was scaled to: a resume begins with it."""
+        data = self._read("config.json")
+        data["worker"]["workers"] = workers
+        self._write("config.json", data)
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         write_atomic(self.path / name, _encoded(data))

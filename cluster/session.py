@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 import traceback
@@ -125,6 +126,7 @@ class Session:
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = "starting"
         self._clipping = False
+        self.asked_to_stop = False  # by another command: the caller ends the run
         self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
@@ -259,18 +261,23 @@ class Session:
     def _answer(self) -> None:
         self.reports.retry()
         try:
-            request = self.run.take_request()
+            request = self.run.requests.take()
         except RunError as error:
             self.event(str(error))
             return
         if request is None:
             return
+        if request.kind == "stop":
+            self.asked_to_stop = request.number == os.getpid()  # else it was meant for an earlier process of this run
+            return
+        workers = request.number
         try:
-            message, done = self.fleet.scale(request["workers"]), True
+            message, done = self.fleet.scale(workers), True
             self.event(message)
+            self.reports.attempt("config.json", lambda: self.run.keep_workers(workers))
         except (UsageError, RunError) as error:
             message, done = str(error), False
-        self.reports.answer(lambda: self.run.answer(request, done, message))
+        self.reports.answer(lambda: self.run.requests.answer(request, done, message))
 
     def _tell(self) -> None:
         self.aggregator.memory_bytes = _memory_bytes()

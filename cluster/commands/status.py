@@ -1,4 +1,4 @@
-"""Commands that look at runs and settings without acting: ``status``, ``scale``, ``report``, ``presets`` and ``config``."""
+"""Commands that look at runs and settings, or ask a run for something: ``status``, ``scale``, ``stop``, ``report``, ``presets`` and ``config``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, count, resume_words, seconds
 from cluster.config import PRESETS, describe, make_preset
-from cluster.errors import RunError
+from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number
 from cluster.run_dir import RunDirectory
 
@@ -23,6 +23,9 @@ def add_status(commands: Any) -> None:
     scale.add_argument(
         "--timeout", type=seconds, default=120.0, help="seconds to wait for the run's answer (default: 120)"
     )
+    stop = add_command(commands, "stop", _stop, "end a run with a checkpoint, from any machine that sees its directory")
+    stop.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    stop.add_argument("--timeout", type=seconds, default=120.0, help="seconds to wait for its end (default: 120)")
     status = add_command(commands, "status", _status, "how a run is going, or how it ended")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of words")
@@ -39,8 +42,36 @@ def add_status(commands: Any) -> None:
 
 
 def _scale(arguments: argparse.Namespace) -> int:
-    print(RunDirectory.open(arguments.run_dir).request_workers(arguments.workers, arguments.timeout))
+    run = RunDirectory.open(arguments.run_dir)
+    _require_owner(run, "scale")
+    print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout))
     return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    run = RunDirectory.open(arguments.run_dir)
+    owner = _require_owner(run, "stop")
+    run.requests.write("stop", owner)
+    deadline = time.monotonic() + arguments.timeout
+    while run.owner() == owner:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to and may "
+                "still do so; see `drawbridge status`, or send that process SIGTERM"
+            )
+        time.sleep(0.1)
+    print(status_in_words(status(run.path)))
+    return 0
+
+
+def _require_owner(run: RunDirectory, verb: str) -> int:
+    """The process that drives the run; UsageError when there is none."""
+    owner = run.owner()
+    if owner is None:
+        raise UsageError(
+            f"no process drives {run.path}: there is nothing to {verb}; start it with `{resume_words(run.path, run.config().env)}`"
+        )
+    return owner
 
 
 def _status(arguments: argparse.Namespace) -> int:

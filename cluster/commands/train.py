@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, add_env_again, add_settings, count, name_env_again, settings_of
+from cluster.commands.resuming import resumed
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory, written_at_start
@@ -94,6 +95,9 @@ def add_resume(commands: Any) -> None:
     resume = add_command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
+    resume.add_argument(
+        "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
+    )
     resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
     resume.add_argument(
         "--accept-loss",
@@ -101,6 +105,9 @@ def add_resume(commands: Any) -> None:
         help="begin anew what is missing of checkpoints and snapshots, keep the rest (default: refuse)",
     )
     add_env_again(resume)
+    add_settings(
+        resume, "a field that no checkpoint depends on: worker.*, evaluation.*, metrics.*, ray.*, intervals, budgets"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -157,10 +164,11 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     check_tree()
     name_env_again(run.path, arguments.env)
-    settings = {"steps": str(arguments.steps)} if arguments.steps else {}
-    if arguments.address:
-        settings["ray.address"] = arguments.address
-    config = override(run.config(), settings)
+    settings = settings_of(arguments.set)
+    for flag in ("steps", "workers", "address"):
+        if (value := getattr(arguments, flag)) is not None:
+            settings[FLAGS[flag]] = str(value)
+    config = resumed(run, settings)
     with written_at_start(run.path):
         run.hold()
     run.check_resumable(config)

@@ -1,0 +1,110 @@
+"""How a command reaches the process that drives a run: requests and answers as files in the run's ``control/``.
+
+control/scale.json   {"id": text, "workers": whole number}: have that many rollout workers; answered in control/answer.json
+control/stop.json    {"id": text, "process": whole number}: the process of that number ends the run with a checkpoint; the
+                     released lock answers. A request to an earlier process of the run means nothing to the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunError
+from cluster.history import Damaged, read_object
+from replay.durable import write_atomic
+
+NUMBERS = {
+    "stop": "process",
+    "scale": "workers",
+}  # the number that each kind of request holds; in the order of taking them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What another command asks of the run."""
+
+    kind: str
+    ident: str
+    number: int
+
+
+class Requests:
+    """The requests of one run; ``folder`` is its control/."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[int, int, int]] = {}  # which file of each kind was looked at last
+
+    def write(self, kind: str, number: int) -> str:
+        """Leaves a request for the run; its id."""
+        ident = f"{os.getpid()}-{time.time_ns()}"
+        write_atomic(self._folder / f"{kind}.json", _encoded({"id": ident, NUMBERS[kind]: number}))
+        return ident
+
+    def wait_for_answer(self, ident: str, deadline_s: float) -> str:
+        """What the run answers; RunError when it refuses, or answers nothing in time."""
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            answer: dict[str, Any] = {}
+            with contextlib.suppress(OSError, Damaged):  # what is there may be an earlier one, damaged since
+                answer = read_object(self._folder / "answer.json")
+            if answer.get("id") == ident:
+                if not answer.get("ok"):
+                    raise RunError(str(answer.get("message")))
+                return str(answer.get("message"))
+            time.sleep(0.1)
+        raise RunError(
+            f"the run in {self._folder.parent} did not answer within {deadline_s:.0f} s; it may still scale later; see `drawbridge status`"
+        )
+
+    def take(self) -> Request | None:
+        """The request of another command, once.
+
+        Raises:
+            RunError: what is there is no request; it was moved aside, if that is possible.
+        """
+        for kind in NUMBERS:
+            if (request := self._take(kind)) is not None:
+                return request
+        return None
+
+    def answer(self, request: Request, ok: bool, message: str) -> None:
+        """Says what became of it."""
+        write_atomic(self._folder / "answer.json", _encoded({"id": request.ident, "ok": ok, "message": message}))
+
+    def _take(self, kind: str) -> Request | None:
+        path = self._folder / f"{kind}.json"
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        now = found.st_ino, found.st_mtime_ns, found.st_size
+        if self._seen.get(kind) == now:  # it could not be removed
+            return None
+        self._seen[kind] = now
+        try:
+            data = read_object(path)
+            ident, number = data.get("id"), data.get(NUMBERS[kind])
+            if not isinstance(ident, str) or type(number) is not int:
+                raise Damaged(f"it has no id or no number {NUMBERS[kind]!r}, expected what `drawbridge {kind}` writes")
+        except (OSError, Damaged) as error:
+            aside = path.with_name(f"{kind}.json.unreadable")
+            with contextlib.suppress(OSError):
+                os.replace(path, aside)
+            raise RunError(
+                f"{path} is no request ({error}): nothing is changed and the run goes on; the file is {aside.name} now; give "
+                f"`drawbridge {kind}` again"
+            ) from error
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return Request(kind=kind, ident=ident, number=number)
+
+
+def _encoded(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode()
