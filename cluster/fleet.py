@@ -18,11 +18,13 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 
 from algorithms.weights import Weights
 from cluster.actors import ShardActor, StoreActor
+from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
 from cluster.graph import RunSpec
+from cluster.head_watch import HeadWatch
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
@@ -77,6 +79,7 @@ class RayFleet:
             start_timeout_s=config.ray.start_timeout_s,
             event=self.event,
         )
+        self._head = HeadWatch(self._own_cluster, resume_words(self.spec.run_dir, config.env))
         quota = kind_of(config).row_quota(config)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
         self._shards = [make.remote(self.spec, index, quota) for index in range(replay.shards)]
@@ -86,7 +89,8 @@ class RayFleet:
         self._store_pulse = Pulse(self._store.started.remote)
         self._evaluations = Evaluations(self.spec, self.event)
         self._actors.append(lambda: self._evaluations.actors)
-        warnings = self._await([shard.restored.remote() for shard in self._shards], "replay shards to start")
+        refs = [shard.restored.remote() for shard in self._shards]
+        warnings = started(refs, "replay shards to start", config.ray.start_timeout_s, self._head.check)
         for index, passed_over in enumerate(warnings):
             for warning in passed_over:
                 self.event(f"shard {index}: snapshot skipped: {warning}")
@@ -95,7 +99,7 @@ class RayFleet:
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
         self._worker_group = WorkerGroup(self.spec, self.aggregator, self.event, self._shards, self._store, worker_cpus)
         self._actors.append(lambda: self._worker_group.actors)
-        self._learners.begin()
+        self._learners.begin(self._head.check)
         self._align()
         self._learners.run()
         self._take_stats(self.timeout_s)
@@ -123,6 +127,7 @@ class RayFleet:
             time.sleep(min(seconds, 0.05))
         for ref in ready:
             self._look_at(ref)
+        self._head.check()
         now = time.monotonic()
         if now >= self._next_stats or self._hold is not None:
             self._next_stats = now + STATS_S
@@ -392,6 +397,3 @@ class RayFleet:
             problems |= self._check_saves()
         late = f"not written within {time.monotonic() - began:.0f} s"
         return problems | dict.fromkeys(self._saves.values(), late)
-
-    def _await(self, refs: Any, what: str) -> Any:
-        return started(refs, what, self.config.ray.start_timeout_s)

@@ -74,10 +74,11 @@ class LearnerGroup:
             return math.inf
         return max((pulse.silent_s for pulse in self.pulses), default=0.0)
 
-    def begin(self) -> None:
-        """The first start: waits for all ranks; RunError says what failed."""
+    def begin(self, check: Callable[[], None]) -> None:
+        """The first start: waits for all ranks; RunError says what failed, or what ``check`` found meanwhile."""
         self._start()
         while self._phase != "ready":
+            check()
             ray.wait(self._starting, timeout=SLICE_S)
             if failed := self._go_on():
                 raise RunError(f"failed while waiting for learners to start:\n{failed}")

@@ -23,6 +23,7 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 PORT_OVERDUE = "Timed out waiting for file"
 OVERDUE = (PORT_OVERDUE, "Failed to start GCS", "The current node timed out during startup")
 DAEMONS = ("gcs_server", "raylet")
+END_S = 1.0  # for processes to end by themselves, after Ray has ended the cluster
 _held = contextlib.ExitStack()  # what the cluster of this process needs as long as it lives
 
 
@@ -78,10 +79,25 @@ def stop_cluster() -> None:
     import ray
 
     try:
+        parts = _parts()
         with contextlib.suppress(Exception):
             ray.shutdown()
+        _, left = psutil.wait_procs(parts, timeout=END_S)
+        for part in left:  # without a head, some wait a minute for one
+            with contextlib.suppress(psutil.Error):
+                part.kill()
     finally:
         _held.close()
+
+
+def _parts() -> list[psutil.Process]:
+    """The processes of this process's own cluster."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() in ("gcs_server", "raylet"):
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 @contextlib.contextmanager

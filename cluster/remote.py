@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import RunError
 
@@ -17,12 +19,22 @@ def make_actor(kind: Any, **options: Any) -> Any:
     return ray.remote(kind).options(scheduling_strategy="DEFAULT", **options)
 
 
-def started(refs: Any, what: str, limit_s: float) -> Any:
-    """The answers of actors that are starting; RunError says what was waited for in vain, or what failed."""
+def started(refs: list[Any], what: str, limit_s: float, check: Callable[[], None]) -> list[Any]:
+    """The answers of actors that are starting; RunError says what was waited for in vain, or what failed.
+
+    Args:
+        check: called several times a second; what it raises ends the wait.
+    """
+    deadline = time.monotonic() + limit_s
+    ready: list[Any] = []
     try:
-        return ray.get(refs, timeout=limit_s)
-    except GetTimeoutError:
-        raise RunError(no_place(limit_s, what)) from None
+        while len(ready) < len(refs):
+            check()
+            if time.monotonic() > deadline:
+                raise RunError(no_place(limit_s, what))
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.25)
+            ray.get(ready)  # one that failed is not waited for with the others
+        return list(ray.get(refs))
     except (RayTaskError, RayActorError) as error:
         raise RunError(f"failed while waiting for {what}:\n{cause(error)}") from None
 

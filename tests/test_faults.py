@@ -136,7 +136,6 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
 
 
 HALTS = {
-    "raises": ("broken_envs:Raises-v0", "the simulator lost its licence"),
     "exits": ("broken_envs:Exits-v0", "called sys.exit(0) in go_wrong (broken_envs.py"),
     "hangs": ("broken_envs:Hangs-v0", "its step hangs"),
 }

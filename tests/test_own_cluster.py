@@ -14,7 +14,7 @@ import psutil
 import pytest
 from network import Host, reached, second_host
 from ray_runs import RayRun, ray_run
-from tiny_runs import ROOT, wait_for
+from tiny_runs import ROOT, read, wait_for
 
 from cluster.connection import check_reachable
 from cluster.errors import UsageError
@@ -119,7 +119,7 @@ print(sorted(name for name in os.environ if name.startswith("RAY_AUTH")))
 """
 
 
-def test_a_second_cluster_beside_it_has_a_token_of_its_own_and_the_end_of_either_leaves_none(going: RayRun) -> None:
+def test_a_second_cluster_beside_it_has_a_token_of_its_own_that_its_end_takes_along(going: RayRun) -> None:
     token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
     given = {name: value for name, value in os.environ.items() if name not in AUTH} | {"RAY_AUTH_TOKEN": "theirs"}
     told = subprocess.run(
@@ -130,9 +130,21 @@ def test_a_second_cluster_beside_it_has_a_token_of_its_own_and_the_end_of_either
     assert own == "True" and path != str(token) and not Path(path).exists()
     assert left.strip() == "['RAY_AUTH_TOKEN']"  # the user's settings are as they were
     going.wait_for_steps(going.live()["env_steps"] + 200)
-    going.process.terminate()
-    assert going.end() == 143, going.output()[-3_000:]
+    assert token.exists()
+
+
+def test_a_run_whose_head_dies_ends_with_the_reason_and_the_command_that_goes_on_and_leaves_nothing(
+    going: RayRun,
+) -> None:
+    token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
+    head(going).kill()
+    assert going.end() == 1, going.output()[-3_000:]
+    last = going.output().strip().splitlines()[-1]
+    assert "the head of the Ray cluster (GCS) at 127.0.0.1:" in last, going.output()[-3_000:]
+    assert f"go on with `drawbridge resume {going.run_dir}`" in last
+    assert last.endswith(read(going.run_dir / "failure.json")["error"]) and going.live()["state"] == "failed"
     assert not token.exists()
+    wait_for(lambda: not going.alive(), "the run's processes to end", 60)
 
 
 TRIES = """

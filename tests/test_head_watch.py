@@ -1,0 +1,81 @@
+"""The head of the Ray cluster dies and comes back with its state; test_own_cluster.py has one that does not come back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_runs import ray_run
+from tiny_runs import read
+
+pytestmark = pytest.mark.cluster
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def of_session(folder: Path, name: str = "") -> list[psutil.Process]:
+    """The processes of the cluster whose temporary folder this is, their children too; only those called ``name``, if given."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return [process for process in found.values() if process.is_running() and name in process.name()]
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[Path, str]]:
+    """The temporary folder and the address of a cluster whose head keeps its state on disk, so that it can be restarted."""
+    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    port = free_port()
+    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "state")}
+    try:
+        started = subprocess.run(
+            [str(Path(sys.executable).parent / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}",
+             f"--temp-dir={folder}", "--num-cpus=6", "--object-store-memory=200000000", "--include-dashboard=false",
+             "--disable-usage-stats"],
+            env=os.environ | kept, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield folder, f"127.0.0.1:{port}"
+    finally:
+        ours = of_session(folder)
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state(
+    head: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, address = head
+    settings = {"evaluation__every_steps": 0, "worker__restart_budget": 5}
+    with ray_run(tmp_path / "run", "--steps", "100000000", "--workers", "1", "--address", address, **settings) as run:
+        run.wait_for_steps(200)
+        (gcs,) = of_session(folder, "gcs_server")
+        words, environment = gcs.cmdline(), gcs.environ()
+        gcs.kill()
+        run.wait_for_steps(run.live()["env_steps"] + 500)  # parts that live need no head
+        with open(folder / "restarted.log", "w", encoding="utf-8") as log:
+            subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        of_session(folder, "ray::WorkerActor")[0].kill()
+        run.wait(lambda: run.live()["workers_restarted"] == 1, "the worker to be replaced")
+        run.wait_for_steps(run.live()["env_steps"] + 500)
+        run.process.terminate()
+        assert run.end() == 143, run.output()[-3_000:]
+        assert read(run.run_dir / "summary.json")["exit"] == "interrupted"
