@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from cluster.commands.dataset import add_dataset
+from cluster.commands.listing import add_list
 from cluster.commands.policy import add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 success, 2 usage error (nothing was started), 1 failure (root cause last), 128+N ended by signal N",
         formatter_class=formatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version of this tree, and its commit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train(commands)
     add_finetune(commands)
@@ -73,4 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_export(commands)
     add_status(commands)
+    add_list(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version when it is asked for: the commit is looked up then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        from cluster.run_dir import git_hash, tree_version
+
+        print(f"drawbridge {tree_version()} (commit {git_hash()})")
+        parser.exit()

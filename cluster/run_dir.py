@@ -21,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
 OF_A_START = {  # what a run directory may hold before the run has begun
     "run.lock", "config.json", "live.json", "failure.json", "control", "checkpoints", "replay", "events",
 }  # fmt: skip
+FACTS = ("versions", "git", "command", "unit")  # of config.json: no settings
 LOOK_S = 0.3  # longer than another command needs to see whether a run is alive
 PACKAGES = ("ray", "torch", "gymnasium", "mujoco", "minari", "numpy", "pyarrow", "onnxruntime", "safetensors")
 
@@ -119,7 +121,7 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """The configuration the run was started with; UsageError names every field that cannot be used."""
         data = self._read("config.json")
-        fields = {key: value for key, value in data.items() if key not in ("versions", "git", "command", "unit")}
+        fields = {key: value for key, value in data.items() if key not in FACTS}
         try:
             return from_json(fields)
         except UsageError as error:
@@ -335,6 +337,11 @@ def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
+
+
+def tree_version() -> str:
+    """Of this tree, whatever is installed."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
 def git_hash() -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_runs import command, lines, read, train_inline
 
-from cluster.cli import main
-from cluster.config import flatten, make_preset
+from cluster.cli import _parser, main
+from cluster.commands.train import resolve
+from cluster.config import RunConfig, flatten, make_preset
+from cluster.run_dir import RunDirectory
 
-COMMANDS = ("train", "resume", "evaluate", "scale", "status", "report", "presets", "config")
+COMMANDS = ("train", "resume", "evaluate", "export", "scale", "stop", "status", "list", "report", "presets", "config")
 SUMMARY = {
     "algorithm", "env", "seed", "backend", "exit", "env_steps", "updates", "wall_s", "env_steps_per_s", "updates_per_s",
     "replay_ratio", "eval_return_mean", "eval_return_std", "eval_episodes", "rows", "workers", "learner_time",
@@ -227,3 +233,70 @@ def test_sac_is_trained_by_the_same_commands(tmp_path: Path, capsys: pytest.Capt
         words += ["--set", pair]
     assert main(words) == 0
     assert read(tmp_path / "run" / "summary.json")["algorithm"] == "sac"
+
+
+def test_the_version_is_that_of_the_tree_with_its_commit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--version") == 0
+    assert re.fullmatch(r"drawbridge \d+\.\d+\.\d+ \(commit ([0-9a-f]{40}\+?|unknown)\)\n", capsys.readouterr().out)
+
+
+def test_list_has_a_line_for_each_run_below_a_directory(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "deep" / "good")
+    shutil.copytree(run_dir, tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")  # of another program: no run.lock is beside it
+    head, damaged, why, good = said(capsys, "list", str(tmp_path)).splitlines()
+    assert head.split() == ["RUN", "ALGORITHM", "ENVIRONMENT", "STATE", "DONE", "RETURN"]
+    assert damaged.split()[:4] == ["damaged", "-", "-", "unreadable"] and "config.json cannot be read" in why
+    mean = np.mean(lines(run_dir / "evaluations.jsonl")[-1]["returns"])
+    assert good.split() == [
+        "deep/good",
+        "softgac",
+        "Pendulum-v1",
+        "ended",
+        f"{STEPS}/{STEPS}",
+        "env",
+        "steps",
+        f"{mean:,.1f}",
+    ]
+    assert said(capsys, "list", str(tmp_path / "other")).startswith("no runs below")
+    assert main(["list", str(tmp_path / "none")]) == 2
+
+
+def configured(*words: str) -> RunConfig:
+    return resolve(_parser().parse_args(["train", *words]))
+
+
+def test_a_config_file_gives_the_settings_and_the_command_line_wins(run_dir: Path, tmp_path: Path) -> None:
+    file, config = str(run_dir / "config.json"), RunDirectory.open(run_dir).config()
+    assert configured("softgac", "--config", file) == config
+    found = configured("softgac", "--config", file, "--env", "Hopper-v5", "--seed", "8", "--set", "agent.rho=0.3")
+    agent = dataclasses.replace(config.agent, rho=0.3)
+    assert found == dataclasses.replace(config, env="Hopper-v5", seed=8, agent=agent)
+    some = tmp_path / "some.json"
+    some.write_text(json.dumps({"env": "Hopper-v5", "preset": "paper", "worker": {"workers": 7, "fast_envs": False}}))
+    found, preset = configured("sac", "--config", str(some)), make_preset("sac", "paper", "Hopper-v5")
+    assert found == dataclasses.replace(preset, worker=dataclasses.replace(preset.worker, workers=7, fast_envs=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    (
+        ("{", "cannot be used .*, expected a run's config.json, or a JSON object .*nothing was started; correct it"),
+        ('{"algorithm": "sac"}', "is of sac, expected softgac: .* nothing was started; give `train sac`"),
+        (
+            '{"worker": {"wrkers": 2}, "seed": "x"}',
+            r"(?s)some.json: worker.wrkers: .* nearest: worker.workers.*some.json: seed=x",
+        ),
+        ('{"env": "broken_envs:Hangs-v0"}', "was read from a file, expected a module to be named on the command line"),
+    ),
+)
+def test_a_config_file_that_cannot_be_used_is_refused(text: str, words: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "some.json").write_text(text)
+    given = ["--config", str(tmp_path / "some.json"), "--backend", "inline", "--run-dir", str(tmp_path / "run")]
+    env = [] if "env" in text else ["--env", "Pendulum-v1"]
+    assert main(["train", "softgac", *env, *given]) == 2
+    assert re.search(words, capsys.readouterr().err.replace("\n", " ")) and not (tmp_path / "run").exists()

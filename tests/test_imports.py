@@ -97,7 +97,8 @@ def test_no_file_reads_or_writes_pickles() -> None:
     (
         ["--help"], ["train", "--help"], ["presets"], ["config", "cpu"], ["train"], ["train", "softgac"],
         ["train", "sac", "--env", "X", "--steps", "no"], ["status", "/nowhere"], ["scale", "/nowhere", "--workers", "2"],
-        ["evaluate", "/nowhere"], ["resume", "/nowhere"], ["export", "/nowhere", "--onnx", "x"],
+        ["evaluate", "/nowhere"], ["resume", "/nowhere"], ["export", "/nowhere", "--onnx", "x"], ["stop", "/nowhere"],
+        ["list", "/nowhere"], ["--version"], ["train", "sac", "--config", "/nowhere"],
     ),
     ids=" ".join,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, add_env_again, add_settings, count, name_env_again, settings_of
+from cluster.commands.config_file import read_settings
 from cluster.commands.resuming import resumed
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
@@ -39,9 +40,14 @@ def add_train(commands: Any) -> None:
         "--dataset", metavar="ID", help="Minari dataset to learn from: id or path (see `drawbridge dataset`)"
     )
     train.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings to begin with, under all flags: a run's config.json, or JSON with some of its fields",
+    )
+    train.add_argument(
         "--preset",
-        default="cpu",
-        help="cpu (two cores), timed (gac on long episodes) or paper (published settings; needs a GPU) (default: cpu)",
+        help="cpu (two cores), timed (gac on long episodes) or paper (published settings; needs a GPU) (default: the file's, else cpu)",
     )
     train.add_argument(
         "--steps",
@@ -208,12 +214,20 @@ def train(
 
 
 def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
-    """The configuration that a ``train`` command line asks for; ``validate`` takes what is wrong with its settings."""
+    """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
     settings = settings_of(arguments.set)
     for flag, key in FLAGS.items():
         if (value := getattr(arguments, flag)) is not None:
             settings[key] = str(value)
-    return new_run(arguments.algorithm, arguments.env, arguments.dataset, arguments.preset, settings, problems)
+    base = read_settings(arguments.config) if arguments.config else {}
+    theirs, preset = base.pop("algorithm", arguments.algorithm), base.pop("preset", "cpu")
+    if theirs != arguments.algorithm:
+        raise UsageError(
+            f"--config {arguments.config} is of {theirs}, expected {arguments.algorithm}: its fields are of another algorithm, so nothing "
+            f"was started; give `train {theirs}`, or leave --config out"
+        )
+    chosen = arguments.env, arguments.dataset, arguments.preset or preset
+    return new_run(arguments.algorithm, *chosen, settings, problems, base, str(arguments.config))
 
 
 def new_run(
@@ -223,24 +237,40 @@ def new_run(
     preset: str,
     settings: dict[str, str],
     problems: list[str] | None = None,
+    base: dict[str, str] | None = None,
+    source: str = "",
 ) -> RunConfig:
-    """A preset of an algorithm with these settings, in ``env`` or else in the dataset's environment; ``validate`` as in resolve."""
-    config = make_preset(algorithm, preset)
+    """A preset of an algorithm with these settings, in ``env`` or else in the dataset's environment.
+
+    Args:
+        settings: by dotted key, over those of ``base``, which come from the file ``source``.
+        problems: takes what is wrong with them; None: that is one UsageError.
+    """
+    config, base = make_preset(algorithm, preset), base or {}
     if dataset:
         settings["dataset"] = dataset
-    elif ALGORITHMS[algorithm].items == "episodes" and "dataset" not in settings:
+    data = settings.get("dataset", base.get("dataset", ""))
+    if not data and ALGORITHMS[algorithm].items == "episodes":
         raise UsageError(
             f"train {algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
         )
-    if env:
+    if env:  # of the command line: a module that a file names is not imported
         from rollout_workers.env import name_module
 
         name_module(env)
-    settings["env"] = env or _env_of_dataset(settings.get("dataset", ""))
+    settings["env"] = env or settings.get("env") or base.get("env") or _env_of_dataset(data)
     if "steps" in settings and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
         settings.setdefault("agent.updates", settings["steps"])
-    return override(make_preset(algorithm, preset, settings["env"]), settings, problems)
+    found: list[str] = []
+    config = override(make_preset(algorithm, preset, settings["env"]), base, found)
+    found = [f"{source}: {text.removeprefix('--set ')}" for text in found]
+    config = override(config, settings, found)
+    if problems is not None:
+        problems += found
+    elif found:
+        raise UsageError("\n".join(found))
+    return config
 
 
 def _env_of_dataset(name: str) -> str:
