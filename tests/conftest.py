@@ -14,12 +14,14 @@ for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_AUTH_MO
 if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broken_envs:Raises-v0 in workers too
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
 
-WHOLE_RUNS = {  # files whose tests train, resume or fuzz whole runs in this process: seconds each, so not in `make quick`
-    "test_cli", "test_collecting", "test_collective", "test_replay_client_plans", "test_dataset_command", "test_demo_gac",
-    "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fuzz", "test_gac_bad_input",
-    "test_gac_commands", "test_gac_inference", "test_gac_linear", "test_gac_policy", "test_imitation", "test_inline",
-    "test_missing", "test_plan_cli", "test_plan_picture", "test_policy", "test_resumed_envs", "test_resuming",
-    "test_simulation", "test_toy", "test_values",
+# Files whose tests train, resume or fuzz whole runs, or start other programs: seconds each, so not in `make quick`.
+WHOLE_RUNS = {
+    "test_cli", "test_collecting", "test_collective", "test_dataset_command", "test_demo_gac", "test_deploy",
+    "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal", "test_full_disk",
+    "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_linear",
+    "test_gac_policy", "test_imitation", "test_inline", "test_missing", "test_plan_cli", "test_plan_picture",
+    "test_policy", "test_replay_client_plans", "test_resumed_envs", "test_resuming", "test_simulation", "test_toy",
+    "test_values", "test_video",
 }  # fmt: skip
 
 
@@ -28,3 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in WHOLE_RUNS:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import a file of which ``-m`` leaves no test: Ray and RLlib alone take seconds, in each process of the tests."""
+    chosen = config.option.markexpr
+    if collection_path.suffix != ".py" or not chosen:
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    none_left = (
+        ("not slow" in chosen and collection_path.stem in WHOLE_RUNS)
+        or ("not cluster" in chosen and "\npytestmark = pytest.mark.cluster" in text)
+        or (chosen == "cluster" and "pytest.mark.cluster" not in text)
+    )
+    return none_left or None

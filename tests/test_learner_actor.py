@@ -207,3 +207,22 @@ def test_the_driver_knows_the_updates_of_a_learner_that_is_busy_with_a_block_and
     with learner.turn:
         group._take(learner.news())
     assert (aggregator.updates, aggregator.version, aggregator.generation) == (1_000, 4, 0)
+
+
+@pytest.mark.parametrize(("busy_s", "replaced"), [(170, False), (190, True)])
+def test_a_learner_that_answers_but_is_busy_with_one_block_for_too_long_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_s: int, replaced: bool
+) -> None:
+    learner, events = actor(tmp_path), []  # type: ignore[var-annotated]
+    learner.learner = types.SimpleNamespace(updates=5, version=1)  # type: ignore[assignment]
+    learner.moved -= busy_s
+    with learner.turn:  # as while it makes a block or writes a checkpoint
+        news = learner.news()
+    group = LearnerGroup(learner.spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), events.append, [], None)
+    group.pulses, group.runs = [types.SimpleNamespace(answer=lambda: news, silent_s=0.0)], [object()]  # type: ignore[list-item]
+    started: list[str] = []
+    monkeypatch.setattr(group, "_start", lambda: started.append("all ranks"))
+    group.watch()  # ray.start_timeout_s + ray.call_timeout_s are 180 s
+    assert bool(started) == bool(events) == replaced
+    if replaced:
+        assert "learner 0 hangs: it has been busy with one block or one checkpoint for 190 s" in events[0]
