@@ -33,10 +33,10 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
         with driven(tmp_path / "run", *words) as run:
             run.wait(lambda run=run, part=part: run.children(part), f"a process {part}")
             run.process.terminate()
-            assert run.end() == 143, run.reported()[-3_000:]
-            last = run.reported().strip().splitlines()[-1]
-            assert last.startswith("drawbridge: error: ended by SIGTERM during the start"), run.reported()[-3_000:]
-            assert "Traceback" not in run.reported() and last.endswith(read(run.run_dir / "failure.json")["error"])
+            assert run.end() == 143, run.output()[-3_000:]
+            last = run.output().strip().splitlines()[-1]
+            assert last.startswith("drawbridge: error: ended by SIGTERM during the start"), run.output()[-3_000:]
+            assert "Traceback" not in run.output() and last.endswith(read(run.run_dir / "failure.json")["error"])
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0
     assert not (tmp_path / "run" / "failure.json").exists()
