@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from algorithms.gac.config import GACConfig, cpu, paper, timed
+from algorithms.gac.config import GACConfig, linear, paper
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
@@ -54,14 +54,14 @@ class Episode:
         self.memory = self.model.memory(torch.randn(envs, config.tokens, config.token_width))
         self.obs_EPO = torch.randn(envs, STEPS, OBS)
         self.action_EPA = torch.rand(envs, STEPS, ACTION) * 2 - 1
-        self.time_EP = torch.arange(STEPS).expand(envs, -1)
+        self.time_PE = torch.arange(STEPS).unsqueeze(1).expand(-1, envs)
 
     def cached(self) -> torch.Tensor:
         """The actions of the whole episode, one token's work at a time."""
         envs = len(self.obs_EPO)
         cache, made = self.model.new_cache(envs), []
         for t in range(STEPS):
-            made.append(self.model.step(self.memory, cache, self.obs_EPO[:, t], self.time_EP[:, t])[0])
+            made.append(self.model.step(self.memory, cache, self.obs_EPO[:, t], self.time_PE[t])[0])
             self.model.observe_action(cache, self.action_EPA[:, t])
         return torch.stack(made, 1)
 
@@ -70,7 +70,7 @@ class Episode:
         made = []
         for t in steps:
             seen = slice(max(0, t + 1 - history), t + 1)
-            given = (self.obs_EPO[:, seen], self.action_EPA[:, seen], self.time_EP[:, seen])
+            given = self.obs_EPO[:, seen], self.action_EPA[:, seen]
             made.append(self.model.generate(self.memory, *given).action_BSA[:, -1])
         return torch.stack(made, 1)
 
@@ -114,16 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    windowed = dataclasses.replace(timed(), window=WINDOW, segment=WINDOW, points=0, layers=2, plan_reading="attention")
+    windowed = dataclasses.replace(linear(), tokens=16, window=WINDOW, points=0, layers=2, plan_reading="attention")
     lpt = dataclasses.replace(paper(), autocast=False)
     for name, config in ((f"causal Transformer, window {WINDOW}", windowed), ("paper preset", lpt)):
         for envs in (1, 8):
             compare(name, config, envs, repeats)
-    for name, config in (
-        ("cpu preset", cpu()),
-        ("timed preset", timed()),
-        (f"causal Transformer, window {WINDOW}", windowed),
-    ):
+    for name, config in (("linear preset", linear()), (f"causal Transformer, window {WINDOW}", windowed)):
         for envs in (1, 8, 32):
             latency(name, config, envs, repeats)
 

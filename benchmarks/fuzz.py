@@ -140,7 +140,7 @@ def run_case(number: int, seed: int, bases: Bases, folder: Path) -> tuple[Case, 
 def _settings(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A new run with random settings."""
     algorithm = rng.choice(ALGORITHMS)
-    preset = rng.choice(sorted({"cpu", "paper"} | ({"timed"} if algorithm == "gac" else set())))
+    preset = rng.choice(sorted({"cpu", "paper"} | ({"linear"} if algorithm == "gac" else set())))
     keys = [key for key in flatten(make_preset(algorithm, preset)) if key not in ("algorithm", "preset", "env")]
     chosen = {
         key: rng.choice(NUMBERS + WORDS if rng.random() < 0.7 else MODEST)

@@ -62,8 +62,7 @@ def sweep(runs: Sequence[Trained]) -> str:
 
 def _asked(run: Trained, share: float) -> tuple[float, float, float]:
     target = share * run.dataset.summary().return_max
-    policy = run.policy("st", {"agent.infer_target_policy": "go_on"})
-    made = run.run(policy, "st", (TEST[0], TEST[1] // 2), target=target)
+    made = run.run(run.policy("st"), "st", (TEST[0], TEST[1] // 2), target=target)
     means = (run.scores(values).mean() for values in ([target], made.predicted, made.returns))
     asked, promised, achieved = (float(mean) for mean in means)
     return asked, promised, achieved

@@ -3,7 +3,7 @@
     python benchmarks/gac.py offline --out runs/gac --algorithms gac          trains what is asked, online too
     python benchmarks/questions.py paths latents --runs runs/gac              tables of some questions
     python benchmarks/questions.py all --runs runs/gac                        of all that train nothing
-    python benchmarks/questions.py posteriors ablations --out runs/questions  these train runs of their own
+    python benchmarks/questions.py posteriors by-heart --out runs/questions   these train runs of their own
     python benchmarks/questions.py page                                       puts headlines into docs/gac-questions.md
 
 Each table is written to OUT/NAME.md. Scores: 0 is the random policy, 100 the planner; means over training seeds, each
@@ -52,7 +52,6 @@ ASKED: dict[str, Ask] = {
     "target": lambda a: promises.online_stages(online(a)),
     "target-walk": lambda a: promises.target_walk(*ABILITIES),
     "replanning": lambda a: replanning.replanning(offline(a)),
-    "replanning-timed": lambda a: replanning.replanning(_of(a, trained(a.runs, name="timed"))),
     "paths": lambda a: plan_quality.paths(offline(a)),
     "latents": lambda a: plan_quality.latents(offline(a)),
     "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
@@ -65,11 +64,9 @@ ASKED: dict[str, Ask] = {
 }
 TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
-    "replanning-watchful": lambda a: training_choices.watchful(a.out, a.seeds[0]),
     "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
-    "ablations": lambda a: training_choices.ablations(a.out, a.updates, a.seeds[0]),
 }
-PRINTED = {"runs", "target-walk", "replanning-watchful"}  # not on the page
+PRINTED = {"runs", "target-walk"}  # not on the page
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
     "target": ((0, 1), 2, "{3} -> {5}"),
     "replanning": ((1,), 0, "{2} / {3}"),
@@ -90,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "questions", help="for tables and runs of its own")
     parser.add_argument("--data", nargs="+", default=[], help='such as "umaze d0"; default: all there are')
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs of its own")
-    parser.add_argument("--updates", type=int, default=1_500, help="of by-heart and ablations")
+    parser.add_argument("--updates", type=int, default=1_500, help="of by-heart")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,38 +1,20 @@
-"""Runs that are trained to be compared: forms of the posterior at equal time, and what Medium needs."""
+"""Runs that are trained to be compared: forms of the posterior at equal time."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import resource
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
-
-from algorithms.gac.config import GACConfig, cpu, timed
 from benchmarks.gac import dataset_id, drawbridge, learn
 from benchmarks.markdown import over_seeds, table
-from benchmarks.replanning import replanning
 from benchmarks.trained import trained
 
 CPU_S = 60.0
-WATCHFUL = "timed"
 POSTERIORS = {
     "amortised": (),
     "stored": ("agent.posterior=stored", "agent.inner_steps=3"),
     "fresh": ("agent.posterior=fresh",),
-}
-ABLATIONS = {  # of the preset timed, but for the last one
-    "full": (),
-    "no waves": ("agent.obs_waves=0",),
-    "implicit prior": ("agent.prior=implicit",),
-    "mlp return head": ("agent.return_head=mlp",),
-    "unbounded": ("agent.return_bounded=false",),
-    "kl weight 1": ("agent.kl_weight=1",),
-    "preset cpu": None,
 }
 
 
@@ -69,31 +51,3 @@ def seconds_per_update(out: Path, settings: tuple[str, ...], counts: tuple[int, 
 def _children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def timed_settings() -> list[str]:
-    """The preset timed as settings over the preset cpu."""
-    over, under = timed(), cpu()
-    values = {field.name: getattr(over, field.name) for field in dataclasses.fields(GACConfig)}
-    changed = {name: value for name, value in values.items() if value != getattr(under, name)}
-    return [f"agent.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]
-
-
-def watchful(out: Path, seed: int) -> str:
-    """A run on UMaze d0 whose displacement head is trained (preset timed), for triggers by surprise."""
-    learn(out, "umaze", "d0", "gac", seed, timed_settings(), WATCHFUL)
-    return replanning(trained(out, name=WATCHFUL))
-
-
-def ablations(
-    out: Path, updates: int, seed: int, chosen: Mapping[str, tuple[str, ...] | None] = MappingProxyType(ABLATIONS)
-) -> str:
-    """Medium d50 with one thing changed at a time. One seed: seeds differ by tens of points."""
-    rows = []
-    for name, change in chosen.items():
-        stem, settings = name.replace(" ", "-"), [] if change is None else [*timed_settings(), *change]
-        learn(out, "medium", "d50", "gac", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"], stem)
-        for run in trained(out, name=stem):
-            scores = [run.record["scores"][mode]["score"] for mode in ("prior", "st", "kl", "max")]
-            rows.append([name, *(f"{score:.1f}" for score in scores), f"{np.max(scores):.1f}"])
-    return table(["Medium d50", "prior", "st", "kl", "max", "best"], rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from itertools import pairwise
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.config import GACConfig, timed
+from algorithms.gac.config import GACConfig
 from algorithms.interface import AgentSpec, Solo
 from replay.schema import DataSummary, Trajectories
 
@@ -24,89 +23,53 @@ SMALL: dict[str, Any] = {
     "obs_waves": 0,
     "plan_reading": "attention",
     "prior_width": 8,
-    "prior_heads": 2,
-    "prior_layers": 1,
-    "posterior_layers": 1,
     "posterior_width": 8,
-    "posterior_heads": 2,
-    "posterior_return": True,
     "layers": 2,
     "heads": 2,
     "width": 8,
-    "return_width": 8,
-    "return_heads": 1,
-    "return_span": 1,
-    "return_bounded": False,
-    "return_noise": 0.0,
+    "return_layers": 3,
     "kl_weight": 1.0,
-    "kl_warmup": 0.0,
-    "next_state_steps": 3,
+    "next_state_weight": 1.0,
     "points": 6,
     "inner_steps": 3,
     "updates": 50,
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "point": {},
-    "local": {"plan_reading": "local"},
     "following": {"return_memory": 0.9, "return_variance": 0.05},
-    "autoregressive": {
-        "prior": "autoregressive",
-        "plan_reading": "local",
-        "layers": 0,
-        "obs_waves": 2,
-        "obs_wave_dims": 2,
-        "return_heads": 2,
-        "return_span": 3,
-        "return_bounded": True,
-        "return_noise": 0.3,
-        "kl_weight": 4.0,
-        "kl_warmup": 0.5,
-    },
     "linear": {
         "plan_reading": "linear",
-        "plan_time": False,
         "layers": 0,
         "prior": "explicit",
         "obs_waves": 2,
         "obs_wave_dims": 1,
-        "prior_waves": False,
-        "return_head": "mlp",
         "return_layers": 1,
-        "posterior_sees": "set",
-        "posterior_points": 5,
     },
     "linear window": {
         "plan_reading": "linear",
         "window": 4,
         "points": 12,
-        "segment": 6,
-        "generator_tokens": "split",
         "return_tokens": 2,
-        "return_heads": 2,
         "posterior": "stored",
     },
-    "window": {"window": 4, "points": 12, "segment": 6, "history_dropout": 0.3},
+    "window": {"window": 4, "points": 12},
     "whole": {"window": 5, "points": 0},
     "paper-like": {
         "window": 4,
         "points": 0,
-        "plan_time": False,
-        "time_bias": "none",
-        "generator_tokens": "split",
         "return_tokens": 2,
-        "return_head": "mlp",
         "return_variance": 0.0,
         "action_std": 1.0,
         "posterior": "fresh",
     },
-    "stored": {"posterior": "stored", "prior": "explicit", "return_heads": 2},
-    "standard": {"prior": "standard", "return_span": 3, "free_bits": 0.5, "free_bits_per": "dimension", "points": 0},
+    "stored": {"posterior": "stored", "prior": "explicit"},
+    "standard": {"prior": "standard", "free_bits": 0.5, "points": 0},
 }
 
 
 def small(**fields: Any) -> GACConfig:
     """A configuration that computes in a millisecond."""
-    return dataclasses.replace(timed(), **(SMALL | fields))
+    return GACConfig(**(SMALL | fields))
 
 
 def episodes(seed: int, lengths: tuple[int, ...] = LENGTHS, posterior_floats: int = 0) -> Trajectories:

@@ -123,7 +123,7 @@ def test_one_trajectory_is_learned_by_heart_actions_and_return() -> None:
     with torch.inference_mode():
         model, obs, action = agent.model, one.rows_NF[None, :, :OBS], one.rows_NF[None, :, OBS:-1]
         z = model.plan(agent.encoder(one, model).mean_Bnd, obs[:, 0])
-        made = model.generate(model.memory(z), obs, action, torch.arange(length)[None])
+        made = model.generate(model.memory(z), obs, action)
         mean, _ = model.denormalise_return(*model.predict_return(z))
     assert (made.action_BSA - action).square().mean().item() < 1e-3
     assert abs(mean.item() - 42.0) < 0.42
@@ -140,11 +140,11 @@ def test_the_collapse_alarm_sounds_when_the_kl_is_crushed_and_free_bits_hold_it_
         agent.update(given)
     alarm, quiet = crushed.update(given[:5]), held.update(given[:5])
     assert alarm["collapse"].item() == 1.0 and alarm["kl_token"].item() < 0.05
-    assert quiet["collapse"].item() == 0.0 and quiet["kl_token"].item() > 0.5
+    assert quiet["collapse"].item() == 0.0 and quiet["kl_token"].item() > 0.2
 
 
 def test_no_update_reads_anything_back_on_the_host_once_the_returns_stand_still() -> None:
-    config = small(posterior="stored", window=3, segment=4, points=8, history_dropout=0.5)
+    config = small(posterior="stored", window=3, points=9)
     agent, given = made(config, episodes(0)), batches(config, 0)
     agent.update_returns(RETURNS)
     agent.update(given)
@@ -200,14 +200,8 @@ def test_the_spread_follows_the_returns_of_the_batches_and_widens_the_return_hea
     assert float(still.model.return_spread) == 1.0
     assert float(moving.policy_weights()["return_spread"]) == pytest.approx(6.0, rel=1e-3)
     z_Bnd = torch.zeros(1, moving.config.tokens, moving.config.token_width)
-    assert float(moving.model.return_terms(z_Bnd)[1].exp()) == pytest.approx(0.05 * 36.0, rel=1e-2)
-    assert float(still.model.return_terms(z_Bnd)[1].exp()) == pytest.approx(0.05, rel=1e-4)
-
-
-def test_the_kls_weight_rises_to_its_whole_and_stays() -> None:
-    agent = made(small(updates=100, kl_weight=4.0, kl_start=0.25, kl_warmup=0.5), episodes(0))
-    assert [agent.kl_weight(u) for u in (0, 25, 50, 99)] == [1.0, 2.5, 4.0, 4.0]
-    assert made(small(kl_weight=1.0, kl_warmup=0.0), episodes(0)).kl_weight(0) == 1.0
+    assert float(moving.model.predict_return(z_Bnd)[1].exp()) == pytest.approx(0.05 * 36.0, rel=1e-2)
+    assert float(still.model.predict_return(z_Bnd)[1].exp()) == pytest.approx(0.05, rel=1e-4)
 
 
 def test_a_state_that_does_not_fit_is_refused_by_name_and_nothing_changes() -> None:

@@ -250,10 +250,6 @@ AIMS = {
         ("mode max was given the target return 5", "expected none", "take mode st")),
     "a target for the default mode": (
         "gac", ("--target-return", "5"), ("mode kl was given the target return 5", "take mode st")),
-    "a mode without its target": (
-        "gac", ("--mode", "st", "--set", "agent.infer_target=required"),
-        ("mode st needs a target return and none was given", "nothing can be planned for",
-         "give one in the environment's own units", "infer_target=best")),
     "a setting of the model": (
         "gac", ("--set", "agent.width=32"),
         ("--set agent.width: expected fields that begin with agent.infer_", "what was trained", "leave them out")),
@@ -280,7 +276,7 @@ def evaluated(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dic
 FAR = ("--mode", "st", "--target-return", "1000")
 
 
-def test_a_target_outside_the_returns_seen_is_warned_of_clipped_or_taken_as_a_named_policy_says(
+def test_a_target_outside_the_returns_seen_is_warned_of_and_taken(
     gac: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warned = evaluated(gac, capsys, *FAR)
@@ -289,12 +285,8 @@ def test_a_target_outside_the_returns_seen_is_warned_of_clipped_or_taken_as_a_na
         warned["warnings"][0],
         "target return 1000 is outside the returns 0 to 7",
         "is a guess",
-        "infer_target_policy=clip",
+        "to stay inside",
     )
-    clipped = evaluated(gac, capsys, *FAR, "--set", "agent.infer_target_policy=clip")
-    assert RETURNS[1] <= clipped["target"] < 10 and "is asked for instead" in clipped["warnings"][0]
-    taken = evaluated(gac, capsys, *FAR, "--set", "agent.infer_target_policy=go_on")
-    assert taken["target"] == 1000 and taken["warnings"] == [] and taken["returns"] == warned["returns"]
     inside = evaluated(gac, capsys, "--mode", "st", "--target-return", "5")
     assert inside["target"] == 5 and inside["warnings"] == []
 
@@ -302,13 +294,6 @@ def test_a_target_outside_the_returns_seen_is_warned_of_clipped_or_taken_as_a_na
 def test_the_warning_of_a_target_is_told_in_words_too(gac: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(gac), "--episodes", "2", *FAR]) == 0
     holds(capsys.readouterr().out, "warning    target return 1000 is outside the returns 0 to 7")
-
-
-def test_the_target_policy_of_a_run_is_the_one_it_was_trained_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(train_words(tmp_path / "run", agent__infer_target_policy="clip")) == 0
-    assert evaluated(tmp_path / "run", capsys, *FAR)["target"] < 10
 
 
 FINETUNES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {

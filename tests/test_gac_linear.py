@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tiny_episodes import TINY, make_dataset, pairs
 from tiny_runs import read
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.bound import LOG_VARIANCE_RANGE, Posterior, PosteriorEncoder
-from algorithms.gac.config import GACConfig, cpu
+from algorithms.gac.bound import LOG_VARIANCE_RANGE, OBSERVED, Posterior, PosteriorEncoder
+from algorithms.gac.config import cpu, paper
 from algorithms.gac.generator import Generated
 from algorithms.gac.inference import draw_noise, infer_plan, noise_draws
 from algorithms.gac.losses import mode_weights
@@ -30,6 +31,8 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import AgentSpec, PlanRequest
 from cluster.cli import main
+from cluster.config import make_preset
+from cluster.run_dir import RunDirectory
 from replay.schema import Trajectories
 
 BOTH = pytest.mark.parametrize("name", ["linear", "linear window"])
@@ -43,11 +46,11 @@ def model_of(name: str = "linear", **fields: Any) -> GACModel:
     return model
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """z, observations, actions and times of PLANS episodes."""
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """z, observations and actions of PLANS episodes."""
     draw = torch.Generator().manual_seed(1)
     z, obs = torch.randn(PLANS, 4, 3, generator=draw), torch.randn(PLANS, STEPS, OBS, generator=draw)
-    return z, obs, torch.rand(PLANS, STEPS, ACTION, generator=draw) - 0.5, torch.arange(STEPS).expand(PLANS, -1)
+    return z, obs, torch.rand(PLANS, STEPS, ACTION, generator=draw) - 0.5
 
 
 def by_hand(model: GACModel, z_Bnd: torch.Tensor, obs_BSO: torch.Tensor, promised_B: torch.Tensor) -> Generated:
@@ -57,7 +60,7 @@ def by_hand(model: GACModel, z_Bnd: torch.Tensor, obs_BSO: torch.Tensor, promise
     base_BSo, slope_BSx = generator.out(state_BSC), generator.slope(state_BSC)
     made_BSo = torch.zeros_like(base_BSo)
     for b, z_nd in enumerate(z_Bnd):
-        read = z_nd[model.config.generator_first :].flatten()
+        read = z_nd[model.config.return_tokens :].flatten()
         coordinates = [*(read / math.sqrt(len(read))), promised_B[b]]
         for s in range(obs_BSO.shape[1]):
             for o in range(outputs):
@@ -66,23 +69,23 @@ def by_hand(model: GACModel, z_Bnd: torch.Tensor, obs_BSO: torch.Tensor, promise
     return Generated(torch.tanh(made_BSo[..., :ACTION]), made_BSo[..., ACTION:])
 
 
-@pytest.mark.parametrize("fields", [{}, {"generator_tokens": "split", "return_tokens": 1}, {"return_heads": 3}])
+@pytest.mark.parametrize("fields", [{}, {"return_tokens": 1}])
 def test_linear_reading_moves_the_outputs_along_the_plan_and_the_return_it_promises(fields: dict[str, Any]) -> None:
-    model, (z, obs, action, time) = model_of(**fields), inputs()
+    model, (z, obs, action) = model_of(**fields), inputs()
     with torch.no_grad():
-        read = model.generate(model.memory(z), obs, action, time)
+        read = model.generate(model.memory(z), obs, action)
         twin = by_hand(model, z, obs, model.predict_return(z)[0])
     torch.testing.assert_close(read, twin, atol=1e-5, rtol=0)
 
 
 @BOTH
 def test_an_action_logit_is_a_straight_line_in_the_promised_return(name: str) -> None:
-    model, (z, obs, action, time) = model_of(name), inputs()
+    model, (z, obs, action) = model_of(name), inputs()
     with torch.no_grad():
         memory, logits = model.memory(z), []
         for promised in (-1.0, 0.0, 3.0):
             memory.token_BGd[:, 0, -1] = promised
-            logits.append(torch.atanh(model.generate(memory, obs, action, time).action_BSA))
+            logits.append(torch.atanh(model.generate(memory, obs, action).action_BSA))
     slope = logits[1] - logits[0]
     torch.testing.assert_close(logits[2] - logits[1], 3 * slope, atol=1e-4, rtol=1e-3)
     assert slope.abs().mean() > 1e-3
@@ -90,7 +93,7 @@ def test_an_action_logit_is_a_straight_line_in_the_promised_return(name: str) ->
 
 @BOTH
 def test_of_a_hidden_plan_nothing_is_read_but_what_it_promises(name: str) -> None:
-    model, (z, obs, action, time) = model_of(name), inputs()
+    model, (z, obs, action) = model_of(name), inputs()
     hidden = torch.tensor([True, False, True])
     memory, open_memory = model.memory(z, hidden), model.memory(z)
     promised = model.predict_return(z)[0]
@@ -98,19 +101,19 @@ def test_of_a_hidden_plan_nothing_is_read_but_what_it_promises(name: str) -> Non
     assert torch.equal(memory.token_BGd[:, 0, -1], promised.detach())  # of the plan as it is, hidden or not
     assert torch.equal(memory.token_BGd[1], open_memory.token_BGd[1])
     leaf = z.clone().requires_grad_()
-    model.generate(model.memory(leaf, hidden), obs, action, time).action_BSA.sum().backward()
+    model.generate(model.memory(leaf, hidden), obs, action).action_BSA.sum().backward()
     assert leaf.grad is not None and leaf.grad[hidden].count_nonzero() == 0 and leaf.grad[1].count_nonzero() > 0
 
 
 @BOTH
 def test_actions_bend_neither_the_return_head_nor_the_plan_through_its_promise(name: str) -> None:
-    model, (z, obs, action, time) = model_of(name), inputs()
+    model, (z, obs, action) = model_of(name), inputs()
     z.requires_grad_()
-    model.generate(model.memory(z), obs, action, time).action_BSA.sum().backward()
+    model.generate(model.memory(z), obs, action).action_BSA.sum().backward()
     assert all(parameter.grad is None for parameter in model.return_head.parameters())
     assert z.grad is not None
     felt = z.grad.clone()
-    assert felt[:, : model.config.generator_first].count_nonzero() == 0
+    assert felt[:, : model.config.return_tokens].count_nonzero() == 0
     if name == "linear":
         z.grad = None
         by_hand(model, z, obs, model.predict_return(z)[0].detach()).action_BSA.sum().backward()
@@ -132,7 +135,7 @@ def test_a_posterior_is_of_the_whole_plan_although_the_networks_do_not_see_it() 
     batch = episodes(0)
     agent = made(small(**(SHAPES["linear"] | {"posterior": "fresh"})), batch)
     noise = agent._draw(len(batch))
-    segments = agent.gather_segments(batch, noise)
+    segments = agent.gather_segments(batch, noise.place_BK)
     hidden, plain = (
         agent._infer(batch, segments, noise._replace(hidden_B=torch.full((len(batch),), share)))
         for share in (True, False)
@@ -143,7 +146,7 @@ def test_a_posterior_is_of_the_whole_plan_although_the_networks_do_not_see_it() 
 def set_by_hand(encoder: PosteriorEncoder, model: GACModel, batch: Trajectories, shift: float) -> Posterior:
     """One episode at a time, one step at a time: the mean of an MLP over the steps that are there."""
     config, laws = encoder.config, []
-    count, horizon = config.tokens * config.posterior_points, int(model.horizon)
+    count, horizon = OBSERVED, int(model.horizon)
     for b in range(len(batch)):
         rows = batch.rows_NF[batch.offset[b] : batch.offset[b + 1]]
         times = [int((k + shift) / count * horizon) for k in range(count)]
@@ -171,13 +174,13 @@ def test_an_encoder_of_a_set_is_the_mean_over_its_steps(shift: float, with_retur
     assert torch.equal(q.mean_Bnd, other.mean_Bnd) != with_return
 
 
-@given(order=st.permutations(range(20)))
+@given(order=st.permutations(range(OBSERVED)))
 @settings(deadline=None, max_examples=10)
 def test_an_encoder_of_a_set_does_not_see_the_order_of_its_steps(order: list[int]) -> None:
-    batch = episodes(0, (20, 20))  # as long as there are steps to look at: 4 tokens of 5
+    batch = episodes(0, (OBSERVED, OBSERVED))  # as long as there are steps to look at
     agent = made(small(**SHAPES["linear"]), batch)
     assert agent.encoder is not None
-    rows = torch.cat([batch.rows_NF[:20][order], batch.rows_NF[20:]])
+    rows = torch.cat([batch.rows_NF[:OBSERVED][order], batch.rows_NF[OBSERVED:]])
     with torch.no_grad():
         q, turned = (agent.encoder(one, agent.model, 0.5) for one in (batch, dataclasses.replace(batch, rows_NF=rows)))
     torch.testing.assert_close(q, turned, atol=1e-5, rtol=0)
@@ -210,22 +213,20 @@ def climbed(model: GACModel, mode: str, envs: int = 2) -> tuple[torch.Tensor, to
 
 def unmoved(**fields: Any) -> GACModel:
     """One whose plan is z_0 itself, so that its return is linear in what is searched."""
-    return model_of(prior="standard", infer_beam=4, infer_branches=3, **fields)
+    return model_of(prior="standard", infer_draws=12, **fields)
 
 
-def test_without_a_radius_max_walks_a_step_a_coordinate_uphill_as_far_as_its_steps_go() -> None:
+def test_max_walks_a_step_a_coordinate_uphill_as_far_as_its_steps_go() -> None:
     """Adam's step along a gradient that never changes is its step size, whatever the gradient's length."""
-    model = unmoved(infer_radius=0.0, infer_max_steps=40, infer_lr=0.1)
+    model = unmoved(infer_max_steps=40, infer_lr=0.1)
     end, start = climbed(model, "max")
     torch.testing.assert_close(end, start + 40 * 0.1 * worth(model).sign(), atol=1e-3, rtol=0)
     assert end.norm(dim=-1).min() > 2 * 3**0.5
-    held, _ = climbed(unmoved(infer_radius=1.0, infer_max_steps=40, infer_lr=0.1), "max")
-    torch.testing.assert_close(held.norm(dim=-1), torch.full((2, 4), 3**0.5), atol=1e-4, rtol=0)
 
 
-def test_without_a_radius_kl_ends_where_a_nat_costs_what_it_brings() -> None:
+def test_kl_ends_where_a_nat_costs_what_it_brings() -> None:
     """J = <w, mu> - lambda |mu|^2 / 2 has its top at w / lambda."""
-    model = unmoved(infer_radius=0.0, infer_steps=400, infer_kl_weight=0.05)
+    model = unmoved(infer_steps=400, infer_kl_weight=0.05)
     end, _ = climbed(model, "kl")
     torch.testing.assert_close(end, (worth(model) / 0.05).expand_as(end), atol=0.02, rtol=0)
 
@@ -284,7 +285,7 @@ def test_a_batch_that_is_not_finite_leaves_the_cpu_presets_weights_as_they_are()
 
 def test_surprise_is_refused_where_nothing_learns_to_predict_the_next_state() -> None:
     assert "next_state_weight" in " ".join(dataclasses.replace(cpu(), replan="surprise").validate())
-    assert GACConfig(replan="surprise").validate() == cpu().validate() == []
+    assert dataclasses.replace(paper(), replan="surprise").validate() == cpu().validate() == []
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def train(dataset: str, run: Path, preset: str, steps: int) -> int:
     words = ["train", "gac", "--dataset", dataset, "--backend", "inline", "--run-dir", str(run), "--preset", preset]
-    small_search = {"agent.infer_steps": 2, "agent.infer_beam": 2, "agent.infer_branches": 2, "agent.updates": 20}
+    small_search = {"agent.infer_steps": 2, "agent.infer_draws": 4, "agent.updates": 20}
     return main([*words, "--steps", str(steps), *pairs(TINY, small_search), "--set", "agent.matmul=mkl"])
 
 
@@ -306,24 +307,50 @@ def learned(run: Path) -> dict[str, np.ndarray]:
     return {name: x for name, x in tensors.items() if name.startswith("learner/") and not name.endswith("generation")}
 
 
-@pytest.mark.parametrize("preset", ["cpu", "timed"])
-def test_two_halves_of_a_run_of_either_preset_equal_the_whole(preset: str, dataset: str, tmp_path: Path) -> None:
+def test_two_halves_of_a_run_equal_the_whole(dataset: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(dataset, whole, preset, 20) == 0 and train(dataset, parts, preset, 10) == 0
+    assert train(dataset, whole, "linear", 20) == 0 and train(dataset, parts, "linear", 10) == 0
     assert main(["resume", str(parts), "--steps", "20"]) == 0
     config = read(parts / "config.json")
-    assert config["preset"] == preset and config["agent"]["plan_reading"] == (
-        "local" if preset == "timed" else "linear"
-    )
+    assert config["preset"] == "linear" and config["agent"]["plan_reading"] == "linear"
     one, other = learned(whole), learned(parts)
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
 
 @pytest.mark.parametrize("algorithm", ["softgac", "sac", "dt"])
-def test_the_timed_preset_is_of_gac_alone(algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_linear_preset_is_of_gac_alone(algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["train", algorithm, "--preset", "timed", "--env", "Pendulum-v1", "--run-dir", str(run)]) == 2
+    assert main(["train", algorithm, "--preset", "linear", "--env", "Pendulum-v1", "--run-dir", str(run)]) == 2
     told = capsys.readouterr().err
-    assert f"{algorithm} has no preset 'timed'" in told and "cpu, paper" in told and "nothing was started" in told
+    assert f"{algorithm} has no preset 'linear'" in told and "cpu, paper" in told and "nothing was started" in told
     assert "of gac alone" in told
     assert not run.exists()
+
+
+def test_a_removed_preset_is_refused_with_what_to_take_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "gac", "--preset", "timed", "--env", "Pendulum-v1"]) == 2
+    told = capsys.readouterr().err
+    assert "preset 'timed' was removed" in told and "--preset linear" in told
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda config: config.update(preset="timed"), "preset 'timed' was removed"),
+        (lambda config: config["agent"].update(time_bias="learned"), "unknown fields ['agent.time_bias']"),
+        (lambda config: config["agent"].update({f"infer_{i}": 0 for i in range(9)}), "'agent.infer_4'] and 4 more"),
+    ],
+    ids=["preset", "setting", "settings"],
+)
+@pytest.mark.parametrize("command", ["evaluate", "resume", "finetune"])
+def test_a_run_of_a_version_with_other_settings_is_refused_by_name(
+    command: str, edit: Any, said: str, dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    RunDirectory.create(run, make_preset("gac", "linear")).release()
+    config = read(run / "config.json")
+    edit(config)
+    (run / "config.json").write_text(json.dumps(config))
+    assert main([command, str(run)]) == 2
+    told = capsys.readouterr().err
+    assert said in told and ("train again" in told.lower())

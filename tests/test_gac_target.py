@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.target import Target, first_target, next_target, settle_target
+from algorithms.gac.target import LARGEST_GAIN, LEAST_GAIN, Target, first_target, next_target, settle_target
 from replay.schema import ReturnSummary
 
 NOTHING = ReturnSummary(
@@ -88,35 +88,28 @@ def test_delta_stays_in_its_bounds_whatever_the_stages_bring(stages: list[tuple[
         asked = target.value if math.isfinite(target.value) else 0.0
         target = next_target(CONFIG, after_stage(k, mean, asked, quantile), target, uncertainty=error)
         level = max(mean, quantile)
-        assert CONFIG.explore_gain_low <= target.gain <= CONFIG.explore_gain_high
-        assert level <= target.value <= level + CONFIG.explore_gain_high * error + 1e-9
+        assert LEAST_GAIN <= target.gain <= LARGEST_GAIN
+        assert level <= target.value <= level + LARGEST_GAIN * error + 1e-9
 
 
-def test_a_target_outside_the_data_is_warned_of_clipped_or_taken() -> None:
-    warn, clip, go_on = (PlanningConfig(infer_target_policy=p) for p in ("warn", "clip", "go_on"))
-    kept, message = settle_target(warn, 300.0, 0.0, 100.0)
-    assert kept == 300.0 and "outside the returns 0 to 100" in message
-    clipped, message = settle_target(clip, 300.0, 0.0, 100.0)
-    assert clipped == pytest.approx(110.0) and "is asked for instead" in message
-    assert settle_target(clip, -300.0, 0.0, 100.0)[0] == pytest.approx(-10.0)
-    assert settle_target(go_on, 300.0, 0.0, 100.0) == (300.0, "")
+@pytest.mark.parametrize("target", [-300.0, 300.0])
+def test_a_target_outside_the_data_is_warned_of_and_taken(target: float) -> None:
+    kept, message = settle_target(target, 0.0, 100.0)
+    assert kept == target and "outside the returns 0 to 100" in message and "ask for -10 to 110" in message
 
 
-@pytest.mark.parametrize("policy", ["warn", "clip", "go_on"])
-def test_a_target_inside_the_data_and_one_before_training_pass_in_silence(policy: str) -> None:
-    config = PlanningConfig(infer_target_policy=policy)
-    assert settle_target(config, 50.0, 0.0, 100.0) == (50.0, "")
-    assert settle_target(config, 50.0, math.nan, math.nan) == (50.0, "")
+def test_a_target_inside_the_data_and_one_before_training_pass_in_silence() -> None:
+    assert settle_target(50.0, 0.0, 100.0) == (50.0, "") == settle_target(50.0, math.nan, math.nan)
 
 
 def test_a_target_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a finite number"):
-        settle_target(CONFIG, math.inf, 0.0, 100.0)
+        settle_target(math.inf, 0.0, 100.0)
 
 
 def test_settings_that_cannot_work_are_named_with_their_remedy() -> None:
     assert PlanningConfig().planning_problems() == []
-    bad = PlanningConfig(infer_mode="best", infer_lr=0.0, explore_gain=9.0, replan_quantile=101, replan_patience=0)
+    bad = PlanningConfig(infer_mode="best", infer_lr=0.0, explore_gain=9.0, replan_every=0)
     found = "\n".join(bad.planning_problems())
-    for name in ("infer_mode", "infer_lr", "explore_gain", "replan_quantile", "replan_patience"):
+    for name in ("infer_mode", "infer_lr", "explore_gain", "replan_every"):
         assert name in found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from cluster.commands.evaluation import newest_weights
 from cluster.errors import RunError, UsageError
 from cluster.pictures.calibration import draw_calibration, rank_correlation, ranks
 from cluster.pictures.maze_drawing import check_start, wall_centres
-from cluster.pictures.plan_trial import PRIORS, STARTS, Trial, best_return, chosen_starts, spread_starts, try_modes
+from cluster.pictures.plan_trial import PRIORS, STARTS, Trial, chosen_starts, spread_starts, try_modes
 from cluster.run_dir import RunDirectory
 from replay.dataset import write_dataset
 from replay.stored_episode import StoredEpisode
@@ -185,16 +184,6 @@ def test_ways_begin_at_the_start_and_the_ascent_ends_with_the_plan_that_is_walke
         np.testing.assert_allclose(trial.kl_SE[-1], trial.kl_E, rtol=1e-4)
     assert len({float(path[-1, 0]) for path in found["prior"].trajectories}) == PRIORS, "each draws a plan of its own"
     assert found["st"].target is not None and found["kl"].target is None
-
-
-def test_where_a_target_must_be_named_the_best_return_seen_is_asked_for(walker: Path) -> None:
-    run = RunDirectory.open(walker)
-    config = run.config()
-    agent = dataclasses.replace(config.agent, infer_target="required")
-    weights = newest_weights(spec_of(config, run))
-    plan = spec_of(dataclasses.replace(config, agent=agent), run)
-    found = try_modes(plan, weights, maze(), np.array([[1.0, -1.0]]), 5)
-    assert found["st"].target == best_return(weights) == 80.0
 
 
 def test_plan_draws_a_picture_in_place_of_the_old_one_and_says_what_is_in_it(

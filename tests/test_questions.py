@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.gac.config import cpu, timed
+from algorithms.gac.config import cpu
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from benchmarks.by_heart import packed
@@ -23,8 +23,6 @@ from benchmarks.plan_quality import FixedPlan, path_ratios, planner_ratios
 from benchmarks.promises import target_walk
 from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
 from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
-from benchmarks.training_choices import ABLATIONS, timed_settings
-from cluster.config import make_preset, override
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import seeded_streams
 from rollout_workers.envs import make_batch_env
@@ -80,7 +78,7 @@ P = TypeVar("P", bound=GACPolicy)
 
 def start_info(kind: type[P], ready: Callable[[P], None] = lambda policy: None, **planning: Any) -> P:
     """An untrained policy whose three episodes have begun; ``ready`` is called before they do."""
-    config = dataclasses.replace(cpu(), infer_steps=2, infer_beam=1, infer_branches=1, **planning)
+    config = dataclasses.replace(cpu(), infer_steps=2, infer_draws=1, **planning)
     policy = kind(config, 4, 2)
     policy.aim = PlanRequest(mode="kl")
     policy.reset(3)
@@ -159,13 +157,6 @@ def test_packed_episodes_are_those_of_the_dataset_one_after_the_other() -> None:
     assert batch.offset.tolist() == [0, 3, 8] and batch.rows_NF.shape == (8, 7)
     np.testing.assert_allclose(batch.return_B, [episode.reward_T.sum() for episode in made], rtol=1e-6)
     np.testing.assert_array_equal(batch.rows_NF[3:, :4], made[1].obs_TO)
-
-
-def test_settings_of_the_timed_preset_and_of_every_ablation_make_a_configuration_that_works() -> None:
-    whole = override(make_preset("gac", "cpu"), dict(text.split("=", 1) for text in timed_settings()))
-    assert whole.agent == timed()
-    for change in filter(None, ABLATIONS.values()):
-        override(whole, dict(text.split("=", 1) for text in change)).agent.check()
 
 
 def test_a_page_takes_its_tables_between_their_marks_and_keeps_the_rest() -> None:

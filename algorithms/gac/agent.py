@@ -46,8 +46,6 @@ class Noise(NamedTuple):
 
     eps_Bnd: torch.Tensor  # of the posterior's draw
     place_BK: torch.Tensor  # uniform, where the K segments of each trajectory begin; (B, 0) with whole trajectories
-    return_eps_Bnd: torch.Tensor | None  # on z before the return head; None without return noise
-    history_BT: torch.Tensor  # uniform, by time; (B, 0) without history dropout
     hidden_B: torch.Tensor | None  # bool, see GACModel.memory; None without plan dropout
     shift: torch.Tensor  # 0-d, uniform: where in its share of the episode the encoder looks at each step
 
@@ -83,13 +81,12 @@ class GAC(TrainedAgent):
         self.target = first_target(config)
         self.return_moments = torch.tensor([0.0, 1.0], device=self.device)  # running means of y and y^2, z-scored
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
-        self._returns_digest, self._horizon = -1, 1  # of the newest returns; steps of the longest episode
+        self._returns_digest = -1  # of the newest returns
         self._posteriors: list[torch.Tensor] = []
 
     def fit(self, summary: DataSummary) -> None:
         """Takes the data's scales and its longest episode; see EpisodeAgent.fit."""
         self.model.fit(summary)
-        self._horizon = summary.max_length
 
     def start_finetuning(self) -> None:
         """Starts the learning-rate cycles of the stages; a target return that was set by hand applies at once."""
@@ -135,7 +132,7 @@ class GAC(TrainedAgent):
 
         T is a constant, so that learners of half a batch each make the gradient of one.
         """
-        segments = self.gather_segments(batch, noise)
+        segments = self.gather_segments(batch, noise.place_BK)
         bound = self._bound(batch, segments, self._infer(batch, segments, noise), noise)
         y_B = self.model.normalise_return(batch.return_B)
         loss = Loss(-bound.elbo_B.mean() / self.model.horizon, shared=(y_B.mean(), y_B.square().mean()))
@@ -151,33 +148,12 @@ class GAC(TrainedAgent):
         warm = min(1.0, (update + 1) / rising) if rising else 1.0
         return self.config.lr * warm * cosine(update / length, self.config.lr_end)
 
-    def kl_weight(self, update: int) -> float:
-        """Linear from its share ``kl_start`` to the whole over the first ``kl_warmup`` of the schedule [C]."""
-        rising = self.config.kl_warmup * self.config.updates
-        share = min(1.0, update / rising) if rising else 1.0
-        return self.config.kl_weight * (self.config.kl_start + (1.0 - self.config.kl_start) * share)
-
-    def gather_segments(self, batch: Trajectories, noise: Noise) -> Segments:
-        """The steps that this update is made on, and which of them attend to no other."""
-        c, dims = self.config, (self.obs_dim, self.action_dim)
+    def gather_segments(self, batch: Trajectories, place_BK: torch.Tensor) -> Segments:
+        """The steps that this update is made on."""
+        c, dims = self.config, {"obs_dim": self.obs_dim, "action_dim": self.action_dim}
         if c.points:
-            segments = sampled(
-                batch, noise.place_BK, steps=c.segment, obs_dim=dims[0], action_dim=dims[1], ahead=c.next_state_steps
-            )
-        else:
-            size = max(c.window, LEAST_ROW)
-            segments = whole(batch, size=size, obs_dim=dims[0], action_dim=dims[1], ahead=c.next_state_steps)
-        if not noise.history_BT.shape[1]:
-            return segments
-        plan_R = segments.rows.plan_R
-        if plan_R is None:
-            count = len(segments.time_RS)
-            plan_R = torch.arange(len(batch), device=self.device).repeat_interleave(
-                count // len(batch), output_size=count
-            )
-        time_RS = segments.time_RS.clamp(max=noise.history_BT.shape[1] - 1)
-        alone_RS = noise.history_BT[plan_R.unsqueeze(1), time_RS] < c.history_dropout
-        return segments._replace(rows=segments.rows._replace(alone_RS=alone_RS))
+            return sampled(batch, place_BK, steps=c.window, **dims)
+        return whole(batch, size=max(c.window, LEAST_ROW), **dims)
 
     def posteriors(self) -> list[torch.Tensor]:
         """(B, P) of each batch of the last ``update`` with stored posteriors; an empty list with the other forms."""
@@ -197,29 +173,18 @@ class GAC(TrainedAgent):
         return found
 
     def _bound(self, batch: Trajectories, segments: Segments, posterior: Posterior, noise: Noise) -> Bound:
-        weight = self.kl_weight(self.updates)
-        return lower_bound(
-            self.model,
-            batch,
-            segments,
-            posterior,
-            noise.eps_Bnd,
-            kl_weight=weight,
-            return_eps_Bnd=noise.return_eps_Bnd,
-            hidden_B=noise.hidden_B,
-        )
+        weight, hidden_B = self.config.kl_weight, noise.hidden_B
+        return lower_bound(self.model, batch, segments, posterior, noise.eps_Bnd, kl_weight=weight, hidden_B=hidden_B)
 
     def _draw(self, count: int) -> Noise:
         """This learner's noise for an update on ``count`` trajectories."""
         c = self.config
         eps = self.normal(count, c.tokens, c.token_width)
-        place = self.uniform(count, c.points // c.segment)
-        history = self.uniform(count, self._horizon if c.history_dropout and c.window > 1 else 0)
-        shake = self.normal(count, c.tokens, c.token_width) if c.return_noise else None
+        place = self.uniform(count, c.points // c.window)
         hides = c.plan_reading == "linear" and c.plan_dropout
         hidden = self.uniform(count) < c.plan_dropout if hides else None
         shift = torch.rand((), generator=self.generator, device=self.device)
-        return Noise(eps, place, shake, history, hidden, shift)
+        return Noise(eps, place, hidden, shift)
 
     def _follow_returns(self, found: torch.Tensor) -> None:
         """Moves the spread of returns towards that of the batches: episodes gathered online lie far outside the dataset's."""
@@ -231,15 +196,17 @@ class GAC(TrainedAgent):
 
     @torch.no_grad()
     def _calibrate(self, segments: Segments, bound: Bound) -> None:
-        """Follows, once a block, the percentiles of the surprise and the return predictor's error."""
-        seen_RS = self.model.surprise_of(bound.next_obs_RSO, segments.obs_RSO, segments.later_RSO)
-        seen_RS = torch.where(segments.ahead_weight_RS > 0, seen_RS, math.nan).flatten()
-        share = torch.linspace(0.0, 1.0, PERCENTILES, device=self.device)
-        error = bound.return_gap_B.square().mean() * self.model.return_std.square()
-        found = torch.cat([seen_RS.nanquantile(share), error.unsqueeze(0)])
+        """Follows, once a block, the return predictor's error and, where states are predicted, the percentiles of the surprise."""
+        found = (bound.return_gap_B.square().mean() * self.model.return_std.square()).unsqueeze(0)
+        if self.config.next_state_weight:
+            seen_RS = self.model.surprise_of(bound.next_obs_RSO, segments.obs_RSO, segments.later_RSO)
+            seen_RS = torch.where(segments.ahead_weight_RS > 0, seen_RS, math.nan).flatten()
+            share = torch.linspace(0.0, 1.0, PERCENTILES, device=self.device)
+            found = torch.cat([found, seen_RS.nanquantile(share)])
         self.collective.mean_(found)
-        _follow(self.model.surprise, found[:-1])
-        _follow(self.return_error, found[-1].sqrt())
+        _follow(self.return_error, found[0].sqrt())
+        if self.config.next_state_weight:
+            _follow(self.model.surprise, found[1:])
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The model's parameters and buffers by their names in ``GACModel.state_dict``, float32; see unknown.py."""
@@ -261,7 +228,6 @@ class GAC(TrainedAgent):
         self._returns_digest = int(state["heard"])
         value, gain, stage = decode_nan(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
-        self._horizon = int(self.model.horizon)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, buffers, Adam's moments, and what follows the returns."""

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from algorithms.gac.config import GACConfig
-from algorithms.gac.generator import Encoder, perceptron
-from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, step_log_prob
+from algorithms.gac.generator import perceptron
+from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, kl_standard, step_log_prob
 from algorithms.gac.model import GACModel
 from algorithms.gac.segments import Segments, per_trajectory
 from algorithms.trainer import FlatAdam
@@ -56,38 +56,31 @@ def lower_bound(
     eps_Bnd: torch.Tensor,
     *,
     kl_weight: float = 1.0,
-    return_eps_Bnd: torch.Tensor | None = None,
     hidden_B: torch.Tensor | None = None,
 ) -> Bound:
-    """At the draw mu + sigma eps; differentiable in the networks and in the posterior.
-
-    ``return_eps_Bnd`` is standard noise that ``return_noise`` scales and z carries into the return head alone; None: none.
-    ``hidden_B``: see GACModel.memory.
-    """
+    """At the draw mu + sigma eps; differentiable in the networks and in the posterior. ``hidden_B``: see GACModel.memory."""
     config, rows, count = model.config, segments.rows, len(batch)
     obs0_BO = batch.rows_NF[batch.offset[:-1], : model.obs_dim]
-    z_Bnd, kl_Bnd = model.explain(*posterior, posterior.draw(eps_Bnd), obs0_BO)
-    made = model.generate_rows(
-        model.memory(z_Bnd, hidden_B), segments.obs_RSO, segments.action_RSA, segments.time_RS, segments.rows
-    )
+    z_Bnd, kl_Bnd = model.plan(posterior.draw(eps_Bnd), obs0_BO), kl_standard(*posterior)
+    made = model.generate_rows(model.memory(z_Bnd, hidden_B), segments.obs_RSO, segments.action_RSA, segments.rows)
     moved_RSO = model.displacement(segments.obs_RSO, segments.later_RSO)
     action_R = step_log_prob(segments.action_RSA, made.action_BSA, model.action_log_variance(), segments.weight_RS)
     next_R = step_log_prob(moved_RSO, made.next_obs_BSO, model.next_log_variance(), segments.ahead_weight_RS)
-    shaken_Bnd = z_Bnd if return_eps_Bnd is None else z_Bnd + config.return_noise * return_eps_Bnd
-    mean_KB, log_variance_KB = model.return_terms(shaken_Bnd)
+    mean_B, log_variance_B = model.predict_return(z_Bnd)
     y_B = model.normalise_return(batch.return_B)
-    return_B = gaussian_log_prob(y_B, mean_KB, log_variance_KB).mean(0)
+    return_B = gaussian_log_prob(y_B, mean_B, log_variance_B)
     action_B = per_trajectory(action_R, rows, count)
     total_B = elbo(
         action_B,
         per_trajectory(next_R, rows, count),
         return_B,
-        free_bits(kl_Bnd, config.free_bits, config.free_bits_per),
+        free_bits(kl_Bnd, config.free_bits),
         next_state_weight=config.next_state_weight,
         kl_weight=kl_weight,
     )
-    gap_B = mean_KB.mean(0) - y_B
-    return Bound(total_B, action_B, return_B, gap_B, kl_Bnd, made.action_BSA.detach(), made.next_obs_BSO.detach())
+    return Bound(
+        total_B, action_B, return_B, mean_B - y_B, kl_Bnd, made.action_BSA.detach(), made.next_obs_BSO.detach()
+    )
 
 
 @torch.no_grad()
@@ -105,13 +98,19 @@ def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bo
         kl.sum((1, 2)).mean(),
         kl.sum(-1).mean(),
         active_share(kl),
-        collapsed(kl, model.config.alarm_nats),
+        collapsed(kl),
     )
     return torch.stack(values)
 
 
 LOG_VARIANCE_RANGE = (-8.0, 1.0)  # of the encoder
 LOG_VARIANCE_START = -2.0  # of the encoder
+OBSERVED = 64  # steps of an episode that the encoder looks at [C]
+INNER_LR, INNER_LR_END = (
+    0.3,
+    0.1,
+)  # of the steps of a local posterior: at their start, and the share of it at the last [LPT]
+INNER_LOG_VARIANCE = -5.0  # log sigma^2 that a fresh posterior starts from [LPT]
 
 
 class Posterior(NamedTuple):
@@ -130,9 +129,9 @@ class Posterior(NamedTuple):
 
 
 def fresh(config: GACConfig, trajectories: int, like: torch.Tensor) -> Posterior:
-    """mu = 0 and log sigma^2 as configured, where every search begins [LPT]."""
+    """mu = 0 and log sigma^2 where every search begins [LPT]."""
     shape = (trajectories, config.tokens, config.token_width)
-    return Posterior(like.new_zeros(shape), like.new_full(shape, config.inner_log_variance))
+    return Posterior(like.new_zeros(shape), like.new_full(shape, INNER_LOG_VARIANCE))
 
 
 def stored(config: GACConfig, batch: Trajectories) -> Posterior:
@@ -155,9 +154,9 @@ def refine(config: GACConfig, start: Posterior, bound: Callable[[Posterior], tor
     """
     value = torch.stack(list(start)).detach().clone()
     grad, never = torch.zeros_like(value), torch.zeros((), device=value.device)
-    adam = FlatAdam(value.view(-1), grad.view(-1), lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    adam = FlatAdam(value.view(-1), grad.view(-1), lr=INNER_LR, weight_decay=0.0)
     for step in range(config.inner_steps):
-        adam.lr = config.inner_lr * cosine(step / config.inner_steps, config.inner_lr_end)
+        adam.lr = INNER_LR * cosine(step / config.inner_steps, INNER_LR_END)
         leaf = value.detach().requires_grad_()
         with torch.enable_grad():
             (found,) = torch.autograd.grad(-bound(Posterior(leaf[0], leaf[1])).sum(), leaf)
@@ -173,28 +172,16 @@ def cosine(share: float, end: float) -> float:
 
 
 class PosteriorEncoder(nn.Module):
-    """The amortised form: one pass of a small Transformer, trained with the networks on the same bound.
-
-    Stretches: token k looks at ``posterior_points`` steps of its own stretch of the episode and attention joins the
-    stretches. Set: one MLP looks at each of all those steps, and their mean gives every token. With ``posterior_return``
-    the return is seen too. Steps after the episode's end count as absent.
-    """
+    """The amortised form, trained with the networks on the same bound: one MLP looks at each of OBSERVED steps spread over the
+    longest episode, and their mean gives every token. With ``posterior_return`` the return is seen too. Steps after the
+    episode's end count as absent."""
 
     def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.obs_dim, self.action_dim, width = config, obs_dim, action_dim, config.posterior_width
-        self.pooled = config.posterior_sees == "set"
-        seen = features + action_dim + 1
-        if self.pooled:
-            self.step = perceptron(seen, width, width, 3)
-            self.read = nn.Linear(width + config.posterior_return, width)
-            self.law = _law(width, config.tokens * config.token_width)
-            return
-        self.embed = nn.Linear(config.posterior_points * seen, width)
-        self.embed_return = nn.Linear(1, width, bias=False) if config.posterior_return else None
-        self.place_nC = nn.Parameter(0.02 * torch.randn(config.tokens, width))
-        self.encoder = Encoder(width, config.posterior_heads, config.posterior_layers)
-        self.law = _law(width, config.token_width)
+        self.step = perceptron(features + action_dim + 1, width, width, 3)
+        self.read = nn.Linear(width + config.posterior_return, width)
+        self.law = _law(width, config.tokens * config.token_width)
 
     def forward(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> Posterior:
         """q of each trajectory, in float32; differentiable in the encoder's parameters.
@@ -202,35 +189,24 @@ class PosteriorEncoder(nn.Module):
         ``shift`` in [0, 1): where in its share of the longest episode each step that is looked at lies.
         """
         with model.region():
-            if self.pooled:
-                return self._of_set(batch, model, shift)
-            x = self.embed(self.observed(batch, model, shift).flatten(2)) + self.place_nC
-            if self.embed_return is not None:
-                x = x + self.embed_return(model.normalise_return(batch.return_B)[:, None, None])
-            mean, log_variance = self.law(self.encoder(x)).float().chunk(2, -1)
-        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
-
-    def _of_set(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float) -> Posterior:
-        seen_BnKX = self.observed(batch, model, shift)
-        there_BnK1 = seen_BnKX[..., -1:]
-        mean_BC = (self.step(seen_BnKX) * there_BnK1).sum((1, 2)) / there_BnK1.sum((1, 2)).clamp(min=1.0)
-        if self.config.posterior_return:
-            mean_BC = torch.cat([mean_BC, model.normalise_return(batch.return_B).unsqueeze(1)], 1)
-        law = self.law(F.silu(self.read(F.silu(mean_BC)))).float()
+            seen_BKX = self.observed(batch, model, shift)
+            there_BK1 = seen_BKX[..., -1:]
+            mean_BC = (self.step(seen_BKX) * there_BK1).sum(1) / there_BK1.sum(1).clamp(min=1.0)
+            if self.config.posterior_return:
+                mean_BC = torch.cat([mean_BC, model.normalise_return(batch.return_B).unsqueeze(1)], 1)
+            law = self.law(F.silu(self.read(F.silu(mean_BC)))).float()
         mean, log_variance = law.unflatten(1, (2, self.config.tokens, self.config.token_width)).unbind(1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     def observed(self, batch: Trajectories, model: GACModel, shift: torch.Tensor | float = 0.5) -> torch.Tensor:
-        """(B, n, K, X + A + 1): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
-        count = self.config.tokens * self.config.posterior_points
-        share = (torch.arange(count, device=batch.offset.device) + shift) / count
+        """(B, K, X + A + 1): features of the observation, action, and 1 where there is such a step, 0 (all) elsewhere."""
+        share = (torch.arange(OBSERVED, device=batch.offset.device) + shift) / OBSERVED
         time_K = (share * model.horizon).long()
         length_B1 = batch.offset.diff().unsqueeze(1)
         there_BK1 = (time_K < length_B1).float().unsqueeze(-1)
         rows = batch.rows_NF[batch.offset[:-1, None] + torch.minimum(time_K, length_B1 - 1)]
         obs, action = rows[..., : self.obs_dim], rows[..., self.obs_dim : self.obs_dim + self.action_dim]
-        seen = torch.cat([model.featurise(obs) * there_BK1, action * there_BK1, there_BK1], -1)
-        return seen.unflatten(1, (self.config.tokens, self.config.posterior_points))
+        return torch.cat([model.featurise(obs) * there_BK1, action * there_BK1, there_BK1], -1)
 
 
 def _law(width: int, floats: int) -> nn.Linear:
@@ -245,15 +221,18 @@ def _law(width: int, floats: int) -> nn.Linear:
 ACTIVE_NATS = 0.01  # mean KL above which a dimension counts as active (Burda et al., 2016, have the same threshold)
 
 
+COLLAPSE_NATS = 0.05  # mean KL a token below which a posterior collapse is reported [C]
+
+
 def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:
     """Share (0-d) of the n d latent dimensions whose KL, averaged over trajectories, is above ACTIVE_NATS."""
     return (kl_Bnd.mean(0) > ACTIVE_NATS).float().mean()
 
 
-def collapsed(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:
-    """1 (0-d float32) where the mean KL a token is below ``least`` nats, else 0; on the device, without a look at it.
+def collapsed(kl_Bnd: torch.Tensor) -> torch.Tensor:
+    """1 (0-d float32) where the mean KL a token is below COLLAPSE_NATS, else 0; on the device, without a look at it.
 
     The generator then works without the plan and the return cannot be steered: raise ``free_bits``, lower
-    ``kl_weight``, shorten ``window`` or raise ``history_dropout``.
+    ``kl_weight`` or shorten ``window``.
     """
-    return (kl_Bnd.sum(-1).mean() < least).float()
+    return (kl_Bnd.sum(-1).mean() < COLLAPSE_NATS).float()

@@ -2,7 +2,7 @@
 
 Letters: B plans, R rows (stretches of trajectories), S steps of a row, N = 2 S tokens (or S where the window is 1),
 E environments, G plan tokens read, L layers, H heads, C width, X features of an observation, O, A. Source: [P] section on the generator; the
-interleaved tokens, the window and the cross-attention are [LPT]; everything about time is [C].
+interleaved tokens, the window and the cross-attention are [LPT]; linear reading is [C].
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from torch import nn
 from algorithms.gac.config import GACConfig
 from algorithms.gac.segments import Rows, ring_mask, window_mask
 
-WAVES, FRACTION_WAVES = 4, 2  # octaves of the embeddings of the episode's time and of the time within a token's stretch
 LEAST_ROW = 16  # steps of the rows that long trajectories are folded into
 
 
 class Memory(NamedTuple):
     """What the generator reads of a plan, computed once a plan."""
 
-    key_LBHGc: torch.Tensor  # L is 0 with local reading
+    key_LBHGc: torch.Tensor  # L is 0 with linear reading
     value_LBHGc: torch.Tensor
     token_BGd: torch.Tensor  # with linear reading one token (G = 1): the plan's coordinates, then the promised return
 
@@ -40,7 +39,7 @@ class Generated(NamedTuple):
     """What the generator says of each step, from the states up to it and the actions before it."""
 
     action_BSA: torch.Tensor  # mean, in (-1, 1)
-    next_obs_BSO: torch.Tensor  # mean displacement of the observation ``next_state_steps`` later, in data deviations
+    next_obs_BSO: torch.Tensor  # mean displacement to the next observation, in data deviations
 
 
 class Cache:
@@ -56,41 +55,24 @@ class Cache:
 class Generator(nn.Module):
     """Teacher-forced over rows, or one step at a time with a cache; the two agree to rounding."""
 
-    centre_G: torch.Tensor
-    fourier_frequencies: torch.Tensor
-    slope_LH: torch.Tensor
-    shift_LH: torch.Tensor
-
     def __init__(self, config: GACConfig, features: int, obs_dim: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        width, heads, self.local = config.width, config.heads, config.plan_reading == "local"
-        self.linear, self.attends = config.plan_reading == "linear", config.plan_reading == "attention"
-        self.stretches = config.tokens - config.generator_first  # G
-        self.waves_beside = WAVES if self.attends else 0  # local reading knows the time within a stretch alone
-        beside = 2 * (self.waves_beside + FRACTION_WAVES) if config.plan_time else 0
-        span = (1 + config.plan_ahead + config.plan_behind) * config.token_width if self.local else 0
-        self.embed_obs = perceptron(features + beside + span, width, width, 2 if self.attends else 3)
-        self.embed_action = nn.Linear(action_dim + beside, width) if config.window > 1 else None
-        memory_width = config.token_width + (2 * WAVES if config.plan_time else 0)
+        width, heads, self.linear = config.width, config.heads, config.plan_reading == "linear"
+        self.embed_obs = perceptron(features, width, width, 3 if self.linear else 2)
+        self.embed_action = nn.Linear(action_dim, width) if config.window > 1 else None
         self.selfs = nn.ModuleList(
             SelfAttention(width, heads) for _ in range(config.layers if config.window > 1 else 0)
         )
         self.crosses = nn.ModuleList(
-            CrossAttention(width, heads, memory_width) for _ in range(config.layers if self.attends else 0)
+            CrossAttention(width, heads, config.token_width) for _ in range(0 if self.linear else config.layers)
         )
         self.feeds = nn.ModuleList(FeedForward(width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width) if config.layers else nn.Identity()
         self.out = nn.Linear(width, action_dim + obs_dim)
         if self.linear:
-            self.slope = nn.Linear(width, (action_dim + obs_dim) * (self.stretches * config.token_width + 1))
-        if config.time_bias == "learned" and self.attends:
-            slopes = torch.logspace(0.5, -1.0, heads).expand(config.layers, heads).clone()
-            self.slope_LH = nn.Parameter(torch.log(torch.expm1(slopes)))
-            self.shift_LH = nn.Parameter(torch.zeros(config.layers, heads))
-        centre_G = torch.arange(self.stretches, dtype=torch.float32) + 0.5
-        self.register_buffer("centre_G", centre_G, persistent=False)
-        self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
+            coordinates = (config.tokens - config.return_tokens) * config.token_width + 1
+            self.slope = nn.Linear(width, (action_dim + obs_dim) * coordinates)
 
     def memory(self, token_BGd: torch.Tensor, promised_B: torch.Tensor | None) -> Memory:
         """Keys and values of every layer, from the tokens that the generator reads; with linear reading the plan as one
@@ -99,84 +81,68 @@ class Generator(nn.Module):
             assert promised_B is not None
             flat_BP = token_BGd.flatten(1)
             token_BGd = torch.cat([flat_BP / math.sqrt(flat_BP.shape[1]), promised_B.unsqueeze(1)], 1).unsqueeze(1)
-        if not self.attends:
             none = token_BGd.new_empty(0, len(token_BGd), self.config.heads, token_BGd.shape[1], 0)
             return Memory(none, none, token_BGd)
-        given = token_BGd
-        if self.config.plan_time:
-            beside_GK = self._waves(self.centre_G / self.stretches, WAVES)
-            given = torch.cat([token_BGd, beside_GK.expand(len(token_BGd), -1, -1)], -1)
-        pairs = [self._cross(layer).remember(given) for layer in range(len(self.crosses))]
+        pairs = [self._cross(layer).remember(token_BGd) for layer in range(len(self.crosses))]
         return Memory(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]), token_BGd)
 
-    def forward(
-        self, memory: Memory, obs_RSX: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
-    ) -> Generated:
+    def forward(self, memory: Memory, obs_RSX: torch.Tensor, action_RSA: torch.Tensor, rows: Rows) -> Generated:
         """Teacher-forced.
 
         Args:
             memory: of B plans.
             obs_RSX: features of the observations.
             action_RSA: actions taken; a step's own is never seen by its outputs. Unused where the window is 1.
-            time_RS: float32, each step's time as a share of the longest episode, from 0.
             rows: how the rows belong together. With ``previous_R`` a row has at least W - 1 steps.
         """
         if self.config.window == 1:
-            x = self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R)
-            return self._read_out(self._layers(memory, x, time_RS, rows.plan_R, None), memory, rows.plan_R)
-        x = torch.stack(
-            [self._embed_obs(memory, obs_RSX, time_RS, rows.plan_R), self._embed_action(action_RSA, time_RS)], 2
-        ).flatten(1, 2)
-        mask = window_mask(time_RS.shape[1], self.config.window, rows, time_RS.device)
-        x = self._layers(memory, x, time_RS.repeat_interleave(2, 1), rows.plan_R, mask, rows.previous_R)
+            x = self._layers(memory, F.silu(self.embed_obs(obs_RSX)), rows.plan_R, None)
+            return self._read_out(x, memory, rows.plan_R)
+        x = torch.stack([F.silu(self.embed_obs(obs_RSX)), self._embed_action(action_RSA)], 2).flatten(1, 2)
+        mask = window_mask(obs_RSX.shape[1], self.config.window, rows, obs_RSX.device)
+        x = self._layers(memory, x, rows.plan_R, mask, rows.previous_R)
         return self._read_out(x[:, 0::2], memory, rows.plan_R)
 
-    def fold(
-        self, memory: Memory, obs_BSX: torch.Tensor, action_BSA: torch.Tensor, time_BS: torch.Tensor, rows: Rows
-    ) -> Generated:
+    def fold(self, memory: Memory, obs_BSX: torch.Tensor, action_BSA: torch.Tensor, rows: Rows) -> Generated:
         """``forward`` of long rows, in linear time: they are cut into shorter ones that see the one before."""
-        plans, steps = time_BS.shape
+        plans, steps = obs_BSX.shape[:2]
         size = max(self.config.window, LEAST_ROW)
         if self.config.window == 1 or steps <= 2 * size:
-            return self(memory, obs_BSX, action_BSA, time_BS, rows)
+            return self(memory, obs_BSX, action_BSA, rows)
         count = -(-steps // size)
         spare = count * size - steps
-        padding = torch.zeros_like(time_BS, dtype=torch.bool) if rows.padding_RS is None else rows.padding_RS
-        row = torch.arange(plans * count, device=time_BS.device)
+        none = torch.zeros(plans, steps, dtype=torch.bool, device=obs_BSX.device)
+        padding = none if rows.padding_RS is None else rows.padding_RS
+        row = torch.arange(plans * count, device=obs_BSX.device)
         cut = Rows(
             padding_RS=F.pad(padding, (0, spare), value=True).view(-1, size),
             previous_R=torch.where(row % count > 0, row - 1, -1),
         )
         obs, action = (F.pad(x, (0, 0, 0, spare)).view(plans * count, size, -1) for x in (obs_BSX, action_BSA))
-        made = self(memory, obs, action, F.pad(time_BS, (0, spare)).view(-1, size), cut)
+        made = self(memory, obs, action, cut)
         return Generated(*(part.view(plans, count * size, -1)[:, :steps] for part in made))
 
-    def step(
-        self, memory: Memory, cache: Cache, obs_EX: torch.Tensor, time_E: torch.Tensor, scale: torch.Tensor
-    ) -> Generated:
+    def step(self, memory: Memory, cache: Cache, obs_EX: torch.Tensor, time_E: torch.Tensor) -> Generated:
         """The next step of E episodes, each at its own time: two tokens, the last action and this state.
 
         Args:
             time_E: int64, steps since each episode's start; grows by one with each call.
-            scale: 0-d, what makes a share of the longest episode of a step.
         """
-        share_E1 = (time_E * scale).unsqueeze(1)
-        x = self._embed_obs(memory, obs_EX.unsqueeze(1), share_E1, None)
+        x = F.silu(self.embed_obs(obs_EX.unsqueeze(1)))
         if self.config.window == 1:
-            return self._read_out(self._layers(memory, x, share_E1, None, None), memory, None)
+            return self._read_out(self._layers(memory, x, None, None), memory, None)
         ring = self.config.window + 1
-        before_E1 = share_E1 - scale
-        x = torch.cat([self._embed_action(cache.action_EA.unsqueeze(1), before_E1), x], 1)
+        x = torch.cat([self._embed_action(cache.action_EA.unsqueeze(1)), x], 1)
         slot_E2 = torch.stack([2 * ((time_E - 1) % ring) + 1, 2 * (time_E % ring)], 1)
         env_E1 = torch.arange(len(time_E), device=time_E.device).unsqueeze(1)
-        allowed, share_E2 = ring_mask(time_E, self.config.window), torch.cat([before_E1, share_E1], 1)
+        allowed = ring_mask(time_E, self.config.window)
         for layer, feed in enumerate(self.feeds):
             attention = self._self(layer)
             query, key, value = attention.project(x)
             keys, values = cache.key_LEJHc[layer], cache.value_LEJHc[layer]
             keys[env_E1, slot_E2], values[env_E1, slot_E2] = key.transpose(1, 2), value.transpose(1, 2)
             read = attend(query, keys.transpose(1, 2), values.transpose(1, 2), allowed)
-            x = self._rest(layer, memory, x + attention.outward(join_heads(read)), share_E2, None)
+            x = self._rest(layer, memory, x + attention.outward(join_heads(read)), None)
             x = feed(x)
         return self._read_out(x[:, 1:], memory, None)
 
@@ -190,7 +156,6 @@ class Generator(nn.Module):
         self,
         memory: Memory,
         x_RNC: torch.Tensor,
-        time_RN: torch.Tensor,
         plan_R: torch.Tensor | None,
         mask: torch.Tensor | None,
         previous_R: torch.Tensor | None = None,
@@ -204,59 +169,22 @@ class Generator(nn.Module):
                     key, value = torch.cat([key[at], key], 2), torch.cat([value[at], value], 2)
                 read = attend(query, key, value, mask)
                 x_RNC = x_RNC + attention.outward(join_heads(read))
-            x_RNC = feed(self._rest(layer, memory, x_RNC, time_RN, plan_R))
+            x_RNC = feed(self._rest(layer, memory, x_RNC, plan_R))
         return x_RNC
 
-    def _rest(
-        self, layer: int, memory: Memory, x_RNC: torch.Tensor, time_RN: torch.Tensor, plan_R: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _rest(self, layer: int, memory: Memory, x_RNC: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
         """The layer's cross-attention to the plan; rows of one plan are one query."""
-        if not self.attends:
+        if self.linear:
             return x_RNC
         key, value = memory.key_LBHGc[layer], memory.value_LBHGc[layer]
         if plan_R is not None:
             key, value = key[plan_R], value[plan_R]
-        x, time = x_RNC.reshape(len(key), -1, x_RNC.shape[-1]), time_RN.reshape(len(key), -1)
-        return self._cross(layer)(x, key, value, self._bias(layer, time)).view(x_RNC.shape)
+        x = x_RNC.reshape(len(key), -1, x_RNC.shape[-1])
+        return self._cross(layer)(x, key, value).view(x_RNC.shape)
 
-    def _bias(self, layer: int, time_BN: torch.Tensor) -> torch.Tensor | None:
-        """- slope_h |centre_k - shift_h - t|, in token widths: (B, H, N, G)."""
-        if self.config.time_bias == "none":
-            return None
-        ahead_BNG = self.centre_G - (time_BN * self.stretches).unsqueeze(-1)
-        slope_H11, shift_H11 = F.softplus(self.slope_LH[layer])[:, None, None], self.shift_LH[layer][:, None, None]
-        return -slope_H11 * (ahead_BNG.unsqueeze(1) - shift_H11).abs()
-
-    def _embed_obs(
-        self, memory: Memory, obs_RSX: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None
-    ) -> torch.Tensor:
-        parts = [obs_RSX, *self._beside(time_RS)]
-        if self.local:
-            parts.append(self._around(memory.token_BGd, time_RS, plan_R))
-        return F.silu(self.embed_obs(torch.cat(parts, -1)))
-
-    def _embed_action(self, action_RSA: torch.Tensor, time_RS: torch.Tensor) -> torch.Tensor:
+    def _embed_action(self, action_RSA: torch.Tensor) -> torch.Tensor:
         assert self.embed_action is not None
-        return self.embed_action(torch.cat([action_RSA, *self._beside(time_RS)], -1))
-
-    def _beside(self, time_RS: torch.Tensor) -> list[torch.Tensor]:
-        if not self.config.plan_time:
-            return []
-        place_RS = time_RS * self.stretches
-        return [self._waves(time_RS, self.waves_beside), self._waves(place_RS - place_RS.floor(), FRACTION_WAVES)]
-
-    def _around(self, token_BGd: torch.Tensor, time_RS: torch.Tensor, plan_R: torch.Tensor | None) -> torch.Tensor:
-        """The tokens around each step's time, side by side: (R, S, span d); the ends are repeated."""
-        plans, stretches, width = token_BGd.shape
-        now_RS = (time_RS * stretches).long()
-        near = torch.arange(-self.config.plan_behind, self.config.plan_ahead + 1, device=time_RS.device)
-        index = (now_RS.unsqueeze(-1) + near).clamp(0, stretches - 1)
-        plan_R = _plan_of_rows(plans, time_RS, plan_R)
-        return F.embedding(index + (plan_R * stretches)[:, None, None], token_BGd.reshape(-1, width)).flatten(2)
-
-    def _waves(self, share: torch.Tensor, octaves: int) -> torch.Tensor:
-        angle = share.unsqueeze(-1) * self.fourier_frequencies[:octaves]
-        return torch.cat([angle.sin(), angle.cos()], -1)
+        return self.embed_action(action_RSA)
 
     def _read_out(self, x_RSC: torch.Tensor, memory: Memory, plan_R: torch.Tensor | None) -> Generated:
         x_RSC = self.norm(x_RSC)
@@ -280,7 +208,7 @@ def _plan_of_rows(plans: int, like_R: torch.Tensor, plan_R: torch.Tensor | None)
 def attend(
     query_BHNc: torch.Tensor, key_BHMc: torch.Tensor, value_BHMc: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Softmax attention (B, H, N, c); ``mask`` is bool (True: may look) or float32 (added to the logits).
+    """Softmax attention (B, H, N, c); ``mask`` is bool, True where a query may look.
 
     On the CPU by plain products: with oneDNN (algorithms/runtime.py) torch's fused kernel is 15 times slower for
     sequences of tens of tokens, and with MKL no faster (measured forward and backward at 17 x 17 and 32 x 16).
@@ -289,7 +217,7 @@ def attend(
         return F.scaled_dot_product_attention(query_BHNc, key_BHMc, value_BHMc, attn_mask=mask)
     logits = (query_BHNc * query_BHNc.shape[-1] ** -0.5) @ key_BHMc.transpose(-1, -2)
     if mask is not None:
-        logits = logits + mask if mask.is_floating_point() else logits.masked_fill(~mask, -math.inf)
+        logits = logits.masked_fill(~mask, -math.inf)
     return logits.softmax(-1) @ value_BHMc
 
 
@@ -335,11 +263,9 @@ class CrossAttention(nn.Module):
         key, value = self.inward(memory_BMC).chunk(2, -1)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
-    def forward(
-        self, x_BNC: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias_BHNM: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x_BNC: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query = split_heads(self.query(self.norm(x_BNC)), self.heads)
-        read = attend(query, key, value, bias_BHNM)
+        read = attend(query, key, value)
         return x_BNC + self.outward(join_heads(read))
 
 

@@ -38,18 +38,9 @@ def kl_standard(mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor) -> torch
     return 0.5 * (mean_Bnd.square() + log_variance_Bnd.exp() - 1.0 - log_variance_Bnd)
 
 
-def kl_gaussian(
-    mean: torch.Tensor, log_variance: torch.Tensor, prior_mean: torch.Tensor, prior_log_variance: torch.Tensor
-) -> torch.Tensor:
-    """KL( N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance)) ), element by element."""
-    ratio, square = log_variance - prior_log_variance, (mean - prior_mean).square() * (-prior_log_variance).exp()
-    return 0.5 * (ratio.exp() + square - 1.0 - ratio)
-
-
-def free_bits(kl_Bnd: torch.Tensor, least: float, per: str) -> torch.Tensor:
-    """sum_j max(lambda, KL_j) (B,), j over tokens or over dimensions [P]; KL below lambda has no gradient."""
-    kl_Bj = kl_Bnd.sum(-1) if per == "token" else kl_Bnd.flatten(1)
-    return kl_Bj.clamp(min=least).sum(1)
+def free_bits(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:
+    """sum_j max(lambda, KL_j) (B,), j over tokens [P: tokens or dimensions]; KL below lambda has no gradient."""
+    return kl_Bnd.sum(-1).clamp(min=least).sum(1)
 
 
 def elbo(
@@ -65,34 +56,36 @@ def elbo(
     return action_B + next_state_weight * next_state_B + return_B - kl_weight * kl_B
 
 
+TARGET_VARIANCE = 0.01  # of y+ about r(z), in normalised returns: a learned one explains y+ away (ours)
+TARGET_KL_WEIGHT = 1.0  # of KL(q || prior) where a return is asked for [P]
+EXPLORING_LOG_VARIANCE = -3.0  # of an exploring q when its ascent begins (ours)
+
+
 class Weights(NamedTuple):
     """What tells one mode from another."""
 
     kl: float  # w
     targeted: bool  # the term is log p(y+ | z); else the predicted return itself
     steps: int  # of the ascent
-    noise: str  # mean, reused, fresh: where E_q is taken
+    fresh: bool  # E_q is taken at a fresh draw each step [P]; else at q's mean (ours)
+    sample: bool  # a draw from q is acted by [P]; else its mean (ours)
     log_variance: float  # of q at the start
-    sample: bool  # act by a draw from q, not by its mean
     candidates: int  # draws from the prior among which the ascent's start is looked for; 0: it starts at the mean
 
 
 def mode_weights(config: PlanningConfig, mode: str) -> Weights:
     """The weights of ``mode``. Raises ValueError on a name that is none."""
     c = config
-    candidates = 0 if c.infer_start == "mean" else c.infer_beam * c.infer_branches
-    ascent = (c.infer_noise, c.infer_log_variance, c.infer_sample, candidates)
     if mode == "prior":
-        return Weights(0.0, False, 0, "mean", 0.0, True, 0)
+        return Weights(0.0, False, 0, False, True, 0.0, 0)
     if mode == "st":
-        return Weights(c.infer_target_kl_weight, True, c.infer_steps, *ascent)
+        return Weights(TARGET_KL_WEIGHT, True, c.infer_steps, False, False, 0.0, c.infer_draws)
     if mode == "kl":
-        return Weights(c.infer_kl_weight, False, c.infer_steps, *ascent)
+        return Weights(c.infer_kl_weight, False, c.infer_steps, False, False, 0.0, c.infer_draws)
     if mode == "max":
-        return Weights(0.0, False, c.infer_max_steps, *ascent)
+        return Weights(0.0, False, c.infer_max_steps, False, False, 0.0, c.infer_draws)
     if mode == "explore":
-        exploring = (c.explore_noise, c.explore_log_variance, c.explore_sample, candidates)
-        return Weights(c.infer_target_kl_weight, True, c.infer_steps, *exploring)
+        return Weights(TARGET_KL_WEIGHT, True, c.infer_steps, True, True, EXPLORING_LOG_VARIANCE, c.infer_draws)
     raise ValueError(
         f"mode is {mode!r}, expected one of prior, st, kl, max, explore: no plan can be made; name one of them"
     )
@@ -114,19 +107,6 @@ def target_log_likelihood(predicted_K: torch.Tensor, target_K: torch.Tensor, var
     The variance is fixed (ours): with the head's own, the ascent raises the variance and leaves r(z) where it is.
     """
     return -0.5 * ((target_K - predicted_K).square() / variance + math.log(2 * math.pi * variance))
-
-
-def cautious(predicted_HK: torch.Tensor, caution: float) -> torch.Tensor:
-    """Mean over H return heads less ``caution`` standard deviations between them, (K,): what the search believes (ours)."""
-    if len(predicted_HK) == 1 or not caution:
-        return predicted_HK.mean(0)
-    return predicted_HK.mean(0) - caution * (predicted_HK.var(0) + 1e-12).sqrt()
-
-
-def within_ball(mean_Knd: torch.Tensor, radius: float) -> torch.Tensor:
-    """q's mean with every token drawn back to at most ``radius`` sqrt(d), where draws from the prior are (ours)."""
-    limit = radius * mean_Knd.shape[-1] ** 0.5
-    return mean_Knd * (limit / mean_Knd.norm(dim=-1, keepdim=True).clamp(min=limit))
 
 
 def objective(term_K: torch.Tensor, kl_K: torch.Tensor, kl_weight: float) -> torch.Tensor:

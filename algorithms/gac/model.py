@@ -10,19 +10,19 @@ import contextlib
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import Cache, Generated, Generator, Memory, perceptron
-from algorithms.gac.losses import gaussian_log_prob, kl_gaussian, kl_standard
-from algorithms.gac.prior import PRIORS, AutoregressivePrior
+from algorithms.gac.losses import gaussian_log_prob
+from algorithms.gac.prior import PRIORS
 from algorithms.gac.segments import Rows
 from replay.schema import DataSummary
 
 LEAST_LOG_STD = -3.0  # of actions and displacements: densities stay bounded where the data is deterministic
 PERCENTILES = 101
-
+RETURN_WIDTH = 100  # hidden units of the return head [LPT]
+LOG_VARIANCE_RANGE = (-6.0, 3.0)  # of a learned return variance
 
 LEARNED_LATE = ("explore_target", "surprise")  # buffers that are NaN before they are known
 
@@ -70,9 +70,10 @@ class GACModel(nn.Module):
         waved = min(config.obs_wave_dims or obs_dim, obs_dim) if config.obs_waves else 0
         features = obs_dim + 2 * config.obs_waves * waved
         self.register_buffer("obs_waves", math.pi / 4 * 2.0 ** torch.arange(config.obs_waves), persistent=False)
-        first = features if config.prior_waves else obs_dim
-        self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, first)
-        self.return_head = ReturnHead(config)
+        self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, obs_dim)
+        outputs = 1 if config.return_variance else 2
+        inputs = config.return_count * config.token_width
+        self.return_head = perceptron(inputs, RETURN_WIDTH, outputs, config.return_layers)
         self.generator, self.waved, self.features = Generator(config, features, obs_dim, action_dim), waved, features
         if not config.action_std:
             self.action_log_std_A = nn.Parameter(torch.full((action_dim,), -0.7))
@@ -122,49 +123,28 @@ class GACModel(nn.Module):
         angle = (obs[..., : self.waved, None] * self.obs_waves).flatten(-2)
         return torch.cat([scored, angle.sin(), angle.cos()], -1)
 
-    def featurise_first(self, obs0_BO: torch.Tensor) -> torch.Tensor:
-        """The prior's input (B, X) from first observations; (B, O) without Fourier features [C]."""
-        return self.featurise(obs0_BO) if self.config.prior_waves else self.normalise_obs(obs0_BO)
-
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
-        """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units."""
+        """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units.
+
+        The prior sees no Fourier features: a dataset has one s_0 an episode, and it memorises them [C].
+        """
         if self.prior is None:
             return z0_Bnd
         with self.region():
-            return self.prior(z0_Bnd, self.featurise_first(obs0_BO))
+            return self.prior(z0_Bnd, self.normalise_obs(obs0_BO))
 
-    def explain(
-        self, mean_Bnd: torch.Tensor, log_variance_Bnd: torch.Tensor, draw_Bnd: torch.Tensor, obs0_BO: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """z and KL(q || prior) (B, n, d) of a local posterior and one draw from it.
-
-        q is over z0, against N(0, I); with the autoregressive prior over z itself, each token against its law given the
-        drawn ones before it.
-        """
-        if not isinstance(self.prior, AutoregressivePrior):
-            return self.plan(draw_Bnd, obs0_BO), kl_standard(mean_Bnd, log_variance_Bnd)
-        with self.region():
-            prior_mean, prior_log_std = self.prior.laws(draw_Bnd, self.featurise_first(obs0_BO))
-        return draw_Bnd, kl_gaussian(mean_Bnd, log_variance_Bnd, prior_mean, 2 * prior_log_std)
-
-    def return_terms(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (K, B) of the z-scored return by each of the K return heads.
+    def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance (B,) of the z-scored return p_gamma(y | z).
 
         A fixed variance is one of the returns that are learned from now: it grows with their spread.
         """
         with self.region():
-            mean_KB, log_variance_KB = self.return_head(z_Bnd[:, : self.config.return_count])
-        if self.config.return_variance:
-            log_variance_KB = log_variance_KB + 2 * self.return_spread.log()
-        return mean_KB, log_variance_KB
-
-    def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (B,) of the z-scored return p_gamma(y | z); of a mixture where there are several heads."""
-        mean_KB, log_variance_KB = self.return_terms(z_Bnd)
-        if len(mean_KB) == 1:
-            return mean_KB[0], log_variance_KB[0]
-        mean_B = mean_KB.mean(0)
-        return mean_B, (log_variance_KB.exp().mean(0) + (mean_KB - mean_B).square().mean(0)).log()
+            out_Bo = self.return_head(z_Bnd[:, : self.config.return_count].flatten(1)).float()
+        mean_B = out_Bo[:, 0]
+        if not self.config.return_variance:
+            return mean_B, out_Bo[:, 1].clamp(*LOG_VARIANCE_RANGE)
+        log_variance_B = torch.full_like(mean_B, math.log(self.config.return_variance))
+        return mean_B, log_variance_B + 2 * self.return_spread.log()
 
     def memory(self, z_Bnd: torch.Tensor, hidden_B: torch.Tensor | None = None) -> Memory:
         """What the generator reads of the plans, computed once a plan.
@@ -177,14 +157,13 @@ class GACModel(nn.Module):
             promised_B = self.predict_return(z_Bnd)[0].detach() if self.generator.linear else None
             if hidden_B is not None:
                 z_Bnd = torch.where(hidden_B[:, None, None], 0.0, z_Bnd)
-            return self.generator.memory(z_Bnd[:, self.config.generator_first :], promised_B)
+            return self.generator.memory(z_Bnd[:, self.config.return_tokens :], promised_B)
 
     def generate(
         self,
         memory: Memory,
         obs_BSO: torch.Tensor,
         action_BSA: torch.Tensor,
-        time_BS: torch.Tensor,
         padding_BS: torch.Tensor | None = None,
     ) -> Generated:
         """Teacher-forced means of actions and displacements, from a causal window of consecutive steps.
@@ -193,21 +172,16 @@ class GACModel(nn.Module):
             memory: of the B plans.
             obs_BSO: in environment units.
             action_BSA: the actions taken; a step's own is not seen by its outputs.
-            time_BS: int64 steps since the episode's start.
             padding_BS: bool, True where there is no step; None: all are real.
         """
         with self.region():
-            made = self.generator.fold(
-                memory, self.featurise(obs_BSO), action_BSA, time_BS / self.horizon, Rows(padding_RS=padding_BS)
-            )
+            made = self.generator.fold(memory, self.featurise(obs_BSO), action_BSA, Rows(padding_RS=padding_BS))
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
-    def generate_rows(
-        self, memory: Memory, obs_RSO: torch.Tensor, action_RSA: torch.Tensor, time_RS: torch.Tensor, rows: Rows
-    ) -> Generated:
+    def generate_rows(self, memory: Memory, obs_RSO: torch.Tensor, action_RSA: torch.Tensor, rows: Rows) -> Generated:
         """``generate`` for rows that belong together as ``rows`` says."""
         with self.region():
-            made = self.generator(memory, self.featurise(obs_RSO), action_RSA, time_RS / self.horizon, rows)
+            made = self.generator(memory, self.featurise(obs_RSO), action_RSA, rows)
         return Generated(made.action_BSA.float(), made.next_obs_BSO.float())
 
     def new_cache(self, envs: int) -> Cache:
@@ -226,7 +200,7 @@ class GACModel(nn.Module):
             time_E: int64, 0 at an episode's first step, one more with each call.
         """
         with self.region():
-            made = self.generator.step(memory, cache, self.featurise(obs_EO), time_E, 1.0 / self.horizon)
+            made = self.generator.step(memory, cache, self.featurise(obs_EO), time_E)
         return made.action_BSA[:, 0].float(), made.next_obs_BSO[:, 0].float()
 
     def observe_action(self, cache: Cache, action_EA: torch.Tensor) -> None:
@@ -250,7 +224,7 @@ class GACModel(nn.Module):
     def surprise_of(self, predicted: torch.Tensor, obs: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         """How far a displacement lies from its prediction (...): mean over O of the squared standardised error.
 
-        ``later`` is the observation ``next_state_steps`` after ``obs``, both in environment units.
+        ``later`` is the observation after ``obs``, both in environment units.
         """
         error = self.displacement(obs, later) - predicted
         return (error.square() * (-self.next_log_variance()).exp()).mean(-1)
@@ -260,70 +234,14 @@ class GACModel(nn.Module):
         z_Bnd: torch.Tensor,
         obs_BSO: torch.Tensor,
         action_BSA: torch.Tensor,
-        time_BS: torch.Tensor,
         padding_BS: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """log p_beta(tau | z) (B,) of consecutive steps: actions, and displacements within them by their weight."""
-        made = self.generate(self.memory(z_Bnd), obs_BSO, action_BSA, time_BS, padding_BS)
-        real_BS = torch.ones_like(time_BS, dtype=torch.float32) if padding_BS is None else (~padding_BS).float()
+        made = self.generate(self.memory(z_Bnd), obs_BSO, action_BSA, padding_BS)
+        real_BS = obs_BSO.new_ones(obs_BSO.shape[:2]) if padding_BS is None else (~padding_BS).float()
         total_BS = gaussian_log_prob(action_BSA, made.action_BSA, self.action_log_variance()).sum(-1) * real_BS
-        ahead = self.config.next_state_steps
-        if self.config.next_state_weight and obs_BSO.shape[1] > ahead:
-            moved = self.displacement(obs_BSO[:, :-ahead], obs_BSO[:, ahead:])
-            log_prob = gaussian_log_prob(moved, made.next_obs_BSO[:, :-ahead], self.next_log_variance()).sum(-1)
-            total_BS = total_BS + F.pad(self.config.next_state_weight * log_prob * real_BS[:, ahead:], (0, ahead))
-        return total_BS.sum(1)
-
-
-WORTH_SCALE = 4.0  # of a token's worth: outputs of order 1 then span the z-scored returns
-WORTH_SHIFT = 2.0  # a bounded worth begins near its low end: most stretches earn little
-LOG_VARIANCE_RANGE = (-6.0, 3.0)  # of a learned variance
-
-
-class ReturnHead(nn.Module):
-    """K predictors of mean and log-variance.
-
-    additive: the mean over tokens of one function of each and its neighbours, its worth: a return is a sum over time,
-    so a plan may join stretches that no episode had together. ``bounded``: a worth lies between two learned levels, so
-    that no search can raise it without end.
-    """
-
-    def __init__(self, config: GACConfig) -> None:
-        super().__init__()
-        self.config, self.additive = config, config.return_head == "additive"
-        inputs = config.token_width * (config.return_span if self.additive else config.return_count)
-        outputs = 1 if config.return_variance else 2
-        self.heads = nn.ModuleList(
-            perceptron(inputs, config.return_width, outputs, config.return_layers) for _ in range(config.return_heads)
-        )
-        if self.additive and config.return_bounded:
-            self.raw_scale, self.offset = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-0.5))
-
-    def forward(self, z_Bmd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance (K, B)."""
-        if self.additive:
-            out_KBmo = self._outputs(z_Bmd)
-            mean_KB, raw_KB = self._worth(out_KBmo[..., 0]).mean(-1), out_KBmo[..., -1].mean(-1)
-        else:
-            out_KBo = torch.stack([head(z_Bmd.flatten(1)).float() for head in self.heads])
-            mean_KB, raw_KB = out_KBo[..., 0], out_KBo[..., -1]
-        if self.config.return_variance:
-            return mean_KB, torch.full_like(mean_KB, math.log(self.config.return_variance))
-        return mean_KB, raw_KB.clamp(*LOG_VARIANCE_RANGE)
-
-    def worth(self, z_Bmd: torch.Tensor) -> torch.Tensor:
-        """What each token adds (K, B, m), z-scored: the additive head's mean is their mean. Any number of tokens m."""
-        return self._worth(self._outputs(z_Bmd)[..., 0])
-
-    def _outputs(self, z_Bmd: torch.Tensor) -> torch.Tensor:
-        side = self.config.return_span // 2
-        if side:
-            ends = (z_Bmd[:, :1].expand(-1, side, -1), z_Bmd, z_Bmd[:, -1:].expand(-1, side, -1))
-            joined, tokens = torch.cat(ends, 1), z_Bmd.shape[1]
-            z_Bmd = torch.cat([joined[:, k : k + tokens] for k in range(2 * side + 1)], -1)
-        return torch.stack([head(z_Bmd).float() for head in self.heads])
-
-    def _worth(self, raw: torch.Tensor) -> torch.Tensor:
-        if self.config.return_bounded:
-            return F.softplus(self.raw_scale) * WORTH_SCALE * torch.sigmoid(raw - WORTH_SHIFT) + self.offset
-        return WORTH_SCALE * raw
+        if not self.config.next_state_weight:
+            return total_BS.sum(1)
+        moved = self.displacement(obs_BSO[:, :-1], obs_BSO[:, 1:])
+        log_prob = gaussian_log_prob(moved, made.next_obs_BSO[:, :-1], self.next_log_variance()).sum(-1)
+        return total_BS.sum(1) + self.config.next_state_weight * (log_prob * real_BS[:, 1:]).sum(1)

@@ -20,6 +20,7 @@ from algorithms.gac.target import settle_target
 from algorithms.interface import PlanRequest, PlanRequestError
 
 EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
+TARGET_REACH = 2.0  # st without a target asks for this times as far above the dataset's mean as its best return
 
 
 class Planner:
@@ -49,13 +50,13 @@ class Planner:
             raise PlanRequestError(
                 f"mode {mode} needs a target return and none was given, nor is there a default: nothing can be planned for; "
                 "give one in the environment's own units"
-                + (" or set infer_target=best" if mode == "st" else ", or train until the data's returns are known")
+                ", or train until the data's returns are known"
             )
         if mode == "explore":  # beyond the data on purpose: delta_y bounds it
-            return mode, settle_target(self.config, wanted, math.nan, math.nan)[0]
+            return mode, settle_target(wanted, math.nan, math.nan)[0]
         if aim.target_return is None:
             return mode, wanted
-        target, message = settle_target(self.config, wanted, *self._seen())
+        target, message = settle_target(wanted, *self._seen())
         if message and message != self._told:
             warnings.warn(message, stacklevel=3)
             self._told = message
@@ -98,10 +99,8 @@ class Planner:
     def _default(self, mode: str) -> float:
         if mode == "explore":
             return float(self.model.explore_target)
-        if self.config.infer_target == "required":
-            return math.nan
         model, mean = self.model, float(self.model.return_mean)
-        beyond = mean + self.config.infer_target_reach * (float(model.data_high) - mean)
+        beyond = mean + TARGET_REACH * (float(model.data_high) - mean)
         return max(beyond, float(model.return_high))
 
     def _seen(self) -> tuple[float, float]:

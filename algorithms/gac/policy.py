@@ -25,6 +25,7 @@ from algorithms.weights import load_weights, misfits
 from replay.schema import EpisodeMetadata
 
 EXPLORE = MODES.index("explore")
+EXPLAINED = 32  # newest steps whose likelihood Eq. 3 counts (ours)
 
 
 class GACPolicy:
@@ -63,9 +64,9 @@ class GACPolicy:
             self._memory = model.memory(torch.zeros(num_envs, config.tokens, config.token_width))
             self._cache = model.new_cache(num_envs)
             self._time_E = torch.zeros(num_envs, dtype=torch.int64)
-        self._trigger = Trigger(config, num_envs, self.obs_dim, config.next_state_steps)
+        self._trigger = Trigger(config, num_envs, self.obs_dim)
         explains = config.replan != "none" and config.replan_from == "start"
-        self._history = History(num_envs, config.replan_history if explains else 0, self.obs_dim, self.action_dim)
+        self._history = History(num_envs, EXPLAINED if explains else 0, self.obs_dim, self.action_dim)
         self._noise = ActionNoise(num_envs, self.action_dim, config.explore_action_std)
         self._obs0_EO = np.zeros((num_envs, self.obs_dim), np.float32)
         self._target_E = np.full(num_envs, math.nan, np.float32)
@@ -173,7 +174,7 @@ class GACPolicy:
 
     def _calibrate(self) -> None:
         if self._trigger.watches:
-            self._trigger.edge = band_edge(self.config, self._weights["surprise"].numpy())
+            self._trigger.edge = band_edge(self._weights["surprise"].numpy())
             self._trigger.precision_O = torch.exp(-self.model.next_log_variance()).numpy()
 
     def _normalised(self, obs_EO: np.ndarray) -> np.ndarray:
@@ -185,13 +186,14 @@ class GACPolicy:
         named = {f"memory.{name}": part.numpy() for name, part in zip(self._memory._fields, self._memory)}
         named |= {"cache.key": cache.key_LEJHc.numpy(), "cache.value": cache.value_LEJHc.numpy()}
         named |= {"cache.action": cache.action_EA.numpy(), "time": self._time_E.numpy()}
+        named |= {"trigger.since": trigger.since_E, "trigger.expected": trigger.expected_EO}
         named |= {
-            "trigger.since": trigger.since_E,
-            "trigger.outside": trigger.outside_E,
-            "trigger.error": trigger.error_EO,
+            "obs0": self._obs0_EO,
+            "target": self._target_E,
+            "mode": self._mode_E,
+            "seed": self._seed_E,
+            "plans": self._plans_E,
         }
-        named |= {"trigger.expected": trigger.expected_EhO, "obs0": self._obs0_EO, "target": self._target_E}
-        named |= {"mode": self._mode_E, "seed": self._seed_E, "plans": self._plans_E}
         return named | {"history.obs": self._history.obs_EHO, "history.action": self._history.action_EHA}
 
 

@@ -21,16 +21,14 @@ class Segments(NamedTuple):
 
     obs_RSO: torch.Tensor
     action_RSA: torch.Tensor
-    later_RSO: torch.Tensor  # observation ``ahead`` steps later; any where the episode ends before
+    later_RSO: torch.Tensor  # the next observation; any where the episode ends before
     time_RS: torch.Tensor  # int64, steps since the episode's start
     weight_RS: torch.Tensor  # float32; 0 where there is no step
     ahead_weight_RS: torch.Tensor  # the same, 0 also where there is no later observation
     rows: Rows
 
 
-def sampled(
-    batch: Trajectories, uniform_BK: torch.Tensor, *, steps: int, obs_dim: int, action_dim: int, ahead: int
-) -> Segments:
+def sampled(batch: Trajectories, uniform_BK: torch.Tensor, *, steps: int, obs_dim: int, action_dim: int) -> Segments:
     """K segments of ``steps`` consecutive steps of each trajectory, stratified over its length.
 
     A segment begins anywhere from steps - 1 places before the start to the last step, so that every step is covered
@@ -51,11 +49,11 @@ def sampled(
     shape = (-1, count) if steps == 1 else (-1, steps)
     padding = None if steps == 1 else ~real_BKS.reshape(shape)
     return _gather(
-        batch, first_B11, length_B11, time_BKS, weight_BKS, Rows(padding_RS=padding), shape, obs_dim, action_dim, ahead
+        batch, first_B11, length_B11, time_BKS, weight_BKS, Rows(padding_RS=padding), shape, obs_dim, action_dim
     )
 
 
-def whole(batch: Trajectories, *, size: int, obs_dim: int, action_dim: int, ahead: int) -> Segments:
+def whole(batch: Trajectories, *, size: int, obs_dim: int, action_dim: int) -> Segments:
     """Every step of every trajectory in rows of ``size``; their number N // size + B is known without looking at lengths."""
     length_B, plans = batch.offset.diff(), len(batch)
     rows_B = (length_B + size - 1) // size
@@ -70,9 +68,7 @@ def whole(batch: Trajectories, *, size: int, obs_dim: int, action_dim: int, ahea
     real_RS = (time_RS < length_R1) & used_R.unsqueeze(1)
     rows = Rows(padding_RS=~real_RS, previous_R=torch.where((index_R > 0) & used_R, row_R - 1, -1), plan_R=plan_R)
     first_R1 = batch.offset[:-1][plan_R].unsqueeze(1)
-    return _gather(
-        batch, first_R1, length_R1, time_RS, real_RS.float(), rows, time_RS.shape, obs_dim, action_dim, ahead
-    )
+    return _gather(batch, first_R1, length_R1, time_RS, real_RS.float(), rows, time_RS.shape, obs_dim, action_dim)
 
 
 def _gather(
@@ -85,18 +81,17 @@ def _gather(
     shape: tuple[int, ...],
     obs_dim: int,
     action_dim: int,
-    ahead: int,
 ) -> Segments:
     last = length - 1
     steps = batch.rows_NF[first + torch.minimum(time.clamp(min=0), last)]
-    later = batch.rows_NF[first + torch.minimum(time.clamp(min=0) + ahead, last)]
+    later = batch.rows_NF[first + torch.minimum(time.clamp(min=0) + 1, last)]
     return Segments(
         obs_RSO=steps[..., :obs_dim].reshape(*shape, obs_dim),
         action_RSA=steps[..., obs_dim : obs_dim + action_dim].reshape(*shape, action_dim),
         later_RSO=later[..., :obs_dim].reshape(*shape, obs_dim),
         time_RS=time.clamp(min=0).reshape(shape),
         weight_RS=weight.reshape(shape),
-        ahead_weight_RS=(weight * (time + ahead < length)).reshape(shape),
+        ahead_weight_RS=(weight * (time + 1 < length)).reshape(shape),
         rows=rows,
     )
 
@@ -114,17 +109,15 @@ class Rows(NamedTuple):
     padding_RS: torch.Tensor | None = None  # bool, True where there is no step
     previous_R: torch.Tensor | None = None  # int64, the row that ends where this one begins; -1: none
     plan_R: torch.Tensor | None = None  # int64, which plan each row reads
-    alone_RS: torch.Tensor | None = None  # bool, True where a step sees no other (history dropout)
 
 
 def window_mask(steps: int, window: int, rows: Rows, device: torch.device) -> torch.Tensor:
     """True where a token of a row may look: (R or 1, 1, N, N), or (R, 1, N, 2 N) with the previous row's keys first.
 
-    A token sees itself and earlier ones of the last W steps, its own included; a step that is alone only its own.
+    A token sees itself and earlier ones of the last W steps, its own included.
     """
     query, key = torch.arange(2 * steps, device=device).unsqueeze(1), torch.arange(2 * steps, device=device)
     mask = ((key <= query) & (query // 2 - key // 2 < window)).unsqueeze(0)
-    same = query // 2 == key // 2
     own = query == key
     real_RN = None if rows.padding_RS is None else ~rows.padding_RS.repeat_interleave(2, 1)
     if real_RN is not None:
@@ -135,9 +128,7 @@ def window_mask(steps: int, window: int, rows: Rows, device: torch.device) -> to
             there = there & real_RN[rows.previous_R.clamp(min=0)].unsqueeze(1)
         before = (query // 2 - (key // 2 - steps) < window) & there
         mask = torch.cat([before, mask.expand(len(before), -1, -1)], 2)
-        same, own = F.pad(same, (2 * steps, 0)), F.pad(own, (2 * steps, 0))
-    if rows.alone_RS is not None:
-        mask = mask & (same | ~rows.alone_RS.repeat_interleave(2, 1).unsqueeze(2))
+        own = F.pad(own, (2 * steps, 0))
     return (mask | own).unsqueeze(1)
 
 
@@ -161,7 +152,6 @@ class Steps(NamedTuple):
 
     obs_KHO: torch.Tensor  # float32, raw
     action_KHA: torch.Tensor  # float32
-    time_KH: torch.Tensor  # int64, steps since the episode's start
     padding_KH: torch.Tensor  # bool, True where there is no step
 
 
@@ -186,4 +176,4 @@ class History:
         time_KH = first_K1 + np.arange(self.steps)
         at = (env_K[:, None], time_KH % self.steps)
         padding_KH = time_KH >= time_K[:, None]
-        return Steps(*map(torch.from_numpy, (self.obs_EHO[at], self.action_EHA[at], time_KH, padding_KH)))
+        return Steps(*map(torch.from_numpy, (self.obs_EHO[at], self.action_EHA[at], padding_KH)))

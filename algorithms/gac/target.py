@@ -17,6 +17,14 @@ from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import PlanRequestError
 from replay.schema import ReturnSummary
 
+# All of these are ours.
+GROW = 1.5  # factor on the gain after a stage that reached its target
+SHRINK = 0.5  # factor after one that missed it by a standard error
+LEAST_GAIN, LARGEST_GAIN = 0.1, 4.0
+TARGET_MARGIN = 0.1  # how far outside the returns seen, in their range, is still inside
+QUANTILE, MARGIN = 99, 1.5  # a prediction error is a surprise above MARGIN times this percentile of those on the data
+REST = 10  # steps after a plan in which surprise is not acted on
+
 
 class Target(NamedTuple):
     """What an agent keeps from one summary to the next; three numbers, so that a checkpoint can hold it."""
@@ -55,7 +63,7 @@ def next_target(
         uncertainty: the predictor's standard error on the data, environment units; NaN adds no delta.
         exploited: return of exploitation where it is known, NaN where not: asking for less would teach nothing.
     """
-    gain = _judged(config, returns, previous, uncertainty)
+    gain = _judged(returns, previous, uncertainty)
     stage = returns.stage if _over(returns, previous) else previous.stage
     value = previous.value
     settled = not math.isnan(value) and config.explore_target == "fixed"
@@ -66,17 +74,17 @@ def next_target(
     return asked_for(config, Target(value, gain, stage))
 
 
-def _judged(config: PlanningConfig, returns: ReturnSummary, previous: Target, uncertainty: float) -> float:
+def _judged(returns: ReturnSummary, previous: Target, uncertainty: float) -> float:
     """The gain after a stage that is over: as a trust region's radius after a step."""
     if not _over(returns, previous):
         return previous.gain
     missed_by = returns.stage_target - returns.stage_reached
     gain = previous.gain
     if missed_by <= 0:
-        gain *= config.explore_grow
+        gain *= GROW
     elif math.isnan(uncertainty) or missed_by > uncertainty:
-        gain *= config.explore_shrink
-    return min(max(gain, config.explore_gain_low), config.explore_gain_high)
+        gain *= SHRINK
+    return min(max(gain, LEAST_GAIN), LARGEST_GAIN)
 
 
 def _over(returns: ReturnSummary, previous: Target) -> bool:
@@ -84,8 +92,8 @@ def _over(returns: ReturnSummary, previous: Target) -> bool:
     return returns.stage > previous.stage and not math.isnan(returns.stage_target - returns.stage_reached)
 
 
-def settle_target(config: PlanningConfig, target: float, low: float, high: float) -> tuple[float, str]:
-    """The return that is really asked for, and what to tell the user ("": nothing).
+def settle_target(target: float, low: float, high: float) -> tuple[float, str]:
+    """The return that is asked for, and what to tell the user about one outside the data ("": nothing).
 
     Args:
         target: asked for, environment units.
@@ -99,19 +107,18 @@ def settle_target(config: PlanningConfig, target: float, low: float, high: float
             f"the target return is {target}, expected a finite number in the environment's own units: "
             "no plan has it; leave it out or give a number"
         )
-    least, most = return_range(config, low, high)
-    inside = min(max(target, least), most)
-    if math.isnan(most) or inside == target or config.infer_target_policy == "go_on":
+    least, most = return_range(low, high)
+    if math.isnan(most) or least <= target <= most:
         return target, ""
-    seen = f"target return {target:g} is outside the returns {low:g} to {high:g} that the predictor was trained on"
-    if config.infer_target_policy == "clip":
-        return inside, f"{seen}: {inside:g} is asked for instead; infer_target_policy=go_on takes it as it is"
-    return target, f"{seen}: what it predicts there is a guess; infer_target_policy=clip would ask for {inside:g}"
+    return target, (
+        f"target return {target:g} is outside the returns {low:g} to {high:g} that the predictor was trained on: what it "
+        f"predicts there is a guess; ask for {least:g} to {most:g} to stay inside"
+    )
 
 
-def return_range(config: PlanningConfig, low: float, high: float) -> tuple[float, float]:
-    """The returns that count as inside the data: those seen, and ``infer_target_margin`` of their range on either side."""
-    margin = config.infer_target_margin * (high - low)
+def return_range(low: float, high: float) -> tuple[float, float]:
+    """The returns that count as inside the data: those seen, and TARGET_MARGIN of their range on either side."""
+    margin = TARGET_MARGIN * (high - low)
     return low - margin, high + margin
 
 
@@ -120,7 +127,7 @@ def surprise(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
     return (np.square(error_NO) * precision_O).mean(-1, dtype=np.float32)
 
 
-def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
+def band_edge(quantiles: np.ndarray) -> float:
     """The error above which a step is outside the band; ``quantiles`` (101,): percentiles of the errors on the data.
 
     Raises ValueError while the model has not been calibrated: no error would be a surprise and none expected.
@@ -130,7 +137,7 @@ def band_edge(config: PlanningConfig, quantiles: np.ndarray) -> float:
             "replan=surprise needs a calibrated model, and this one's surprise quantiles are unknown: nothing could be "
             "distinguished from the ordinary; train it (or replan=scheduled, replan=none)"
         )
-    return float(quantiles[config.replan_quantile] * config.replan_margin)
+    return float(quantiles[QUANTILE] * MARGIN)
 
 
 class Trigger:
@@ -139,14 +146,11 @@ class Trigger:
     ``edge`` and ``precision_O`` are the model's and set by who has it.
     """
 
-    def __init__(self, config: PlanningConfig, num_envs: int, obs_dim: int, horizon: int) -> None:
-        self.config, self.horizon, self.edge = config, horizon, np.inf
+    def __init__(self, config: PlanningConfig, num_envs: int, obs_dim: int) -> None:
+        self.config, self.edge = config, np.inf
         self.precision_O = np.ones(obs_dim, np.float32)  # of the predictions, one over their variance
         self.since_E = np.zeros(num_envs, np.int64)  # steps since the plan in force was made
-        self.outside_E = np.zeros(num_envs, np.int64)  # steps in a row outside the band
-        self.expected_EhO = np.zeros((num_envs, horizon, obs_dim), np.float32)  # ring: what was said about since % h
-        self.error_EO = np.zeros((num_envs, obs_dim), np.float32)  # of the last step
-        self._env_E = np.arange(num_envs)
+        self.expected_EO = np.zeros((num_envs, obs_dim), np.float32)  # of the normalised observation of now
 
     @property
     def watches(self) -> bool:
@@ -156,7 +160,6 @@ class Trigger:
     def begin(self, env_K: np.ndarray) -> None:
         """A new plan is in force in ``env_K``: what was expected under the old one counts no more."""
         self.since_E[env_K] = 0
-        self.outside_E[env_K] = 0
 
     def fired(self, obs_EO: np.ndarray) -> np.ndarray:
         """The environments (K,) int64 to plan again, given the normalised observations of now.
@@ -166,20 +169,14 @@ class Trigger:
         if self.config.replan == "scheduled":
             return np.flatnonzero(self.since_E >= self.config.replan_every)
         if not self.watches:
-            return self._env_E[:0]
-        error_EO = self.expected_EhO[self._env_E, self.since_E % self.horizon] - obs_EO
-        jumps = self.config.replan_signal == "jump" and self.horizon > 1
-        seen_EO, ripe = (error_EO - self.error_EO, self.horizon + 1) if jumps else (error_EO, self.horizon)
-        self.error_EO[:] = error_EO
-        outside_E = (surprise(seen_EO, self.precision_O) > self.edge) & (self.since_E >= ripe)
-        self.outside_E[:] = np.where(outside_E, self.outside_E + 1, 0)
-        ripe_E = (self.outside_E >= self.config.replan_patience) & (self.since_E >= self.config.replan_rest)
-        return np.flatnonzero(ripe_E)
+            return np.zeros(0, np.int64)
+        outside_E = surprise(self.expected_EO - obs_EO, self.precision_O) > self.edge
+        return np.flatnonzero(outside_E & (self.since_E >= REST))
 
     def step(self, expected_EO: np.ndarray | None) -> None:
-        """One step is taken; ``expected_EO`` is what the plans say of the normalised observation h steps from now."""
+        """One step is taken; ``expected_EO`` is what the plans say of the normalised observation of the next."""
         if self.watches and expected_EO is not None:
-            self.expected_EhO[self._env_E, self.since_E % self.horizon] = expected_EO
+            self.expected_EO[:] = expected_EO
         self.since_E += 1
 
 

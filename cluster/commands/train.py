@@ -47,7 +47,7 @@ def add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--preset",
-        help="cpu (two cores), timed (gac on long episodes) or paper (published settings; needs a GPU) (default: the file's, else cpu)",
+        help="cpu (two cores), linear (gac: what cpu is today) or paper (published settings; needs a GPU) (default: the file's, else cpu)",
     )
     train.add_argument(
         "--steps",

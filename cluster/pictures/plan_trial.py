@@ -121,9 +121,7 @@ def _try(
         timeout_s=spec.config.evaluation.timeout_s,
         make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
-    required = mode == "st" and policy.config.infer_target == "required"  # no default: the best that was seen
-    aim = PlanRequest(mode=mode, target_return=best_return(weights) if required else None)
-    found = evaluator.evaluate(weights, len(start_E), seed, aim, record_paths=maze is not None)
+    found = evaluator.evaluate(weights, len(start_E), seed, PlanRequest(mode=mode), record_paths=maze is not None)
     if found.errors:
         raise RunError(f"{spec.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
     assert policy.inferred is not None

@@ -174,8 +174,8 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
         if run.last.get("loss_collapse"):
             yield (
                 f'<div class="callout bad"><b>{_text(run.name)}: the posterior has collapsed.</b> Plans say next to nothing of their '
-                "trajectories, so searching them steers nothing; raise agent.free_bits, lower agent.kl_weight, shorten "
-                "agent.window or raise agent.history_dropout</div>"
+                "trajectories, so searching them steers nothing; raise agent.free_bits, lower agent.kl_weight or shorten "
+                "agent.window</div>"
             )
         clipped = run.last.get("loss_clipped_mass", 0.0)
         if clipped > CLIPPED_LIMIT:
