@@ -46,9 +46,9 @@ def code_lines(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The arguments of every command line of ours in a page's code blocks, and of `make train` with its ARGS.
 
-    A line that begins with a quotation mark is of a file and quotes a command at most.
+    A line that begins with a quotation mark is of a file and quotes a command at most; one that begins with "from" is Python.
     """
-    lines = "\n".join(line for line in code_lines(page) if not line.lstrip().startswith('"'))
+    lines = "\n".join(line for line in code_lines(page) if not line.lstrip().startswith(('"', "from ")))
     found = re.findall(r"(?m)^.*?(?:\bdrawbridge|-m cluster) ([a-z]+ .*|[a-z]+$)", lines)
     found += [
         "train softgac --env HalfCheetah-v5 " + flags
