@@ -19,6 +19,8 @@ from tiny_runs import read
 
 pytestmark = pytest.mark.cluster
 
+PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # of the driver too: it waits half of this
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -41,7 +43,7 @@ def head() -> Iterator[tuple[Path, str]]:
     """The temporary folder and the address of a cluster whose head keeps its state on disk, so that it can be restarted."""
     folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
     port = free_port()
-    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "state")}
+    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "state")} | PATIENT
     try:
         started = subprocess.run(
             [str(Path(sys.executable).parent / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}",
@@ -61,21 +63,22 @@ def head() -> Iterator[tuple[Path, str]]:
 
 
 def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state(
-    head: tuple[Path, str], tmp_path: Path
+    head: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = head
+    monkeypatch.setenv(*next(iter(PATIENT.items())))
     settings = {"evaluation__every_steps": 0, "worker__restart_budget": 5}
     with ray_run(tmp_path / "run", "--steps", "100000000", "--workers", "1", "--address", address, **settings) as run:
         run.wait_for_steps(200)
         (gcs,) = of_session(folder, "gcs_server")
         words, environment = gcs.cmdline(), gcs.environ()
         gcs.kill()
-        run.wait_for_steps(run.live()["env_steps"] + 500)  # parts that live need no head
+        run.wait_for_steps(run.live()["env_steps"] + 200)  # parts that live need no head
         with open(folder / "restarted.log", "w", encoding="utf-8") as log:
             subprocess.Popen(words, env=environment, stdout=log, stderr=log)
         of_session(folder, "ray::WorkerActor")[0].kill()
         run.wait(lambda: run.live()["workers_restarted"] == 1, "the worker to be replaced")
-        run.wait_for_steps(run.live()["env_steps"] + 500)
+        run.wait_for_steps(run.live()["env_steps"] + 200)
         run.process.terminate()
         assert run.end() == 143, run.output()[-3_000:]
         assert read(run.run_dir / "summary.json")["exit"] == "interrupted"
