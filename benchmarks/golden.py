@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = "golden/maze-v0"
-CLOCK = ("_s", "_per_s", "memory_bytes")  # values that follow the clock or the machine
+CLOCK = ("_s", "_per_s", "memory_bytes", "disk_free_bytes")  # values that follow the clock or the machine
 CLOCK_NAMES = {"learner_data_wait", "learner_update", "learner_publish", "learner_other", "started", "written"}
 MAZE = ["dataset", "make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "12", "--id", DATASET]
 SHORT = {

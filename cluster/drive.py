@@ -12,11 +12,12 @@ from cluster.data_kind import kind_of
 from cluster.errors import Interrupted, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.console import Console
+from cluster.metrics.discovery import run_label, user_name
 from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.wording import algorithm_name
 from cluster.pictures.curve import draw_curve
-from cluster.run_dir import RunDirectory
+from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session
 from cluster.signals import Signals
 from cluster.task_preset import unpublished
@@ -37,7 +38,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)
-        exporter = _exporter(spec, stack)
+        exporter = _exporter(run, spec, stack)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
         signals = stack.enter_context(Signals())
 
@@ -62,8 +63,10 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
+        states = exporter.set_state if exporter is not None else lambda state: None
+        starting = signals.at_once(AT_START)
         session = Session(
-            run, spec, outputs=outputs, event=console.event, facts=facts, starting=signals.at_once(AT_START)
+            run, spec, outputs=outputs, event=console.event, states=states, facts=facts, starting=starting
         )
         with session:
             while session.advance():
@@ -111,10 +114,12 @@ def _left_out(spec: RunSpec) -> str:
     )
 
 
-def _exporter(spec: RunSpec, stack: contextlib.ExitStack) -> Exporter | None:
-    settings = spec.config.metrics
+def _exporter(run: RunDirectory, spec: RunSpec, stack: contextlib.ExitStack) -> Exporter | None:
+    config, settings = spec.config, spec.config.metrics
     if settings.port < 0:
         return None
-    exporter = Exporter(spec.run_dir.name, host=settings.host, port=settings.port)
+    facts = {"algorithm": config.algorithm, "env": config.env, "user": user_name(), "commit": git_hash()}
+    exporter = Exporter(run_label(run.path), host=settings.host, port=settings.port, facts=facts)
+    exporter.resume_from(run.live())
     stack.callback(exporter.close)
     return exporter

@@ -49,11 +49,9 @@ class RayFleet:
     def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self.timeout_s = self.config.ray.call_timeout_s
-        self.done = False
+        self.done = self._closing = self._own_cluster = False
         self.watch = SaveWatch(spec, aggregator, event)
-        self._own_cluster = False
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
-        self._closing = False
         self._next_stats = self._next_save = 0.0
         self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
         self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
@@ -120,10 +118,8 @@ class RayFleet:
         Actors do not stop at ``until``: an evaluation is of the policy that is newest when the driver notices that it is due.
         """
         waiting = [*self._worker_group.runs, *self._learners.runs, *self._evaluations.runs]
-        if waiting:
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=seconds)
-        else:
-            ready = []
+        ready = ray.wait(waiting, num_returns=1, timeout=seconds)[0] if waiting else []
+        if not waiting:
             time.sleep(min(seconds, 0.05))
         for ref in ready:
             self._look_at(ref)
@@ -161,6 +157,9 @@ class RayFleet:
         if self._closing:
             raise UsageError("the run has all its env steps; nothing was changed")
         return self._worker_group.scale(workers)
+
+    def workers_in_words(self) -> str:
+        return self._worker_group.in_words()
 
     def hold_at(self, env_steps: int) -> None:
         """Stores no rows beyond ``env_steps`` until called with a higher number: workers wait, the learner catches up."""
@@ -307,6 +306,7 @@ class RayFleet:
     def _observe_shard(self, index: int, report: dict[str, Any], asked_at: float) -> None:
         if self._shard_started.setdefault(index, report["started"]) != report["started"]:
             self._shard_started[index] = report["started"]
+            self.aggregator.count_shard_restart(index, self.config.ray.shard_restart_budget)
             self._say_restarted(index, report["restored"])
             self._learners.astray = True
             if self._hold is not None:

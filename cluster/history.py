@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ def document(path: Path, notes: list[str]) -> dict[str, Any]:
     except (OSError, Damaged) as error:
         notes.append(f"{path.name} could not be read and was left out: {error}")
         return {}
-    bad = misfits(data) if path.name != "config.json" else {}
+    groups = GROUPS if path.name != "live.json" else ()
+    bad = misfits(data, groups) if path.name != "config.json" else {}
     notes += [f"{path.name}: {text}; it was left out" for text in bad.values()]
     return {key: value for key, value in data.items() if key not in bad}
 
@@ -269,7 +270,7 @@ LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
 FIGURES = {  # of live.json, summary.json and failure.json, beside those of a metrics record
     "written", "pid", "metrics_port", "when", "wall_s", "eval_return_std", "eval_episodes", "policy_version",
 }  # fmt: skip
-TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback"}
+TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback", "workers_in_words"}
 GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
 
 
@@ -310,18 +311,22 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def misfits(data: Mapping[str, Any]) -> dict[str, str]:
-    """The keys of live.json, summary.json or failure.json that hold what a run never writes there, with what was expected."""
+def misfits(data: Mapping[str, Any], groups: Collection[str] = GROUPS) -> dict[str, str]:
+    """The keys of live.json, summary.json or failure.json that hold what a run never writes there, with what was expected.
+
+    Args:
+        groups: keys that hold objects of numbers; live.json has none.
+    """
     found = {}
     for key, value in data.items():
-        if key in GROUPS and isinstance(value, dict):
+        if key in groups and isinstance(value, dict):
             bad, expected = not all(_counted(name, item) for name, item in value.items()), "an object of numbers"
         elif is_resumed(key):
             bad, expected = not (number(value) and value >= 0), "a number of at least 0"
-        elif key in FIGURES or (key not in GROUPS and find_metric(key)):
+        elif key in FIGURES or (key not in groups and find_metric(key)):
             bad = not (value is None or number(value) or (isinstance(value, float) and not math.isfinite(value)))
             expected = "a number"
-        elif key in GROUPS:
+        elif key in groups:
             bad, expected = value is not None, "an object of numbers"
         else:
             bad, expected = key in TEXTS and not isinstance(value, str), "text"

@@ -75,7 +75,7 @@ class InlineFleet:
             for index, worker in enumerate(self.workers):
                 kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
                 self._say_cut(index, worker.load_state(kept))
-        self.aggregator.workers = len(self.workers)
+        self.aggregator.workers = self.aggregator.workers_wanted = len(self.workers)
         self.aggregator.workers_started += len(self.workers)
         if not exact:
             self.learner.publish()
@@ -108,6 +108,9 @@ class InlineFleet:
             f"cannot scale to {workers} workers: this run has --backend inline, one process with a fixed order; nothing was "
             "changed; runs with --backend ray can be scaled"
         )
+
+    def workers_in_words(self) -> str:
+        return f"{self.aggregator.workers} run"
 
     def hold_at(self, env_steps: int) -> None:
         """Does nothing: in one process only ``advance`` works, and its caller says where to stop."""

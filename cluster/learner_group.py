@@ -155,6 +155,7 @@ class LearnerGroup:
         """All ranks, from the newest checkpoint, in a generation above all before."""
         config = self.config.learner
         self._starts += 1
+        self.aggregator.budget_left["learner"] = config.restart_budget - (self._starts - 1)
         self._rollbacks = 0
         make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
         self.actors = [

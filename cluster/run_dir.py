@@ -189,7 +189,7 @@ class RunDirectory:
         Without live.json it is the last line of metrics.jsonl.
         """
         data = self._read("live.json") if (self.path / "live.json").exists() else self._last_line()
-        if bad := [text for key, text in misfits(data).items() if is_resumed(key)]:
+        if bad := [text for key, text in misfits(data, ()).items() if is_resumed(key)]:
             raise RunError(
                 f"{self.path / 'live.json'} cannot be used ({'; '.join(bad)}); a resumed run goes on from these counters, so nothing "
                 "was started; put a good copy back"

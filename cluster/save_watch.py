@@ -31,23 +31,23 @@ class SaveWatch:
 
     def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
         self.spec, self.aggregator, self.event = spec, aggregator, event
+        config = spec.config
+        snapshot_s = config.learner.checkpoint_s if config.backend == "inline" else config.replay.snapshot_s
+        self.every_s = aggregator.save_every_s = {"checkpoint": config.learner.checkpoint_s, "snapshot": snapshot_s}
         self._failures: dict[str, int] = {}  # one after the other, by part
         self._first: dict[str, str] = {}  # the first of them
         self._complete: set[int] = set()  # shards with a snapshot since all of them had one
 
     def checkpoint(self, problem: str) -> None:
         """A checkpoint was written ("") or was not, because of ``problem``."""
-        config = self.spec.config
-        if self._note("checkpoint", self.spec.run_dir / "checkpoints", problem, config.learner.checkpoint_s):
+        if self._note("checkpoint", self.spec.run_dir / "checkpoints", problem, self.every_s["checkpoint"]):
             self.aggregator.saved("checkpoint")
 
     def snapshot(self, shard: int, problem: str) -> None:
         """A snapshot of ``shard`` was written ("") or was not, because of ``problem``."""
-        config = self.spec.config
-        every_s = config.learner.checkpoint_s if config.backend == "inline" else config.replay.snapshot_s
-        if self._note(f"snapshot of shard {shard}", self.spec.shard_dir(shard), problem, every_s):
+        if self._note(f"snapshot of shard {shard}", self.spec.shard_dir(shard), problem, self.every_s["snapshot"]):
             self._complete.add(shard)
-            if len(self._complete) == config.replay.shards:
+            if len(self._complete) == self.spec.config.replay.shards:
                 self._complete.clear()
                 self.aggregator.saved("snapshot")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words
 from cluster.reports import Reports
+from cluster.requests import Request
 from cluster.run_dir import RunDirectory
 from cluster.save_watch import SaveWatch
 from cluster.saved import Saved
@@ -34,6 +36,7 @@ from rollout_workers.evaluator import Evaluation
 GRACE_S = (
     18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing the cluster takes some of them
 )
+SCALED_S = 10.0  # that workers are given to start before `scale` is answered with how many do not run
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
@@ -65,6 +68,9 @@ class Fleet(Protocol):
     def scale(self, workers: int) -> str:
         """Makes the number of rollout workers ``workers``; says what was done."""
 
+    def workers_in_words(self) -> str:
+        """How many rollout workers run and what the others wait for: "8 run, 12 wait for CPUs"."""
+
     def hold_at(self, env_steps: int) -> None:
         """Lets the run make ``env_steps`` (and the rest of the chunk that reaches them) and hold there."""
 
@@ -89,6 +95,7 @@ class Session:
         plan: its configuration, and what its parts are built from.
         outputs: called with every metrics line.
         event: called with every line worth a person's attention.
+        states: called with every state of the run: starting, running, finishing, ended, failed.
         facts: what live.json says beside the metrics.
         starting: entered while the parts start.
     """
@@ -100,11 +107,12 @@ class Session:
         *,
         outputs: Callable[[dict[str, Any]], None] = lambda line: None,
         event: Callable[[str], None] = lambda text: None,
+        states: Callable[[str], None] = lambda state: None,
         facts: dict[str, Any] | None = None,
         starting: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
         self.run, self.spec, self.config = run, spec, spec.config
-        self.outputs, self.event = outputs, event
+        self.outputs, self.event, self.states = outputs, event, states
         self.facts = facts or {}
         self._starting = starting or contextlib.nullcontext()
         replay = self.config.replay
@@ -116,6 +124,9 @@ class Session:
             unit=self.config.unit,
             pretrain_updates=kind_of(self.config).pretrain_updates(self.config),
         )
+        for part, settings in (("worker", self.config.worker), ("learner", self.config.learner)):
+            self.aggregator.budget_left[part] = settings.restart_budget
+        self.aggregator.budget_left["shard"] = self.config.ray.shard_restart_budget
         if before:
             self.aggregator.resume_from(before)
         self.reports = Reports(run, self.aggregator.failed, event)
@@ -124,14 +135,16 @@ class Session:
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
-        self._state = "starting"
+        self._state = ""
         self._clipping = False
         self.asked_to_stop = False  # by another command: the caller ends the run
+        self._scaled: tuple[Request, str, float] | None = None  # a request, what was done, when it is due
         self.saved: Saved | None = None  # what ``finish`` left on disk
 
     def __enter__(self) -> Session:
         before = self.aggregator.env_steps_before, self.aggregator.updates
         try:
+            self._enter("starting")
             self._write_live(self.run.live())
             with self._starting:
                 self.fleet.start()
@@ -142,7 +155,7 @@ class Session:
         every = self.config.evaluation.every_steps
         self._next_evaluation = (self.aggregator.progress // every + 1) * every if every else self.config.steps + 1
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
-        self._state = "running"
+        self._enter("running")
         self._tell()
         return self
 
@@ -188,7 +201,8 @@ class Session:
 
         What could not be saved is in ``saved`` and in the summary; a run that completed is then ``unsaved`` and can be resumed.
         """
-        self._state = "finishing"
+        self._answer_scaled(now=True)
+        self._enter("finishing")
         self._tell()
         self.saved = saved = self.fleet.finish(None if outcome == "completed" else GRACE_S)
         for problem in saved.problems:
@@ -208,13 +222,14 @@ class Session:
             **self.aggregator.summary(),
         }
         self.reports.attempt("summary.json", lambda: self.run.write_summary(summary))
-        self._state = "ended"
+        self._enter("ended")
         self._tell()
         return summary
 
     def fail(self, error: BaseException) -> None:
         """Writes failure.json: what ended the run; then its last line, unless it was starting: the metrics know less then."""
-        starting, self._state = self._state == "starting", "failed"
+        starting = self._state in ("", "starting")
+        self._enter("failed")
         line = self.run.live() if starting else self.aggregator.line()
         try:
             self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
@@ -223,6 +238,10 @@ class Session:
         self._write_live(line)
         if not starting:
             self.reports.line("metrics.jsonl", line)
+
+    def _enter(self, state: str) -> None:
+        self._state = state
+        self.states(state)
 
     def _give_up(self, error: BaseException) -> None:
         """Writes down what ended the run and frees everything; nothing here may hide ``error`` or keep actors alive."""
@@ -260,6 +279,7 @@ class Session:
 
     def _answer(self) -> None:
         self.reports.retry()
+        self._answer_scaled()
         try:
             request = self.run.requests.take()
         except RunError as error:
@@ -270,17 +290,31 @@ class Session:
         if request.kind == "stop":
             self.asked_to_stop = request.number == os.getpid()  # else it was meant for an earlier process of this run
             return
+        self._answer_scaled(now=True)  # to the one before
         workers = request.number
         try:
-            message, done = self.fleet.scale(workers), True
-            self.event(message)
+            self._scaled = request, self.fleet.scale(workers), time.monotonic() + SCALED_S
             self.reports.attempt("config.json", lambda: self.run.keep_workers(workers))
+            self._answer_scaled()
         except (UsageError, RunError) as error:
-            message, done = str(error), False
-        self.reports.answer(lambda: self.run.requests.answer(request, done, message))
+            message = str(error)
+            self.reports.answer(lambda: self.run.requests.answer(request, False, message))
+
+    def _answer_scaled(self, now: bool = False) -> None:
+        """Answers a request once every worker runs, at the latest SCALED_S after it, or ``now``."""
+        if self._scaled is None:
+            return
+        request, done, by = self._scaled
+        words = f"{done}: {self.fleet.workers_in_words()}"
+        if now or not self.aggregator.workers_pending or time.monotonic() >= by:
+            self._scaled = None
+            self.event(words)
+            self.reports.answer(lambda: self.run.requests.answer(request, True, words))
 
     def _tell(self) -> None:
         self.aggregator.memory_bytes = _memory_bytes()
+        with contextlib.suppress(OSError):
+            self.aggregator.disk_free_bytes = shutil.disk_usage(self.run.path).free
         line = self.aggregator.line()
         self._warn_of_clipping(line.get("loss_clipped_mass", 0.0))
         self.reports.line("metrics.jsonl", line)
@@ -294,7 +328,11 @@ class Session:
             self.event(clipping_words(share))
 
     def _write_live(self, line: dict[str, Any]) -> None:
-        self.reports.attempt("live.json", lambda: self.run.write_live({**line, **self.facts}, self._state))
+        facts = {**self.facts, "workers_in_words": self._workers_in_words()}
+        self.reports.attempt("live.json", lambda: self.run.write_live({**line, **facts}, self._state))
+
+    def _workers_in_words(self) -> str:
+        return self.fleet.workers_in_words() if self._state == "running" else ""
 
 
 def _make_fleet(spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> Fleet:

@@ -68,6 +68,7 @@ class WorkerGroup:
         self._full: set[int] = set()  # shards that take no more rows
         self._silent: set[int] = set()  # shards of whose workers nothing is known now
         self._restarts = 0  # of this start of the run: the budget's
+        self._count()
 
     @property
     def actors(self) -> list[Any]:
@@ -146,6 +147,7 @@ class WorkerGroup:
 
     def watch(self) -> None:
         """Replaces workers that were silent for too long: an environment whose step hangs."""
+        self._count()
         limit = self.config.worker.step_timeout_s
         now = time.monotonic()
         for index, member in list(self._members.items()):
@@ -178,6 +180,17 @@ class WorkerGroup:
             self.start(next(free))
         self._count()
         return f"rollout workers: {len(active)} -> {workers}"
+
+    def in_words(self) -> str:
+        """How many workers run and what the others wait for: "8 run, 12 wait for CPUs"."""
+        self._count()
+        running, pending = self.aggregator.workers, self.aggregator.workers_pending
+        if not pending:
+            return f"{running} run"
+        with contextlib.suppress(RayError):
+            if ray.available_resources().get("CPU", 0.0) < self._cpus:
+                return f"{running} run, {pending} wait for CPUs"
+        return f"{running} run, {pending} start"
 
     def settle(self, limit_s: float) -> None:
         """Ends every worker: each finishes the chunk in hand and brings in what is on the way.
@@ -221,8 +234,6 @@ class WorkerGroup:
 
     def _is_up(self, index: int, member: Member) -> bool:
         """Whether a worker has its place on the cluster. One that waits is reported, not replaced; if all wait, the run halts."""
-        if not member.began and ray.wait([member.up], timeout=0)[0]:
-            member.began = time.monotonic()
         waited, limit = time.monotonic() - member.asked, self.config.ray.start_timeout_s
         if member.began or waited < limit:
             return bool(member.began)
@@ -268,4 +279,13 @@ class WorkerGroup:
             ray.kill(member.actor, no_restart=True)
 
     def _count(self) -> None:
-        self.aggregator.workers = len(self.runs)
+        """Sees which workers are up by now, and counts them by state."""
+        living = {index: member for index, member in self._members.items() if not member.finished}
+        starting = {member.up: member for member in living.values() if not member.began}
+        for ref in ray.wait(list(starting), num_returns=len(starting), timeout=0)[0] if starting else ():
+            starting[ref].began = time.monotonic()
+        needed = [member for index, member in living.items() if self._is_needed(index)]
+        self.aggregator.workers = sum(member.began > 0 for member in living.values())
+        self.aggregator.workers_wanted = len(needed)
+        self.aggregator.workers_pending = sum(not member.began for member in needed)
+        self.aggregator.budget_left["worker"] = self.config.worker.restart_budget - self._restarts

@@ -159,6 +159,7 @@ def test_status_of_an_ended_run_in_words_and_as_json(run_dir: Path, capsys: pyte
     told = said(capsys, "status", str(run_dir))
     for part in ("ended", "env steps", "updates", "replay ratio", "workers", "evaluated", "version"):
         assert part in told
+    assert "note" not in told and "workers    2 " in told
     found = json.loads(said(capsys, "status", str(run_dir), "--json"))
     assert found["state"] == "ended" and found["pid"] is None and found["summary"]["exit"] == "completed"
     assert found["live"]["env_steps"] >= STEPS and found["last_evaluation"]["env_steps"] == STEPS

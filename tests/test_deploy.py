@@ -250,12 +250,16 @@ def line_at(seconds: float) -> dict[str, float]:
     windows = {"episodes": 1, "env_s": 0.2, "act_s": 0.1, "record_s": 0.01, "push_wait_s": 0.01}
     replay = {"size_rows": steps, "fill": 0.1, "replay_ratio": 1.0, "target_replay_ratio": 1.0}
     blocked = {"blocked_insert_s": 0.1 * seconds, "blocked_sample_s": 0.1 * seconds, "memory_bytes": 5e8, "workers": 2}
+    states = {"workers_wanted": 2, "workers_pending": 0, "disk_free_bytes": 7e9, "nonfinite_updates": 0}
+    states |= {f"restart_budget_left_{part}": 3 for part in ("worker", "learner", "shard")}
     saves = {
         "failed_checkpoints": 0,
         "failed_snapshots": 0,
         "failed_reports": 0,
         "checkpoint_age_s": 9,
         "snapshot_age_s": 9,
+        "checkpoint_every_s": 60,
+        "snapshot_every_s": 60,
     }
     policy = {"version": seconds, "generation": 0, "policy_age_p50": 1, "policy_age_p95": 2, "publish_interval_s": 1.0}
     learner = {"learner_data_wait": 0.01, "learner_update": 0.9, "learner_publish": 0.02}
@@ -285,7 +289,19 @@ def line_at(seconds: float) -> dict[str, float]:
     agent |= {"stage": 1, "online_episodes": seconds, "held_dataset_episodes": 100, "held_online_episodes": 20}
     agent |= {"episode_rows": steps, "lost_rows_end_lost": seconds, "planned_episodes": 1, "plan_s": 0.1}
     agent |= {"plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0}
-    return growing | windows | replay | blocked | saves | policy | learner | returns | agent | {"eval_env_steps": 4000}
+    return (
+        growing
+        | windows
+        | states
+        | replay
+        | blocked
+        | saves
+        | policy
+        | learner
+        | returns
+        | agent
+        | {"eval_env_steps": 4000}
+    )
 
 
 @pytest.fixture
@@ -294,9 +310,11 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[str, Exporter]]:
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("prometheus is not installed (Debian package prometheus)")
-    exporter = Exporter("trial")
+    exporter = Exporter("trial", facts={"algorithm": "softgac", "env": "Hopper-v5", "user": "ada", "commit": "0123abc"})
+    exporter.set_state("running")
     text = (DEPLOY / "prometheus.yml").read_text()
-    assert "127.0.0.1:9464" in text
+    assert "127.0.0.1:9464" in text and "[alerts.yml]" in text
+    text = text.replace("[alerts.yml]", f"[{DEPLOY / 'alerts.yml'}]")
     text = text.replace("127.0.0.1:9464", f"127.0.0.1:{exporter.port}").replace(": 5s", ": 1s").replace(": 15s", ": 1s")
     config = tmp_path / "prometheus.yml"
     config.write_text(text)

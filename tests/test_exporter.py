@@ -25,14 +25,21 @@ from cluster.errors import UsageError
 from cluster.metrics.catalogue import CATALOGUE, METRICS, find_metric
 from cluster.metrics.exporter import MAX_CONNECTIONS, Exporter
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+DOC = (
+    (Path(__file__).resolve().parent.parent / "docs" / "metrics.md")
+    .read_text()
+    .split("## Names and meanings that changed")[0]
+)
 LINE = {
     "time_s": 12.5, "env_steps": 4000, "updates": 8000, "episodes": 4, "fill": 0.004, "size_rows": 4000,
     "rows_recorded": 4040, "rows_stored": 4000, "rows_dropped_nonfinite": 32, "rows_duplicate": 8,
-    "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1,
+    "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_wanted": 6, "workers_pending": 2,
+    "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1,
     "version": 62, "generation": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
     "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01,
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
+    "restart_budget_left_worker": 7, "restart_budget_left_learner": 3, "restart_budget_left_shard": 2, "disk_free_bytes": 7e9,
+    "checkpoint_every_s": 120.0, "snapshot_every_s": 300.0, "nonfinite_updates": 0,
     "failed_checkpoints": 0, "failed_snapshots": 2, "failed_reports": 5, "checkpoint_age_s": 30.0, "snapshot_age_s": 200.0,
     "return_mean": -10.0, "return_min": -50.0, "return_max": 30.0, "length_mean": 1000.0, "memory_bytes": 5e8,
     "eval_return_mean": 120.0, "eval_env_steps": 4000, "loss_critic_loss": 3.2, "loss_alpha": 0.08,
@@ -42,10 +49,12 @@ LINE = {
     "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
 }  # fmt: skip
 
+FACTS = {"algorithm": "softgac", "env": "Hopper-v5", "user": "ada", "commit": "0123abc"}
+
 
 @pytest.fixture
 def exporter() -> Iterator[Exporter]:
-    endpoint = Exporter("trial")
+    endpoint = Exporter("trial", facts=FACTS)
     yield endpoint
     endpoint.close()
 
@@ -81,6 +90,12 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("rows_total", outcome="duplicate", reason=""): 8,
         key("replay_fill_ratio"): 0.004,
         key("policy_age_versions", quantile="0.95"): 3,
+        key("workers", state="running"): 4,
+        key("workers", state="wanted"): 6,
+        key("workers", state="pending"): 2,
+        key("restart_budget_left", part="shard"): 2,
+        key("disk_free_bytes"): 7e9,
+        key("save_interval_seconds", what="snapshot"): 300.0,
         key("learner_time_ratio", part="data_wait"): 0.02,
         key("blocked_seconds_total", side="insert"): 3.0,
         key("episode_return", stat="min"): -50.0,
@@ -118,6 +133,7 @@ def test_stages_plans_and_the_bound_of_a_run_on_episodes_become_series(exporter:
 def test_every_series_has_a_sample_after_a_full_line_and_none_before_the_first(exporter: Exporter) -> None:
     assert samples(exporter) == {}
     exporter.update(LINE)
+    exporter.set_state("running")
     assert {name for name, _ in samples(exporter)} == {series.full_name for series in METRICS}
 
 
@@ -139,6 +155,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_every_series_gets_a_value_from_the_records_of_real_runs(
     exporter: Exporter, records: list[dict[str, Any]]
 ) -> None:
+    exporter.set_state("running")
     for record in records:
         exporter.update(record)
     assert {name for name, _ in samples(exporter)} == {metric.full_name for metric in METRICS}
@@ -179,7 +196,7 @@ def test_what_people_are_shown_is_in_the_catalogue() -> None:
         for key in re.findall(r"""\b(?:line|live|last)(?:\.get\(|\[)["'](\w+)["']""", (folder / name).read_text())
     }
     assert read, "the expression above finds nothing"
-    of_live = {"state", "pid", "written"}  # live.json holds these beside the record
+    of_live = {"state", "pid", "written", "workers_in_words"}  # live.json holds these beside the record
     assert {key for key in read - of_live if find_metric(key) is None} == set()
 
 
@@ -201,6 +218,21 @@ def test_sums_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter
     assert found[key("updates_total")] == 8000
 
 
+def test_the_state_of_a_run_is_there_before_its_first_line_and_follows_it(exporter: Exporter) -> None:
+    for state in ("starting", "running", "failed"):
+        exporter.set_state(state)
+        assert samples(exporter) == {key("run_info", state=state, **FACTS): 1}
+
+
+def test_a_count_that_goes_back_goes_on_growing_so_that_rates_are_those_of_the_work_done(exporter: Exporter) -> None:
+    exporter.resume_from({"env_steps": 4000, "updates": 8000, "workers": 4, "state": "failed"})
+    for env_steps, expected in ((3900, 4000), (3950, 4050), (3700, 4050), (3800, 4150)):
+        exporter.update({"env_steps": env_steps, "replay_ratio": 1.0})
+        assert samples(exporter)[key("env_steps_total")] == expected
+    assert samples(exporter)[key("updates_total")] == 8000
+    assert key("workers", state="running") not in samples(exporter), "a state is of now"
+
+
 def test_values_that_are_no_numbers_do_not_break_a_scrape(exporter: Exporter) -> None:
     exporter.update({"env_steps": float("nan"), "loss_q_mean": float("inf"), "workers": None, "env_s": float("nan")})
     found = samples(exporter)
@@ -210,7 +242,7 @@ def test_values_that_are_no_numbers_do_not_break_a_scrape(exporter: Exporter) ->
 
 
 def test_the_page_of_metrics_lists_exactly_what_is_exported() -> None:
-    rows = [line for line in DOC.read_text().splitlines() if line.startswith("| `drawbridge_")]
+    rows = [line for line in DOC.splitlines() if line.startswith("| `drawbridge_")]
     told = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
     made = [
         (f"`{m.full_name}`", m.kind, m.unit, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in METRICS
@@ -220,7 +252,7 @@ def test_the_page_of_metrics_lists_exactly_what_is_exported() -> None:
 
 def test_every_expression_of_the_page_names_series_that_exist() -> None:
     known = {series.full_name for series in METRICS}
-    named = set(re.findall(r"drawbridge_[a-z_]+", DOC.read_text()))
+    named = set(re.findall(r"drawbridge_[a-z_]+", DOC))
     assert named <= known
 
 

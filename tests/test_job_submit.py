@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import ROOT, command, read, train_words, wait_for
+from tiny_runs import ROOT, command, live, read, start, train_words, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -132,13 +132,28 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
     assert str(clone) not in told.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
 
 
-def test_an_address_joins_the_running_cluster_from_a_checkout_and_leaves_it_running(
+def test_an_address_joins_the_running_cluster_says_for_whom_there_is_no_room_and_leaves_it_running(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
-    told = command(*words, env=cluster.environment)
-    assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
-    assert completed(tmp_path / "run")
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    flags = ("--steps", "1000000", "--address", cluster.address)
+    words = train_words(run_dir, "InvertedPendulum-v5", *flags, worker__cpus=2, worker__restart_budget=5)
+    run = start(*words, log=log, env=cluster.environment)
+    try:
+        wait_for(lambda: live(run_dir).get("env_steps", 0) > 200, "rows", 120, log)
+        told = command("scale", str(run_dir), "--workers", "4")
+        assert told.stdout == "rollout workers: 2 -> 4: 2 run, 2 wait for CPUs\n", told.stderr
+        assert "workers    2 run, 2 wait for CPUs (0 restarts)" in command("status", str(run_dir)).stdout
+        seen = live(run_dir)
+        assert [seen[key] for key in ("workers_wanted", "workers", "workers_pending")] == [4, 2, 2]
+        assert seen["restart_budget_left_worker"] == 5 and seen["disk_free_bytes"] > 0
+        run.terminate()
+        assert run.wait(60) == 143, log.read_text()[-3_000:]
+    finally:
+        run.kill()
+        run.wait(30)
+    rows = read(run_dir / "summary.json")["rows"]
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) > 200
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="ascii")
     assert _answers(f"{cluster.dashboard}/api/version", token)
 

@@ -25,7 +25,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
         for workers in (4, 2):
             told = command("scale", str(run_dir), "--workers", str(workers))
             assert told.returncode == 0, told.stderr
-            assert told.stdout.strip() == f"rollout workers: {6 - workers} -> {workers}"
+            assert told.stdout.strip() == f"rollout workers: {6 - workers} -> {workers}: {workers} run"
             run.wait(lambda n=workers: run.live()["workers"] == n, f"{workers} workers in live.json")
             assert read(run_dir / "config.json")["worker"]["workers"] == workers, "a resume would not keep it"
             run.wait(lambda n=workers: len(run.children("ray::WorkerActor")) == n, f"{workers} worker processes")
@@ -36,7 +36,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
 def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
     told = lines(scaled.run_dir / "metrics.jsonl")
     seen = [line["workers"] for line in told]
-    assert 4 in seen and seen[0] == 2 and seen[-1] == 2
+    assert 4 in seen and max(seen[: seen.index(4)]) <= 3 and seen[-1] == 2
     assert told[-1]["workers_started"] == 4 and told[-1]["workers_restarted"] == 0
     assert told[-1]["env_steps"] > told[seen.index(4)]["env_steps"]
 

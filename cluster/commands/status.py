@@ -153,7 +153,7 @@ def status_in_words(found: dict[str, Any]) -> str:
             + (ratio if unit == "env_steps" else ""),
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
             f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
-            f"  workers    {live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
+            f"  workers    {live.get('workers_in_words') or live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
         ]
     evaluation = found["last_evaluation"]
     if evaluation:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, by_reason
+from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
 from replay.messages import RowTotals
 from replay.shard import ShardStats
@@ -17,6 +17,7 @@ from rollout_workers.recorder import merge_stats
 
 _SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")
 _NONE_DROPPED = dict.fromkeys(DROP_REASONS, 0)
+_GROWN = ("insert_blocked_s", "sample_blocked_s")
 _SHARES = ("data_wait", "update", "publish", "other")
 SAVED = ("checkpoint", "snapshot")
 FAILED = (*SAVED, "report")
@@ -44,11 +45,16 @@ class MetricsAggregator:
         self.unit = unit
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.pretrain_updates = pretrain_updates
-        self.env_steps = self.updates = self.version = self.generation = 0
+        self.env_steps = self.updates = self.version = self.generation = self.nonfinite_updates = 0
         self.ledger = Ledger()
         self._writer_ended_at = -math.inf  # the newest end of a writer, monotonic clock
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
         self.workers = self.workers_started = 0
+        self.workers_wanted = self.workers_pending = 0  # beside those that run
+        self.budget_left = dict.fromkeys(RESTARTED_PARTS, 0)  # restarts, by part
+        self._shard_restarts: Counter[int] = Counter()
+        self.disk_free_bytes: int | None = None  # None where the file system does not answer
+        self.save_every_s = dict.fromkeys(SAVED, 0.0)
         self.restarts = Counter(dict.fromkeys(RESTART_REASONS, 0))  # of workers, by reason
         self.memory_bytes = 0
         self.failed = dict.fromkeys(FAILED, 0)  # writes to the run directory, over the run
@@ -57,6 +63,9 @@ class MetricsAggregator:
         self._saved_at = dict.fromkeys(SAVED, time.monotonic())
         self._began = time.monotonic() - before_s
         self._shards: dict[int, ShardStats] = {}
+        self._grown = dict.fromkeys(_GROWN, 0.0)  # what shards count from their own start, over all their starts
+        self._ages = np.zeros(1, np.int64)  # rows by policy age, at the last line
+        self._age = {"p50": 0, "p95": 0}
         self._window: dict[str, float] = {}  # workers' stats since the last line
         self._losses: dict[str, float] = {}
         self._clipped = np.zeros(2)  # sum over updates of the share of target mass that was clipped, and their number
@@ -121,6 +130,10 @@ class MetricsAggregator:
         if asked_at < self._writer_ended_at:
             return
         self.ledger.add_shard(stats)
+        before = self._shards.get(stats.shard)
+        for name in _GROWN:
+            now, then = getattr(stats, name), getattr(before, name, 0)
+            self._grown[name] += now - then if now >= then else now  # less: the shard was restarted
         self._shards[stats.shard] = stats
         self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
 
@@ -139,6 +152,7 @@ class MetricsAggregator:
             made = report.updates_per_s * report.wall_s
             self._clipped += made * np.array([report.metrics["clipped_mass"], 1.0])
         self.observe_learner(report.updates, report.generation, report.version)
+        self.nonfinite_updates = max(self.nonfinite_updates, report.nonfinite)
         self._losses.update(report.metrics)
         self._last_shares = dict(report.time)
         for name in _SHARES:
@@ -148,6 +162,11 @@ class MetricsAggregator:
         """A checkpoint is complete, or a snapshot of every shard."""
         self.written[what] += 1
         self._saved_at[what] = time.monotonic()
+
+    def count_shard_restart(self, shard: int, budget: int) -> None:
+        """Ray restarted ``shard``; each has a budget of its own."""
+        self._shard_restarts[shard] += 1
+        self.budget_left["shard"] = budget - max(self._shard_restarts.values())
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
         self.evaluation = evaluation
@@ -174,26 +193,32 @@ class MetricsAggregator:
             "size_rows": sum(s.size for s in shards),
             "fill": sum(s.size for s in shards) / max(1, sum(s.capacity for s in shards)),
             "workers": self.workers,
+            "workers_wanted": self.workers_wanted,
+            "workers_pending": self.workers_pending,
             "workers_started": self.workers_started,
             "workers_restarted": self.workers_restarted,
             **{f"workers_restarted_{reason}": count for reason, count in self.restarts.items()},
+            **{f"restart_budget_left_{part}": left for part, left in self.budget_left.items()},
             "version": self.version,
             "generation": self.generation,
-            "blocked_insert_s": sum(s.insert_blocked_s for s in shards),
-            "blocked_sample_s": sum(s.sample_blocked_s for s in shards),
+            "blocked_insert_s": self._grown["insert_blocked_s"],
+            "blocked_sample_s": self._grown["sample_blocked_s"],
+            "nonfinite_updates": self.nonfinite_updates,
             "memory_bytes": self.memory_bytes,
             **{f"failed_{what}s": count for what, count in self.failed.items()},
             **{f"written_{what}s": count for what, count in self.written.items()},
             **{f"{what}_age_s": now - saved_at for what, saved_at in self._saved_at.items()},
+            **{f"{what}_every_s": seconds for what, seconds in self.save_every_s.items()},
         }
+        if self.disk_free_bytes is not None:
+            line["disk_free_bytes"] = self.disk_free_bytes
         if self.version > version:
             line["publish_interval_s"] = seconds / (self.version - version)
         if self.unit == "updates":
             line |= _whole_episodes(shards) | _plans(window)
         else:
             line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
-        ages = self.policy_age()
-        line |= {"policy_age_p50": ages["p50"], "policy_age_p95": ages["p95"]}
+        line |= {f"policy_age_{name}": age for name, age in self._age_since().items()}
         line |= _episodes(window)
         line |= {name: window[name] for name in _SECONDS if name in window}
         line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
@@ -215,11 +240,18 @@ class MetricsAggregator:
 
     def policy_age(self) -> dict[str, int]:
         """Versions by which the acting policy was behind the newest one when its rows were stored."""
+        return _quantiles(self._age_rows())
+
+    def _age_rows(self) -> np.ndarray:
         bins = [shard.age_rows for shard in self._shards.values()]
-        total = np.sum(bins, axis=0) if bins else np.zeros(1, np.int64)
-        below = np.cumsum(total)
-        quantile = {name: int(np.searchsorted(below, q * below[-1])) for name, q in (("p50", 0.5), ("p95", 0.95))}
-        return quantile if below[-1] else {"p50": 0, "p95": 0}
+        return np.sum(bins, axis=0) if bins else np.zeros(1, np.int64)
+
+    def _age_since(self) -> dict[str, int]:
+        """``policy_age`` of the rows stored since the last line; as before where there are none."""
+        now = self._age_rows()
+        new, self._ages = np.maximum(now - self._ages, 0), now
+        self._age = _quantiles(new) if new.any() else self._age
+        return self._age
 
     def summary(self) -> dict[str, Any]:
         """The counters' part of summary.json."""
@@ -245,6 +277,12 @@ class MetricsAggregator:
             "policy_version": self.version,
             "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
         }
+
+
+def _quantiles(rows_by_age: np.ndarray) -> dict[str, int]:
+    below = np.cumsum(rows_by_age)
+    quantile = {name: int(np.searchsorted(below, q * below[-1])) for name, q in (("p50", 0.5), ("p95", 0.95))}
+    return quantile if below[-1] else {"p50": 0, "p95": 0}
 
 
 def _episodes(window: dict[str, float]) -> dict[str, float]:

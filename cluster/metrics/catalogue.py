@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-Line = Mapping[str, Any]  # one metrics record
+Line = Mapping[str, Any]  # one metrics record, or that and the facts of its run
 Kind = Literal["counter", "gauge"]
 Keys = Mapping[str, tuple[str, ...]]  # key of a metrics record -> the values of its series' labels
 AGENT_PREFIX = "loss_"  # of the keys that an agent's update reports
@@ -29,6 +29,7 @@ class Metric:
         window: records hold the sum since the previous record; the exported counter adds them up.
         resumed: a resumed run continues from it, so a damaged value must not be used.
         charts: title of the chart that the report draws of a key.
+        facts: its one sample has the value 1; its labels say what the run is and does.
     """
 
     series: str
@@ -40,6 +41,7 @@ class Metric:
     window: bool = False
     resumed: bool = False
     charts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: bool = False
 
     @property
     def full_name(self) -> str:
@@ -56,6 +58,10 @@ class Metric:
 
     def read(self, line: Line) -> Iterator[tuple[tuple[str, ...], float]]:
         """(values of the labels, value) of every sample in a record."""
+        if self.facts:
+            if all(label in line for label in self.labels):
+                yield tuple(str(line[label]) for label in self.labels), 1.0
+            return
         for key, value in line.items():
             labels = self.match(key)
             if labels is not None:
@@ -80,7 +86,13 @@ def _metric(
     )
 
 
+FACTS = Metric(
+    series="run_info", kind="gauge", unit="1", labels=("state", "algorithm", "env", "user", "commit"), facts=True,
+    keys={},
+    help="always 1; state is starting, running, finishing, ended or failed, commit that of the tree the run was started from",
+)  # fmt: skip
 PROGRESS = (
+    FACTS,
     _metric("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
     _metric("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),
     _metric("gauge", "", "env steps/s", "env_steps_per_s", "since the previous record", chart="Environment steps"),
@@ -92,6 +104,7 @@ PROGRESS = (
         "time of the newest metrics record; an old one means a stall",
     ),
     _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
+    _metric("gauge", "disk_free_bytes", "bytes", "disk_free_bytes", "free on the file system of the run directory"),
     Metric(
         series="failed_writes", kind="counter", unit="writes", labels=("what",), resumed=True,
         keys={"failed_checkpoints": ("checkpoint",), "failed_snapshots": ("snapshot",), "failed_reports": ("report",)},
@@ -106,6 +119,11 @@ PROGRESS = (
         series="save_age_seconds", kind="gauge", unit="s", labels=("what",),
         keys={"checkpoint_age_s": ("checkpoint",), "snapshot_age_s": ("snapshot",)},
         help="time since the newest complete checkpoint, and since every shard wrote a snapshot; since the start before the first",
+    ),
+    Metric(
+        series="save_interval_seconds", kind="gauge", unit="s", labels=("what",),
+        keys={"checkpoint_every_s": ("checkpoint",), "snapshot_every_s": ("snapshot",)},
+        help="time between two checkpoints, and between two snapshots, as configured",
     ),
 )  # fmt: skip
 DROP_REASONS = (  # exported from 0, so that a first loss shows as an increase; rejected chunks have reasons of their own
@@ -136,8 +154,20 @@ REPLAY = (
     ),
 )  # fmt: skip
 RESTART_REASONS = ("raised", "died", "hung")  # of a worker: its code raised, its process died, it sent nothing
+RESTARTED_PARTS = ("worker", "learner", "shard")
 ROLLOUT = (
-    _metric("gauge", "workers", "processes", "workers", "rollout workers running"),
+    Metric(
+        series="workers", kind="gauge", unit="processes", labels=("state",),
+        keys={"workers": ("running",), "workers_wanted": ("wanted",), "workers_pending": ("pending",)},
+        help="rollout workers by state: wanted (by the run now; none once its shards are full), running (the process is up), pending "
+        "(asked for; waits for CPUs or is starting)",
+    ),
+    Metric(
+        series="restart_budget_left", kind="gauge", unit="restarts", labels=("part",),
+        keys={f"restart_budget_left_{part}": (part,) for part in RESTARTED_PARTS},
+        help="restarts left before the next failure halts the run, by part: worker (all together), learner (all together), shard "
+        "(of the one with the fewest left)",
+    ),
     _metric("counter", "", "processes", "workers_started", "worker slots started", resumed=True),
     _metric("counter", "", "restarts", "workers_restarted", "rollout workers replaced, for any reason", resumed=True),
     Metric(
@@ -204,7 +234,8 @@ LEARNER = (
         series="policy_age_versions", kind="gauge", unit="versions", labels=("quantile",),
         keys={"policy_age_p50": ("0.5",), "policy_age_p95": ("0.95",)},
         charts={"policy_age_p95": "Policy age, 95th percentile"},
-        help="how far behind the newest policy the acting one was when its rows were stored: median and 95th percentile",
+        help="how far behind the newest policy the acting one was when its rows were stored, of the rows since the previous record: "
+        "median and 95th percentile",
     ),
     _metric("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
     Metric(
@@ -215,6 +246,10 @@ LEARNER = (
         },
         charts={"learner_data_wait": "Learner waits for data"},
         help="share of the learner's time since the previous record: data_wait, update, publish, other",
+    ),
+    _metric(
+        "counter", "nonfinite_updates", "updates", "nonfinite_updates",
+        "updates that were skipped because their loss or gradient was not finite",
     ),
     Metric(
         series="learning", kind="gauge", unit="the metric's own", labels=("metric",), keys={f"{AGENT_PREFIX}*": ("*",)},
@@ -270,6 +305,12 @@ def is_resumed(key: str) -> bool:
     """Whether a resumed run continues from the value under ``key``."""
     metric = find_metric(key)
     return metric is not None and metric.resumed
+
+
+def is_counter(key: str) -> bool:
+    """Whether records hold under ``key`` a count over the run, not one over a window."""
+    metric = find_metric(key)
+    return metric is not None and metric.kind == "counter" and not metric.window
 
 
 def by_reason(line: Line, prefix: str) -> dict[str, int]:

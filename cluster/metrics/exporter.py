@@ -10,7 +10,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -20,7 +20,7 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
-from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line
+from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line, is_counter, is_resumed
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0
@@ -35,16 +35,25 @@ class Exporter:
         port: TCP port; 0 for any free one, found in ``port``.
         role: value of the label ``role``: which part of the run serves these figures.
         shard: value of the label ``shard``; empty where the figures are of no single shard.
+        facts: what run_info says of the run from now on.
 
     Raises:
         UsageError: the address cannot be listened on.
     """
 
     def __init__(
-        self, run: str, host: str = "127.0.0.1", port: int = 0, *, role: str = "supervisor", shard: str = ""
+        self,
+        run: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        role: str = "supervisor",
+        shard: str = "",
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         self._labels = {"run": run, "role": role, "shard": shard}
         self._lines = _Lines(self._labels)
+        self._lines.facts = dict(facts or {})
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self._lines)
         self._metrics_app = make_wsgi_app(registry)
@@ -64,6 +73,14 @@ class Exporter:
     def update(self, line: Line) -> None:
         """Takes a metrics line. Each line once: what it counts over its window (WINDOW_SUMS) is added up."""
         self._lines.take(line)
+
+    def resume_from(self, line: Line) -> None:
+        """Takes the newest line of the run's earlier part: counters go on from there, even if the run begins a little earlier."""
+        self._lines.resume_from(line)
+
+    def set_state(self, state: str) -> None:
+        """What the run does now: starting, running, finishing, ended or failed."""
+        self._lines.facts = {**self._lines.facts, "state": state}
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Stops listening; a second call does nothing. TimeoutError when the server thread does not end in time."""
@@ -101,11 +118,24 @@ class _Lines(Collector):
     def __init__(self, labels: dict[str, str]) -> None:
         self._labels = labels
         self._line: dict[str, Any] = {}
+        self._counts: dict[str, float] = {}  # as the newest line has them
+        self.facts: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def take(self, line: Line) -> None:
-        numbers = {key: float(value) for key, value in line.items() if isinstance(value, (int, float))}
+    def resume_from(self, line: Line) -> None:
         with self._lock:
+            self._counts = {key: n for key, n in _numbers(line).items() if is_resumed(key) and is_counter(key)}
+            self._line |= self._counts
+
+    def take(self, line: Line) -> None:
+        """A count that went back, as some work is lost and done again, goes on growing: a fall is a restart from 0 to Prometheus."""
+        numbers = _numbers(line)
+        with self._lock:
+            for key in [key for key in numbers if is_counter(key)]:
+                now = numbers.pop(key)
+                if math.isfinite(now):
+                    numbers[key] = self._line.get(key, 0.0) + max(0.0, now - self._counts.get(key, 0.0))
+                    self._counts[key] = now
             for key in WINDOW_SUMS:
                 if key in numbers:
                     added = numbers[key] if math.isfinite(numbers[key]) else 0.0
@@ -115,7 +145,7 @@ class _Lines(Collector):
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
-            line = dict(self._line)
+            line = {**self._line, **self.facts}
         for series in METRICS:
             family: Any = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
             metric = family(
@@ -125,6 +155,10 @@ class _Lines(Collector):
                 if series.kind == "gauge" or math.isfinite(value):
                     metric.add_metric((*self._labels.values(), *labels), value)
             yield metric
+
+
+def _numbers(line: Line) -> dict[str, float]:
+    return {key: float(value) for key, value in line.items() if isinstance(value, (int, float))}
 
 
 class _Server(WSGIServer):
