@@ -53,6 +53,7 @@ def train(
     preset: str = "cpu",
     run: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Trains a policy to the end of its run and returns the run directory, as ``drawbridge train`` does.
 
@@ -63,12 +64,15 @@ def train(
         preset: what the settings start from.
         run: a new directory. None: runs/ENV-ALGORITHM-SEED-N.
         settings: any field of ``drawbridge config PRESET`` by its dotted key: {"steps": 50_000, "backend": "inline"}.
+        env_kwargs: JSON arguments of ``gymnasium.make``. None: the dataset's, where ``env`` does not name another environment.
 
     SIGINT and SIGTERM end the run with a checkpoint, so this is called from the main thread.
     """
     from cluster.commands.train import train
 
-    return train(algorithm, env, dataset=dataset, preset=preset, run_dir=run, settings=settings or {})
+    return train(
+        algorithm, env, dataset=dataset, preset=preset, run_dir=run, settings=settings or {}, env_kwargs=env_kwargs
+    )
 
 
 def evaluate(

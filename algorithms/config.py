@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from replay.option import COUNT, RATE, WIDTH, WIDTH_LIMIT, option, range_problems
+from replay.task import name_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ class Published:
 
 def published(env_id: str) -> Published | None:
     """What the paper sets for ``env_id``; None for a task of a suite that it does not name."""
-    namespace, _, name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2]).rpartition("/")
+    namespace, _, name = re.sub(r"-v\d+$", "", name_of(env_id)).rpartition("/")
     steps = 3_000_000 if name in THREE_MILLION else 1_000_000
     if namespace == "dm_control":
         dog = name.split("-")[0] == "dog"

@@ -118,9 +118,10 @@ def _dataset_problems(spec: RunSpec) -> list[str]:
     config = spec.config
     try:
         dataset = spec.dataset
+        env = env_spec(config.env)
         if dataset is not None:
-            check_against(dataset, config.env, spec.obs_dim, spec.action_dim)
-        return kind_of(config).data_problems(spec, env_spec(config.env).max_episode_steps)
+            check_against(dataset, config.env, env.obs_dim, env.low, env.high)
+        return kind_of(config).data_problems(spec, env.max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]
     return []

@@ -129,7 +129,9 @@ class RunConfig:
 
     algorithm: str = option("softgac", "name", ", ".join(ALGORITHMS), tuple(ALGORITHMS))
     preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "linear", "paper"))
-    env: str = option("HalfCheetah-v5", "id", "Gymnasium environment id")
+    env: str = option(
+        "HalfCheetah-v5", "id", "Gymnasium environment id; ID?{...}: with these arguments of gymnasium.make"
+    )
     dataset: str = option("", "id", "Minari dataset that is learned from; empty: none")
     steps: int = option(
         1_000_000,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from replay.dataset_writer import write_files
-from replay.minari_files import EpisodeFiles, dataset_folders, datasets_root, env_id_of, find_data, read_metadata
+from replay.minari_files import EpisodeFiles, dataset_folders, datasets_root, find_data, read_metadata, recorded_env
 from replay.schema import DataSummary
 from replay.stored_episode import DatasetError, Refused, StoredEpisode
 
@@ -37,7 +37,7 @@ class Dataset:
 
     Attributes:
         id, path: of the dataset; ``path`` is the folder with metadata.json and the data.
-        env_id: of the environment it was recorded in; "" where it does not say.
+        env: the environment it was recorded in, as its metadata says. env_id: its id; "" where it does not say.
         obs_dim, action_dim: of its episodes as vectors; Dicts are flattened in the order of sorted keys.
         total_episodes, total_steps: as the metadata says, the refused ones included.
         random_return, expert_return: mean returns of the two references, Minari's ref_min_score and ref_max_score.
@@ -52,7 +52,8 @@ class Dataset:
         text = metadata.get("description")
         self.id: str = metadata["dataset_id"]
         self.path = data
-        self.env_id: str = env_id_of(metadata)
+        self.env = recorded_env(metadata)
+        self.env_id = self.env.env_id
         self.total_episodes: int = metadata["total_episodes"]
         self.total_steps: int = metadata["total_steps"]
         self.random_return = _finite(metadata.get("ref_min_score"))
@@ -74,6 +75,11 @@ class Dataset:
     @property
     def action_dim(self) -> int:
         return self._files.layout.action_dim
+
+    @property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds (A,) of the box that actions were recorded in, float64."""
+        return self._files.layout.action_bounds
 
     @property
     def refused(self) -> dict[str, list[int]]:
@@ -144,25 +150,26 @@ def write_dataset(dataset_id: str, episodes: Iterable[StoredEpisode], **about: A
     return Dataset(write_files(dataset_id, episodes, **about))
 
 
-def check_against(
-    dataset: Dataset, env_id: str, obs_dim: int, action_dim: int, *, allow_other_env: bool = False
-) -> None:
-    """DatasetError unless the dataset's episodes could come from ``env_id``; where it names none, the shapes decide.
+def check_against(dataset: Dataset, env_id: str, obs_dim: int, low_A: np.ndarray, high_A: np.ndarray) -> None:
+    """DatasetError unless a model of the dataset could act in ``env_id``: shapes and action boxes decide, not the ids.
 
-    ``allow_other_env``: the shapes must agree, the ids need not.
+    Args:
+        env_id, obs_dim, low_A, high_A: of the run's environment; the bounds are those of its action box.
     """
     sides = (
         f"{dataset.id} is of {dataset.env_id or 'an environment it does not name'} (observations of {dataset.obs_dim}, "
-        f"actions of {dataset.action_dim} numbers), expected {env_id} (observations of {obs_dim}, actions of {action_dim})"
+        f"actions of {dataset.action_dim} numbers), expected {env_id} (observations of {obs_dim}, actions of {len(low_A)})"
     )
-    if (dataset.obs_dim, dataset.action_dim) != (obs_dim, action_dim):
+    if (dataset.obs_dim, dataset.action_dim) != (obs_dim, len(low_A)):
         raise DatasetError(
             f"{sides}: a model of one cannot act in the other; choose the dataset or --env so that the shapes agree"
         )
-    if dataset.env_id not in ("", env_id) and not allow_other_env:
+    recorded = dataset.action_bounds
+    if not np.allclose(recorded, (low_A, high_A), rtol=1e-4, atol=1e-6):
+        boxes = [f"{low.tolist()} to {high.tolist()}" for low, high in (recorded, (low_A, high_A))]
         raise DatasetError(
-            f"{sides}: the shapes agree but what was learned would not hold there; choose a dataset of {env_id}, or "
-            f"--env {dataset.env_id}"
+            f"{dataset.id} has actions from {boxes[0]}, expected {boxes[1]} as in {env_id}: the same action would be another one "
+            "there; choose the dataset or --env so that the action boxes agree"
         )
 
 
@@ -192,7 +199,7 @@ def _row(data: Path, place: str) -> DatasetRow:
     other = metadata["dataset_id"] != place
     problem = f"its metadata calls it {metadata['dataset_id']}" if other else ""
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
-    return DatasetRow(place, env_id_of(metadata), episodes, steps, size, problem)
+    return DatasetRow(place, recorded_env(metadata).env_id, episodes, steps, size, problem)
 
 
 def _finite(value: Any) -> float | None:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -100,15 +100,42 @@ def read_metadata(data: Path) -> dict[str, Any]:
     return metadata
 
 
-def env_id_of(metadata: dict[str, Any]) -> str:
-    """The id of the environment that the metadata names; the text alone is read, nothing is made of it. "" if none."""
-    ours, spec = metadata.get("drawbridge"), metadata.get("env_spec")
-    if isinstance(ours, dict) and isinstance(ours.get("env_id"), str):
-        return str(ours["env_id"])
+class RecordedEnv(NamedTuple):
+    """The environment that a dataset's metadata names, as text: nothing is built or imported."""
+
+    env_id: str = ""  # "" if none
+    entry_point: str = ""  # "": the rest is not known either
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  # every argument it was made with, registered ones included
+    max_episode_steps: int | None = None
+    wrappers: tuple[str, ...] = ()  # names
+    doubt: str = ""  # what of the metadata is odd, in words
+
+
+def recorded_env(metadata: dict[str, Any]) -> RecordedEnv:
+    """What the metadata says of the environment to evaluate in: Minari's eval_env_spec, else its env_spec."""
+    ours, spec, recorded = (metadata.get(key) for key in ("drawbridge", "eval_env_spec", "env_spec"))
+    named = ours.get("env_id") if isinstance(ours, dict) else None
+    own = named if isinstance(named, str) else ""
+    doubt = (
+        "its eval_env_spec is not the env_spec that its episodes come from"
+        if spec and recorded not in (None, spec)
+        else ""
+    )
+    if not (spec or recorded):
+        return RecordedEnv(own)
     try:
-        return str(json.loads(spec or "{}").get("id", ""))
-    except (TypeError, ValueError, AttributeError):
-        return ""
+        found = json.loads(spec or recorded or "")
+        limit, wrappers = found.get("max_episode_steps"), found.get("additional_wrappers") or ()
+        return RecordedEnv(
+            env_id=own or str(found.get("id") or ""),
+            entry_point=str(found.get("entry_point") or ""),
+            kwargs=dict(found.get("kwargs") or {}),
+            max_episode_steps=None if limit is None else int(limit),
+            wrappers=tuple(str(wrapper["name"]) for wrapper in wrappers),
+            doubt=doubt,
+        )
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        return RecordedEnv(own, doubt=f"its env_spec cannot be read ({type(error).__name__})")
 
 
 class EpisodeFiles:
@@ -207,7 +234,8 @@ def _space(metadata: dict[str, Any], key: str, name: str) -> gym.Space:
     given = metadata.get(key)
     if given is None:
         raise DatasetError(
-            f"{name} has no {key} in its metadata, expected one: Minari would build the environment {env_id_of(metadata)!r} "
+            f"{name} has no {key} in its metadata, expected one: Minari would build the environment "
+            f"{recorded_env(metadata).env_id!r} "
             "to ask it, which runs whatever code the metadata names, so it is not done here; add the space to "
             f"{METADATA} as docs/datasets.md shows"
         )

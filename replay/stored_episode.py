@@ -57,6 +57,7 @@ class EpisodeLayout:
         self.obs_dim = _dim(obs_space)
         self.action_dim = int(action_space.low.size)
         low_A, high_A = (bound.astype(np.float64).ravel() for bound in (action_space.low, action_space.high))
+        self.action_bounds = low_A, high_A
         self._middle_A, half_A = (low_A + high_A) / 2, (high_A - low_A) / 2
         self._half_A = np.where(half_A > 0, half_A, 1.0)
         self.clipped = 0  # steps read so far whose action lay outside the box; environments clip them too

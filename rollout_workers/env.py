@@ -6,11 +6,14 @@ Letters: E environments, O observation dim, A action dim.
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import difflib
 import functools
 import importlib
 import importlib.util
 import os
+import shlex
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +25,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 
 from replay.stored_episode import UNBOUNDED
+from replay.task import LIMIT, TaskError, id_of, join_task, split_task, texts_with_colon
 
 
 class EnvError(ValueError):
@@ -137,28 +141,36 @@ FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in st
     "PointMaze_Large-v3": ((7, 10), 800),
 }
 
-_named: set[str] = set()  # modules that somebody who may run code here has named
+_named: set[str] = set()  # modules, and texts with a colon, that somebody who may run code here has named
 
 
-def name_module(env_id: str) -> None:
-    """Lets this process import the module of ``module:Id``; for an id without a module nothing changes.
+def name_module(task: str) -> None:
+    """Lets this process import the module of ``module:Id``, and give an environment arguments with a colon in their text.
 
-    For ids from a command line, from RLlib's configuration, and from the driver of a run to its actors: importing runs
-    code. Never for an id that was read from a file: a dataset or a run directory may come from anybody.
+    For tasks from a command line, from RLlib's configuration, and from the driver of a run to its actors: importing runs
+    code. Never for a task that was read from a file: a dataset or a run directory may come from anybody.
     """
-    module, _, _ = env_id.rpartition(":")
+    module, _, _ = id_of(task).rpartition(":")
     if module:
         _named.add(module)
+    with contextlib.suppress(TaskError):
+        _named.update(texts_with_colon(split_task(task)[1]))
 
 
-def find_env(env_id: str) -> EnvSpec:
-    """Gymnasium's registration of ``env_id``.
+def find_env(task: str) -> EnvSpec:
+    """Gymnasium's registration of a task's id, with the task's own arguments and time limit in it (``replay.task``).
 
     ``module:Id`` imports ``module`` first, as gymnasium.make does, if ``name_module`` has allowed it. gymnasium_robotics
     (PointMaze, AntMaze, Fetch, ...) and shimmy (dm_control/...) are imported only when an id is not registered without
     them; this project's mazes (FixedGoal/...) are registered when an id names them. EnvError when there is no such environment, with the
-    nearest ids, when a package that it needs is missing, and when the id names a module that nobody has allowed.
+    nearest ids, when a package that it needs is missing, when the id names a module that nobody has allowed or an argument
+    might, and when the arguments are no JSON object.
     """
+    try:
+        env_id, kwargs = split_task(task)
+    except TaskError as error:
+        raise EnvError(str(error)) from error
+    _check_texts(env_id, kwargs)
     module, _, name = env_id.rpartition(":")
     if module:
         _import_module(module, env_id)
@@ -169,9 +181,22 @@ def find_env(env_id: str) -> EnvSpec:
     elif name not in gym.registry:
         _register_robotics(env_id)
     try:
-        return gym.spec(name)
+        spec = gym.spec(name)
     except gym.error.Error as error:
         raise EnvError(_unknown(env_id, name)) from error
+    if not kwargs:
+        return spec
+    limit = kwargs.pop(LIMIT, spec.max_episode_steps)
+    return dataclasses.replace(spec, kwargs=copy.deepcopy(spec.kwargs) | kwargs, max_episode_steps=limit)
+
+
+def _check_texts(env_id: str, kwargs: dict[str, Any]) -> None:
+    if unnamed := sorted(texts_with_colon(kwargs) - _named):
+        raise EnvError(
+            f"an argument of {env_id} has the text {unnamed[0]!r} and was read from a file, expected a text with a colon to be given on "
+            "the command line, because it may name a module whose import runs its code: the environment was not made; if you trust "
+            f"it, repeat the command with --env {shlex.quote(join_task(env_id, kwargs))}"
+        )
 
 
 def _unknown(env_id: str, name: str) -> str:

@@ -109,7 +109,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     except Exception as error:
         raise EnvError(
             f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to "
-            "build it: no worker can run it; install what it asks for, and try gymnasium.make with this id by itself"
+            "build it: no worker can run it; install what it asks for, correct its arguments, and try gymnasium.make by itself"
         ) from error
 
 

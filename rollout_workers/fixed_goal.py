@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from replay.task import id_of
 from rollout_workers.env import FIXED_GOAL, FIXED_GOALS, EnvError
 from rollout_workers.maze import maze_of
 
@@ -80,11 +81,11 @@ def draw_start(rng: np.random.Generator, start_K2: np.ndarray) -> np.ndarray:
 def fixed_goal_id(env_id: str) -> str:
     """The FixedGoal id of a PointMaze map: ``PointMaze_UMaze-v3`` gives ``FixedGoal/PointMaze_UMaze-v3``.
 
-    A FixedGoal id stays as it is. EnvError, naming those that exist, for anything else.
+    A FixedGoal id stays as it is, and so do a task's arguments. EnvError, naming those that exist, for anything else.
     """
     known = [FIXED_GOAL + maze_id for maze_id in FIXED_GOALS]
     wanted = env_id if env_id.startswith(FIXED_GOAL) else FIXED_GOAL + env_id
-    if wanted not in known:
+    if id_of(wanted) not in known:
         raise EnvError(
             f"{env_id} has no variant with a fixed goal, expected one of {', '.join(known)}: a return there would say "
             "nothing about one plan; choose one of them"

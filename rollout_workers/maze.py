@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 import numpy as np
 
+from replay.task import id_of
 from rollout_workers.env import EnvError, find_env
 
 BALL = 0.1  # m, radius of PointMaze's ball
@@ -158,14 +159,21 @@ def maze_of(env_id: str) -> Maze | None:
     Reads the registration alone: no environment is built, and no module that the id may name is imported. EnvError
     when gymnasium-robotics, which has the maps, is not installed.
     """
-    if not env_id.startswith(_MAPPED) or ":" in env_id:
+    if not env_id.startswith(_MAPPED) or ":" in id_of(env_id):
         return None
     kwargs = find_env(env_id).kwargs
     goal_cell = kwargs.get("goal_cell")
-    if "maze_id" in kwargs:
-        kwargs = gym.spec(kwargs["maze_id"]).kwargs
-    wall_RC = np.array([[cell == 1 for cell in row] for row in kwargs["maze_map"]])
-    return Maze(wall_RC, None if goal_cell is None else (int(goal_cell[0]), int(goal_cell[1])))
+    try:
+        if "maze_id" in kwargs:
+            kwargs = gym.spec(kwargs["maze_id"]).kwargs
+        wall_RC = np.array([[cell == 1 for cell in row] for row in kwargs["maze_map"]])
+        goal = None if goal_cell is None else (int(goal_cell[0]), int(goal_cell[1]))
+    except (TypeError, ValueError, KeyError, IndexError, gym.error.Error) as error:
+        raise EnvError(
+            f"the arguments of {env_id} describe no maze ({type(error).__name__}: {error}), expected maze_map as rows of cells, "
+            "goal_cell as [row, column] and maze_id as a PointMaze id: it cannot be made; correct them"
+        ) from error
+    return Maze(wall_RC, goal)
 
 
 def _check_closed(wall_RC: np.ndarray) -> None:

@@ -22,6 +22,7 @@ WHOLE_RUNS = {
     "test_gac_policy", "test_imitation", "test_inline", "test_missing", "test_plan_cli", "test_plan_picture",
     "test_policy", "test_replay_client_plans", "test_resumed_envs", "test_resuming", "test_simulation", "test_toy",
     "test_values", "test_video",
+    "test_dataset_task",
 }  # fmt: skip
 
 

@@ -339,14 +339,18 @@ def test_without_h5py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
             use()
 
 
-def test_a_dataset_of_another_environment_or_shape_names_both_sides() -> None:
+def test_a_dataset_of_other_shapes_or_another_action_box_names_both_sides() -> None:
     dataset = write([episode(0)])
-    check_against(dataset, ENV, 4, 2)
-    with pytest.raises(DatasetError, match=rf"is of {ENV} .* expected Hopper-v5 .*--env"):
-        check_against(dataset, "Hopper-v5", 4, 2)
-    check_against(dataset, "Hopper-v5", 4, 2, allow_other_env=True)
-    with pytest.raises(DatasetError, match=r"observations of 4, actions of 2 .*observations of 11, actions of 3"):
-        check_against(dataset, "Hopper-v5", 11, 3, allow_other_env=True)
+    one_2 = np.ones(2)
+    check_against(dataset, ENV, 4, -one_2, one_2)
+    with pytest.raises(
+        DatasetError, match=rf"is of {ENV} .*observations of 4, actions of 2 .*observations of 11, actions of 3"
+    ):
+        check_against(dataset, "Hopper-v5", 11, -np.ones(3), np.ones(3))
+    with pytest.raises(
+        DatasetError, match=r"actions from \[-1.0, -1.0\] to \[1.0, 1.0\], expected .*-1.0\] to \[1.0, 3.0\] as in A-v0"
+    ):
+        check_against(dataset, "A-v0", 4, -one_2, np.array([1.0, 3.0]))
 
 
 def test_the_summary_of_one_pass_is_that_of_all_the_data_at_once() -> None:

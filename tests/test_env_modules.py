@@ -11,7 +11,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny_episodes import swings
+from gymnasium.envs.registration import EnvSpec
+from tiny_episodes import TINY, TINY_CLONE, pairs, swings
 from tiny_runs import read, train_inline, train_words
 
 from cluster.cli import main
@@ -23,6 +24,7 @@ MODULE = "module_of_a_stranger"
 ENV = f"{MODULE}:Strange-v0"
 MAZE_LIKE = f"PointMaze_{MODULE}:Strange-v0"  # a name that mazes have
 DATASET = "strange/swings-v0"
+PENDULUM = "gymnasium.envs.classic_control.pendulum:PendulumEnv"
 STEPS = 96
 
 
@@ -34,7 +36,7 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 import pathlib
 import gymnasium as gym
 pathlib.Path({str(path)!r}).touch()
-gym.register("Strange-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
+gym.register("Strange-v0", "{PENDULUM}", max_episode_steps=200)
 """
     for name in (MODULE, f"PointMaze_{MODULE}"):
         (tmp_path / f"{name}.py").write_text(code)
@@ -127,6 +129,40 @@ def test_no_command_imports_a_module_that_a_dataset_names(
     assert main(["dataset", "import", str(folder)]) == 0
     assert main(["dataset", "list"]) == 0
     assert not marker.exists() and not Path(run).exists()
+
+
+def test_a_dataset_of_a_module_is_learned_in_its_own_task_when_the_command_line_names_the_module(
+    marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Minari writes one: the id in its metadata has no module."""
+    metadata_of = made("Pendulum-v1") / "data" / "metadata.json"
+    spec = EnvSpec("Strange-v0", PENDULUM, max_episode_steps=9, kwargs={"g": 1.5})
+    metadata = read(metadata_of) | {"env_spec": spec.to_json(), "drawbridge": {}}
+    metadata_of.write_text(json.dumps(metadata))
+    run = tmp_path / "run"
+    words = [
+        "train",
+        "bc",
+        "--dataset",
+        DATASET,
+        "--backend",
+        "inline",
+        "--steps",
+        "4",
+        "--run-dir",
+        str(run),
+        *pairs(TINY, TINY_CLONE),
+    ]
+    assert main(words) == 2
+    assert "unknown environment 'Strange-v0'" in capsys.readouterr().err and not marker.exists()
+    assert main([*words, "--env", ENV]) == 0
+    told = capsys.readouterr().out
+    assert marker.exists() and "another task" not in told, told
+    task = f'{ENV}?{{"g":1.5,"max_episode_steps":9}}'
+    assert read(run / "config.json")["env"] == task
+    assert main(["evaluate", str(run), "--env", ENV, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["env"] == task and set(found["lengths"]) == {9}
 
 
 def test_the_command_line_names_the_module_of_a_run_and_names_it_again(

@@ -144,11 +144,6 @@ DATASETS: dict[str, tuple[Harm, tuple[str, ...], tuple[str, ...]]] = {
         (f"{ID} is of {ENV} (observations of 3, actions of 1 numbers)", "expected InvertedPendulum-v5 (observations of 4",
          "cannot act in the other", "choose the dataset or --env"),
     ),
-    "of another environment of the same shapes": (
-        lambda place: write("tiny/other-v0", "Elsewhere-v0"), ("--env", ENV, "--dataset", "tiny/other-v0"),
-        ("tiny/other-v0 is of Elsewhere-v0", f"expected {ENV}", "the shapes agree but what was learned would not hold there",
-         f"choose a dataset of {ENV}, or --env Elsewhere-v0"),
-    ),
     "of an environment that does not exist": (
         lambda place: write("tiny/other-v0", "Pendulm-v1"), ("--dataset", "tiny/other-v0"),
         ("unknown environment 'Pendulm-v1'", "nearest: Pendulum-v1", "nothing can be trained"),
@@ -308,6 +303,11 @@ FINETUNES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gac", ("--set", "agent.width=32"),
         ("the networks of", "are not those asked for", "cannot be gone on from", "nothing was started", "leave out the --set agent.*"),
     ),
+    "with a dataset of another environment": (
+        "gac", ("--dataset", "tiny/other-v0"),
+        (f"tiny/other-v0 is of another task than {ENV}", "its environment is Elsewhere-v0", "expected the same", "nothing was started",
+         f"--env {ENV}"),
+    ),
     "with a dataset that is not there": ("gac", ("--dataset", "tiny/swing-v0"), ("no dataset 'tiny/swing-v0'", f"nearest: {ID}")),
 }  # fmt: skip
 
@@ -318,6 +318,7 @@ def test_a_run_that_cannot_be_fine_tuned_as_asked_is_refused_and_leaves_nothing_
 ) -> None:
     algorithm, flags, parts = FINETUNES[case]
     base = request.getfixturevalue(algorithm)
+    write("tiny/other-v0", "Elsewhere-v0")
     told = refused(finetune_words(base, tmp_path / "run", *flags), capsys)
     holds(told, *parts)
     assert not (tmp_path / "run").exists()

@@ -70,6 +70,7 @@ def test_every_command_shown_is_understood_with_its_flags_and_settings(page: Pat
             arguments.env = (
                 arguments.env or "FixedGoal/PointMaze_UMaze-v3"
             )  # else that of a dataset, which may be absent
+            arguments.env_kwargs = arguments.env_kwargs or "{}"
             arguments.config = None  # a file of the reader's
             resolve(arguments)  # every --set too
         assert {pair.partition("=")[0] for pair in getattr(arguments, "set", [])} <= SETTINGS

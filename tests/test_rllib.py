@@ -319,7 +319,7 @@ def test_a_stopped_run_leaves_a_run_directory_that_the_commands_read(inline: Any
 def test_rllibs_settings_reach_the_fleet() -> None:
     config = (
         SoftGACConfig()
-        .environment("HalfCheetah-v5")
+        .environment("HalfCheetah-v5", env_config={"max_episode_steps": 50, "ctrl_cost_weight": 0.5})
         .env_runners(num_env_runners=3, num_envs_per_env_runner=6, num_cpus_per_env_runner=0.5)
         .learners(num_learners=2, num_gpus_per_learner=0)
         .training(preset="paper", gamma=0.98, set={"replay.replay_ratio": 1.5})
@@ -328,7 +328,8 @@ def test_rllibs_settings_reach_the_fleet() -> None:
         .debugging(seed=9)
     ).run_config()
     assert (config.worker.workers, config.worker.envs_per_worker, config.learner.learners) == (3, 6, 2)
-    assert (config.env, config.preset, config.seed, config.backend) == ("HalfCheetah-v5", "paper", 9, "ray")
+    task = 'HalfCheetah-v5?{"ctrl_cost_weight":0.5,"max_episode_steps":50}'
+    assert (config.env, config.preset, config.seed, config.backend) == (task, "paper", 9, "ray")
     assert (config.agent.gamma, config.replay.replay_ratio, config.learner.updates_per_call) == (0.98, 1.5, 4)
     assert (config.evaluation.episodes, config.evaluation.every_steps, config.steps) == (7, 0, ENDLESS)
     assert config.learner.gpus == 0
@@ -339,7 +340,7 @@ def test_rllibs_settings_reach_the_fleet() -> None:
     [
         (lambda c: c.training(lr=3e-4), "lr=0.0003 is not carried"),
         (lambda c: c.training(train_batch_size_per_learner=64), "train_batch_size_per_learner=64 is not carried"),
-        (lambda c: c.environment(env_config={"a": 1}), "env_config"),
+        (lambda c: c.environment(env_config={"a": {1, 2}}), "which holds what JSON cannot"),
         (lambda c: c.env_runners(rollout_fragment_length=7), "rollout_fragment_length=7"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": [8]}), "model_config"),
         (lambda c: c.multi_agent(policies={"a", "b"}), "several policies"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
+from replay.task import TaskError, id_of, join_task, parse_kwargs, split_task
 
 
 def point(text: str) -> tuple[float, float]:
@@ -77,6 +78,8 @@ def add_env_again(parser: argparse.ArgumentParser) -> None:
 def name_env_again(run_dir: Path, env_id: str | None) -> None:
     """Lets the module of ``env_id`` be imported, if that is the environment of the run; None: no module is.
 
+    The id alone will do: the run's own arguments stay.
+
     Raises:
         UsageError: the run is of another environment, or there is no run.
     """
@@ -86,7 +89,7 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
     from rollout_workers.env import name_module
 
     theirs = run.config().env
-    if env_id != theirs:
+    if env_id not in (theirs, id_of(theirs)):
         raise UsageError(
             f"--env {env_id} was given to a run of {theirs}, expected its own environment: what was learned there would not hold "
             "in another, so nothing was done; leave --env out, or repeat the run's own if it names a module"
@@ -94,9 +97,33 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
     name_module(env_id)
 
 
+def add_env_kwargs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-kwargs",
+        metavar="JSON",
+        help="arguments of gymnasium.make, as '{\"max_episode_steps\": 300}' (default: the dataset's, else none)",
+    )
+
+
+def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """The id ("" if none) and the arguments (None if none) that ``--env`` and ``--env-kwargs`` name; lets its module be imported."""
+    if env is None and env_kwargs is None:
+        return "", None
+    from rollout_workers.env import name_module
+
+    try:
+        env_id, kwargs = split_task(env or "")
+        if env_kwargs is not None:
+            kwargs = parse_kwargs(env_kwargs) if isinstance(env_kwargs, str) else dict(env_kwargs)
+        name_module(join_task(env_id, kwargs))
+    except TaskError as error:
+        raise UsageError(f"{error}; nothing was started") from error
+    return env_id, kwargs if kwargs or env_kwargs is not None else None
+
+
 def resume_words(run_dir: Path | str, env_id: str) -> str:
     """The command that goes on with a run, for messages."""
-    again = f" --env {shlex.quote(env_id)}" if ":" in env_id else ""
+    again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
     return f"drawbridge resume {run_dir}{again}"
 
 

@@ -7,7 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.commands.arguments import add_command, add_env_again, count, name_env_again, scale, seconds, whole
+from cluster.commands.arguments import (
+    add_command,
+    add_env_again,
+    add_env_kwargs,
+    count,
+    name_env_again,
+    named_task,
+    scale,
+    seconds,
+    whole,
+)
 from cluster.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +58,7 @@ def add_dataset(commands: Any) -> None:
 def _add_maze(kinds: Any) -> None:
     maze = _command(kinds, "maze", _make_maze, "a waypoint planner to random targets in a maze with one fixed goal")
     maze.add_argument("--env", required=True, help="PointMaze_UMaze-v3, PointMaze_Medium-v3 or PointMaze_Large-v3")
+    add_env_kwargs(maze)
     maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
     maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
     maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
@@ -95,10 +106,12 @@ def make_dataset(
 
 def _make_maze(arguments: argparse.Namespace) -> None:
     from cluster.commands.dataset_recipes import make_maze
+    from replay.task import join_task
 
+    env_id, kwargs = named_task(arguments.env, arguments.env_kwargs)
     made = make_maze(
         arguments.id,
-        arguments.env,
+        join_task(env_id, kwargs or {}),
         episodes=arguments.episodes,
         noise=arguments.noise,
         dwell=arguments.dwell,

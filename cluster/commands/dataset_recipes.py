@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from cluster.metrics.wording import clock
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
+from replay.task import id_of, name_of
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
 REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
@@ -95,7 +97,7 @@ def _measured(measure: Callable[[], tuple[float, float]]) -> tuple[float, float]
 
 def env_name(env_id: str) -> str:
     """An environment id as part of a dataset id: FixedGoal/PointMaze_UMaze-v3 as pointmaze-umaze."""
-    bare = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].removeprefix("FixedGoal/"))
+    bare = re.sub(r"-v\d+$", "", name_of(env_id).removeprefix("FixedGoal/"))
     return re.sub(r"[^0-9a-z]+", "-", bare.lower()).strip("-")
 
 
@@ -155,7 +157,7 @@ def _write(
     return write_dataset(
         dataset_id,
         episodes,
-        env_id=env_id,
+        env_id=id_of(env_id),
         env_spec=find_env(env_id),
         action_low_A=spec.low,
         action_high_A=spec.high,
@@ -167,4 +169,6 @@ def _write(
 
 
 def _command(words: str, **flags: Any) -> str:
-    return f"drawbridge dataset {words} " + " ".join(f"--{name} {value}" for name, value in flags.items())
+    return f"drawbridge dataset {words} " + " ".join(
+        f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()
+    )

@@ -12,6 +12,7 @@ from algorithms import ALGORITHMS
 from algorithms.weights import Weights
 from cluster.checks import spec_of
 from cluster.config import override
+from cluster.dataset_task import task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.run_dir import RunDirectory
@@ -69,7 +70,9 @@ def evaluate(
         "warnings": warned,
         "wall_s": result.wall_s,
     }
-    found |= _normalised(spec, result) | (_planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {})
+    found |= _normalised(spec, result, warned) | (
+        _planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {}
+    )
     if plot is not None:
         from cluster.pictures.calibration import draw_calibration
 
@@ -135,8 +138,11 @@ def _aim(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRe
     return PlanRequest(mode=config.evaluation.mode if mode is None else mode, target_return=target_return)
 
 
-def _normalised(spec: RunSpec, result: Evaluation) -> dict[str, Any]:
-    """Returns on the scale of the run's dataset: 0 is its random policy, 100 its expert or planner; nothing without them."""
+def _normalised(spec: RunSpec, result: Evaluation, warned: list[str]) -> dict[str, Any]:
+    """Returns on the scale of the run's dataset: 0 is its random policy, 100 its expert or planner; nothing without them.
+
+    ``warned`` takes a warning when the dataset is of another task.
+    """
     if not spec.config.dataset:
         return {}
     try:
@@ -144,6 +150,7 @@ def _normalised(spec: RunSpec, result: Evaluation) -> dict[str, Any]:
     except UsageError as error:
         return {"normalised_mean": None, "normalised": None, "note": f"not normalised: {error}"}
     assert dataset is not None
+    warned += task_notes(spec)
     scores = [score for value in result.returns if (score := dataset.normalised(value)) is not None]
     if len(scores) < len(result.returns):
         return {

@@ -9,15 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
-from cluster.commands.arguments import add_command, add_env_again, add_settings, count, name_env_again, settings_of
+from cluster.commands.arguments import (
+    add_command,
+    add_env_again,
+    add_env_kwargs,
+    add_settings,
+    count,
+    name_env_again,
+    named_task,
+    settings_of,
+)
 from cluster.commands.config_file import read_settings
 from cluster.commands.resuming import resumed
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory, written_at_start
+from replay.task import id_of, join_task, name_of
 
 if TYPE_CHECKING:
     from cluster.graph import RunSpec
+    from replay.dataset import Dataset
 
 FLAGS = {
     "steps": "steps",
@@ -36,6 +47,7 @@ def add_train(commands: Any) -> None:
     train = add_command(commands, "train", _train, "train a policy")
     train.add_argument("algorithm", choices=list(ALGORITHMS))
     train.add_argument("--env", help="Gymnasium environment id (default: the dataset's)")
+    add_env_kwargs(train)
     train.add_argument(
         "--dataset", metavar="ID", help="Minari dataset to learn from: id or path (see `drawbridge dataset`)"
     )
@@ -129,14 +141,15 @@ def _finetune(arguments: argparse.Namespace) -> int:
     base = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree
     from cluster.commands.finetune import check_base, finetuned
-    from rollout_workers.env import name_module
+    from cluster.dataset_task import check_same_task
 
     check_tree()
     settings = settings_of(arguments.set)
-    for flag in ("dataset", "env", "backend", "seed", "steps"):
+    for flag in ("dataset", "backend", "seed", "steps"):
         if getattr(arguments, flag) is not None:
             settings[flag] = str(getattr(arguments, flag))
-    name_module(settings.get("env", ""))
+    if typed := arguments.env or settings.get("env"):
+        settings["env"] = _over(base.config().env, *named_task(typed, None))
     for flag in ("stages", "episodes_per_stage", "updates_per_stage"):
         if getattr(arguments, flag) is not None:
             settings[f"online.{flag}"] = str(getattr(arguments, flag))
@@ -145,7 +158,13 @@ def _finetune(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     config = finetuned(base, settings, arguments.target, problems)
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
-    return _start(config, path, problems, check_base)
+
+    def check(spec: RunSpec) -> None:
+        if arguments.dataset and not arguments.env and spec.dataset is not None:
+            check_same_task(spec.dataset, config.env)
+        check_base(spec)
+
+    return _start(config, path, problems, check)
 
 
 def _start(
@@ -200,6 +219,7 @@ def train(
     preset: str,
     run_dir: str | Path | None,
     settings: Mapping[str, Any],
+    env_kwargs: Mapping[str, Any] | None,
 ) -> Path:
     """``drawbridge.train``: a whole run from Python; its directory."""
     from cluster.checks import check_tree
@@ -207,7 +227,7 @@ def train(
     check_tree()
     given = {key: "none" if value is None else str(value) for key, value in settings.items()}
     problems: list[str] = []
-    config = new_run(algorithm, env, dataset, preset, given, problems)
+    config = new_run(algorithm, env, dataset, preset, given, problems, env_kwargs=env_kwargs)
     path = _new_run_dir(config) if run_dir is None else Path(run_dir)
     _start(config, path, problems)
     return path
@@ -227,7 +247,7 @@ def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) ->
             f"was started; give `train {theirs}`, or leave --config out"
         )
     chosen = arguments.env, arguments.dataset, arguments.preset or preset
-    return new_run(arguments.algorithm, *chosen, settings, problems, base, str(arguments.config))
+    return new_run(arguments.algorithm, *chosen, settings, problems, base, str(arguments.config), arguments.env_kwargs)
 
 
 def new_run(
@@ -239,8 +259,9 @@ def new_run(
     problems: list[str] | None = None,
     base: dict[str, str] | None = None,
     source: str = "",
+    env_kwargs: str | Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """A preset of an algorithm with these settings, in ``env`` or else in the dataset's environment.
+    """A preset of an algorithm with these settings, in ``env`` or else in the dataset's task.
 
     Args:
         settings: by dotted key, over those of ``base``, which come from the file ``source``.
@@ -255,11 +276,7 @@ def new_run(
             f"train {algorithm} without --dataset: it learns from recorded episodes, so nothing was started; give "
             "--dataset ID (`drawbridge dataset list` shows those here, `drawbridge dataset make` makes one)"
         )
-    if env:  # of the command line: a module that a file names is not imported
-        from rollout_workers.env import name_module
-
-        name_module(env)
-    settings["env"] = env or settings.get("env") or base.get("env") or _env_of_dataset(data)
+    settings["env"] = _task(env, env_kwargs, settings.get("env") or base.get("env") or "", data)
     if "steps" in settings and hasattr(config.agent, "updates"):  # the schedule of step sizes is as long as the run
         settings.setdefault("agent.updates", settings["steps"])
     found: list[str] = []
@@ -273,24 +290,53 @@ def new_run(
     return config
 
 
-def _env_of_dataset(name: str) -> str:
-    if not name:
-        raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
-    from replay.dataset import DatasetError, open_dataset
+def _task(env: str | None, env_kwargs: str | Mapping[str, Any] | None, written: str, name: str) -> str:
+    """The task of a new run: the dataset's, as far as the command line, or else the setting ``env``, names no other.
 
-    try:
-        found = open_dataset(name).env_id
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
+    Args:
+        written: the setting, a whole task; "" if none. name: of the dataset; "" if none.
+    """
+    env_id, kwargs = named_task(env, env_kwargs)
+    if written:
+        return _over(written, env_id, kwargs)
+    if not (env_id or name):
+        raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
+    if env_id and (kwargs is not None or not name):
+        return join_task(env_id, kwargs or {})
+    dataset = _open(name)
+    found = env_id or dataset.env_id
     if not found:
         raise UsageError(
             f"{name} does not name its environment, so nothing could be evaluated and nothing was started; give --env"
         )
-    return found
+    if kwargs is not None or name_of(found) != name_of(dataset.env_id):
+        return join_task(found, kwargs or {})
+    from cluster.dataset_task import check_same_task, task_of
+
+    task = task_of(dataset, found)
+    if not env_id:
+        check_same_task(dataset, task)
+    return task
+
+
+def _over(task: str, env_id: str, kwargs: dict[str, Any] | None) -> str:
+    """``task`` with what the command line names of another one; its arguments stay if its id is named again."""
+    if kwargs is None and env_id in ("", id_of(task)):
+        return task
+    return join_task(env_id or id_of(task), kwargs or {})
+
+
+def _open(name: str) -> Dataset:
+    from replay.dataset import DatasetError, open_dataset
+
+    try:
+        return open_dataset(name)
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
 
 
 def _new_run_dir(config: RunConfig) -> Path:
-    stem = f"{config.env}-{config.algorithm}-{config.seed}".replace("/", "_").replace(":", "_")
+    stem = f"{id_of(config.env)}-{config.algorithm}-{config.seed}".replace("/", "_").replace(":", "_")
     return _unused(Path("runs") / stem)
 
 

@@ -5,6 +5,7 @@ Letters: T steps, N episodes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 
 from cluster.metrics.wording import number
 from replay.dataset import Dataset
+from replay.minari_files import RecordedEnv
 from replay.stored_episode import StoredEpisode
+from replay.task import join_task
 
 TRAJECTORIES = 150  # episodes whose path is drawn, evenly over the dataset
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
@@ -45,7 +48,7 @@ def describe_dataset(dataset: Dataset, plot: Path | None = None) -> str:
     """What is in a dataset, from one pass over it; with ``plot`` a PNG is drawn there too."""
     from rollout_workers.maze import maze_of
 
-    maze = maze_of(dataset.env_id) if plot is not None else None
+    maze = maze_of(_map_task(dataset)) if plot is not None else None
     reading = Reading(dataset, TRAJECTORIES if maze is not None else 0)
     if plot is not None:
         draw_dataset(dataset, reading, maze, plot)
@@ -55,10 +58,24 @@ def describe_dataset(dataset: Dataset, plot: Path | None = None) -> str:
     return "\n".join([dataset.id, *(f"  {name:<13} {text}" for name, text in rows)])
 
 
+def _map_task(dataset: Dataset) -> str:
+    """The dataset's environment with those of its arguments that say what a maze looks like."""
+    drawn = ("maze_map", "maze_id", "goal_cell")
+    return join_task(dataset.env_id, {name: value for name, value in dataset.env.kwargs.items() if name in drawn})
+
+
+def _recorded_with(env: RecordedEnv) -> str:
+    limit = f"{env.max_episode_steps:,} steps" if env.max_episode_steps is not None else "none"
+    wrappers = f"; wrappers {', '.join(env.wrappers)}" if env.wrappers else ""
+    return f"arguments {json.dumps(env.kwargs)[:500]}; time limit {limit}{wrappers}"
+
+
 def _rows(dataset: Dataset, reading: Reading) -> Iterator[tuple[str, str]]:
     returns_N, lengths = np.array(reading.returns), reading.lengths
     env = dataset.env_id or "not named"
     yield "environment", f"{env}; observations of {dataset.obs_dim}, actions of {dataset.action_dim} numbers"
+    if dataset.env.entry_point:
+        yield "recorded with", _recorded_with(dataset.env)
     yield "folder", str(dataset.path)
     span = f"{min(lengths):,} to {max(lengths):,} steps, median {np.median(lengths):,.0f}"
     yield "episodes", f"{len(lengths):,} ({sum(lengths):,} steps); {span}"

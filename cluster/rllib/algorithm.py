@@ -20,6 +20,7 @@ from ray.rllib.core.columns import Columns
 from ray.tune import PlacementGroupFactory, Trainable
 
 from cluster.checks import make_spec
+from cluster.dataset_task import task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
@@ -30,6 +31,7 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.durable import write_atomic
+from replay.task import texts_with_colon
 from rollout_workers.env import name_module
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class FleetAlgorithm(Algorithm):
         self._episodes: deque[dict[str, Any]] = deque(maxlen=10_000)
         self._run_config = config.run_config()
         self._plan = self._make_spec()
+        for text in task_notes(self._plan):
+            logger.warning(text)
         self._call_back("on_algorithm_init", metrics_logger=self.metrics)
 
     def step(self) -> dict[str, Any]:
@@ -232,9 +236,9 @@ class FleetAlgorithm(Algorithm):
         folder = local(path)
         saved = read_saved(folder, cls.config_class.algorithm)
         if config is None:
-            if ":" in str(saved["settings"].get("env")):
+            if texts_with_colon([saved["settings"].get(name) for name in ("env", "env_config")]):
                 raise UsageError(
-                    f"{folder} names the environment {saved['settings']['env']!r}, whose module would be imported, expected your own "
+                    f"{folder} names the environment {saved['settings']['env']!r}, whose module might be imported, expected your own "
                     "code to name it, because a checkpoint may come from anybody: nothing was started; if you trust it, give config= "
                     "with environment(...)"
                 )

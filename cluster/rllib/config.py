@@ -9,6 +9,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
+from replay.task import TaskError, join_task
 
 if TYPE_CHECKING:
     from cluster.rllib.algorithm import FleetAlgorithm
@@ -26,7 +27,15 @@ MAPPED = {  # RLlib's setting -> ours. None, where RLlib's default would stand, 
     "seed": "seed",
     "evaluation_duration": "evaluation.episodes",
 }
-SAVED_SETTINGS = (*MAPPED, "env", "preset", "fleet_settings", "env_steps_per_iteration", "evaluation_interval")
+SAVED_SETTINGS = (
+    *MAPPED,
+    "env",
+    "env_config",
+    "preset",
+    "fleet_settings",
+    "env_steps_per_iteration",
+    "evaluation_interval",
+)
 CALLBACKS = ("on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded")
 READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
     *SAVED_SETTINGS,
@@ -50,11 +59,11 @@ READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
 class FleetConfig(AlgorithmConfig):
     """RLlib's configuration of a Drawbridge algorithm; ``run_config`` says what it means to the fleet.
 
-    Carried: ``environment`` (a Gymnasium id), ``env_runners`` (num_env_runners: worker processes, 0 for the whole graph
-    in this process; num_envs_per_env_runner; num_cpus_per_env_runner), ``learners`` (num_learners: 0 and 1 are one
-    learner; CPUs and GPUs), ``evaluation`` (interval, duration in episodes), ``debugging(seed=)``, ``callbacks`` of the
-    driver, ``resources`` of the main process and ``training`` as below. Any other setting that differs from its
-    default is an error that names it.
+    Carried: ``environment`` (a Gymnasium id; env_config has arguments of gymnasium.make), ``env_runners`` (num_env_runners:
+    worker processes, 0 for the whole graph in this process; num_envs_per_env_runner; num_cpus_per_env_runner), ``learners``
+    (num_learners: 0 and 1 are one learner; CPUs and GPUs), ``evaluation`` (interval, duration in episodes),
+    ``debugging(seed=)``, ``callbacks`` of the driver, ``resources`` of the main process and ``training`` as below. Any other
+    setting that differs from its default is an error that names it.
     """
 
     algorithm: ClassVar[str]
@@ -118,10 +127,10 @@ class FleetConfig(AlgorithmConfig):
         if self.num_env_runners == 0:
             settings |= {"worker.workers": "1", "backend": "inline"}
         settings.setdefault("steps", str(ENDLESS))
-        settings |= {"env": str(self.env), "evaluation.every_steps": "0"}
         try:
+            settings |= {"env": join_task(str(self.env), dict(self.env_config)), "evaluation.every_steps": "0"}
             config = override(make_preset(self.algorithm, self.preset, str(self.env)), settings)
-        except UsageError as error:
+        except (UsageError, TaskError) as error:
             problems.append(str(error))
         if problems:
             raise UsageError(
