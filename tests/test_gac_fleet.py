@@ -102,27 +102,30 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
         assert (shard.store.arena.mode[online] == "explore").all()
 
 
-def test_a_worker_that_dies_after_its_shard_has_all_its_episodes_is_not_replaced_and_ends_no_run(
+def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not_replaced_and_end_no_run(
     offline: RayRun, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
-        "worker__workers": 2,
+        "worker__workers": 3,
         "replay__shards": 1,
         "worker__restart_budget": 0,
         "worker__step_timeout_s": 600,
     }
     words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=24, **settings, **OFTEN)  # fmt: skip
     with driven(tmp_path / "run", *words) as run:
-        run.wait(lambda: run.live().get("env_steps", 0) > 0, "both workers to collect")
+        run.wait(lambda: run.live().get("env_steps", 0) > 0, "workers to collect")
         learner = run.wait(lambda: run.children("ray::LearnerActor"), "the learner")[0]
-        victim = run.wait(lambda: run.children("ray::WorkerActor"), "a worker")[0]
+        run.wait(lambda: len(run.children("ray::WorkerActor")) == 3, "three workers")
+        victim, hung, _ = run.children("ray::WorkerActor")
         learner.suspend()  # the run cannot end before the worker has died
         victim.suspend()  # it cannot return when the stage is gathered
-        run.wait(lambda: run.live()["workers"] == 1, "the other worker to return, as the stage is gathered")
+        hung.suspend()
+        run.wait(lambda: run.live()["workers"] == 2, "the other worker to return, as the stage is gathered")
         victim.kill()
         run.wait(lambda: "is not replaced, as its shard has all its rows" in run.output(), "the driver to notice")
         learner.resume()
         assert run.end() == 0, run.output()[-3_000:]
+        assert "1 workers did not end within" in run.output(), "the one that hangs"
     summary, last = read(run.run_dir / "summary.json"), lines(run.run_dir / "metrics.jsonl")[-1]
     assert summary["exit"] == "completed" and summary["workers"]["restarted"] == 0 and last["online_episodes"] >= 24
     assert conserved(last), last
