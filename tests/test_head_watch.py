@@ -19,6 +19,7 @@ from tiny_runs import read
 
 pytestmark = pytest.mark.cluster
 
+STATE = "RAY_gcs_storage_path"
 PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # of the driver too: it waits half of this
 
 
@@ -28,14 +29,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def of_session(folder: Path, name: str = "") -> list[psutil.Process]:
-    """The processes of the cluster whose temporary folder this is, their children too; only those called ``name``, if given."""
-    found = {}
+def of_cluster(folder: Path, name: str = "") -> list[psutil.Process]:
+    """The processes of the cluster that keeps its state in ``folder``; only those called ``name``, if given."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(folder) in " ".join(process.cmdline()):
-                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
-    return [process for process in found.values() if process.is_running() and name in process.name()]
+            if process.environ().get(STATE) == str(folder / "state") and name in process.name():
+                found.append(process)
+    return found
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def head() -> Iterator[tuple[Path, str]]:
     """The temporary folder and the address of a cluster whose head keeps its state on disk, so that it can be restarted."""
     folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
     port = free_port()
-    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "state")} | PATIENT
+    kept = {"RAY_gcs_storage": "rocksdb", STATE: str(folder / "state")} | PATIENT
     try:
         started = subprocess.run(
             [str(Path(sys.executable).parent / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}",
@@ -54,7 +55,7 @@ def head() -> Iterator[tuple[Path, str]]:
         assert started.returncode == 0, started.stdout + started.stderr
         yield folder, f"127.0.0.1:{port}"
     finally:
-        ours = of_session(folder)
+        ours = of_cluster(folder)
         for process in ours:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -70,13 +71,13 @@ def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state(
     settings = {"evaluation__every_steps": 0, "worker__restart_budget": 5}
     with ray_run(tmp_path / "run", "--steps", "100000000", "--workers", "1", "--address", address, **settings) as run:
         run.wait_for_steps(200)
-        (gcs,) = of_session(folder, "gcs_server")
+        (gcs,) = of_cluster(folder, "gcs_server")
         words, environment = gcs.cmdline(), gcs.environ()
         gcs.kill()
         run.wait_for_steps(run.live()["env_steps"] + 200)  # parts that live need no head
         with open(folder / "restarted.log", "w", encoding="utf-8") as log:
             subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-        of_session(folder, "ray::WorkerActor")[0].kill()
+        of_cluster(folder, "ray::WorkerActor")[0].kill()
         run.wait(lambda: run.live()["workers_restarted"] == 1, "the worker to be replaced")
         run.wait_for_steps(run.live()["env_steps"] + 200)
         run.process.terminate()
