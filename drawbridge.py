@@ -58,7 +58,7 @@ def train(
     """Trains a policy to the end of its run and returns the run directory, as ``drawbridge train`` does.
 
     Args:
-        algorithm: softgac, sac, gac, bc, percent-bc or dt.
+        algorithm: softgac, sac, gac, bc, percent-bc, rvs or dt.
         env: Gymnasium environment id. None: the dataset's.
         dataset: Minari dataset to learn from, by id or path.
         preset: what the settings start from.

@@ -115,6 +115,16 @@ ALGORITHMS: dict[str, Algorithm] = {
             online="never",
         ),
         Algorithm(
+            name="rvs",
+            title="RvS",
+            config_class=imitation_config.ConditionedConfig,
+            presets={"cpu": imitation_config.conditioned_cpu, "paper": imitation_config.conditioned_paper},
+            agent="algorithms.imitation.rvs:ReturnConditioned",
+            policy="algorithms.imitation.rvs:ReturnConditionedPolicy",
+            items="episodes",
+            online="never",
+        ),
+        Algorithm(
             name="dt",
             title="DT",
             config_class=imitation_config.TransformerConfig,

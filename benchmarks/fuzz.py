@@ -54,7 +54,7 @@ SMALL_GAC = QUIET | {
     "agent.infer_steps": "2",
     "learner.batch_size": "4",
 }
-ALGORITHMS = ("softgac", "sac", "gac", "bc", "percent-bc", "dt")
+ALGORITHMS = ("softgac", "sac", "gac", "bc", "percent-bc", "rvs", "dt")
 NUMBERS = (
     "0", "-1", "1", "2", "3", "7", "0.5", "1.5", "-0.5", "100", "4096", "1e-308", "1e-30", "1e30", "1e308", "-1e308", "1e400",
     "nan", "inf", "-inf", "9223372036854775808", "1" + "0" * 40, "9" * 5000, "0x10", "1_000", "٣", "1e", "--1",

@@ -38,12 +38,12 @@ TASKS = {
     "hopper": "Hopper-v5",
 }
 DATA = {"d0": 0, "d50": 50, "medium": None}  # steps that the planner stays at a target; of a partly trained agent
-COMPARED = ("gac", "bc", "percent-bc", "dt", "softgac")
+COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "softgac")
 TRAINING = {  # settings that are not the preset's own
     ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     **{("dt", maze): ("--steps", "2000", "--set", "agent.context=5") for maze in TASKS},
-    **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
+    **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc", "rvs") for maze in TASKS},
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
     **{("softgac", maze): ("--steps", "10000", "--set", "data.pretrain_updates=5000") for maze in TASKS},
 }
@@ -76,6 +76,8 @@ def choices(algorithm: str) -> dict[str, list[Choice]]:
     """What is chosen from, by the name it is reported under."""
     if algorithm == "dt":
         return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
+    if algorithm == "rvs":
+        return {"rvs": [Choice("", target=share) for share in (0.6, 0.8, 1.0, 1.5, 2.0, 3.0)]}  # as GAC's st
     if algorithm != "gac":
         return {algorithm: [Choice("")]}
     return {

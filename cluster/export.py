@@ -70,9 +70,8 @@ def _weights(policy: LoadedPolicy) -> dict[str, np.ndarray]:
 
 
 def _carried(algorithm: str) -> str:
-    return (
-        "a plan, searched for by gradient ascent," if algorithm == "gac" else "a window of steps and the return to go"
-    )
+    names = {"gac": "a plan, searched for by gradient ascent,", "rvs": "the return that was asked for"}
+    return names.get(algorithm, "a window of steps and the return to go")
 
 
 def _as_onnx(policy: LoadedPolicy, parts: list[Leaf]) -> tuple[bytes, str, np.ndarray]:

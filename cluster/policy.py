@@ -29,8 +29,8 @@ from rollout_workers.evaluator import plan_streams
 class LoadedPolicy:
     """A run's newest policy. Call it with an observation, or with a batch of them, and it returns actions for the environment.
 
-    A policy of softgac, sac, bc or percent-bc needs observations alone. One of gac or dt carries a plan or a history through an
-    episode: its first call, and its first after ``reset``, begins an episode in every row, and row e stays environment e.
+    A policy of softgac, sac, bc or percent-bc needs observations alone. One of gac, rvs or dt carries a plan, a requested return or a history
+    through an episode: its first call, and its first after ``reset``, begins an episode in every row, and row e stays environment e.
     Deterministic actions are those of ``drawbridge evaluate``, bit for bit, if ``seed`` is the episode's.
 
     Attributes:

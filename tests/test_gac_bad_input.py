@@ -223,7 +223,7 @@ def test_refused_episodes_are_counted_by_reason_and_told_when_training_begins(
 
 
 def test_what_learns_from_episodes_asks_for_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for algorithm in ("gac", "bc", "percent-bc", "dt"):
+    for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt"):
         told = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
         holds(told, f"train {algorithm} without --dataset", "recorded episodes", "nothing was started", "dataset make")
 
@@ -494,7 +494,7 @@ def test_a_target_of_exploration_may_be_set_taken_back_and_written_down() -> Non
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("algorithm", ["gac", "bc", "percent-bc", "dt"])
+@pytest.mark.parametrize("algorithm", ["gac", "bc", "percent-bc", "rvs", "dt"])
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_every_field_of_every_preset_takes_its_own_value_as_text(algorithm: str, preset: str) -> None:
     config = make_preset(algorithm, preset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +19,26 @@ from test_learner import HostReads
 from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning, action_error
 from algorithms.imitation.config import (
     CloningConfig,
+    ConditionedConfig,
     ImitationConfig,
     PercentCloningConfig,
     TransformerConfig,
     cloning_cpu,
     cloning_paper,
+    conditioned_cpu,
+    conditioned_paper,
     percent_cloning_cpu,
     percent_cloning_paper,
     transformer_cpu,
     transformer_paper,
 )
 from algorithms.imitation.decision_transformer import DecisionTransformer
+from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.imitation.segments import draw_points
-from algorithms.interface import AgentSpec, Collective, PlanRequest
+from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
+SMALL_CONDITIONED = ConditionedConfig(width=16, points=4, lr=1e-2, obs_waves=3, obs_wave_dims=1)
 SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
 
 
@@ -44,7 +50,13 @@ def spec(**given: Any) -> AgentSpec:
 MAKERS: dict[str, Callable[..., Any]] = {
     "bc": lambda **extra: BehaviourCloning(SMALL, spec(**extra)),
     "percent-bc": lambda **extra: PercentCloning(dataclasses.replace(SMALL, percent=20), spec(**extra)),
+    "rvs": lambda **extra: ReturnConditioned(SMALL_CONDITIONED, spec(**extra)),
     "dt": lambda **extra: DecisionTransformer(SMALL_TRANSFORMER, spec(**extra)),
+}
+BUILT: dict[type, Callable[..., Any]] = {
+    CloningConfig: BehaviourCloning,
+    ConditionedConfig: ReturnConditioned,
+    TransformerConfig: DecisionTransformer,
 }
 LEARNERS = pytest.mark.parametrize("name", MAKERS)
 
@@ -283,7 +295,16 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
 
 @pytest.mark.parametrize(
     "preset",
-    [cloning_cpu, cloning_paper, percent_cloning_cpu, percent_cloning_paper, transformer_cpu, transformer_paper],
+    [
+        conditioned_cpu,
+        conditioned_paper,
+        cloning_cpu,
+        cloning_paper,
+        percent_cloning_cpu,
+        percent_cloning_paper,
+        transformer_cpu,
+        transformer_paper,
+    ],
 )
 def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:
     assert preset().validate() == []
@@ -300,6 +321,8 @@ def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]
         (CloningConfig(weight_decay=float("nan")), "weight_decay"),
         (CloningConfig(grad_clip=0.0), "grad_clip"),
         (CloningConfig(matmul="blas"), "matmul"),
+        (ConditionedConfig(obs_waves=65), "obs_waves"),
+        (ConditionedConfig(points=0), "points"),
         (TransformerConfig(width=128, heads=3), "width"),
         (TransformerConfig(dropout=1.0), "dropout"),
         (TransformerConfig(context=0), "context"),
@@ -309,4 +332,71 @@ def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]
 def test_a_setting_that_cannot_work_is_named_before_anything_is_built(config: Any, field: str) -> None:
     assert [problem.split()[0] for problem in config.validate()] == [field]
     with pytest.raises(ValueError, match=f"cannot work:\n- {field} is"):
-        (DecisionTransformer if isinstance(config, TransformerConfig) else BehaviourCloning)(config, spec())
+        BUILT[type(config)](config, spec())
+
+
+def by_hand(weights: dict[str, torch.Tensor], obs_O: list[float], y: float) -> float:
+    """One action of SMALL_CONDITIONED, one product at a time."""
+    scored = [(obs_O[i] - float(weights["obs_mean"][i])) / float(weights["obs_std"][i]) for i in range(2)]
+    angles = [obs_O[0] * math.pi / 4 * 2**k for k in range(3)]
+    x = [*scored, *map(math.sin, angles), *map(math.cos, angles)]
+    for l in range(3):
+        weight, bias = weights[f"linear{l}.weight"].tolist(), weights[f"linear{l}.bias"].tolist()
+        x = [bias[o] + sum(x[i] * weight[i][o] for i in range(len(x))) for o in range(len(bias))]
+        x = x if l == 2 else [max(0.0, value) for value in x]
+    f, g = x
+    return math.tanh(f + g * (y - float(weights["return_mean"])) / float(weights["return_std"]))
+
+
+def test_the_regression_is_tanh_of_f_and_g_times_the_return_in_training_and_in_acting() -> None:
+    agent, episodes = fitted("rvs"), two_behaviours(6)
+    agent.update([batch_of(episodes)] * 3)
+    weights = {name: tensor.clone() for name, tensor in agent.policy_weights().items()}
+    policy = ReturnConditionedPolicy(SMALL_CONDITIONED, 2, 1)
+    policy.load_weights(weights)
+    policy.reset(2)
+    obs_EO = np.array([[0.2, -0.1], [0.7, 0.4]], np.float32)
+    for target in (None, 5.0):
+        policy.aim = PlanRequest(target_return=target)
+        asked = policy.begin(np.arange(2), obs_EO, np.random.default_rng(0))[1].target
+        expected = [by_hand(weights, obs_O.tolist(), asked) for obs_O in obs_EO]
+        assert policy.act(obs_EO, np.zeros(2, np.float32))[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    one = batch_of(episodes[:1])  # at a batch of one episode the error is the mean over the drawn points
+    noise_BP = torch.rand(1, 4, generator=torch.Generator().manual_seed(0))
+    agent.uniform = lambda *shape: noise_BP
+    drawn = draw_points(one, noise_BP, 2, 1)
+    errors = [
+        (by_hand(weights, obs.tolist(), float(one.return_B[0])) - float(action)) ** 2
+        for obs, action in zip(drawn.obs_BPO[0], drawn.action_BPA[0, :, 0])
+    ]
+    assert float(agent.losses(one).value) == pytest.approx(sum(errors), rel=1e-4)
+
+
+def test_the_regression_does_what_those_did_who_returned_what_is_asked_for() -> None:
+    """A quarter of the episodes act -.6 and return 10 to 20; the others act +.6 and return at most 1."""
+    episodes, config = two_behaviours(40), dataclasses.replace(SMALL_CONDITIONED, obs_waves=0)
+    agent = ReturnConditioned(config, spec())
+    agent.fit(summary_of(episodes))
+    agent.update([batch_of(episodes)] * 300)
+    policy = ReturnConditionedPolicy(config, 2, 1)
+    policy.load_weights(agent.policy_weights())
+    policy.reset(1)
+    answers = []
+    for target in (0.5, 15.0):
+        policy.aim = PlanRequest(target_return=target)
+        policy.begin(np.arange(1), np.zeros((1, 2), np.float32), np.random.default_rng(0))
+        answers.append(float(policy.act(np.array([[0.2, 0.0]], np.float32), np.zeros(1, np.float32))[0, 0]))
+    assert answers == pytest.approx([0.6, -0.6], abs=0.15)
+
+
+def test_a_return_that_cannot_be_asked_for_and_an_episode_that_has_not_begun_are_named() -> None:
+    policy, obs_KO, rng = ReturnConditionedPolicy(SMALL_CONDITIONED, 2, 1), np.zeros((1, 2), np.float32), None
+    for aim in (PlanRequest(mode="kl"), PlanRequest(target_return=math.inf)):
+        policy.aim = aim
+        with pytest.raises(PlanRequestError, match="expected no mode and a finite return"):
+            policy.begin(np.zeros(0, np.int64), obs_KO, rng)  # type: ignore[arg-type]
+    policy.reset(2)
+    with pytest.raises(RuntimeError, match=r"of which \[0, 1\] have not begun"):
+        policy.act(np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="expected 'asked'"):
+        policy.load_state({"step": np.zeros(1)})

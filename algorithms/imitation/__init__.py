@@ -1,1 +1,1 @@
-"""Baselines that learn from the same datasets: behaviour cloning, of the best episodes only, and a decision transformer."""
+"""Baselines on the same datasets: behaviour cloning, of the best episodes only, return-conditioned regression, a decision transformer."""

@@ -147,11 +147,15 @@ def initial_parameters(
 
 def predict(parameters: dict[str, torch.Tensor], obs_RO: torch.Tensor, layers: int) -> torch.Tensor:
     """Actions (R, A) in [-1, 1] for normalised observations (R, O)."""
-    h = obs_RO
+    return torch.tanh(logits(parameters, obs_RO, layers))
+
+
+def logits(parameters: dict[str, torch.Tensor], x: torch.Tensor, layers: int) -> torch.Tensor:
+    """The last layer's outputs (R, out) for inputs (R, in)."""
     for l in range(layers + 1):
-        h = torch.addmm(parameters[f"linear{l}.bias"], h, parameters[f"linear{l}.weight"])
-        h = torch.relu(h) if l < layers else torch.tanh(h)
-    return h
+        x = torch.addmm(parameters[f"linear{l}.bias"], x, parameters[f"linear{l}.weight"])
+        x = torch.relu(x) if l < layers else x
+    return x
 
 
 def action_error(predicted_XA: torch.Tensor, action_XA: torch.Tensor, weight_X: torch.Tensor) -> torch.Tensor:

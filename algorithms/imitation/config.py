@@ -1,4 +1,4 @@
-"""Settings of the baselines that imitate: behaviour cloning, cloning of the best episodes, the decision transformer."""
+"""Settings of the baselines that imitate: behaviour cloning, of the best episodes, return-conditioned regression, the decision transformer."""
 
 from __future__ import annotations
 
@@ -80,6 +80,36 @@ class PercentCloningConfig(CloningConfig):
         at_most=100,
         why="nobody would be imitated",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionedConfig(ImitationConfig):
+    """The return-conditioned regression. Defaults: the networks of behaviour cloning, the inputs of GAC."""
+
+    width: int = option(256, "units", "hidden units of each layer, as in behaviour cloning", **WIDTH)
+    layers: int = option(2, "layers", "hidden layers", at_least=1, at_most=256, why="the policy would be linear")
+    points: int = option(
+        32,
+        "steps",
+        "time points drawn from each episode of a batch, with replacement (ours)",
+        at_least=1,
+        at_most=WIDTH_LIMIT,
+        why="there would be nothing to imitate",
+    )
+    obs_waves: int = option(
+        4,
+        "octaves",
+        "sines and cosines of observations beside them, from a period of 8 units down, as GAC has them; 0: none",
+        **COUNT,
+        at_most=64,
+    )
+    obs_wave_dims: int = option(
+        2, "1", "leading coordinates that have them (a maze's place); 0: all", **COUNT, at_most=10**6
+    )
+
+    def waved(self, obs_dim: int) -> int:
+        """How many coordinates have sines and cosines."""
+        return min(self.obs_wave_dims or obs_dim, obs_dim) if self.obs_waves else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +201,16 @@ def percent_cloning_paper() -> PercentCloningConfig:
 def percent_cloning_cpu() -> PercentCloningConfig:
     """``cloning_cpu`` on the best tenth."""
     return PercentCloningConfig(lr=1e-3)
+
+
+def conditioned_paper() -> ConditionedConfig:
+    """The step size of behaviour cloning's published comparisons."""
+    return ConditionedConfig()
+
+
+def conditioned_cpu() -> ConditionedConfig:
+    """The same with a larger step, for runs of minutes on a core (ours)."""
+    return ConditionedConfig(lr=1e-3)
 
 
 def transformer_paper() -> TransformerConfig:
