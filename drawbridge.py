@@ -66,7 +66,7 @@ def train(
         settings: any field of ``drawbridge config PRESET`` by its dotted key: {"steps": 50_000, "backend": "inline"}.
         env_kwargs: JSON arguments of ``gymnasium.make``. None: the dataset's, where ``env`` does not name another environment.
 
-    SIGINT and SIGTERM end the run with a checkpoint, so this is called from the main thread.
+    Called from the main thread, SIGINT and SIGTERM end the run with a checkpoint.
     """
     from cluster.commands.train import train
 

@@ -406,7 +406,7 @@ def test_a_run_of_the_command_line_goes_on_here_with_its_settings(tmp_path: Path
         "worker.workers": 1,
         "evaluation.final_episodes": 1,
     }
-    drawbridge.train("softgac", "Pendulum-v1", run=run, settings=given)
+    drawbridge.train("softgac", "Pendulum-v1", env_kwargs={"g": 9.0}, run=run, settings=given)
     policy, obs_O = drawbridge.load(run), np.array([0.5, -0.5, 1.0], np.float32)
     algorithm = SoftGAC.from_checkpoint(run)
     try:
@@ -414,6 +414,7 @@ def test_a_run_of_the_command_line_goes_on_here_with_its_settings(tmp_path: Path
         with algorithm._driving() as session:
             assert (session.env_steps, session.aggregator.updates) == (policy.env_steps, policy.updates)
             assert session.config.worker.chunk_steps == TINY["worker.chunk_steps"] and session.config.seed == 5
+            assert session.config.env == policy.env == 'Pendulum-v1?{"g":9.0}'
             session.advance_to(policy.env_steps + 16)
             assert session.env_steps >= policy.env_steps + 16 and session.aggregator.updates > policy.updates
     finally:

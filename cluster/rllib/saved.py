@@ -11,6 +11,7 @@ from ray.tune import Checkpoint
 from cluster.config import flatten
 from cluster.errors import UsageError
 from cluster.run_dir import RunDirectory
+from replay.task import split_task
 
 SAVED = "drawbridge_rllib.json"  # written last: a folder without it is no checkpoint
 FORMAT = 1
@@ -56,7 +57,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
         )
     config = run.config()
     kept = {key: value for key, (value, _) in flatten(config).items() if key not in OF_THE_FACE}
-    settings = {"env": config.env, "preset": config.preset, "fleet_settings": kept}
+    env_id, kwargs = split_task(config.env)
+    settings = {"env": env_id, "env_config": kwargs, "preset": config.preset, "fleet_settings": kept}
     return {
         "format": FORMAT,
         "algorithm": config.algorithm,
