@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: setup train train-gac test quick check
+.PHONY: setup train train-gac test quick check monitoring
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -17,6 +17,11 @@ train: setup
 
 train-gac: setup
 	.venv/bin/python benchmarks/demo_gac.py $(ARGS)
+
+# Prometheus with the alert rules, for every run that is started with `--set metrics.targets_dir=` and this folder.
+TARGETS ?= runs/targets
+monitoring:
+	deploy/monitoring/start.sh $(TARGETS)
 
 # All tests: two at a time those that start no Ray cluster, then the others one by one.
 test: setup

@@ -39,6 +39,7 @@ class MetricsConfig:
         at_most=65_535,
         why="nobody could listen there; -1 opens none",
     )
+    targets_dir: str = option("", "path", "folder in which Prometheus finds the run; empty: none", former="")
     tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
 
     def validate(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
 from typing import Any
 
 from cluster.checks import memory_bytes
@@ -13,7 +14,7 @@ from cluster.dataset_task import task_notes
 from cluster.errors import Interrupted, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.console import Console
-from cluster.metrics.discovery import run_label, user_name
+from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.wording import algorithm_name
@@ -121,8 +122,12 @@ def _exporter(run: RunDirectory, spec: RunSpec, stack: contextlib.ExitStack) -> 
     config, settings = spec.config, spec.config.metrics
     if settings.port < 0:
         return None
+    label = run_label(run.path)
     facts = {"algorithm": config.algorithm, "env": config.env, "user": user_name(), "commit": git_hash()}
-    exporter = Exporter(run_label(run.path), host=settings.host, port=settings.port, facts=facts)
+    exporter = Exporter(label, host=settings.host, port=settings.port, facts=facts)
     exporter.resume_from(run.live())
     stack.callback(exporter.close)
+    if settings.targets_dir:
+        stack.enter_context(announced(Path(settings.targets_dir), label, settings.host, exporter.port))
+    stack.callback(exporter.await_last_scrape)
     return exporter

@@ -24,6 +24,7 @@ from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line, is_counter, is
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0
+LAST_SCRAPE_S = 6.0  # longest interval between scrapes for which the end of a run waits
 
 
 class Exporter:
@@ -54,6 +55,8 @@ class Exporter:
         self._labels = {"run": run, "role": role, "shard": shard}
         self._lines = _Lines(self._labels)
         self._lines.facts = dict(facts or {})
+        self._state_at = -math.inf
+        self._scraped_at = -math.inf, -math.inf  # the last two times, monotonic clock
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self._lines)
         self._metrics_app = make_wsgi_app(registry)
@@ -80,7 +83,17 @@ class Exporter:
 
     def set_state(self, state: str) -> None:
         """What the run does now: starting, running, finishing, ended or failed."""
+        if state != "ended":  # finishing said as much
+            self._state_at = time.monotonic()
         self._lines.facts = {**self._lines.facts, "state": state}
+
+    def await_last_scrape(self) -> None:
+        """Lets a scraper that comes every few seconds see that the run finishes, ended or failed: else it only vanishes."""
+        every_s = self._scraped_at[1] - self._scraped_at[0]
+        if 0 < every_s <= LAST_SCRAPE_S:
+            by = self._scraped_at[1] + 1.5 * every_s
+            while self._scraped_at[1] < self._state_at and time.monotonic() < by:
+                time.sleep(0.05)
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Stops listening; a second call does nothing. TimeoutError when the server thread does not end in time."""
@@ -98,6 +111,7 @@ class Exporter:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
+            self._scraped_at = self._scraped_at[1], time.monotonic()
             return self._metrics_app(environ, start)
         if path == "/sd" and environ["REQUEST_METHOD"] == "GET":
             start("200 OK", [("Content-Type", "application/json")])
