@@ -27,6 +27,7 @@ class Algorithm:
         presets: functions that return settings, by name; "cpu" and "paper" at least.
         agent, policy: "module:class" of the learner's side and of the acting side, imported when one is made.
         items: what a batch is made of.
+        shortest: fewest steps of an episode of a dataset that it learns from.
         online: how it learns online: "always", in "stages" of gathering and learning, or "never".
     """
 
@@ -37,6 +38,7 @@ class Algorithm:
     agent: str
     policy: str
     items: Literal["transitions", "episodes"] = "transitions"
+    shortest: int = 1
     online: Literal["always", "stages", "never"] = "always"
 
     @property
@@ -92,6 +94,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             agent="algorithms.gac.agent:GAC",
             policy="algorithms.gac.policy:GACPolicy",
             items="episodes",
+            shortest=2,  # a single step has no course for a plan to stand for
             online="stages",
         ),
         Algorithm(

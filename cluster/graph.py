@@ -79,12 +79,13 @@ class RunSpec:
     @functools.cached_property
     def dataset(self) -> Dataset | None:
         """The dataset that the run learns from, opened once a process; UsageError when it cannot be."""
+        from algorithms import ALGORITHMS
         from replay.dataset import DatasetError, open_dataset
 
         if not self.config.dataset:
             return None
         try:
-            return open_dataset(self.config.dataset)
+            return open_dataset(self.config.dataset, ALGORITHMS[self.config.algorithm].shortest)
         except DatasetError as error:
             raise UsageError(str(error)) from error
 

@@ -45,7 +45,7 @@ class Dataset:
         description: how it was made (command, noise, dwell, seed, ...); {"text": ...} for datasets made elsewhere.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, shortest: int = 1) -> None:
         metadata = read_metadata(data)
         ours = metadata.get("drawbridge")
         ours = ours if isinstance(ours, dict) else {}
@@ -60,7 +60,7 @@ class Dataset:
         self.expert_return = _finite(metadata.get("ref_max_score"))
         self.expert: str = str(ours.get("expert", ""))
         self.description: dict[str, Any] = dict(ours.get("description") or ({"text": text} if text else {}))
-        self._files = EpisodeFiles(data, metadata)
+        self._files = EpisodeFiles(data, metadata, shortest)
         self._refused: dict[int, str] = {}
         self._summary: DataSummary | None = None
         if not self.total_episodes:
@@ -135,13 +135,15 @@ class Dataset:
         return 100.0 * (value - self.random_return) / (self.expert_return - self.random_return)
 
 
-def open_dataset(id_or_path: str | Path) -> Dataset:
+def open_dataset(id_or_path: str | Path, shortest: int = 1) -> Dataset:
     """A dataset under Minari's root by its id, or by the path of its folder. No environment is built.
+
+    Episodes of fewer than ``shortest`` steps are refused.
 
     Raises:
         DatasetError: there is none, it is empty or damaged, its spaces are absent or cannot be used here, h5py is missing.
     """
-    return Dataset(find_data(str(id_or_path)))
+    return Dataset(find_data(str(id_or_path)), shortest)
 
 
 def write_dataset(dataset_id: str, episodes: Iterable[StoredEpisode], **about: Any) -> Dataset:

@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from replay.durable import fsync_directory
 from replay.minari_files import METADATA, check_id, datasets_root, missing
-from replay.stored_episode import SHORTEST, DatasetError, EpisodeLayout, StoredEpisode, check_episode
+from replay.stored_episode import DatasetError, EpisodeLayout, StoredEpisode, check_episode
 
 STAGING = ".drawbridge"  # folder in Minari's root for what is not whole yet
 NAMESPACE = "namespace_metadata.json"  # Minari's mark of a folder of datasets
@@ -47,7 +47,7 @@ def write_files(
 
     Args:
         dataset_id: (namespace/)name-vN.
-        episodes: consumed once; those of fewer than 2 steps are left out. Their ``index`` is not kept: a dataset counts
+        episodes: consumed once; those of no steps are left out. Their ``index`` is not kept: a dataset counts
             from 0.
         env_id: of the environment; ``env_spec``: its registration, for Minari's ``recover_environment``.
         action_low_A, action_high_A: the environment's action box, float: actions are stored in it.
@@ -72,7 +72,7 @@ def write_files(
         first = next(stream, None)
         if first is None:
             raise DatasetError(
-                f"no episode of {SHORTEST} or more steps came for {dataset_id}, expected some: nothing was written; ask "
+                f"no episode of any steps came for {dataset_id}, expected some: nothing was written; ask "
                 "for more episodes"
             )
         layout = EpisodeLayout(
@@ -193,7 +193,7 @@ def _checked(episodes: Iterable[StoredEpisode], action_dim: int, dataset_id: str
     for episode in episodes:
         obs_dim = len(episode.next_obs_O) if obs_dim is None else obs_dim
         check_episode(episode, obs_dim, action_dim)
-        if len(episode.reward_T) >= SHORTEST:
+        if len(episode.reward_T):
             yield episode
 
 

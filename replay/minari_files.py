@@ -21,7 +21,7 @@ import numpy as np
 
 from replay.stored_episode import DatasetError, EpisodeLayout, Refused, StoredEpisode
 
-METADATA = "metadata.json"
+METADATA, HDF5 = "metadata.json", "main_data.hdf5"
 FORMATS = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}  # and what each needs
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")  # as Minari's own: (namespace/)name-vN
@@ -50,7 +50,7 @@ def find_data(id_or_path: str) -> Path:
             return found
         path = Path(id_or_path).expanduser()
         for folder in (path / "data", path):
-            if (folder / METADATA).is_file():
+            if (folder / METADATA).is_file() or (folder / HDF5).is_file():
                 return folder
     near = difflib.get_close_matches(id_or_path, [folder.as_posix() for folder in dataset_folders()], n=3, cutoff=0.5)
     raise DatasetError(
@@ -81,6 +81,7 @@ def _with_data(folder: Path) -> Iterator[Path]:
 
 def read_metadata(data: Path) -> dict[str, Any]:
     """metadata.json as it is; DatasetError where it is none."""
+    _check_version(data)
     try:
         metadata = json.loads((data / METADATA).read_text())
         if not isinstance(metadata, dict):
@@ -98,6 +99,23 @@ def read_metadata(data: Path) -> dict[str, Any]:
                 "dataset; restore the file or import the dataset again"
             )
     return metadata
+
+
+def _check_version(data: Path) -> None:
+    """DatasetError for files of Minari 0.4, which kept the metadata in main_data.hdf5."""
+    if (data / METADATA).exists() or not (data / HDF5).is_file():
+        return
+    with contextlib.suppress(ImportError, OSError):  # what else may be wrong is told where metadata.json is read
+        import h5py  # type: ignore[import-untyped]
+
+        with h5py.File(data / HDF5, "r") as file:
+            version = file.attrs.get("minari_version", "")
+        if version:
+            raise DatasetError(
+                f"{data} is of Minari {version} and has its metadata in {HDF5}, expected a {METADATA} as Minari 0.5 writes it: "
+                "nothing was read; import a later version of the dataset (`drawbridge dataset import ID`), or load it with Minari 0.4 "
+                "and write its episodes anew with 0.5"
+            )
 
 
 class RecordedEnv(NamedTuple):
@@ -144,17 +162,18 @@ class EpisodeFiles:
     Args:
         data: folder with metadata.json.
         metadata: what that says.
+        shortest: fewest steps of an episode that is read.
 
     Raises:
         DatasetError: spaces absent or not usable here, unknown format, a missing package, files that cannot be opened.
     """
 
-    def __init__(self, data: Path, metadata: dict[str, Any]) -> None:
+    def __init__(self, data: Path, metadata: dict[str, Any], shortest: int) -> None:
         self.data, self.name = data, metadata["dataset_id"]
         self.total = metadata["total_episodes"]
         self._format = metadata["data_format"]
         spaces = [_space(metadata, key, self.name) for key in ("observation_space", "action_space")]
-        self.layout = EpisodeLayout(spaces[0], spaces[1], self.name)
+        self.layout = EpisodeLayout(spaces[0], spaces[1], self.name, shortest)
         self._storage = self._open(bool(metadata.get("jpeg_encoding", True)))
         self.check_openable()
 
@@ -162,9 +181,9 @@ class EpisodeFiles:
         """DatasetError when the files are not there or not what their format says, as a torn copy is."""
         if self._format != "hdf5":
             return
-        import h5py  # type: ignore[import-untyped]
+        import h5py
 
-        path = self.data / "main_data.hdf5"
+        path = self.data / HDF5
         try:
             h5py.File(path, "r").close()
         except OSError as error:

@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-SHORTEST = 2  # steps: a single step has no course that could be learned
 UNBOUNDED = 1e30  # a bound this large means "no bound"
 OUTSIDE = 1e-4  # of half the action box: what an action may lie outside it by rounding alone
 
@@ -44,16 +43,17 @@ class EpisodeLayout:
         obs_space: a Box, or a Dict of Boxes (nested ones too), flattened in the order of sorted keys.
         action_space: a bounded Box of floats.
         name: of the dataset, for messages.
+        shortest: fewest steps of an episode that is read.
 
     Raises:
         DatasetError: other spaces.
     """
 
-    def __init__(self, obs_space: gym.Space, action_space: gym.Space, name: str) -> None:
+    def __init__(self, obs_space: gym.Space, action_space: gym.Space, name: str, shortest: int = 1) -> None:
         _check_observations(obs_space, name)
         _check_actions(action_space, name)
         assert isinstance(action_space, Box)
-        self.obs_space, self.action_space = obs_space, action_space
+        self.obs_space, self.action_space, self._shortest = obs_space, action_space, shortest
         self.obs_dim = _dim(obs_space)
         self.action_dim = int(action_space.low.size)
         low_A, high_A = (bound.astype(np.float64).ravel() for bound in (action_space.low, action_space.high))
@@ -75,7 +75,7 @@ class EpisodeLayout:
         count = len(reward_T)
         if steps is not None and count != steps:
             raise Refused("incomplete")
-        if count < SHORTEST:
+        if count < self._shortest:
             raise Refused("too short")
         obs_NO = _flat(raw["observations"], self.obs_space, count + 1)
         action_TA = _flat(raw["actions"], self.action_space, count)

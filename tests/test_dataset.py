@@ -164,7 +164,6 @@ REFUSED = {
     "action not finite": raw(actions=np.full((4, 1), np.inf, np.float32)),
     "reward not finite": raw(rewards=np.array([0, np.nan, 0, 0])),
     "wrong shape": raw(observations=np.zeros((4, 3))),
-    "too short": raw(1),
     "ends before its last step": raw(terminations=np.array([False, True, False, False])),
 }
 
@@ -173,9 +172,9 @@ def test_unfit_episodes_are_refused_one_by_one_and_counted_by_reason(root: Path)
     episodes = [raw(), *REFUSED.values(), raw(observations=np.full((5, 3), 1e300)), raw()]
     dataset = open_dataset(minari_dataset(root, episodes))
     for _ in range(2):  # reading again counts nothing twice
-        assert [found.index for found in dataset.episodes()] == [0, 8]
+        assert [found.index for found in dataset.episodes()] == [0, 7]
         expected = {reason: [index] for index, reason in enumerate(REFUSED, 1)}
-        expected["observation not finite"].append(7)  # too large for float32
+        expected["observation not finite"].append(6)  # too large for float32
         assert dataset.refused == expected
     assert dataset.summary().episodes == 2
 
@@ -215,6 +214,32 @@ def test_damaged_arrow_files_cost_their_episodes_alone(root: Path) -> None:
     assert [found.index for found in dataset.episodes()] == [0, 3] and dataset.refused == {"unreadable": [1, 2]}
 
 
+def test_an_episode_of_one_step_is_read_unless_more_are_asked_for(root: Path) -> None:
+    data = minari_dataset(root, [raw(1), raw()])
+    assert [len(found.reward_T) for found in open_dataset(data).episodes()] == [1, 4]
+    longer = open_dataset(data, shortest=2)
+    assert [len(found.reward_T) for found in longer.episodes()] == [4] and longer.refused == {"too short": [0]}
+    assert [len(found.reward_T) for found in write([episode(0, steps=1)]).episodes()] == [1]
+
+
+def test_files_of_minari_0_4_are_named_as_such(root: Path) -> None:
+    """They have their metadata in the HDF5 file: as Minari 0.4.3 writes them, which cannot be installed beside 0.5."""
+    data = minari_dataset(root, [raw()])
+    with h5py.File(data / "main_data.hdf5", "a") as file:
+        file.attrs.update({"dataset_id": "elsewhere/any-v3", "minari_version": "~=0.4", "total_episodes": 1})
+    (data / "metadata.json").unlink()
+    for read in (
+        lambda: open_dataset(data),
+        lambda: open_dataset(data.parent),
+        lambda: import_dataset(str(data.parent)),
+    ):
+        with pytest.raises(
+            DatasetError,
+            match=r"is of Minari ~=0.4 .*expected a metadata.json as Minari 0.5 .*nothing was read; import",
+        ):
+            read()
+
+
 def test_a_cut_off_file_is_one_clear_error(root: Path) -> None:
     data = minari_dataset(root, [raw(60) for _ in range(20)])
     path = data / "main_data.hdf5"
@@ -224,16 +249,16 @@ def test_a_cut_off_file_is_one_clear_error(root: Path) -> None:
 
 
 def test_a_dataset_without_one_fit_episode_is_an_error(root: Path) -> None:
-    dataset = open_dataset(minari_dataset(root, [REFUSED["too short"], REFUSED["reward not finite"]]))
-    with pytest.raises(DatasetError, match=r"every episode .* was refused \(1 too short, 1 reward not finite\)"):
+    dataset = open_dataset(minari_dataset(root, [REFUSED["wrong shape"], REFUSED["reward not finite"]]))
+    with pytest.raises(DatasetError, match=r"every episode .* was refused \(1 wrong shape, 1 reward not finite\)"):
         dataset.summary()
 
 
 def test_an_empty_dataset_is_an_error(root: Path) -> None:
     with pytest.raises(DatasetError, match="has no episodes"):
         open_dataset(minari_dataset(root, []))
-    with pytest.raises(DatasetError, match="no episode of 2 or more steps"):
-        write([episode(0, steps=1)])
+    with pytest.raises(DatasetError, match="no episode of any steps"):
+        write([episode(0, steps=0)])
     assert [row.id for row in list_datasets()] == ["elsewhere/any-v3"]
 
 

@@ -222,6 +222,16 @@ def test_refused_episodes_are_counted_by_reason_and_told_when_training_begins(
     assert read(tmp_path / "run" / "live.json")["size_rows"] == 5 * 12
 
 
+@pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "dt"])
+def test_episodes_of_one_step_are_learned_from_by_all_but_gac(
+    algorithm: str, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorten(datasets, range(7), 1)
+    assert main(train_words(tmp_path / "run", algorithm=algorithm)) == 0
+    assert "refused" not in capsys.readouterr().out
+    assert read(tmp_path / "run" / "live.json")["size_rows"] == 7 + 12
+
+
 def test_what_learns_from_episodes_asks_for_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt"):
         told = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
