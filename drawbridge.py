@@ -34,7 +34,7 @@ def load(
     Args:
         run: run directory of any algorithm, running or ended.
         mode: how a policy of gac infers its plans: prior, st, kl, max or explore. None: as the run evaluates.
-        target_return: what gac (mode st) and dt ask for, in the environment's units. None: the run's default.
+        target_return: what gac (mode st), rvs and dt ask for, in the environment's units. None: the run's default.
         seed: of plans and of noise. The default is that of evaluations.
         env: the run's environment again where its id is ``module:Id``: only what your code names is imported.
 

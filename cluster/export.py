@@ -70,8 +70,8 @@ def _weights(policy: LoadedPolicy) -> dict[str, np.ndarray]:
 
 
 def _carried(algorithm: str) -> str:
-    names = {"gac": "a plan, searched for by gradient ascent,", "rvs": "the return that was asked for"}
-    return names.get(algorithm, "a window of steps and the return to go")
+    carried = {"gac": "a plan, searched for by gradient ascent,", "dt": "a window of steps and the return to go"}
+    return carried.get(algorithm, "the return that was asked for")
 
 
 def _as_onnx(policy: LoadedPolicy, parts: list[Leaf]) -> tuple[bytes, str, np.ndarray]:

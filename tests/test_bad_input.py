@@ -88,9 +88,9 @@ REFUSED = {
         {"replay__shards": 3},
         ("replay.shards is 3", "expected at most worker.workers 2", "one would stay empty", "start more workers"),
     ),
-    "batch that cannot be dealt": (
+    "batch that cannot be split": (
         {"learner__learners": 3},
-        ("batch_size 32", "3 learners", "cannot be dealt", "set it to"),
+        ("batch_size 32", "3 learners", "cannot be split", "set it to"),
     ),
 }  # fmt: skip
 

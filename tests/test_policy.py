@@ -30,7 +30,12 @@ ONLINE = {key: value for key, value in TINY_ONLINE.items() if "bridge" not in ke
 
 
 MAZE = "PointMaze_UMaze-v3"  # its observations are Dicts
-AGENT = {"gac": TINY_GAC, "bc": TINY_CLONE, "dt": TINY_CLONE | {"agent.heads": 1, "agent.context": 4}}
+AGENT = {
+    "gac": TINY_GAC,
+    "bc": TINY_CLONE,
+    "rvs": TINY_CLONE,
+    "dt": TINY_CLONE | {"agent.heads": 1, "agent.context": 4},
+}
 
 
 def online(run: Path, algorithm: str, env: str) -> Path:
@@ -88,13 +93,13 @@ def test_importing_names_the_api_and_imports_nothing_else() -> None:
     assert ended.stdout.splitlines() == ["[]", "True evaluate load make_dataset train"], ended.stderr
 
 
-@pytest.mark.parametrize("name", ["softgac", "sac", "bc", "dt", "gac"])
+@pytest.mark.parametrize("name", ["softgac", "sac", "bc", "rvs", "dt", "gac"])
 def test_episodes_in_a_loop_of_ones_own_equal_those_of_an_evaluation(runs: Runs, name: str) -> None:
     for mode in ("prior", "st", "kl", "max") if name == "gac" else (None,):
         policy = drawbridge.load(runs[name], mode=mode)
         assert returns(policy, ENV, 2) == drawbridge.evaluate(runs[name], episodes=2, mode=mode)["returns"]
     assert policy.algorithm == name and policy.env == ENV and policy.updates > 0
-    assert policy.remembers == (name in ("dt", "gac")) and policy.needs_reward == (name == "dt")
+    assert policy.remembers == (name in ("rvs", "dt", "gac")) and policy.needs_reward == (name == "dt")
 
 
 @pytest.mark.parametrize("name", ["softgac", "sac"])
@@ -230,7 +235,7 @@ def test_a_graph_reaches_the_ends_of_an_action_box_of_another_type(runs: Runs, t
 
 
 def test_what_no_graph_holds_is_refused_by_name(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, why in (("gac", "a plan, searched for by gradient"), ("dt", "a window of steps")):
+    for name, why in (("gac", "a plan, searched"), ("rvs", "the return that was"), ("dt", "a window of steps")):
         run = str(runs[name])
         capsys.readouterr()
         assert main(["export", run, "--onnx", str(tmp_path / "x.onnx")]) == 2
