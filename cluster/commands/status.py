@@ -60,8 +60,27 @@ def _stop(arguments: argparse.Namespace) -> int:
                 "still do so; see `drawbridge status`, or send that process SIGTERM"
             )
         time.sleep(0.1)
-    print(status_in_words(status(run.path)))
+    print(_how_it_ended(run))
     return 0
+
+
+def _how_it_ended(run: RunDirectory) -> str:
+    """From its summary alone, which needs no settings; RunError when it left none, or could not save everything."""
+    summary = run.summary()
+    if summary is None:
+        raise RunError(
+            f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see `drawbridge status`"
+        )
+    saved = summary.get("saved", {})
+    parts = [
+        ("the checkpoint", saved.get("checkpoint", {})),
+        *((f"shard {i}", one) for i, one in enumerate(saved.get("snapshots", []))),
+    ]
+    if problems := [f"{name} ({part['problem']})" for name, part in parts if "problem" in part]:
+        raise RunError(
+            f"{run.path} ended, but did not save everything: {'; '.join(problems)}; the newest on disk is used when it goes on"
+        )
+    return f"{run.path} ended at {summary['env_steps']:,} env steps and {summary['updates']:,} updates; everything is saved"
 
 
 def _require_owner(run: RunDirectory, verb: str) -> int:
