@@ -74,10 +74,34 @@ class Unbounded(Walk):
     action_space = Box(-np.inf, np.inf, (1,), np.float32)
 
 
+class Explodes(Walk):
+    """Observations that are finite, and too large for any network."""
+
+    def go_wrong(self) -> None:
+        self.place[:] = 1e38
+
+
+class Slow(Walk):
+    """Every step takes 50 ms."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        threading.Event().wait(0.05)
+        return super().step(action)
+
+
+class SlowStart(Walk):
+    """Is not built while the file that FAULT_SWITCH names is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        while os.path.exists(os.environ.get("FAULT_SWITCH", "")):
+            threading.Event().wait(0.1)
+
+
 class WillNotStart(Walk):
     def __init__(self) -> None:
         raise OSError("no display")
 
 
-for kind in (Walk, Raises, Exits, Hangs, SometimesNaN, Dies, Unbounded, WillNotStart):
+for kind in (Walk, Raises, Exits, Hangs, SometimesNaN, Dies, Unbounded, Explodes, Slow, SlowStart, WillNotStart):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)
