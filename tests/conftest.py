@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from real_runs import RealRuns
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,3 +49,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         or (chosen == "cluster" and "pytest.mark.cluster" not in text)
     )
     return none_left or None
+
+
+@pytest.fixture(scope="session")
+def real_runs(tmp_path_factory: pytest.TempPathFactory) -> RealRuns:
+    """What short runs of softgac, gac and its fine-tuning, and one that fails, wrote and exported."""
+    from real_runs import make_real_runs
+
+    return make_real_runs(tmp_path_factory.mktemp("real"))

@@ -5,20 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import urllib.request
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
-import tiny_episodes
-import tiny_runs
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
-
-import cluster.drive
-from cluster.cli import main
-from cluster.metrics.exporter import Exporter, Line
+from real_runs import Printed, RealRuns
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = [
@@ -55,43 +47,12 @@ def test_every_rule_is_seen_quiet_and_firing_by_the_unit_tests() -> None:
     assert seen == {name: {False, True} for name in NAMES}
 
 
-class RecordingExporter(Exporter):
-    """Keeps the values that every label of every series had at any scrape."""
-
-    printed: ClassVar[dict[str, dict[str, set[str]]]] = defaultdict(lambda: defaultdict(set))
-
-    def update(self, line: Line) -> None:
-        super().update(line)
-        self.scrape()
-
-    def set_state(self, state: str) -> None:
-        super().set_state(state)
-        self.scrape()
-
-    def scrape(self) -> None:
-        with urllib.request.urlopen(self.url, timeout=10) as answer:
-            for family in text_string_to_metric_families(answer.read().decode()):
-                for sample in family.samples:
-                    for label, value in sample.labels.items():
-                        self.printed[sample.name][label].add(value)
+@pytest.fixture
+def printed(real_runs: RealRuns) -> Printed:
+    return real_runs.printed
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
-    """{series: {label: values}} that the endpoints of a run of softgac, one of gac and one that fails printed."""
-    folder = tmp_path_factory.mktemp("printed")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(cluster.drive, "Exporter", RecordingExporter)
-        tiny_episodes.make_dataset(folder / "datasets", monkeypatch)
-        inline: dict[str, Any] = {"metrics__port": 0, "metrics__line_s": 0.1}
-        assert tiny_runs.train_inline(folder / "softgac", "Pendulum-v1", 600, **inline) == 0
-        words = tiny_episodes.train_words("gac", folder / "gac", "--backend", "inline", "--steps", "10", **inline)
-        assert main(words) == 0
-        assert tiny_runs.train_inline(folder / "failed", "broken_envs:Raises-v0", 4_000, **inline) == 1
-    return RecordingExporter.printed
-
-
-def test_rules_read_only_series_and_labels_that_real_runs_export(printed: dict[str, dict[str, set[str]]]) -> None:
+def test_rules_read_only_series_and_labels_that_real_runs_export(printed: Printed) -> None:
     read = [(rule["alert"], *found) for rule in RULES for found in SELECTOR.findall(rule["expr"])]
     assert {alert for alert, *_ in read} == set(NAMES)
     assert {name for _, name, _ in read} - {"up"} <= set(printed)
@@ -104,8 +65,8 @@ def test_rules_read_only_series_and_labels_that_real_runs_export(printed: dict[s
             assert expected <= printed[name][label], f"{alert}: {name} never had {label} {values}"
 
 
-def test_the_state_of_a_run_is_exported_from_its_start_to_its_end(printed: dict[str, dict[str, set[str]]]) -> None:
+def test_the_state_of_a_run_is_exported_from_its_start_to_its_end(printed: Printed) -> None:
     info = printed["drawbridge_run_info"]
     assert info["state"] == {"starting", "running", "finishing", "ended", "failed"}
-    assert info["algorithm"] == {"softgac", "gac"} and len(info["run"]) == 3
+    assert info["algorithm"] == {"softgac", "gac"} and len(info["run"]) == 4
     assert all(re.fullmatch(r"\w+-[0-9a-f]{8}", run) for run in info["run"])

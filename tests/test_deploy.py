@@ -26,6 +26,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from real_runs import RealRuns
 
 from cluster.cli import _parser
 from cluster.commands.train import resolve
@@ -217,6 +218,15 @@ def test_every_panel_says_what_it_shows_and_overlaps_no_other() -> None:
         assert apart_x or apart_y
 
 
+def test_what_is_a_state_is_shown_as_it_is_now_and_health_and_cluster_have_a_row_each() -> None:
+    stats = [panel for panel in PANELS if panel["type"] == "stat"]
+    assert all(target["instant"] and not target["range"] for panel in stats for target in panel["targets"])
+    shown = {name for panel in stats for t in panel["targets"] for name in re.findall(r"drawbridge_[a-z_]+", t["expr"])}
+    assert shown >= {"drawbridge_run_info", "drawbridge_workers", "drawbridge_disk_free_bytes"}
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows[:3] == ["Overview", "Health", "Cluster"]
+
+
 def test_the_dashboard_fits_grafanas_schemas(schemas: Path) -> None:
     def fits(value: Any, file: str, definition: str) -> None:
         schema = json.loads((schemas / "grafana" / f"{file}.json").read_text())
@@ -240,68 +250,6 @@ def test_promtool_accepts_the_scrape_configuration() -> None:
     command = [promtool, "check", "config", str(DEPLOY / "prometheus.yml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-
-
-def line_at(seconds: float) -> dict[str, float]:
-    """A metrics line of a healthy run, ``seconds`` after its start: every key that a series is read from."""
-    steps = 1000 * seconds
-    growing = {"time_s": seconds, "env_steps": steps, "updates": steps, "rows_recorded": steps, "rows_stored": steps}
-    growing |= {"rows_dropped_nonfinite": seconds, "rows_duplicate": seconds, "workers_restarted_hung": seconds // 60}
-    windows = {"episodes": 1, "env_s": 0.2, "act_s": 0.1, "record_s": 0.01, "push_wait_s": 0.01}
-    replay = {"size_rows": steps, "fill": 0.1, "replay_ratio": 1.0, "target_replay_ratio": 1.0}
-    blocked = {"blocked_insert_s": 0.1 * seconds, "blocked_sample_s": 0.1 * seconds, "memory_bytes": 5e8, "workers": 2}
-    states = {"workers_wanted": 2, "workers_pending": 0, "disk_free_bytes": 7e9, "nonfinite_updates": 0}
-    states |= {f"restart_budget_left_{part}": 3 for part in ("worker", "learner", "shard")}
-    saves = {
-        "failed_checkpoints": 0,
-        "failed_snapshots": 0,
-        "failed_reports": 0,
-        "checkpoint_age_s": 9,
-        "snapshot_age_s": 9,
-        "checkpoint_every_s": 60,
-        "snapshot_every_s": 60,
-    }
-    policy = {"version": seconds, "generation": 0, "policy_age_p50": 1, "policy_age_p95": 2, "publish_interval_s": 1.0}
-    learner = {"learner_data_wait": 0.01, "learner_update": 0.9, "learner_publish": 0.02}
-    returns = {"return_mean": 1.0, "return_min": 0.0, "return_max": 2.0, "length_mean": 1000, "eval_return_mean": 3.0}
-    names = (
-        "critic_loss",
-        "actor_loss",
-        "alpha",
-        "control_energy",
-        "q_mean",
-        "critic_grad_norm",
-        "clipped_mass",
-        "nonfinite",
-        "sigma_mean",
-    )
-    bound = (
-        "elbo",
-        "action_nll",
-        "return_nll",
-        "action_mse",
-        "next_state_error",
-        "return_error",
-        "kl_token",
-        "kl_total",
-    )
-    agent = {f"loss_{name}": 0.5 for name in (*names, *bound, "active_dims", "collapse")}
-    agent |= {"stage": 1, "online_episodes": seconds, "held_dataset_episodes": 100, "held_online_episodes": 20}
-    agent |= {"episode_rows": steps, "lost_rows_end_lost": seconds, "planned_episodes": 1, "plan_s": 0.1}
-    agent |= {"plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0}
-    return (
-        growing
-        | windows
-        | states
-        | replay
-        | blocked
-        | saves
-        | policy
-        | learner
-        | returns
-        | agent
-        | {"eval_env_steps": 4000}
-    )
 
 
 @pytest.fixture
@@ -338,13 +286,15 @@ def answer(address: str, expression: str) -> list[Any]:
         return json.loads(reply.read())["data"]["result"]
 
 
-def test_a_real_prometheus_answers_every_query_of_the_dashboard(prometheus: tuple[str, Exporter]) -> None:
+def test_a_real_prometheus_answers_every_query_of_the_dashboard_over_the_records_of_real_runs(
+    prometheus: tuple[str, Exporter], real_runs: RealRuns
+) -> None:
     address, exporter = prometheus
     open_questions = {t["expr"].replace("$__rate_interval", "30s").replace("$run", "trial") for t in TARGETS}
     assert not [expression for expression in open_questions if "$" in expression]
-    start = time.monotonic()
+    start, records = time.monotonic(), itertools.cycle(real_runs.records)
     while open_questions and time.monotonic() < start + 90:
-        exporter.update(line_at(time.monotonic() - start))
+        exporter.update(next(records))
         try:
             open_questions -= {expression for expression in open_questions if answer(address, expression)}
         except urllib.error.HTTPError as error:

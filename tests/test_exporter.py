@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_episodes
-import tiny_runs
 from prometheus_client.parser import text_string_to_metric_families
+from real_runs import RealRuns
 
 from cluster.cli import main
 from cluster.errors import UsageError
@@ -87,6 +86,9 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("updates_total"): 8000,
         key("rows_total", outcome="stored", reason=""): 4000,
         key("rows_total", outcome="dropped", reason="nonfinite"): 32,
+        key(
+            "rows_total", outcome="dropped", reason="stale"
+        ): 0,  # of a chunk: from 0, so that a first one is an increase
         key("rows_total", outcome="duplicate", reason=""): 8,
         key("replay_fill_ratio"): 0.004,
         key("policy_age_versions", quantile="0.95"): 3,
@@ -137,19 +139,10 @@ def test_every_series_has_a_sample_after_a_full_line_and_none_before_the_first(e
     assert {name for name, _ in samples(exporter)} == {series.full_name for series in METRICS}
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture
+def records(real_runs: RealRuns) -> list[dict[str, Any]]:
     """Every metrics record of a run of softgac, one of gac, and one that fine-tunes it online."""
-    folder = tmp_path_factory.mktemp("records")
-    runs = [folder / name for name in ("softgac", "gac", "online")]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny_episodes.make_dataset(folder / "datasets", monkeypatch)
-        assert (
-            tiny_runs.train_inline(runs[0], "Pendulum-v1", 800, evaluation__every_steps=400, metrics__line_s=0.1) == 0
-        )
-        assert main(tiny_episodes.train_words("gac", runs[1], "--backend", "inline", "--steps", "10")) == 0
-        assert main(tiny_episodes.finetune_words(runs[1], runs[2], stages=1, metrics__line_s=0.1)) == 0
-    return [record for run in runs for record in tiny_runs.lines(run / "metrics.jsonl")]
+    return real_runs.records
 
 
 def test_every_series_gets_a_value_from_the_records_of_real_runs(

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry
@@ -21,9 +21,11 @@ from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
 from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line, is_counter, is_resumed
+from replay.admission import Reason
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0
+_REJECTED = {f"rows_dropped_{reason}": 0.0 for reason in get_args(Reason)}  # records have only those that occurred
 LAST_SCRAPE_S = 6.0  # longest interval between scrapes for which the end of a run waits
 
 
@@ -154,6 +156,8 @@ class _Lines(Collector):
                 if key in numbers:
                     added = numbers[key] if math.isfinite(numbers[key]) else 0.0
                     numbers[key] = self._line.get(key, 0.0) + max(0.0, added)
+            if "rows_stored" in numbers:
+                self._line = _REJECTED | self._line
             self._line |= numbers
             self._line["heard_at"] = time.time()
 
