@@ -17,25 +17,11 @@ from algorithms.interface import AgentSpec, PlanRequest
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
+from cluster.diagnosis import packed
 from cluster.pictures.calibration import rank_correlation
 from replay.dataset import Dataset
-from replay.schema import Trajectories
-from replay.stored_episode import StoredEpisode
 
 SHARES = np.linspace(0.0, 2.0, 17)  # of the best return in the data
-
-
-def packed(episodes: Sequence[StoredEpisode]) -> Trajectories:
-    """Episodes as a learner is given them, nothing stored beside them."""
-    parts = [np.concatenate([e.obs_TO, e.action_TA, e.reward_T[:, None]], 1, dtype=np.float32) for e in episodes]
-    lengths = [len(part) for part in parts]
-    return Trajectories(
-        rows_NF=torch.from_numpy(np.concatenate(parts)),
-        offset=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
-        return_B=torch.tensor([float(e.reward_T.sum()) for e in episodes]),
-        posterior_BP=torch.zeros(len(episodes), 0),
-        visits_B=torch.zeros(len(episodes), dtype=torch.int32),
-    )
 
 
 def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) -> tuple[float, float, float]:

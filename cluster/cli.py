@@ -9,7 +9,7 @@ import traceback
 
 from cluster.commands.dataset import add_dataset
 from cluster.commands.listing import add_list
-from cluster.commands.policy import add_evaluate, add_export, add_plan
+from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add_resume(commands)
     add_evaluate(commands)
     add_plan(commands)
+    add_diagnose(commands)
     add_export(commands)
     add_status(commands)
     add_list(commands)

@@ -24,8 +24,7 @@ from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.metrics.catalogue import CLIPPED_LIMIT
-from cluster.metrics.wording import clipping_words
+from cluster.metrics.alarms import alarms
 from cluster.reports import Reports
 from cluster.requests import Request
 from cluster.run_dir import RunDirectory
@@ -136,7 +135,7 @@ class Session:
         self._next_evaluation = 0
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = ""
-        self._clipping = False
+        self._alarms: set[str] = set()  # those that sounded with the last record
         self.asked_to_stop = False  # by another command: the caller ends the run
         self._scaled: tuple[Request, str, float] | None = None  # a request, what was done, when it is due
         self.saved: Saved | None = None  # what ``finish`` left on disk
@@ -317,16 +316,17 @@ class Session:
         with contextlib.suppress(OSError):
             self.aggregator.disk_free_bytes = shutil.disk_usage(self.run.path).free
         line = self.aggregator.line()
-        self._warn_of_clipping(line.get("loss_clipped_mass", 0.0))
+        self._sound(alarms(line))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)
         self.outputs(line)
 
-    def _warn_of_clipping(self, share: float) -> None:
-        """Warns when the share of clipped target mass comes to exceed its limit, not again while it stays there."""
-        before, self._clipping = self._clipping, share > CLIPPED_LIMIT
-        if self._clipping and not before:
-            self.event(clipping_words(share))
+    def _sound(self, found: dict[str, str]) -> None:
+        """Says each alarm when it begins, not again while it goes on."""
+        before, self._alarms = self._alarms, set(found)
+        for name, words in found.items():
+            if name not in before:
+                self.event(words)
 
     def _write_live(self, line: dict[str, Any]) -> None:
         facts = {**self.facts, "workers_in_words": self._workers_in_words()}

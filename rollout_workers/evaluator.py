@@ -57,6 +57,7 @@ class Evaluation:
         default_factory=list
     )  # return; empty unless the policy predicts every one
     variance: list[float] = dataclasses.field(default_factory=list)  # of the prediction
+    promise_limit: float | None = None  # a mean prediction beyond it means nothing; None where no policy says so
     # The rest in mazes with one goal only, empty elsewhere.
     path_length: list[float] = dataclasses.field(default_factory=list)  # metres, until arrival or to the episode's end
     shortest_path: list[float] = dataclasses.field(default_factory=list)  # metres, from the start to the goal's edge
@@ -158,6 +159,7 @@ class Evaluator:
             seed=first,
             errors=[error for group in groups for error in group.errors],
             wall_s=time.monotonic() - started,
+            promise_limit=getattr(self._actor.policy, "promise_limit", None),
             **_requested(groups),
             **_finished(groups),
         )

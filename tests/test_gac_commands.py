@@ -34,7 +34,7 @@ SUMMARY = {
 }  # fmt: skip
 PARTS = {
     "loss_elbo", "loss_action_nll", "loss_next_state_error", "loss_return_nll", "loss_return_error", "loss_kl_token", "loss_kl_total",
-    "loss_active_dims", "loss_collapse", "loss_grad_norm", "loss_learning_rate", "loss_nonfinite",
+    "loss_active_dims", "loss_collapse", "loss_plan_return", "loss_grad_norm", "loss_learning_rate", "loss_nonfinite",
 }  # fmt: skip
 PLANNED = ("predicted", "variance", "path_length", "shortest_path", "reached", "starts_in_goal")
 MODES = ("prior", "st", "kl", "max")
@@ -196,6 +196,52 @@ def test_an_evaluation_in_words_has_both_scales_and_the_prediction(
         "goal",
     ):
         assert part in told
+
+
+def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("diagnose", str(run_dir), "--mode", "st", "--episodes", "2")
+    found = json.loads(said(capsys, *words, "--json"))
+    assert found["scores"].keys() == {"searched", "hidden", "redrawn", "one", "prior"} and found["mode"] == "st"
+    plain = json.loads(said(capsys, "evaluate", str(run_dir), "--mode", "st", "--episodes", "2", "--json"))
+    for name in ("return_mean", "normalised_mean"):
+        assert found["scores"]["searched"][name] == pytest.approx(plain[name])
+    assert found["target"] == plain["target"] and found["recorded_episodes"] == 8
+    assert found["explained"].keys() == {"state", "promise", "plan"} and found["plan"]["dims"] == 16
+    told = said(capsys, *words)
+    for part in (
+        "hidden, but for the return it promises",
+        "the rest of the plan",
+        "KL, nats a token",
+        "Hiding the plan costs",
+    ):
+        assert part in told
+
+
+def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate(
+    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sentence = tmp_path / "run", "the posterior has collapsed"
+    assert train(run, 40, agent__kl_weight=1e4, agent__lr=0.05, metrics__line_s=0) == 0
+    shown = capsys.readouterr().out
+    assert f"] {sentence}" in shown and f"Alarm: {sentence}" in " ".join(shown.split())
+    assert read(run / "summary.json")["alarms"][0].startswith(sentence)
+    assert f"alarm      {sentence}" in said(capsys, "status", str(run))
+    assert json.loads(said(capsys, "status", str(run), "--json"))["alarms"][0].startswith(sentence)
+    far = (
+        "--mode",
+        "max",
+        "--set",
+        "agent.infer_lr=50",
+        "--set",
+        "agent.infer_max_steps=500",
+        "--episodes",
+        "2",
+        "--json",
+    )
+    warned = json.loads(said(capsys, "evaluate", str(run), *far))["warnings"]
+    assert warned[0].startswith(sentence) and warned[1].startswith("plans promise a return of")
 
 
 def test_status_counts_updates_in_words_and_as_json(

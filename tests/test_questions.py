@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from algorithms.gac.config import cpu
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
-from benchmarks.by_heart import packed
 from benchmarks.gac import TEST
 from benchmarks.markdown import filled, over_seeds, pivoted, table
 from benchmarks.plan_quality import FixedPlan, path_ratios, planner_ratios
 from benchmarks.promises import target_walk
 from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
 from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
+from cluster.diagnosis import packed
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import seeded_streams
 from rollout_workers.envs import make_batch_env

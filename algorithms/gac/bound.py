@@ -32,7 +32,8 @@ MEASURES = (
     "kl_total",  # nats a trajectory
     "kl_token",  # nats
     "active_dims",  # share of the latent dimensions
-    "collapse",  # 1: an alarm, see alarm.py
+    "collapse",  # 1: an alarm, see ``collapsed``
+    "plan_return",  # share of what the plan says that is the return, see ``return_share``
 )
 
 
@@ -44,6 +45,7 @@ class Bound(NamedTuple):
     return_B: torch.Tensor  # log density of the z-scored return
     return_gap_B: torch.Tensor  # predicted - true, z-scored
     kl_Bnd: torch.Tensor
+    mean_Bnd: torch.Tensor  # of the posterior; no gradient
     action_RSA: torch.Tensor  # predicted; no gradient
     next_obs_RSO: torch.Tensor  # predicted displacements; no gradient
 
@@ -78,9 +80,8 @@ def lower_bound(
         next_state_weight=config.next_state_weight,
         kl_weight=kl_weight,
     )
-    return Bound(
-        total_B, action_B, return_B, mean_B - y_B, kl_Bnd, made.action_BSA.detach(), made.next_obs_BSO.detach()
-    )
+    seen = posterior.mean_Bnd.detach(), made.action_BSA.detach(), made.next_obs_BSO.detach()
+    return Bound(total_B, action_B, return_B, mean_B - y_B, kl_Bnd, *seen)
 
 
 @torch.no_grad()
@@ -99,6 +100,7 @@ def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bo
         kl.sum(-1).mean(),
         active_share(kl),
         collapsed(kl),
+        return_share(bound.mean_Bnd, kl, model.normalise_return(batch.return_B)),
     )
     return torch.stack(values)
 
@@ -227,6 +229,15 @@ COLLAPSE_NATS = 0.05  # mean KL a token below which a posterior collapse is repo
 def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:
     """Share (0-d) of the n d latent dimensions whose KL, averaged over trajectories, is above ACTIVE_NATS."""
     return (kl_Bnd.mean(0) > ACTIVE_NATS).float().mean()
+
+
+def return_share(mean_Bnd: torch.Tensor, kl_Bnd: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """Share (0-d) of what posteriors say that is the return: R^2 of each dimension's mean by y over the trajectories, averaged
+    with the dimensions' KL as weights; 0 where all returns are equal. Near 1 a plan is a copy of y."""
+    mean_Bm, kl_m = mean_Bnd.flatten(1), kl_Bnd.flatten(1).mean(0)
+    mean_Bm, y_B = mean_Bm - mean_Bm.mean(0), y_B - y_B.mean()
+    scale_m = (mean_Bm.square().sum(0) * y_B.square().sum()).clamp(min=1e-12)
+    return ((mean_Bm.T @ y_B).square() / scale_m * kl_m).sum() / kl_m.sum().clamp(min=1e-12)
 
 
 def collapsed(kl_Bnd: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import Memory
 from algorithms.gac.inference import Inferred, Likelihood
 from algorithms.gac.model import LEARNED_LATE, GACModel
 from algorithms.gac.planner import Planner
@@ -25,6 +26,7 @@ from algorithms.weights import load_weights, misfits
 from replay.schema import EpisodeMetadata
 
 EXPLORE = MODES.index("explore")
+RUNAWAY = 2.5  # a search that promises this times as far above the mean as the best return has left the data (ours)
 EXPLAINED = 32  # newest steps whose likelihood Eq. 3 counts (ours)
 
 
@@ -56,6 +58,12 @@ class GACPolicy:
         load_weights(self._weights, weights)
         for name in LEARNED_LATE:
             self._weights[name].copy_(decode_nan(self._weights[name]))
+
+    @property
+    def promise_limit(self) -> float:
+        """The return beyond which a promise is not believed: RUNAWAY times as far above the data's mean as the best known."""
+        mean = float(self.model.return_mean)
+        return mean + RUNAWAY * (float(self.model.return_high) - mean)
 
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""
@@ -137,10 +145,14 @@ class GACPolicy:
     def _enter(self, env_K: np.ndarray, obs_KO: np.ndarray, made: Inferred) -> None:
         """Episodes start, or start over, in ``env_K``: plans in force, clocks at 0."""
         with torch.inference_mode():
-            self._memory.put(torch.from_numpy(env_K), self.model.memory(made.z_Knd))
+            self._memory.put(torch.from_numpy(env_K), self.read(made.z_Knd, env_K, obs_KO))
             self._time_E[torch.from_numpy(env_K)] = 0
         self._obs0_EO[env_K] = obs_KO
         self._trigger.begin(env_K)
+
+    def read(self, z_Knd: torch.Tensor, env_K: np.ndarray, obs_KO: np.ndarray) -> Memory:
+        """What the generator reads of plans that begin in ``env_K``."""
+        return self.model.memory(z_Knd)
 
     def _plan_again(self, obs_EO: np.ndarray) -> None:
         fired_K = self._trigger.fired(self._normalised(obs_EO))

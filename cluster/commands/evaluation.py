@@ -15,12 +15,15 @@ from cluster.config import override
 from cluster.dataset_task import task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
+from cluster.history import document, number
+from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
 
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
 
 if TYPE_CHECKING:
     from algorithms.interface import PlanRequest
+    from learners.learner import Learner
     from rollout_workers.evaluator import Evaluation
 
 
@@ -46,7 +49,7 @@ def evaluate(
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
-    aim = _aim(spec, mode, target_return)
+    aim = plan_request(spec, mode, target_return)
     if plot is not None:
         _check_plot(spec, plot)
     set_threads(spec.config)
@@ -73,11 +76,23 @@ def evaluate(
     found |= _normalised(spec, result, warned) | (
         _planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {}
     )
+    warned += _alarms(run, result)
     if plot is not None:
         from cluster.pictures.calibration import draw_calibration
 
         draw_calibration(found, plot)
     return found
+
+
+def _alarms(run: RunDirectory, result: Evaluation) -> list[str]:
+    """What is wrong with the promises of these plans, and with what the run has learned, by its newest metrics record."""
+    record: dict[str, Any] = {
+        key: value for key, value in document(run.path / "live.json", []).items() if number(value)
+    }
+    record |= {"eval_promise": None, "eval_promise_limit": result.promise_limit}
+    if result.predicted:
+        record["eval_promise"] = sum(result.predicted) / len(result.predicted)
+    return list(alarms(record).values())
 
 
 def _acting(spec: RunSpec, settings: dict[str, str]) -> RunSpec:
@@ -124,7 +139,8 @@ def _evaluation(
     return result, list(dict.fromkeys(ours))
 
 
-def _aim(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRequest | None:
+def plan_request(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRequest | None:
+    """What the plans of a run are asked for; None for a policy that takes no requests."""
     from algorithms.interface import PlanRequest
 
     config = spec.config
@@ -209,7 +225,12 @@ def evaluation_in_words(found: dict[str, Any]) -> str:
 
 
 def newest_weights(spec: RunSpec) -> Weights:
-    """The policy of the run's newest valid checkpoint, read on the CPU whatever it was trained on."""
+    """The policy of the run's newest valid checkpoint."""
+    return newest_learner(spec).weights()
+
+
+def newest_learner(spec: RunSpec) -> Learner:
+    """A learner with the run's newest valid checkpoint, on the CPU whatever it was trained on."""
     from learners.learner import PART
 
     found = newest_checkpoint(spec)
@@ -222,7 +243,7 @@ def newest_weights(spec: RunSpec) -> Weights:
     learner = make_learner(here, 0, lambda weights: None)
     noise = learner.state()["agent/generator"]  # a GPU's would not fit, and weights have no use for any
     learner.load_state(found.part(PART) | {"agent/generator": noise})
-    return learner.weights()
+    return learner
 
 
 def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:

@@ -1,4 +1,4 @@
-"""``evaluate``, ``plan`` and ``export``: what is done with a run's newest policy."""
+"""``evaluate``, ``plan``, ``diagnose`` and ``export``: what is done with a run's newest policy."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def add_plan(commands: Any) -> None:
     add_env_again(plan)
 
 
+def add_diagnose(commands: Any) -> None:
+    diagnose = add_command(commands, "diagnose", _diagnose, "what the behaviour of a run of gac depends on")
+    diagnose.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    diagnose.add_argument("--episodes", type=count, default=100, help="episodes of each kind (default: 100)")
+    diagnose.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
+    diagnose.add_argument("--mode", choices=["st", "kl", "max"], help="how plans are searched (default: the run's)")
+    diagnose.add_argument("--target-return", type=float, metavar="Y", help="return to ask for (st)")
+    diagnose.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    add_env_again(diagnose)
+
+
 def add_export(commands: Any) -> None:
     export = add_command(
         commands, "export", _export, "write a run's newest noise-free policy as a file for other programs"
@@ -93,6 +104,21 @@ def _plan(arguments: argparse.Namespace) -> int:
     from cluster.pictures.plan_picture import draw_plans
 
     print(draw_plans(arguments.run_dir, arguments.plot, start=arguments.start, seed=arguments.seed))
+    return 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    name_env_again(arguments.run_dir, arguments.env)
+    from cluster.diagnosis import diagnose, diagnosis_in_words
+
+    found = diagnose(
+        arguments.run_dir,
+        arguments.episodes,
+        arguments.seed,
+        mode=arguments.mode,
+        target_return=arguments.target_return,
+    )
+    print(json.dumps(found) if arguments.json else diagnosis_in_words(found))
     return 0
 
 

@@ -13,6 +13,7 @@ from cluster.commands.arguments import add_command, count, resume_words, seconds
 from cluster.config import PRESETS, describe, make_preset
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number
+from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
 
 
@@ -148,6 +149,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
         "last_evaluation": evaluations[-1][0] if evaluations else None,
         "summary": summary or None,
+        "alarms": list(alarms({key: value for key, value in live.items() if number(value)}).values()),
         "notes": notes,
     }
     if (run.path / "failure.json").exists():
@@ -180,6 +182,7 @@ def status_in_words(found: dict[str, Any]) -> str:
         lines.append(
             f"  evaluated  {mean:,.1f} over {len(evaluation['returns'])} episodes at {evaluation[unit]:,} {unit.replace('_', ' ')}"
         )
+    lines += [f"  alarm      {text}" for text in found["alarms"]]
     if "failure" in found:
         lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")
     lines += [f"  note       {text}" for text in found["notes"]]

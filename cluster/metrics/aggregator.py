@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
 from replay.messages import RowTotals
@@ -223,11 +224,18 @@ class MetricsAggregator:
         line |= {name: window[name] for name in _SECONDS if name in window}
         line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
         line |= {f"loss_{name}": value for name, value in self._losses.items()}
-        if self.evaluation:
-            line["eval_return_mean"] = float(np.mean(self.evaluation["returns"]))
-            line["eval_env_steps"] = self.evaluation["env_steps"]
-            line["eval_updates"] = self.evaluation["updates"]
-        return line
+        return line | self._evaluated()
+
+    def _evaluated(self) -> dict[str, Any]:
+        """The newest evaluation, and what its plans promised."""
+        made = self.evaluation
+        if not made:
+            return {}
+        found = {"eval_return_mean": float(np.mean(made["returns"]))}
+        found |= {"eval_env_steps": made["env_steps"], "eval_updates": made["updates"]}
+        if made.get("predicted") and made.get("promise_limit") is not None:
+            found |= {"eval_promise": float(np.mean(made["predicted"])), "eval_promise_limit": made["promise_limit"]}
+        return found
 
     def measured_ratio(self) -> float:
         """Updates for each env step stored after warm-up, those before the first env step aside; 0 during warm-up."""
@@ -258,6 +266,7 @@ class MetricsAggregator:
         spent = sum(self._share_s.values())
         wall_s = self.time_s
         returns = self.evaluation.get("returns", [])
+        losses = {f"loss_{name}": value for name, value in self._losses.items()}
         return {
             "env_steps": self.env_steps,
             "updates": self.updates,
@@ -275,6 +284,7 @@ class MetricsAggregator:
             "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in _SHARES},
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
+            "alarms": list(alarms(losses | self._evaluated()).values()),
             "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
         }
 

@@ -256,6 +256,11 @@ LEARNER = (
         help="what the agent reports of its updates: critic_loss, actor_loss, alpha, control_energy, q_mean, clipped_mass, ...; "
         "of GAC elbo, action_nll, return_nll, return_error, kl_total, kl_token, active_dims, collapse, ...",
     ),
+    Metric(
+        series="evaluation_promise", kind="gauge", unit="sum of rewards", labels=("stat",),
+        keys={"eval_promise": ("mean",), "eval_promise_limit": ("limit",)},
+        help="what the plans of the last evaluation promised on average, and the promise beyond which an alarm sounds",
+    ),
     _metric(
         "gauge", "evaluation_return", "sum of rewards", "eval_return_mean",
         "mean return of the deterministic policy in the last evaluation",

@@ -87,7 +87,7 @@ def completed(exit_value: Any) -> bool:
 
 def in_words(summary: Mapping[str, Any], width: int = 80) -> str:
     """A run's summary.json as a few plain ASCII sentences, wrapped at ``width``; what is missing is left out."""
-    parts = (_outcome, _learned, _learner, _age, _rows, _workers)
+    parts = (_outcome, _learned, _alarms, _learner, _age, _rows, _workers)
     sentences = [text for part in parts if (text := part(summary))]
     return "\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in sentences)
 
@@ -120,6 +120,11 @@ def _learned(summary: Mapping[str, Any]) -> str:
     over = f" over {count(episodes, 'episode')}" if episodes else ""
     spread = f", with a standard deviation of {number(float(std))}" if std is not None else ""
     return f"Its deterministic policy returns {number(float(mean))} on average{over}{spread}."
+
+
+def _alarms(summary: Mapping[str, Any]) -> str:
+    told = summary.get("alarms")
+    return "\n".join(f"Alarm: {text}." for text in told if isinstance(text, str)) if isinstance(told, list) else ""
 
 
 def _learner(summary: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
-from cluster.metrics.catalogue import AGENT_CHARTS, CLIPPED_LIMIT, agent_metrics, charts
-from cluster.metrics.wording import algorithm_name, clipping_words, clock, number, percent
+from cluster.metrics.alarms import alarms
+from cluster.metrics.catalogue import AGENT_CHARTS, agent_metrics, charts
+from cluster.metrics.wording import algorithm_name, clock, number, percent
 from cluster.pictures.chart import COLOURS, Line, draw_chart, page, table
 
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
@@ -171,15 +172,8 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
                 f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
                 f"resume it with <code>{_text(resume_words(run.path, run.env))}</code></div>"
             )
-        if run.last.get("loss_collapse"):
-            yield (
-                f'<div class="callout bad"><b>{_text(run.name)}: the posterior has collapsed.</b> Plans say next to nothing of their '
-                "trajectories, so searching them steers nothing; raise agent.free_bits, lower agent.kl_weight or shorten "
-                "agent.window</div>"
-            )
-        clipped = run.last.get("loss_clipped_mass", 0.0)
-        if clipped > CLIPPED_LIMIT:
-            yield f'<div class="callout bad"><b>{_text(run.name)}:</b> {_text(clipping_words(clipped))}</div>'
+        for text in alarms(run.last).values():
+            yield f'<div class="callout bad"><b>{_text(run.name)}:</b> {_text(text)}</div>'
         if run.notes:
             notes = "; ".join(run.notes)
             yield f'<div class="callout"><b>{_text(run.name)}:</b> {_text(notes)}</div>'

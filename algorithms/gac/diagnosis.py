@@ -1,0 +1,149 @@
+"""What of a trained model's behaviour the state, the promised return and the rest of the plan account for.
+
+Letters: B trajectories, n tokens, d width, R rows, S steps, K environments, O, A.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from algorithms.gac.agent import GAC
+from algorithms.gac.bound import ACTIVE_NATS, Posterior, fresh, lower_bound, refine, return_share
+from algorithms.gac.config import GACConfig
+from algorithms.gac.generator import LEAST_ROW, Memory
+from algorithms.gac.losses import kl_standard
+from algorithms.gac.model import GACModel
+from algorithms.gac.policy import GACPolicy
+from algorithms.gac.segments import whole
+from replay.schema import Trajectories
+
+REDRAWS = 16  # plans over which what a state or a promise alone predicts is averaged
+STEPS = 50  # of Newton's method, until a redrawn plan promises the same; one is enough for a linear return head
+INNER_STEPS = 64  # of a posterior that is searched for
+VARIANTS = ("searched", "hidden", "redrawn", "one")  # what episodes are acted by
+
+
+class Explained(NamedTuple):
+    """Shares of the recorded actions' variance; each is what it adds to those before it. The rest nobody explains."""
+
+    state: float
+    promise: float
+    plan: float
+
+
+class Contents(NamedTuple):
+    """What local posteriors say of their trajectories."""
+
+    active_dims: int  # with a mean KL above ACTIVE_NATS
+    dims: int
+    kl_token: float  # nats
+    return_correlation: float  # of the return and what the return head reads off the posterior's mean
+    return_share: float  # of what the plan says, see ``return_share``
+
+
+def posteriors(agent: GAC, batch: Trajectories) -> Posterior:
+    """q of each trajectory: the encoder's, or searched for from the prior."""
+    if agent.encoder is not None:
+        with torch.no_grad():
+            return agent.encoder(batch, agent.model)
+    config = dataclasses.replace(agent.config, inner_steps=INNER_STEPS)
+    segments = agent.gather_segments(batch, agent.uniform(len(batch), config.points // config.window))
+    eps = agent.normal(len(batch), config.tokens, config.token_width)
+    weight, start = config.kl_weight, fresh(config, len(batch), batch.return_B)
+    return refine(config, start, lambda q: lower_bound(agent.model, batch, segments, q, eps, kl_weight=weight).elbo_B)
+
+
+@torch.no_grad()
+def contents(model: GACModel, batch: Trajectories, q: Posterior) -> Contents:
+    """Of the posteriors ``q`` of the trajectories of ``batch``."""
+    kl_Bnd, y_B = kl_standard(*q), model.normalise_return(batch.return_B)
+    promised_B, _ = model.predict_return(model.plan(q.mean_Bnd, _first(model, batch)))
+    return Contents(
+        active_dims=int((kl_Bnd.mean(0) > ACTIVE_NATS).sum()),
+        dims=kl_Bnd[0].numel(),
+        kl_token=float(kl_Bnd.sum(-1).mean()),
+        return_correlation=float(torch.corrcoef(torch.stack([promised_B, y_B]))[0, 1].nan_to_num()),
+        return_share=float(return_share(q.mean_Bnd, kl_Bnd, y_B)),
+    )
+
+
+@torch.no_grad()
+def explained(model: GACModel, batch: Trajectories, q: Posterior, seed: int = 0) -> Explained:
+    """How much of the actions' variance each adds, teacher-forced, by the plans at the posteriors' means.
+
+    The state alone: the mean over plans of other trajectories. With the promise: the mean over plans from the prior that
+    promise the same. Both means are of REDRAWS plans; what so few leave of their variance is taken off.
+    """
+    obs0_BO = _first(model, batch)
+    z_Bnd = model.plan(q.mean_Bnd, obs0_BO)
+    noise = torch.Generator().manual_seed(seed)
+    segments = whole(
+        batch, size=max(model.config.window, LEAST_ROW), obs_dim=model.obs_dim, action_dim=model.action_dim
+    )
+    real_RS1 = segments.weight_RS.unsqueeze(-1)
+    mean_A = (segments.action_RSA * real_RS1).sum((0, 1)) / real_RS1.sum()
+    total = ((segments.action_RSA - mean_A).square() * real_RS1).sum()
+
+    def left(plans: list[torch.Tensor]) -> torch.Tensor:
+        """Sum of squares that the mean over ``plans`` leaves unexplained."""
+        made = [model.generate_rows(model.memory(z), *segments[:2], segments.rows).action_BSA for z in plans]
+        mean_RSA = torch.stack(made).mean(0)
+        error = ((segments.action_RSA - mean_RSA).square() * real_RS1).sum()
+        if len(made) == 1:
+            return error
+        spread = sum(((one - mean_RSA).square() * real_RS1).sum() for one in made)
+        return error - spread / (len(made) - 1) / len(made)
+
+    count = min(REDRAWS, len(batch) - 1)
+    others = [z_Bnd.roll(k + 1, 0) for k in range(count)]
+    again = [redrawn(model, z_Bnd, obs0_BO, torch.randn(z_Bnd.shape, generator=noise)) for _ in range(count)]
+    by_state, by_promise, by_plan = (float(left(plans) / total) for plans in (others, again, [z_Bnd]))
+    return Explained(state=1.0 - by_state, promise=by_state - by_promise, plan=by_promise - by_plan)
+
+
+@torch.inference_mode(False)  # an ascent needs gradients, wherever it is called from
+def redrawn(model: GACModel, z_Knd: torch.Tensor, obs0_KO: torch.Tensor, eps_Knd: torch.Tensor) -> torch.Tensor:
+    """Plans from the prior, moved along the return head's gradient until they promise what ``z_Knd`` does."""
+    with torch.no_grad():
+        wanted_K, z = model.predict_return(z_Knd)[0], model.plan(eps_Knd, obs0_KO)
+    for _ in range(STEPS):
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            promised_K = model.predict_return(leaf)[0]
+            (slope_Knd,) = torch.autograd.grad(promised_K.sum(), leaf)
+        missing_K = wanted_K - promised_K.detach()
+        if bool((missing_K.abs() < 1e-3).all()):
+            break
+        steep_K = slope_Knd.square().sum((1, 2)).clamp(min=1e-6)
+        z = z + (missing_K / steep_K)[:, None, None] * slope_Knd
+    return z.detach()
+
+
+class PartialPlan(GACPolicy):
+    """Acts by a part of each plan: ``searched`` all of it, ``hidden`` only what it promises, ``redrawn`` all but the promise drawn
+    anew from the prior, ``one`` the mean of the plans that begin together. What is promised stays what the search promised."""
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int, variant: str) -> None:
+        self.variant = variant
+        super().__init__(config, obs_dim, action_dim)
+
+    def read(self, z_Knd: torch.Tensor, env_K: np.ndarray, obs_KO: np.ndarray) -> Memory:
+        """What the generator reads instead of the plans."""
+        if self.variant == "hidden":
+            return self.model.memory(z_Knd, torch.ones(len(z_Knd), dtype=torch.bool))
+        if self.variant == "one":
+            return self.model.memory(z_Knd.mean(0, keepdim=True).expand(z_Knd.shape))
+        if self.variant == "redrawn":
+            streams = [np.random.default_rng([int(seed), 1]) for seed in self._seed_E[env_K]]
+            shape = z_Knd.shape[1:]
+            eps = np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])
+            z_Knd = redrawn(self.model, z_Knd, torch.from_numpy(obs_KO), torch.from_numpy(eps))
+        return self.model.memory(z_Knd)
+
+
+def _first(model: GACModel, batch: Trajectories) -> torch.Tensor:
+    return batch.rows_NF[batch.offset[:-1], : model.obs_dim]

@@ -1,0 +1,175 @@
+"""What the behaviour of a run of gac depends on: ``drawbridge diagnose``.
+
+Letters: B trajectories, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from algorithms.gac.agent import GAC
+from algorithms.gac.bound import COLLAPSE_NATS
+from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors
+from algorithms.interface import PlanRequest, PlanRequestError
+from algorithms.weights import Weights
+from cluster.checks import spec_of
+from cluster.commands.evaluation import newest_learner, plan_request
+from cluster.errors import UsageError
+from cluster.graph import RunSpec, set_threads
+from cluster.metrics.alarms import alarms
+from cluster.run_dir import RunDirectory
+from replay.dataset import Dataset
+from replay.schema import Trajectories
+from replay.stored_episode import StoredEpisode
+from rollout_workers.evaluator import Evaluator
+
+RECORDED = 64  # episodes of the dataset that are looked at
+SCORES = {
+    "searched": "the plan as searched",
+    "hidden": "hidden, but for the return it promises",
+    "redrawn": "drawn anew, but for the return it promises",
+    "one": "one plan for all starts",
+    "prior": "drawn from the prior, not searched",
+}
+SHARES = {"state": "the state", "promise": "the promised return", "plan": "the rest of the plan"}
+
+
+def diagnose(
+    run_dir: Path, episodes: int, seed: int, *, mode: str | None = None, target_return: float | None = None
+) -> dict[str, Any]:
+    """Scores by parts of the plan, shares of the recorded actions' variance, what the plan says, and what follows from it.
+
+    Raises UsageError for a run without plans, and for what cannot be asked of them.
+    """
+    run = RunDirectory.open(run_dir)
+    spec = spec_of(run.config(), run)
+    if spec.config.algorithm != "gac":
+        raise UsageError(
+            f"{run_dir} is a run of {spec.config.algorithm}, which makes no plans, expected one of gac: there is nothing to diagnose; give "
+            "such a run (`drawbridge evaluate` measures every algorithm)"
+        )
+    request = plan_request(spec, mode, target_return) or PlanRequest()
+    set_threads(spec.config)
+    learner = newest_learner(spec)
+    agent, weights = cast(GAC, learner.agent), learner.weights()
+    scores = {name: _score(spec, weights, name, request, episodes, seed) for name in VARIANTS}
+    scores["prior"] = _score(spec, weights, "searched", PlanRequest(mode="prior"), episodes, seed)
+    found: dict[str, Any] = {
+        "algorithm": "gac",
+        "env": spec.config.env,
+        "updates": weights.updates,
+        "seed": seed,
+        "episodes": episodes,
+        "mode": scores["searched"].pop("mode"),
+        "target": scores["searched"].pop("target"),
+        "scores": scores,
+    }
+    if (dataset := spec.dataset) is not None:
+        batch = packed(_recorded(dataset))
+        q = posteriors(agent, batch)
+        found |= {
+            "dataset": dataset.id,
+            "recorded_episodes": len(batch),
+            "explained": explained(agent.model, batch, q, seed)._asdict(),
+            "plan": contents(agent.model, batch, q)._asdict(),
+        }
+    return found | {"reading": reading(found)}
+
+
+def reading(found: dict[str, Any]) -> list[str]:
+    """What follows from a diagnosis, in sentences."""
+    scores = {name: one["normalised_mean"] for name, one in found["scores"].items()}
+    unit = "points"
+    if any(value is None for value in scores.values()):
+        scores, unit = {name: one["return_mean"] for name, one in found["scores"].items()}, "of return"
+    costs = {name: scores["searched"] - scores[name] for name in ("hidden", "redrawn", "one")}
+    sentences = [
+        f"Hiding the plan costs {costs['hidden']:.1f} {unit}, drawing it anew {costs['redrawn']:.1f}, one plan for all starts "
+        f"{costs['one']:.1f}; the search is worth {scores['searched'] - scores['prior']:.1f}."
+    ]
+    if "explained" in found:
+        plan = found["explained"]["plan"]
+        words = "carries next to no behaviour" if plan < 0.01 else "carries behaviour"
+        sentences.append(
+            f"Beyond state and promised return the plan explains {plan:.4f} of the recorded actions: it {words}."
+        )
+        said = found["plan"]
+        sentences += alarms(
+            {"loss_plan_return": said["return_share"], "loss_collapse": said["kl_token"] < COLLAPSE_NATS}
+        ).values()
+    return sentences
+
+
+def diagnosis_in_words(found: dict[str, Any]) -> str:
+    """``diagnose`` for a person."""
+    asked = "" if found["target"] is None else f", asked for {found['target']:.1f}"
+    lines = [
+        f"GAC on {found['env']}, {found['updates']:,} updates, mode {found['mode']}{asked}, {found['episodes']} starts",
+        "",
+        f"{'Acting by the plan':<48}{'normalised':>12}{'return':>12}",
+    ]
+    for name, words in SCORES.items():
+        one = found["scores"][name]
+        score = "-" if one["normalised_mean"] is None else f"{one['normalised_mean']:.1f}"
+        lines.append(f"  {words:<46}{score:>12}{one['return_mean']:>12.1f}")
+    if "explained" in found:
+        lines += [
+            "",
+            f"{'What explains the actions of ' + str(found['recorded_episodes']) + ' recorded episodes':<48}{'share':>12}",
+        ]
+        lines += [f"  {words:<46}{found['explained'][name]:>12.4f}" for name, words in SHARES.items()]
+        said = found["plan"]
+        lines += [
+            "",
+            "What the plan says",
+            f"  {'active dimensions':<46}{said['active_dims']:>9} of {said['dims']}",
+            f"  {'KL, nats a token':<46}{said['kl_token']:>12.3f}",
+            f"  {'correlation of the return read off it':<46}{said['return_correlation']:>12.3f}",
+            f"  {'share of it that is the return':<46}{said['return_share']:>12.3f}",
+        ]
+    return "\n".join([*lines, "", *found["reading"]])
+
+
+def packed(episodes: Sequence[StoredEpisode]) -> Trajectories:
+    """Episodes as a learner is given them, nothing stored beside them."""
+    parts = [np.concatenate([e.obs_TO, e.action_TA, e.reward_T[:, None]], 1, dtype=np.float32) for e in episodes]
+    lengths = [len(part) for part in parts]
+    return Trajectories(
+        rows_NF=torch.from_numpy(np.concatenate(parts)),
+        offset=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
+        return_B=torch.tensor([float(e.reward_T.sum()) for e in episodes]),
+        posterior_BP=torch.zeros(len(episodes), 0),
+        visits_B=torch.zeros(len(episodes), dtype=torch.int32),
+    )
+
+
+def _recorded(dataset: Dataset) -> list[StoredEpisode]:
+    """Up to RECORDED episodes of the dataset, evenly spread over it."""
+    count = dataset.summary().episodes
+    return list(dataset.episodes(np.unique(np.linspace(0, count - 1, RECORDED).astype(int)).tolist()))
+
+
+def _score(
+    spec: RunSpec, weights: Weights, variant: str, request: PlanRequest, episodes: int, seed: int
+) -> dict[str, Any]:
+    """Episodes that are acted by a part of each plan."""
+    policy = PartialPlan(spec.config.agent, spec.obs_dim, spec.action_dim, variant)
+    timeout_s = spec.config.evaluation.timeout_s
+    evaluator = Evaluator(spec.config.env, policy, timeout_s=timeout_s, max_envs=episodes)
+    try:
+        made = evaluator.evaluate(weights, episodes, seed, request)
+    except PlanRequestError as error:
+        raise UsageError(f"{error}; nothing was diagnosed") from error
+    scores = [] if spec.dataset is None else [spec.dataset.normalised(value) for value in made.returns]
+    known = [score for score in scores if score is not None]
+    about = {"mode": made.mode, "target": made.target} if variant == "searched" and request.mode != "prior" else {}
+    return about | {
+        "return_mean": made.return_mean,
+        "return_std": made.return_std,
+        "normalised_mean": sum(known) / len(known) if known else None,
+    }

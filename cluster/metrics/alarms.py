@@ -1,0 +1,38 @@
+"""What is wrong with a run although it goes on, in words; from the newest values of a metrics record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.metrics.catalogue import CLIPPED_LIMIT
+from cluster.metrics.wording import clipping_words, number, percent
+
+PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
+
+
+def alarms(record: Mapping[str, Any]) -> dict[str, str]:
+    """A sentence for each alarm that sounds, by its name: clipping, collapse, plan_return, promise."""
+    found = {}
+    clipped, collapsed = record.get("loss_clipped_mass") or 0.0, record.get("loss_collapse") or 0.0
+    share, promised, limit = (record.get(key) for key in ("loss_plan_return", "eval_promise", "eval_promise_limit"))
+    if clipped > CLIPPED_LIMIT:
+        found["clipping"] = clipping_words(clipped)
+    if collapsed > 0:
+        found["collapse"] = (
+            "the posterior has collapsed: plans say next to nothing of their trajectories, expected at least .05 nats a token, so "
+            "searching them steers nothing; raise agent.free_bits, lower agent.kl_weight or shorten agent.window"
+        )
+    elif share is not None and share > PLAN_RETURN_LIMIT:
+        found["plan_return"] = (
+            f"{percent(share)} of what plans say is the return, expected at most {percent(PLAN_RETURN_LIMIT)}: a search chooses how much "
+            "return to ask for, not how to get it, as a return-conditioned regression does (train rvs); for plans that say more lower "
+            "agent.kl_weight, set agent.posterior_return=false, raise agent.tokens or agent.free_bits"
+        )
+    if promised is not None and limit is not None and promised > limit:
+        found["promise"] = (
+            f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}, which is far above "
+            "any return known: their search has left what was learned and the promise means nothing; lower agent.infer_steps and "
+            "agent.infer_max_steps or raise agent.infer_kl_weight"
+        )
+    return found

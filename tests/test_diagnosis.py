@@ -1,0 +1,125 @@
+"""What behaviour depends on is measured right on models where it is known, and what is wrong is said in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gac_batches import ACTION, OBS, SHAPES, episodes, made, small
+
+from algorithms.gac.agent import GAC
+from algorithms.gac.bound import Posterior, return_share
+from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors, redrawn
+from algorithms.gac.policy import GACPolicy
+from algorithms.interface import PlanRequest
+from cluster.metrics.alarms import alarms
+from replay.schema import Trajectories
+
+LENGTHS = (20,) * 24
+
+
+def planted(coordinates: float, promise: float) -> tuple[GAC, Trajectories, Posterior]:
+    """A model whose actions move with the plan and with its promise by these factors, episodes that are its own, and their plans."""
+    batch = episodes(0, LENGTHS)
+    agent = made(small(**SHAPES["linear"]), batch)
+    model, q = (
+        agent.model,
+        Posterior(*torch.randn(2, len(LENGTHS), 4, 3, generator=torch.Generator().manual_seed(3)).unbind(0)),
+    )
+    with torch.no_grad():
+        slope = model.generator.slope.weight.view(ACTION + OBS, -1, model.config.width)
+        slope[:, :-1] *= coordinates
+        slope[:, -1] *= promise
+        model.generator.slope.bias.zero_()
+        z_Bnd = model.plan(q.mean_Bnd, batch.rows_NF[batch.offset[:-1], :OBS])
+        memory, rows = model.memory(z_Bnd), batch.rows_NF.view(len(LENGTHS), LENGTHS[0], -1).clone()
+        rows[..., OBS : OBS + ACTION] = model.generate(memory, rows[..., :OBS], rows[..., OBS:-1]).action_BSA
+    return agent, dataclasses.replace(batch, rows_NF=rows.flatten(0, 1)), q
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "promise", "above_state"),
+    [(0.0, 0.0, (False, False)), (0.0, 60.0, (True, False)), (20.0, 0.0, (None, True)), (20.0, 60.0, (True, True))],
+    ids=["neither", "promise", "plan", "both"],
+)
+def test_actions_are_explained_by_what_moves_them(
+    coordinates: float, promise: float, above_state: tuple[bool | None, bool]
+) -> None:
+    agent, batch, q = planted(coordinates, promise)
+    found = explained(agent.model, batch, q)
+    assert sum(found) == pytest.approx(1.0, abs=1e-5)  # its own actions, without noise
+    for share, expected in zip(found[1:], above_state):
+        if expected is not None:
+            assert share > 0.05 if expected else abs(share) < 0.01
+
+
+@pytest.mark.parametrize("name", ["linear", "point"])
+def test_a_redrawn_plan_promises_the_same_and_is_another(name: str) -> None:
+    model = made(small(**SHAPES[name]), episodes(0)).model
+    obs, draw = torch.randn(9, OBS), torch.Generator().manual_seed(0)
+    z, eps = (torch.randn(9, 4, 3, generator=draw) for _ in range(2))
+    z = model.plan(z, obs).detach()
+    again = redrawn(model, z, obs, eps)
+    torch.testing.assert_close(model.predict_return(again)[0], model.predict_return(z)[0], atol=2e-3, rtol=0)
+    assert (again - z).abs().mean() > 0.3
+
+
+def test_each_variant_acts_by_its_part_of_the_searched_plans() -> None:
+    agent, seen = made(small(**SHAPES["linear"], infer_steps=3, infer_draws=2), episodes(0)), {}
+    weights = {name: tensor.numpy() for name, tensor in agent.policy_weights().items()}
+    for variant in (*VARIANTS, ""):
+        config = agent.config
+        policy = PartialPlan(config, OBS, ACTION, variant) if variant else GACPolicy(config, OBS, ACTION)
+        policy.load_weights(weights)
+        policy.aim = PlanRequest(mode="kl")
+        policy.reset(5)
+        policy.begin(np.arange(5), np.eye(5, OBS, dtype=np.float32), np.random.default_rng(0))
+        seen[variant] = torch.from_numpy(policy.state()["memory.token_BGd"][:, 0])
+    plan, promise = (slice(None), slice(None, -1)), (slice(None), -1)
+    assert torch.equal(seen["searched"], seen[""])
+    assert seen["hidden"][plan].count_nonzero() == 0 and torch.equal(seen["hidden"][promise], seen[""][promise])
+    torch.testing.assert_close(seen["redrawn"][promise], seen[""][promise], atol=2e-3, rtol=0)
+    assert (seen["redrawn"][plan] - seen[""][plan]).abs().min() > 0
+    torch.testing.assert_close(seen["one"][plan], seen[""][plan].mean(0).expand(5, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_plan_that_copies_the_return_is_told_from_one_that_says_something_else() -> None:
+    y, draw = torch.linspace(-2, 2, 40), torch.Generator().manual_seed(0)
+    mean, kl = 0.05 * torch.randn(40, 1, 3, generator=draw), torch.full((40, 1, 3), 0.001)
+    mean[:, 0, 0], kl[:, 0, 0] = -3.0 * y, 2.0
+    assert return_share(mean, kl, y).item() > 0.99
+    mean[:, 0, 1], kl[:, 0, 1] = torch.randn(40, generator=draw), 2.0
+    assert 0.4 < return_share(mean, kl, y).item() < 0.6
+    assert return_share(mean, kl, torch.ones(40)).item() == 0.0
+
+
+@pytest.mark.parametrize("form", ["amortised", "fresh", "stored"])
+def test_posteriors_of_every_form_are_read_by_dimension_and_by_their_return(form: str) -> None:
+    batch = episodes(0, LENGTHS)
+    agent = made(small(**(SHAPES["linear"] | {"posterior": form, "lr": 0.01})), batch)
+    given = dataclasses.replace(batch, posterior_BP=torch.zeros(len(LENGTHS), agent.config.posterior_floats))
+    agent.update([given] * 30)
+    found = contents(agent.model, batch, posteriors(agent, batch))
+    assert 0 < found.active_dims <= found.dims == 12 and found.kl_token > 0
+    assert found.return_correlation > 0.5 and 0 <= found.return_share <= 1
+
+
+@pytest.mark.parametrize(
+    ("record", "names", "said"),
+    [
+        ({"loss_collapse": 0.0, "loss_plan_return": 0.5, "eval_promise": 60.0, "eval_promise_limit": 100.0}, [], ""),
+        ({"loss_collapse": 0.3, "loss_plan_return": 0.99}, ["collapse"], "the posterior has collapsed.*agent.free_bits"),
+        ({"loss_collapse": 0.0, "loss_plan_return": 0.99}, ["plan_return"], "99 % of what plans say is the return.*rvs"),
+        ({"eval_promise": 450.0, "eval_promise_limit": 250.0}, ["promise"], "promise a return of 450 .* at most 250.*infer_steps"),
+        ({"loss_clipped_mass": 0.5}, ["clipping"], "50 % of the critics' target mass"),
+    ],
+)  # fmt: skip
+def test_an_alarm_is_a_sentence_with_its_remedy(record: dict[str, Any], names: list[str], said: str) -> None:
+    found = alarms(record)
+    assert list(found) == names
+    if said:
+        assert re.search(said, found[names[0]])
