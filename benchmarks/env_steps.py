@@ -119,9 +119,9 @@ def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, dict[st
         run()
     for _ in range(repeats):
         for name, run in contenders.items():
-            start_info = time.process_time()
+            began = time.process_time()
             made = run()
-            rates[name].append(made / (time.process_time() - start_info))
+            rates[name].append(made / (time.process_time() - began))
     ratios = {name: [rate / top for rate, top in zip(rates[name], rates["raw"])] for name in rates}
     return {
         name: {"steps_per_s": statistics.median(rates[name]), "of_raw": statistics.median(ratios[name])}
@@ -154,8 +154,8 @@ def task_figures(env_id: str, sizes: list[int], repeats: int, seconds: float) ->
     """The contenders' figures of one task."""
     rng = np.random.default_rng(0)
     probe = raw(env_id, 2_000, rng)
-    start_info = time.process_time()
-    steps = max(int(seconds * probe() / (time.process_time() - start_info)), 2_000)
+    began = time.process_time()
+    steps = max(int(seconds * probe() / (time.process_time() - began)), 2_000)
     contenders = {"raw": raw(env_id, steps, rng)}
     contenders |= {f"ours {size}": ours(env_id, size, steps, rng) for size in sizes}
     contenders |= {

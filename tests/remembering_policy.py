@@ -15,13 +15,13 @@ from replay.schema import EpisodeMetadata
 
 
 class RememberingPolicy:
-    """``start_info``: (environments, first observations, weights' bias) of every begin, in order."""
+    """``begun``: (environments, first observations, weights' bias) of every begin, in order."""
 
     def __init__(self, obs_dim: int, action_dim: int, *, aim: PlanRequest | None = None, predicts: bool = True) -> None:
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.aim = PlanRequest(mode="recall") if aim is None else aim
         self.predicts = predicts
-        self.start_info: list[tuple[list[int], np.ndarray, float]] = []
+        self.begun: list[tuple[list[int], np.ndarray, float]] = []
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         self.w_OA, self.bias = np.asarray(weights["w"]), float(weights["b"][0])
@@ -33,7 +33,7 @@ class RememberingPolicy:
         self.total_E = np.zeros(num_envs, np.float32)
 
     def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
-        self.start_info.append((env_K.tolist(), obs_KO.copy(), self.bias))
+        self.begun.append((env_K.tolist(), obs_KO.copy(), self.bias))
         for e, obs_O, stream in zip(env_K, obs_KO, rng.spawn(len(env_K)), strict=True):
             self.first_EO[e] = obs_O
             self.plan_EA[e] = self.bias + stream.standard_normal(self.action_dim)

@@ -55,7 +55,7 @@ def streams(count: int, seed: int = 0) -> np.random.Generator:
     return seeded_streams([SeedSequence([seed, e]) for e in range(count)])
 
 
-def start_info(make: Callable[[], Actor], envs: int = ENVS, version: int = 3) -> Actor:
+def begun(make: Callable[[], Actor], envs: int = ENVS, version: int = 3) -> Actor:
     """An actor with weights and an episode in every environment."""
     actor = make()
     actor.load(weights_of(actor, version))
@@ -97,7 +97,7 @@ def test_weights_never_go_backwards_whatever_the_order_of_arrival(
 
 @of_every_kind
 def test_corrupt_weights_are_refused_and_the_old_ones_stay(make: Callable[[], Actor]) -> None:
-    actor, twin = start_info(make, version=1), start_info(make, version=1)
+    actor, twin = begun(make, version=1), begun(make, version=1)
     newer = weights_of(actor, 2)
     flipped = newer.flat.copy()
     flipped.view(np.uint8)[3] ^= 1
@@ -118,7 +118,7 @@ def test_replace_takes_older_weights_for_evaluating_a_checkpoint(make: Callable[
 
 @of_every_kind
 def test_every_episode_that_begins_has_its_metadata(make: Callable[[], Actor]) -> None:
-    actor = start_info(make)
+    actor = begun(make)
     metadata = actor.begin(np.arange(ENVS), OBS_EO, streams(ENVS))
     assert [one.episode for one in metadata] == [-1] * ENVS
     assert {one.mode for one in metadata} == ({""} if actor.stateless else {"recall"})
@@ -126,7 +126,7 @@ def test_every_episode_that_begins_has_its_metadata(make: Callable[[], Actor]) -
 
 @of_every_kind
 def test_an_environments_actions_do_not_depend_on_how_many_there_are(make: Callable[[], Actor]) -> None:
-    together, alone = start_info(make), start_info(make, envs=1)
+    together, alone = begun(make), begun(make, envs=1)
     for t in range(5):
         reward_E = np.full(ENVS, t, np.float32)
         actions = together.act(OBS_EO, reward_E)
@@ -136,7 +136,7 @@ def test_an_environments_actions_do_not_depend_on_how_many_there_are(make: Calla
 
 @of_every_kind
 def test_actions_already_handed_out_do_not_change(make: Callable[[], Actor]) -> None:
-    actor = start_info(make)
+    actor = begun(make)
     first = actor.act(OBS_EO, NO_REWARD_E)
     kept = first.copy()
     actor.act(OBS_EO[::-1].copy(), NO_REWARD_E)
@@ -144,7 +144,7 @@ def test_actions_already_handed_out_do_not_change(make: Callable[[], Actor]) -> 
 
 
 def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
-    actor, twin = make_actor("onnx"), start_info(make_actor)
+    actor, twin = make_actor("onnx"), begun(make_actor)
     weights = weights_of(actor, 3)
     actor.load(weights)
     weights.flat[:] = 0.0
@@ -155,7 +155,7 @@ def test_overwriting_a_message_after_loading_it_changes_nothing() -> None:
 
 @of_every_kind
 def test_a_non_finite_action_never_reaches_an_environment(make: Callable[[], Actor]) -> None:
-    actor = start_info(make)
+    actor = begun(make)
     obs_EO = OBS_EO.copy()
     obs_EO[2] = np.nan
     with pytest.raises(NonFiniteAction, match=rf"environments \[2\] of {ENVS}"):

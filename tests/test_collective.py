@@ -241,21 +241,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 def test_two_gloo_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
     alone = train_net(Solo(), rows(256))
-    start_info = train_net(Solo(), rows(256)[:0])
+    begun = train_net(Solo(), rows(256)[:0])
     for got in ranks["net"]:
         for name, tensor in alone.items():
             np.testing.assert_allclose(got[name], tensor.numpy(), rtol=0, atol=1e-5)
-            assert np.abs(got[name] - start_info[name].numpy()).max() > 0.01
+            assert np.abs(got[name] - begun[name].numpy()).max() > 0.01
 
 
 def test_two_softgac_learners_of_128_rows_give_the_parameters_of_one_of_256(ranks: dict[str, list[Any]]) -> None:
     alone = train_agent(Solo(), agent_rows())
-    start_info = small_agent("softgac").state()
+    begun = small_agent("softgac").state()
     moved = 0
     for name, tensor in alone.items():
         for got in ranks["agent"]:
             np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
-        moved += name in start_info and not torch.equal(tensor, start_info[name])
+        moved += name in begun and not torch.equal(tensor, begun[name])
     assert moved > 20
 
 

@@ -85,10 +85,10 @@ def stormy(folder: Path) -> Iterator[RayRun]:
         (folder / "raise").touch()
         run.wait(lambda: run.live()["workers_restarted"] > restarts, "the worker that raised to be replaced")
         kill_shard_after_acks(run)
-        start_info = time.monotonic()
+        begun = time.monotonic()
         run.process.terminate()
         assert run.end() == 143, run.output()[-3_000:]
-        assert time.monotonic() - start_info < GRACE_S
+        assert time.monotonic() - begun < GRACE_S
         yield run
 
 

@@ -221,13 +221,13 @@ def test_ragged_episodes_side_by_side_act_as_each_would_alone_also_past_the_cont
     policy.reset(3)
     twins: dict[int, PlainPolicy] = {}
     for step in range(50):  # past max_steps too
-        start_info = np.array([e for e in range(3) if step == 0 or (e < 2 and step % (5 + 8 * e) == 0)], np.int64)
+        begun = np.array([e for e in range(3) if step == 0 or (e < 2 and step % (5 + 8 * e) == 0)], np.int64)
         policy.aim = PlanRequest(target_return=float(step))
         obs, reward = draw.normal(size=(3, 2)).astype(np.float32), draw.normal(size=3).astype(np.float32)
-        if len(start_info):
-            policy.begin(start_info, obs[start_info], rng)
-        twins |= {int(e): PlainPolicy(weights, float(step)) for e in start_info}
-        reward[start_info] = 0.0
+        if len(begun):
+            policy.begin(begun, obs[begun], rng)
+        twins |= {int(e): PlainPolicy(weights, float(step)) for e in begun}
+        reward[begun] = 0.0
         action = policy.act(obs, reward)
         assert action.shape == (3, 1) and action.dtype == np.float32
         expected = np.stack([twins[e].act(obs[e], float(reward[e])) for e in range(3)])

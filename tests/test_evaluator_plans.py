@@ -71,7 +71,7 @@ def test_an_episode_is_the_same_whatever_runs_beside_it() -> None:
 def test_all_episodes_are_planned_in_one_batch() -> None:
     policy = RememberingPolicy(3, 1)
     Evaluator("Pendulum-v1", policy).evaluate(policy.weights(0), episodes=40)
-    assert [envs for envs, _, _ in policy.start_info] == [list(range(40))]
+    assert [envs for envs, _, _ in policy.begun] == [list(range(40))]
 
 
 def test_an_aim_is_for_one_evaluation() -> None:

@@ -76,7 +76,7 @@ def test_an_episode_is_pushed_the_same_whatever_runs_beside_it() -> None:
 P = TypeVar("P", bound=GACPolicy)
 
 
-def start_info(kind: type[P], ready: Callable[[P], None] = lambda policy: None, **planning: Any) -> P:
+def begun(kind: type[P], ready: Callable[[P], None] = lambda policy: None, **planning: Any) -> P:
     """An untrained policy whose three episodes have begun; ``ready`` is called before they do."""
     config = dataclasses.replace(cpu(), infer_steps=2, infer_draws=1, **planning)
     policy = kind(config, 4, 2)
@@ -88,8 +88,8 @@ def start_info(kind: type[P], ready: Callable[[P], None] = lambda policy: None, 
 
 
 def test_a_watched_policy_tells_when_it_planned_again_and_an_oracle_does_so_at_the_push() -> None:
-    scheduled = start_info(WatchedPolicy, replan="scheduled", replan_every=4)
-    oracle = start_info(WatchedPolicy, replan="scheduled", replan_every=10**6)
+    scheduled = begun(WatchedPolicy, replan="scheduled", replan_every=4)
+    oracle = begun(WatchedPolicy, replan="scheduled", replan_every=10**6)
     oracle.oracle_E = np.array([3, -1, 5])
     for _ in range(9):
         for made in (scheduled, oracle):
@@ -123,7 +123,7 @@ def _answers(replans: list[tuple[int, int]], env: int, push: int) -> list[int]:
 
 
 def test_one_plan_for_all_is_acted_by_from_every_start_and_predicts_one_return() -> None:
-    made = start_info(FixedPlan, lambda policy: policy.fix(torch.ones(policy.config.tokens, policy.config.token_width)))
+    made = begun(FixedPlan, lambda policy: policy.fix(torch.ones(policy.config.tokens, policy.config.token_width)))
     assert made.inferred is not None and bool((made.inferred.z_Knd == 1).all())
     assert len(set(made.inferred.predicted_K.tolist())) == 1
 

@@ -75,11 +75,11 @@ def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(
             assert worker.restart_episodes() == (running_E > 0).sum()
             unfinished += int(running_E.sum())
             running_E[:] = 0
-            policy.start_info.clear()
+            policy.begun.clear()
         chunk = worker.collect()
         assert shard.append(chunk).status == "ok"
         if again:
-            assert policy.start_info[0][0] == list(range(ENVS)), "every environment has a new plan, in one batch"
+            assert policy.begun[0][0] == list(range(ENVS)), "every environment has a new plan, in one batch"
             assert (chunk.step_N.reshape(ENVS, -1)[:, 0] == 0).all()
             assert not seen & set(chunk.episode_N.tolist())
         seen |= set(chunk.episode_N.tolist())
@@ -103,10 +103,10 @@ def test_plans_of_restarted_episodes_are_of_the_newest_weights_and_the_others_ke
     worker = make_worker(policy, steps=1)
     worker.collect()
     worker.load_weights(policy.weights(9, version=1))
-    before = len(policy.start_info)
+    before = len(policy.begun)
     worker.restart_episodes()
     chunk = worker.collect()
-    assert [bias for _, _, bias in policy.start_info[before:]] == [9.0]
+    assert [bias for _, _, bias in policy.begun[before:]] == [9.0]
     assert chunk.version == 1 and len(chunk.metadata) == ENVS
     assert chunk.stats["unfinished_episodes"] == ENVS and chunk.stats["unfinished_rows"] == ENVS
 

@@ -82,7 +82,7 @@ def test_a_video_shows_the_episode_that_an_evaluation_measures(
     actor.load(weights)
     recorded = record_video("InvertedPendulum-v5", actor, tmp_path / "pole.mp4", seed=11)
     if isinstance(policy, RememberingPolicy):
-        assert [envs for envs, _, _ in policy.start_info] == [[0]]
+        assert [envs for envs, _, _ in policy.begun] == [[0]]
     measured = Evaluator("InvertedPendulum-v5", kind(4, 1)).evaluate(weights, episodes=1, seed=11)
     assert recorded.ended and recorded.episode_return == measured.returns[0]
     assert recorded.frames == measured.lengths[0] + 1

@@ -75,14 +75,14 @@ def slow_actions(seed: int, faults: float, steps: int, envs: int) -> list[np.nda
     for policy in policies:
         policy.reset(1)
         policy.load_weights(policy.weights(1).unpack())
-    obs_EO, start_info, begin, reward = env.reset(), [0] * envs, [True] * envs, [0.0] * envs
+    obs_EO, begun, begin, reward = env.reset(), [0] * envs, [True] * envs, [0.0] * envs
     for _ in range(steps):
         actions = []
         for e, policy in enumerate(policies):
             if begin[e]:
-                stream = seeded_streams([SeedSequence([7, 1, 2], spawn_key=(2, e, start_info[e]))])
+                stream = seeded_streams([SeedSequence([7, 1, 2], spawn_key=(2, e, begun[e]))])
                 policy.begin(np.array([0]), obs_EO[e : e + 1], stream)
-                start_info[e] += 1
+                begun[e] += 1
                 reward[e] = 0.0
             actions.append(policy.act(obs_EO[e : e + 1], np.array([reward[e]], np.float32))[0])
         step = env.step(np.array(actions))
@@ -147,7 +147,7 @@ def test_episodes_that_begin_at_one_step_are_begun_in_one_batch() -> None:
     worker = make_worker(policy=policy, steps=200)
     for _ in range(3):
         worker.collect()
-    assert [envs for envs, _, _ in policy.start_info] == [[0, 1, 2]] * 3
+    assert [envs for envs, _, _ in policy.begun] == [[0, 1, 2]] * 3
 
 
 def test_nothing_is_begun_before_weights_have_come() -> None:
@@ -156,10 +156,10 @@ def test_nothing_is_begun_before_weights_have_come() -> None:
     assert worker.needs_weights
     with pytest.raises(NoWeights):
         worker.collect()
-    assert policy.start_info == []
+    assert policy.begun == []
     worker.load_weights(policy.weights(2, version=5))
     assert not worker.needs_weights
-    assert (worker.collect().version, len(policy.start_info)) == (5, 1)
+    assert (worker.collect().version, len(policy.begun)) == (5, 1)
 
 
 def test_running_episodes_keep_their_plans_and_the_next_ones_have_the_newest_weights() -> None:
@@ -173,7 +173,7 @@ def test_running_episodes_keep_their_plans_and_the_next_ones_have_the_newest_wei
     assert middle.metadata == ()
     worker.load_weights(policy.weights(5, generation=1, version=5))
     after = worker.collect()
-    assert [bias for _, _, bias in policy.start_info] == [1.0, 5.0]
+    assert [bias for _, _, bias in policy.begun] == [1.0, 5.0]
     assert len(after.metadata) == 3 and after.version == 5
 
 
