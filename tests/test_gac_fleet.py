@@ -23,6 +23,7 @@ pytestmark = pytest.mark.cluster
 
 RAY = ("--backend", "ray")
 OFTEN: dict[str, Any] = {"metrics__line_s": 0.25}
+SLOW: dict[str, Any] = {"worker__envs_per_worker": 1}  # so that a stage is met while it is gathered
 BOUND = ("elbo", "action_nll", "return_nll", "return_error", "kl_total", "kl_token", "active_dims", "collapse")
 
 
@@ -111,11 +112,11 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
         "worker__restart_budget": 0,
         "worker__step_timeout_s": 600,
     }
-    words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=24, **settings, **OFTEN)  # fmt: skip
+    words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=120, **settings, **OFTEN, **SLOW)  # fmt: skip
     with driven(tmp_path / "run", *words) as run:
         run.wait(lambda: run.live().get("env_steps", 0) > 0, "workers to collect")
         learner = run.wait(lambda: run.children("ray::LearnerActor"), "the learner")[0]
-        run.wait(lambda: len(run.children("ray::WorkerActor")) == 3, "three workers")
+        run.wait(lambda: run.live()["workers"] == 3 == len(run.children("ray::WorkerActor")), "three workers")
         victim, hung, _ = run.children("ray::WorkerActor")
         learner.suspend()  # the run cannot end before the worker has died
         victim.suspend()  # it cannot return when the stage is gathered
@@ -127,13 +128,12 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
         assert run.end() == 0, run.output()[-3_000:]
         assert "1 workers did not end within" in run.output(), "the one that hangs"
     summary, last = read(run.run_dir / "summary.json"), lines(run.run_dir / "metrics.jsonl")[-1]
-    assert summary["exit"] == "completed" and summary["workers"]["restarted"] == 0 and last["online_episodes"] >= 24
+    assert summary["exit"] == "completed" and summary["workers"]["restarted"] == 0 and last["online_episodes"] >= 120
     assert conserved(last), last
 
 
 STAGES, EPISODES, UPDATES = 3, 120, 1000
 ONE_SHARD = EPISODES // 2  # episodes of a stage that one of two shards takes
-SLOW: dict[str, Any] = {"worker__envs_per_worker": 1}  # so that a stage is met while it is gathered
 UNEVEN: dict[str, Any] = {"worker__chunk_steps": 61}  # within a stage no episode ends where a chunk does
 SAVE_S = 1.0
 
