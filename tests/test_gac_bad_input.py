@@ -440,7 +440,7 @@ def test_missing_packages_are_named_with_what_to_install_and_stop_nothing_else(d
         ["dataset", "show", ID],
         train,
         maze,
-        [*train, "--env", "FixedGoal/PointMaze_UMaze-v3"],
+        ["train", "softgac", "--env", "FixedGoal/PointMaze_UMaze-v3", "--run-dir", str(tmp_path / "run")],
     ]
     argv = [json.dumps(["h5py", "gymnasium_robotics"]), json.dumps(words)]
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(WITHOUT), *argv], capture_output=True, text=True, timeout=120, cwd=ROOT)  # fmt: skip

@@ -17,6 +17,7 @@ from replay.stored_episode import StoredEpisode
 
 MAZE, SWING = "FixedGoal/PointMaze_UMaze-v3", "Pendulum-v1"
 DIMS = {MAZE: (4, 2), SWING: (3, 1)}
+TORQUE = {MAZE: 1.0, SWING: 2.0}  # bound of the actions
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -45,7 +46,7 @@ def write(dataset_id: str, env_id: str, steps: int = 20) -> None:
         action_TA = rng.uniform(-1, 1, (steps, action_dim)).astype(np.float32)
         return StoredEpisode(index, obs_NO[:-1], action_TA, np.full(steps, index / steps), False, True, obs_NO[-1])
 
-    bound = np.ones(action_dim)
+    bound = np.full(action_dim, TORQUE[env_id])
     write_dataset(dataset_id, map(walk, range(6)), env_id=env_id, action_low_A=-bound, action_high_A=bound,
                   random_return=0.0, expert_return=9.0, reference_episodes=1, expert="planner", description={})  # fmt: skip
 
