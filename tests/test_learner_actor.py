@@ -198,7 +198,9 @@ def test_the_driver_knows_the_updates_of_a_learner_that_is_busy_with_a_block_and
     learner = actor(tmp_path)
     learner.learner = types.SimpleNamespace(updates=965, version=3)  # type: ignore[assignment]
     learner.kept.append(
-        types.SimpleNamespace(updates=965, generation=0, version=3, metrics={}, time={}, wall_s=1.0, rollbacks=0, nonfinite=0)
+        types.SimpleNamespace(
+            updates=965, generation=0, version=3, metrics={}, time={}, wall_s=1.0, rollbacks=0, nonfinite=0
+        )
     )  # type: ignore[arg-type]
     learner.learner.updates, learner.learner.version = 1_000, 4
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
