@@ -102,7 +102,7 @@ def _problems(config: RunConfig) -> list[str]:
 
 def _env_problems(config: RunConfig) -> list[str]:
     """An environment that cannot be reset and stepped as workers do."""
-    from rollout_workers.envs import try_env
+    from rollout_workers.env_check import try_env
 
     try:
         try_env(config.env, config.worker.fast_envs, config.worker.step_timeout_s)

@@ -7,6 +7,7 @@ import functools
 import sys
 import traceback
 
+from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.listing import add_list
 from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_plan
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="the version of this tree, and its commit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_check_env(commands)
     add_train(commands)
     add_finetune(commands)
     add_dataset(commands)

@@ -248,7 +248,8 @@ class SyncEnvs(SyncVectorEnv):
 
     Infos are ignored: merging them fails on ragged arrays, mixed types and None, and nobody reads them. Observations
     (E, O) are float32 and flat, in the order of sorted keys, checked against the space but not cast to its dtype. A
-    reward of one element is that number; None is NaN. Every reset passes ``options=None``. ``close`` closes every
+    reward of one element is that number; None is NaN. Ends of episodes are bools, 0 or 1. Every reset passes
+    ``options=None``. ``close`` closes every
     environment and warns of those that raise.
 
     Args:
@@ -273,7 +274,9 @@ class SyncEnvs(SyncVectorEnv):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Takes actions (E, *shape), which the environments may change; see the class for what comes back."""
         for i, env in enumerate(self.envs):
-            obs, reward, self._terminations[i], self._truncations[i], _ = env.step(actions[i])
+            obs, reward, terminated, truncated, _ = env.step(actions[i])
+            self._terminations[i] = terminated if type(terminated) is bool else self._flag("terminated", terminated)
+            self._truncations[i] = truncated if type(truncated) is bool else self._flag("truncated", truncated)
             self._obs_E[i] = flatten_checked(self.single_observation_space, obs, self._env_id)
             self._rewards[i] = reward if type(reward) is float else self._number(reward)
         return np.stack(self._obs_E), self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), {}
@@ -281,6 +284,15 @@ class SyncEnvs(SyncVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         for env in self.envs:
             close_or_warn(env, self._env_id)
+
+    def _flag(self, name: str, value: Any) -> bool:
+        array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1):
+            return bool(array.item())
+        raise EnvError(
+            f"{self._env_id} returned {name}={str(value)[:80]!r} of type {type(value).__name__}, expected True or False: whether the "
+            "episode has ended is unknown and the worker stops; return bools from step()"
+        )
 
     def _number(self, reward: Any) -> float:
         if reward is None:

@@ -1,4 +1,4 @@
-"""Environments that no worker could reset and step are refused before a run's directory is made; odd but usable ones are not."""
+"""Environments that break the contract of a run are refused before its directory is made; odd but usable ones are not; check-env."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_runs import train_words
 
 from cluster.cli import main
 from rollout_workers.env import EnvError
-from rollout_workers.envs import try_env
+from rollout_workers.env_check import try_env
 
 
 class Good(gym.Env[Any, Any]):
@@ -78,6 +78,55 @@ class Hangs(Good):
         threading.Event().wait(600)
 
 
+class HangsLater(Good):
+    """Its second step."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 2:
+            threading.Event().wait(600)
+        return super().step(action)
+
+
+class BreaksAfterTheEnd(Good):
+    """Its second reset returns nothing."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.resets += 1
+        return super().reset(seed=seed) if self.resets == 1 else None
+
+
+class LastStepWithoutReward(Good):
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, [] if self.steps == 20 else reward, *rest
+
+
+class StartsAtNaN(Good):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.array([0, np.nan], np.float32), {}
+
+
+class EndsAsText(Good):
+    def step(self, action: Any) -> Any:
+        obs, reward, _, *rest = super().step(action)
+        return obs, reward, "no", *rest
+
+
+class EndsAsNone(Good):
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, None, info
+
+
 class RewardOfOneElement(Good):
     def step(self, action: Any) -> Any:
         obs, reward, *rest = super().step(action)
@@ -94,18 +143,63 @@ class WantsOptionsOrNone(Good):
         return super().reset(seed=seed)
 
 
+class EndsAsNumpy(Good):
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, np.array([terminated]), np.bool_(truncated), info
+
+
+class DemandsItsDtype(Good):
+    action_space = Box(-2, 1, (1, 2), np.float64)
+
+    def step(self, action: Any) -> Any:
+        assert action.dtype == np.float64 and action in self.action_space
+        return super().step(action[0])
+
+
+class Continuing(Good):
+    """Has no end."""
+
+
+class NeverTheSame(Good):
+    observation_space = Box(-0.5, 0.5, (2,), np.float32)
+    made = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        NeverTheSame.made += 1
+        return np.full(2, NeverTheSame.made, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
 REFUSED = {
     ColumnOfObservations: "returned an observation of shape (2, 1), expected (2,)",
     OneObservationMore: "returned an observation of shape (3,), expected (2,)",
-    OldStep: "raised ValueError in its first reset or step (not enough values to unpack",
-    OldReset: "raised TypeError in its first reset or step (OldReset.reset() got an unexpected keyword argument 'seed')",
+    OldStep: "raised ValueError in reset or step (not enough values to unpack",
+    OldReset: "raised TypeError in reset or step (OldReset.reset() got an unexpected keyword argument 'seed')",
     ResetWithoutOptions: "got an unexpected keyword argument 'options'",
     ObservationAlone: "expected (2,)",
-    NoReward: "returned a reward in its first step that is no finite number",
+    NoReward: "returned a reward in one of its first steps that is no finite number",
+    BreaksAfterTheEnd: "raised TypeError in reset or step (cannot unpack non-iterable NoneType",
+    LastStepWithoutReward: "returned the reward '[]' of type list, expected one real number",
+    StartsAtNaN: "returned an observation from reset whose number 1 is nan",
+    EndsAsText: "returned terminated='no' of type str, expected True or False",
+    EndsAsNone: "returned truncated='None' of type NoneType, expected True or False",
     Exits: "called sys.exit(0) in step (test_env_trial.py, line",
 }
-for kind in (*REFUSED, Good, Hangs, RewardOfOneElement, FloatsInBytes, WantsOptionsOrNone):
-    gym.register(f"trial/{kind.__name__}-v0", entry_point=kind, max_episode_steps=20)
+TAKEN = (
+    Good,
+    RewardOfOneElement,
+    FloatsInBytes,
+    WantsOptionsOrNone,
+    EndsAsNumpy,
+    DemandsItsDtype,
+    Continuing,
+    NeverTheSame,
+)
+for kind in (*REFUSED, *TAKEN, Hangs, HangsLater):
+    gym.register(f"trial/{kind.__name__}-v0", entry_point=kind, max_episode_steps=None if kind is Continuing else 20)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -119,12 +213,45 @@ def test_an_environment_that_no_worker_can_step_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-def test_an_environment_that_hangs_at_once_is_refused_at_the_deadline() -> None:
-    with pytest.raises(EnvError, match=r"did not finish one reset and one step within worker.step_timeout_s 0.2 s"):
-        try_env("trial/Hangs-v0", True, 0.2)
+@pytest.mark.parametrize("kind", [Hangs, HangsLater])
+def test_an_environment_that_hangs_is_refused_at_the_deadline(kind: type[Good]) -> None:
+    with pytest.raises(EnvError, match=r"did not finish a reset or a step within worker.step_timeout_s 0.2 s"):
+        try_env(f"trial/{kind.__name__}-v0", True, 0.2)
 
 
-@pytest.mark.parametrize("kind", [Good, RewardOfOneElement, FloatsInBytes, WantsOptionsOrNone])
+@pytest.mark.parametrize("kind", TAKEN)
 def test_an_odd_environment_that_can_be_stepped_is_taken(kind: type[Good]) -> None:
     try_env(f"trial/{kind.__name__}-v0", True, 60.0)
+
+
+def test_an_environment_of_the_batched_path_is_taken() -> None:
     try_env("HalfCheetah-v5", True, 60.0)
+
+
+def checked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and output of `drawbridge check-env`."""
+    code = main(["check-env", *words])
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+def test_check_env_says_what_an_environment_is_like(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = checked(capsys, "trial/Good-v0", "--episodes", "3", "--env-kwargs", '{"max_episode_steps": 5}')
+    assert code == 0 and "can be trained on" in told, told
+    for part in ("2 numbers", "1 number in [-1, 1]", "3 with random actions: 5 steps", "0 terminated, 3 truncated; time limit 5 steps",
+                 "seeds        repeat", "every seed starts at the same observation", "steps/s, one environment"):  # fmt: skip
+        assert part in told, told
+    assert "note" not in told, told
+
+
+def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = checked(capsys, "trial/NeverTheSame-v0", "--episodes", "2")
+    assert code == 0 and "with one seed and the same actions, the first observation differed" in told, told
+    assert "every reward was 0" in told and "outside" not in told, told  # the first observations alone are outside
+    code, told = checked(capsys, "trial/Continuing-v0", "--episodes", "1")
+    assert code == 0 and "no time limit: a continuing task" in told and "1,000 steps, returns" in told, told
+
+
+def test_check_env_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = checked(capsys, "trial/EndsAsText-v0")
+    assert code == 2 and REFUSED[EndsAsText] in told and "Traceback" not in told, told
