@@ -248,6 +248,7 @@ def make_evaluator(spec: RunSpec) -> Evaluator:
         episodes=config.evaluation.episodes,
         seed=config.evaluation.seed,
         timeout_s=config.evaluation.timeout_s,
+        max_episode_steps=config.evaluation.max_episode_steps,
         backend=config.worker.backend,
         fast=config.worker.fast_envs,
     )

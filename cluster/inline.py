@@ -139,15 +139,15 @@ class InlineFleet:
             worker.close()
 
     def _say_cut(self, index: int, ended: dict[int, str]) -> None:
-        """Counts the episodes of worker ``index`` that could not be replayed, and says why: the environment is not its seed's."""
+        """Counts the episodes of worker ``index`` that could not be replayed, and says why."""
         if not ended:
             return
         self.aggregator.episodes_cut["not_replayed"] += len(ended)
         of, (first, why) = self.spec.config.worker.envs_per_worker, min(ended.items())
         self.event(
             f"worker {index}: {len(ended)} of {of} running episodes were cut, because replaying their actions did not lead to the "
-            f"saved observations (environment {first}: {why}): {self.spec.config.env} does not follow from its seed and actions alone, "
-            "so this run is not bit for bit as if it had never stopped; no transition joins the two"
+            f"saved observations (environment {first}: {why}), so this run is not bit for bit as if it had never stopped; no transition "
+            "joins the two; exact are resumes of environments that follow from their seed and actions alone, up to 100,000 steps an episode"
         )
 
     def _save_checkpoint(self) -> None:

@@ -276,6 +276,8 @@ class Session:
             self.aggregator.add_evaluation(record)
             for error in evaluation.errors:
                 self.event(f"evaluation: {error}")
+            if evaluation.note and not any(earlier.note for earlier in self.evaluations[:-1]):
+                self.event(f"evaluation: {evaluation.note}")
 
     def _answer(self) -> None:
         self.reports.retry()

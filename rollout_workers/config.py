@@ -104,6 +104,12 @@ class EvaluationConfig:
         at_most=SEED_LIMIT,
         why="environments take no other seeds",
     )
+    max_episode_steps: int = option(
+        0,
+        "steps",
+        "an evaluation cuts its episodes here; 0: at the environment's time limit, or after 10,000 steps where it has none",
+        **COUNT,
+    )
     timeout_s: float = option(
         600.0,
         "s",

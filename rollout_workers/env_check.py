@@ -18,7 +18,7 @@ from rollout_workers.env import BatchEnv, EnvError, StepResult, close_or_warn, f
 from rollout_workers.envs import EnvSpec, env_spec, make_batch_env, make_env
 
 SEED = 7
-END_STEPS, END_S = 100, 1.0  # in which a run that starts looks for the end of an episode; then it is ended by a reset
+END_STEPS, END_S = 50, 1.0  # in which a run that starts looks for the end of an episode; then it is ended by a reset
 REPEATED_STEPS = 20  # that are made twice from one seed
 CUT_STEPS = 1_000  # of an episode of a continuing task
 MEASURED_S = 30.0  # after which no further episode is begun

@@ -173,6 +173,7 @@ class EpisodeGroup:
         self.length_E = np.zeros(len(seeds), np.int64)
         self.running_E = np.ones(len(seeds), bool)
         self.broken_E = np.zeros(len(seeds), bool)
+        self.cut_E = np.zeros(len(seeds), bool)
         self.errors: list[str] = []
         self.metadata: list[EpisodeMetadata] = []
         self.paths: MazePaths | None = None
@@ -195,6 +196,12 @@ class EpisodeGroup:
             self.paths.add(counted_E, self.length_E, step.next_obs_EO, step.reward_E)
         self.running_E &= ~(counted_E & (step.terminated_E | step.truncated_E))
         return self.reject_observations(step.obs_EO)
+
+    def cut_at(self, steps: int) -> None:
+        """Ends the running episodes that are ``steps`` long."""
+        long_E = self.running_E & (self.length_E >= steps)
+        self.cut_E |= long_E
+        self.running_E &= ~long_E
 
     def _end_broken(self, bad_E: np.ndarray, what: str) -> None:
         for e in np.flatnonzero(bad_E & self.running_E):

@@ -22,6 +22,7 @@ from rollout_workers.envs import make_batch_env
 from rollout_workers.episodes import PLANS, EpisodeGroup, run_episodes
 from rollout_workers.maze import Maze, maze_of
 
+UNLIMITED_STEPS = 10_000  # of an episode in an environment without a time limit, unless a cap is given
 MAX_ENVS, MAX_PLANNED = 32, 128  # episodes side by side; planning costs nearly the same for one as for many
 
 
@@ -37,7 +38,7 @@ class BrokenEpisodes(FloatingPointError):
 class Evaluation:
     """What deterministic episodes of one policy gave.
 
-    ``returns`` and ``lengths`` are those of the episodes that ended by themselves, in the order of their seeds, and so
+    ``returns`` and ``lengths`` are those of the episodes that ended by themselves or were cut, in the order of their seeds, and so
     is every other list but ``errors``. An episode that met a NaN or an infinity has no return: it is named in ``errors``
     instead.
     """
@@ -51,6 +52,7 @@ class Evaluation:
     lengths: list[int]  # env steps
     errors: list[str]
     wall_s: float
+    note: str = ""  # which episodes were cut, and where; "" if none was
     mode: str = ""  # how plans were inferred; "" for a policy that makes none
     target: float | None = None  # return that was asked for (mean over the episodes), None where nothing was
     predicted: list[float] = dataclasses.field(
@@ -88,6 +90,7 @@ class Evaluator:
         episodes: default number of episodes.
         seed: default seed: episode i is reset with seed + i.
         timeout_s: how long one evaluation may take.
+        max_episode_steps: cuts every episode there; 0: at the environment's time limit, or after 10,000 steps where it has none.
         backend, fast: as in WorkerConfig.
         max_envs: episodes that run side by side; more run one group after the other. None: 32, or 128 with an
             EpisodePolicy.
@@ -102,6 +105,7 @@ class Evaluator:
         episodes: int = 5,
         seed: int = 10_000,
         timeout_s: float = 600.0,
+        max_episode_steps: int = 0,
         backend: str = "auto",
         fast: bool = True,
         max_envs: int | None = None,
@@ -111,6 +115,7 @@ class Evaluator:
         self._episodes, self._seed, self._timeout_s = episodes, seed, timeout_s
         self._actor = Actor(policy, backend=backend)
         self._aim = self._actor.policy.aim
+        self._most_steps = max_episode_steps
         self._max_envs = max_envs or (MAX_ENVS if self._actor.stateless else MAX_PLANNED)
         self._maze = _maze(env_id)
 
@@ -160,6 +165,7 @@ class Evaluator:
             errors=[error for group in groups for error in group.errors],
             wall_s=time.monotonic() - started,
             promise_limit=getattr(self._actor.policy, "promise_limit", None),
+            note=_note(groups, count),
             **_requested(groups),
             **_finished(groups),
         )
@@ -178,9 +184,17 @@ class Evaluator:
             )
 
         env = self._make_env(self._env_id, len(seeds), seeds[0], self._fast)
+        most = self._most_steps or (UNLIMITED_STEPS if env.max_episode_steps is None else 0)
+
+        def cut(group: EpisodeGroup, *_: object) -> None:
+            if most:
+                group.cut_at(most)
+
         try:
             paths: dict[str, Any] = {"maze": self._maze, "record_paths": record_paths}
-            return run_episodes(env, self._actor, seeds, plan_streams(seeds), before_step=check, **paths)
+            return run_episodes(
+                env, self._actor, seeds, plan_streams(seeds), before_step=check, after_step=cut, **paths
+            )
         finally:
             env.close()
 
@@ -195,6 +209,17 @@ def _requested(groups: list[EpisodeGroup]) -> dict[str, Any]:
     metadata = [one for group in groups for one in group.metadata]
     targets = [one.target for one in metadata if math.isfinite(one.target)]
     return {"mode": metadata[0].mode, "target": float(np.mean(targets)) if targets else None}
+
+
+def _note(groups: list[EpisodeGroup], count: int) -> str:
+    cut = sum(int(group.cut_E.sum()) for group in groups)
+    if not cut:
+        return ""
+    at = max(int(group.length_E[group.cut_E].max(initial=0)) for group in groups)
+    return (
+        f"{cut} of {count} episodes were cut after {at:,} steps (evaluation.max_episode_steps): their returns are the sums of those "
+        "rewards alone"
+    )
 
 
 def _finished(groups: list[EpisodeGroup]) -> dict[str, Any]:

@@ -317,7 +317,7 @@ class Replayed(NamedTuple):
 
 
 class ActionLog:
-    """The actions of every environment's running episode, at most 100,000 steps of each.
+    """The actions of every environment's running episode, as long as it has at most 100,000 steps: a longer one is not replayed.
 
     Exact for environments that are deterministic given a seed and the actions; whoever replays must compare where the
     others arrive.
@@ -341,15 +341,12 @@ class ActionLog:
             self._steps[i] += 1
             if self._steps[i] <= _LIMIT:
                 log.append(actions[i])
+            else:
+                log.clear()
 
     def state(self) -> dict[str, np.ndarray]:
-        """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count."""
-        longest = max(self._steps)
-        if longest > _LIMIT:
-            raise EnvError(
-                f"an episode has run for {longest} steps, expected at most {_LIMIT} for replaying it: the "
-                "environment's state cannot be saved; register the environment with max_episode_steps"
-            )
+        """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count, if it has them."""
+        longest = max(len(log) for log in self._actions)
         space = self._vec.single_action_space
         actions = np.zeros((len(self._actions), longest, *(space.shape or ())), dtype=space.dtype)
         for row, log in zip(actions, self._actions):
@@ -363,8 +360,15 @@ class ActionLog:
             Where each environment is now.
         """
         self._steps = state["steps"].tolist()
-        self._actions = [list(row[:steps]) for row, steps in zip(state["actions"], self._steps)]
-        return [_replay(env, actions) for env, actions in zip(self._vec.envs, self._actions)]
+        self._actions = [
+            list(row[:steps]) if steps <= _LIMIT else [] for row, steps in zip(state["actions"], self._steps)
+        ]
+        return [
+            _replay(env, actions)
+            if steps <= _LIMIT
+            else Replayed(None, f"it had {steps:,} steps, of which at most {_LIMIT:,} are kept")
+            for env, actions, steps in zip(self._vec.envs, self._actions, self._steps)
+        ]
 
 
 def _replay(env: gym.Env, actions: list[np.ndarray]) -> Replayed:

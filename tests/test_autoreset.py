@@ -254,14 +254,18 @@ def test_a_replayed_state_goes_on_bit_identically():
             np.testing.assert_array_equal(a, b)
 
 
-def test_an_episode_too_long_to_replay_is_refused(monkeypatch):
+def test_an_episode_too_long_to_replay_is_saved_without_its_actions_and_ended_when_it_is_loaded(monkeypatch):
     monkeypatch.setattr("rollout_workers.gym_vector._LIMIT", 3)
     env = batch(AutoresetMode.DISABLED)
     env.reset()
     for _ in range(4):
         env.step(act(0, 0))
-    with pytest.raises(EnvError, match="run for 4 steps, expected at most 3"):
-        env.state()
+    state = env.state()
+    assert state["steps"].tolist() == [4, 4] and state["actions"].shape[1] == 0
+    there = batch(AutoresetMode.DISABLED)
+    there.load_state(state)
+    assert there.not_replayed == dict.fromkeys((0, 1), "it had 4 steps, of which at most 3 are kept")
+    assert there.state()["steps"].tolist() == [0, 0]
     env.step(act(0, 0))
     assert env.state()["steps"].tolist() == [0, 0]
 

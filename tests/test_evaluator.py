@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from linear_policy import LinearPolicy
 
 from algorithms import ALGORITHMS
@@ -155,3 +158,38 @@ def test_when_every_episode_breaks_there_is_no_return() -> None:
     evaluator = Evaluator("Pendulum-v1", PENDULUM, make_env=breaking([0, 1], "observation"))
     with pytest.raises(BrokenEpisodes, match=r"none of 2 episodes.*non-finite observation after 10 steps"):
         evaluator.evaluate(PENDULUM.weights(0), episodes=2)
+
+
+class Endless(gym.Env):
+    """Pays 1 a step and never ends; a limit, if any, is its registration's."""
+
+    observation_space = Box(-1, 1, (3,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+
+gym.register("evaluator/Endless-v0", Endless)
+gym.register("evaluator/Limited-v0", Endless, max_episode_steps=30)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "cap", "length"), [("Endless", 0, 20), ("Endless", 7, 7), ("Limited", 0, 30), ("Limited", 7, 7), ("Limited", 90, 30)]
+)  # fmt: skip
+def test_episodes_without_an_end_are_cut_and_the_evaluation_says_so(
+    env_id: str, cap: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_workers.evaluator.UNLIMITED_STEPS", 20)
+    policy = LinearPolicy(3, 1)
+    evaluator = Evaluator(
+        f"evaluator/{env_id}-v0", policy, episodes=2, max_episode_steps=cap, max_envs=1, backend="torch"
+    )
+    result = evaluator.evaluate(policy.weights(1))
+    assert result.lengths == [length] * 2 and result.returns == [length] * 2 and result.errors == []
+    cut = f"2 of 2 episodes were cut after {length} steps (evaluation.max_episode_steps)"
+    assert result.note.startswith(cut) if length < 30 else result.note == ""

@@ -49,7 +49,7 @@ def commands(page: Path) -> list[list[str]]:
     A line that begins with a quotation mark is of a file and quotes a command at most; one that begins with "from" is Python.
     """
     lines = "\n".join(line for line in code_lines(page) if not line.lstrip().startswith(('"', "from ")))
-    found = re.findall(r"(?m)^.*?(?:\bdrawbridge|-m cluster) ([a-z]+ .*|[a-z]+$)", lines)
+    found = re.findall(r"(?m)^.*?(?:\bdrawbridge|-m cluster) ([a-z][a-z-]* .*|[a-z][a-z-]*$)", lines)
     found += [
         "train softgac --env HalfCheetah-v5 " + flags
         for flags in re.findall(r"make train ARGS='(.*?)'", page.read_text())

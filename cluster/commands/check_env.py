@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cluster.commands.arguments import add_command, add_env_kwargs, count, named_task
 from cluster.errors import UsageError
 from cluster.metrics.wording import count as counted
@@ -14,6 +12,8 @@ from cluster.metrics.wording import number
 from replay.task import join_task
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rollout_workers.env_check import EnvReport
 
 

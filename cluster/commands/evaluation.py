@@ -56,6 +56,8 @@ def evaluate(
     acting = _acting(spec, settings or {})
     weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
     result, warned = _evaluation(spec, weights, episodes, seed, aim)
+    if result.note:
+        warned.append(result.note)
     if video is not None:
         _record(spec, weights, video, seed, aim)
     found = {
