@@ -28,7 +28,6 @@ from replay.task import id_of, join_task, name_of
 
 if TYPE_CHECKING:
     from cluster.graph import RunSpec
-    from replay.dataset import Dataset
 
 FLAGS = {
     "steps": "steps",
@@ -303,7 +302,15 @@ def _task(env: str | None, env_kwargs: str | Mapping[str, Any] | None, written: 
         raise UsageError("neither --env nor --dataset was given, so there is nothing to learn; give one of them")
     if env_id and (kwargs is not None or not name):
         return join_task(env_id, kwargs or {})
-    dataset = _open(name)
+    from cluster.dataset_task import check_same_task, task_of
+    from replay.dataset import DatasetError, open_dataset
+
+    try:
+        dataset = open_dataset(name)
+    except DatasetError as error:
+        if env_id:
+            return env_id  # the dataset's problem is listed with those of the environment
+        raise UsageError(str(error)) from error
     found = env_id or dataset.env_id
     if not found:
         raise UsageError(
@@ -311,8 +318,6 @@ def _task(env: str | None, env_kwargs: str | Mapping[str, Any] | None, written: 
         )
     if kwargs is not None or name_of(found) != name_of(dataset.env_id):
         return join_task(found, kwargs or {})
-    from cluster.dataset_task import check_same_task, task_of
-
     task = task_of(dataset, found)
     if not env_id:
         check_same_task(dataset, task)
@@ -324,15 +329,6 @@ def _over(task: str, env_id: str, kwargs: dict[str, Any] | None) -> str:
     if kwargs is None and env_id in ("", id_of(task)):
         return task
     return join_task(env_id or id_of(task), kwargs or {})
-
-
-def _open(name: str) -> Dataset:
-    from replay.dataset import DatasetError, open_dataset
-
-    try:
-        return open_dataset(name)
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
 
 
 def _new_run_dir(config: RunConfig) -> Path:
