@@ -13,7 +13,7 @@ from cluster.commands.listing import add_list
 from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
-from cluster.errors import Interrupted, RunError, UsageError
+from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.signals import Signals
 
 
@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except RunError as error:
         return _failed(error, 1)
     except SystemExit as error:
-        traceback.print_exc()
+        _print_traceback()
         return _failed(
             RunError(
                 f"code that is not this project's called sys.exit({error.code!r}), expected it to return or to raise: the command did not "
@@ -48,12 +48,16 @@ def _run(arguments: argparse.Namespace) -> int:
             1,
         )
     except Exception as error:
-        traceback.print_exc()
+        _print_traceback()
         return _failed(error, 1)
 
 
+def _print_traceback() -> None:
+    print(without_control(traceback.format_exc()), end="", file=sys.stderr)
+
+
 def _failed(error: BaseException, code: int) -> int:
-    print(f"drawbridge: error: {error}", file=sys.stderr)
+    print(f"drawbridge: error: {without_control(str(error))}", file=sys.stderr)
     return code
 
 

@@ -72,22 +72,35 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         session = Session(
             run, spec, outputs=outputs, event=console.event, states=states, facts=facts, starting=starting
         )
-        with session:
-            while session.advance():
-                if signals.caught or session.asked_to_stop:
-                    session.finish("interrupted")
-                    left = _what_is_left(session)
-                    stopped = Interrupted(signal.SIGTERM, f"ended by `drawbridge stop` {left}")
-                    raise signals.interrupted(left) if signals.caught else stopped
-            summary = session.finish()
-            if session.saved is not None and session.saved.problems:
-                raise RunError(f"the run ended {_what_is_left(session)}")
-        curve = run.path / "curve.png"
-        drawn = session.reports.attempt("curve.png", lambda: draw_curve(run.path, curve))
+        try:
+            with session:
+                while session.advance():
+                    if signals.caught or session.asked_to_stop:
+                        session.finish("interrupted")
+                        left = _what_is_left(session)
+                        stopped = Interrupted(signal.SIGTERM, f"ended by `drawbridge stop` {left}")
+                        raise signals.interrupted(left) if signals.caught else stopped
+                summary = session.finish()
+                if session.saved is not None and session.saved.problems:
+                    raise RunError(f"the run ended {_what_is_left(session)}")
+        finally:
+            drawn = _draw_curve(session)
         console.close(summary)
     if drawn:
-        print(f"curve: {curve}")
+        print(f"curve: {run.path / 'curve.png'}")
     return 0
+
+
+def _draw_curve(session: Session) -> bool:
+    """Whether the curve was drawn. It is at every end, of whatever there is; nothing here may hide why the run ended."""
+    path = session.run.path
+    if not (path / "metrics.jsonl").exists():
+        return False
+    try:
+        return session.reports.attempt("curve.png", lambda: draw_curve(path, path / "curve.png"))
+    except Exception as error:
+        session.event(f"curve.png was not drawn ({type(error).__name__}: {error}); see `drawbridge report {path}`")
+        return False
 
 
 def _what_is_left(session: Session) -> str:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def without_control(text: str) -> str:
+    """``text`` without colours and other control characters, of which Ray's tracebacks have many; lines and tabs stay."""
+    return _CONTROL.sub("", text)
+
 
 class UsageError(ValueError):
     """The caller asked for something that cannot be done; nothing was started. Exit code 2."""

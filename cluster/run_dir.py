@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.config import RunConfig, from_json, to_json
-from cluster.errors import RunError, UsageError
+from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.requests import Requests
@@ -156,6 +156,18 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
+    def check_there(self) -> None:
+        """RunError if the directory was removed or moved; one that does not answer may come back."""
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            raise RunError(
+                f"run directory {self.path} is gone, expected it to stay until the run's end: nothing can be saved any more, so the run "
+                "ends here; if it was moved, move it back and resume it, otherwise start the run again"
+            ) from None
+        except OSError:
+            return
+
     def owner(self) -> int | None:
         """Process id of the run that holds the lock, None when nobody does."""
         try:
@@ -218,6 +230,7 @@ class RunDirectory:
             OSError: not even there, as on a file system that is read-only.
         """
         when = time.time()
+        error, traceback = without_control(error), without_control(traceback)
         text = _encoded({"error": error, "traceback": traceback, "when": when})
         try:
             write_atomic(self.path / "failure.json", text)

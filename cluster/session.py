@@ -180,6 +180,7 @@ class Session:
             self.fleet.save()
             self._next_save = now + self.config.learner.checkpoint_s
         if now >= self._next_line:
+            self.run.check_there()
             self._tell()
             self._next_line = now + self.config.metrics.line_s
         self.fleet.watch.check()

@@ -6,7 +6,6 @@ import atexit
 import collections
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.text import Text
 
+from cluster.errors import without_control
 from cluster.metrics.catalogue import by_reason
 from cluster.metrics.view import View
 from cluster.metrics.wording import clock, count, in_words, number
@@ -24,7 +24,6 @@ from cluster.metrics.wording import clock, count, in_words, number
 __all__ = ["Console", "in_words"]
 
 REFRESH_PER_S = 2.0
-CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console:
@@ -82,7 +81,7 @@ class Console:
 
     def event(self, text: str) -> None:
         """Shows a line that stays: a worker was restarted, a checkpoint was written, a warning."""
-        clean = CONTROL.sub("", text).rstrip().replace("\n", "\n           ")
+        clean = without_control(text).rstrip().replace("\n", "\n           ")
         self._write(f"[{clock(self._line.get('time_s', 0.0))}] {clean}")
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:

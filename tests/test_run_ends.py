@@ -1,0 +1,59 @@
+"""However a run ends, its directory has the curve of what it learned, and says in plain text why it ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from broken_envs import Walk
+from tiny_runs import read, train_inline
+
+
+class Ends(Walk):
+    """After 96 steps of an environment something happens to the run."""
+
+    happens: Callable[[], Any]
+
+    def go_wrong(self) -> None:
+        Ends.happens()
+
+
+def in_colour() -> None:
+    raise RuntimeError("\x1b[31mthe simulator\x1b[0m lost its licence")
+
+
+gym.register("run-ends/Ends-v0", Ends, max_episode_steps=50)
+
+
+@pytest.mark.parametrize(
+    ("happens", "code", "outcome"),
+    [(in_colour, 1, "failure.json"), (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "summary.json")],
+    ids=["failure", "SIGTERM"],
+)
+def test_a_run_that_ends_early_has_its_curve_and_plain_words(
+    tmp_path: Path, happens: Callable[[], Any], code: int, outcome: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ends.happens, run = happens, tmp_path / "run"
+    assert train_inline(run, "run-ends/Ends-v0", 20_000, "--workers", "1", "--envs-per-worker", "1") == code
+    assert (run / "curve.png").stat().st_size > 1_000 and (run / outcome).exists()
+    told = capsys.readouterr()
+    if outcome == "failure.json":
+        failure = read(run / "failure.json")
+        assert failure["error"] == "the simulator lost its licence" and "\x1b" not in failure["traceback"] + told.err
+
+
+def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    Ends.happens = lambda: shutil.rmtree(run, ignore_errors=True)
+    assert train_inline(run, "run-ends/Ends-v0", 20_000, "--workers", "1", metrics__line_s=0) == 1
+    told = capsys.readouterr().err
+    assert f"run directory {run} is gone, expected it to stay until the run's end" in told and "Traceback" not in told
+    assert not run.exists()
