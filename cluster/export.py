@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from algorithms.onnx_graph import OPSET
 from cluster.errors import RunError, UsageError
 from cluster.policy import LoadedPolicy
-from replay.durable import write_atomic
+from replay.manifest import write_atomic
 
 CHECKED = 64  # observations on which a file is compared with the policy before it is written
 TOLERANCE = 1e-4  # of an action box's half width; float32 rounding in another order gives 1e-6

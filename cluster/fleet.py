@@ -27,10 +27,8 @@ from cluster.graph import RunSpec
 from cluster.head_watch import HeadWatch
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.pulse import ANSWER_WAIT_S, Pulse, ask_all
-from cluster.remote import cause, make_actor, root, started
-from cluster.save_watch import SaveWatch
-from cluster.saved import Saved, look_at_disk
+from cluster.remote import ANSWER_WAIT_S, Pulse, ask_all, cause, make_actor, root, started
+from cluster.saving import Saved, SaveWatch, look_at_disk
 from cluster.worker_group import RETIRE_S, WorkerGroup
 from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation

@@ -31,8 +31,7 @@ from cluster.graph import (
     set_threads,
 )
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.save_watch import SaveWatch
-from cluster.saved import Saved, look_at_disk
+from cluster.saving import Saved, SaveWatch, look_at_disk
 from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART

@@ -26,9 +26,9 @@ from cluster.graph import (
     save_checkpoint,
     set_threads,
 )
-from cluster.missing import missing_checkpoint
 from cluster.remote import root
 from cluster.run_dir import RunDirectory
+from cluster.saving import missing_checkpoint
 from replay.messages import Block, Wait
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from cluster.errors import RunError
 from cluster.graph import GENERATIONS_A_START, RunSpec
 from cluster.learner_actor import LearnerActor, News, StartInfo
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.pulse import Pulse
-from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
+from cluster.remote import SAME_FAILURE, Pulse, cause, make_actor, no_place, root
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.errors import RunError
 from cluster.history import Damaged, read_object
-from replay.durable import write_atomic
+from replay.manifest import write_atomic
 
 NUMBERS = {
     "stop": "process",

@@ -31,7 +31,7 @@ from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.requests import Requests
-from replay.durable import append_whole, fsync_directory, write_atomic, write_synced
+from replay.manifest import append_whole, fsync_directory, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
 RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json

@@ -25,11 +25,9 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
-from cluster.reports import Reports
 from cluster.requests import Request
 from cluster.run_dir import RunDirectory
-from cluster.save_watch import SaveWatch
-from cluster.saved import Saved
+from cluster.saving import Reports, Saved, SaveWatch
 from rollout_workers.evaluator import Evaluation
 
 GRACE_S = (

@@ -27,8 +27,16 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from replay.durable import fsync_directory
-from replay.manifest import Damaged, full_length, newest_valid, read_file, read_manifest, seal, write_file
+from replay.manifest import (
+    Damaged,
+    fsync_directory,
+    full_length,
+    newest_valid,
+    read_file,
+    read_manifest,
+    seal,
+    write_file,
+)
 
 FORMAT = 2
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 
 from learners.config import LearnerConfig
-from replay.durable import write_atomic
+from replay.manifest import write_atomic
 from replay.messages import Block, EpisodeBlock
 
 DUMPS = 3

@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from replay.durable import fsync_directory
+from replay.manifest import fsync_directory
 from replay.minari_files import METADATA, check_id, datasets_root, missing
 from replay.stored_episode import DatasetError, EpisodeLayout, StoredEpisode, check_episode
 

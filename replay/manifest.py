@@ -1,4 +1,4 @@
-"""Manifests: the one file that makes a snapshot or a checkpoint out of others, by their names, lengths and digests.
+"""Files that are on disk when a call returns, or not there at all; and manifests, which make a snapshot or a checkpoint of them.
 
     {"digest": BLAKE2b-256 of the manifest, "manifest": {"segments": [{"file", "bytes", "digest"}, ...], ...}}
 
@@ -10,13 +10,13 @@ Files of earlier versions are read too: digests of 128 bits, and checkpoints of 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
-
-from replay.durable import write_atomic, write_synced
 
 DIGEST_BYTES = 32
 T = TypeVar("T")
@@ -124,3 +124,52 @@ def _digest(data: bytes, like: str = "0" * 2 * DIGEST_BYTES) -> str:
 
 def _canonical(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest, sort_keys=True).encode()
+
+
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Writes ``data`` to ``path`` and waits until the disk has it. The name may be seen before all bytes are there."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Replaces ``path`` by ``data`` in one step: a reader, or a crash, sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def append_whole(path: Path, make: Callable[[bytes], bytes]) -> None:
+    """Adds what ``make`` gives for the file's last byte (b"" of a new or empty one) to ``path``, all of it or nothing.
+
+    Raises:
+        OSError: it could not be written; what of it reached the file was taken back, if that is possible.
+    """
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+        data = memoryview(make(file.read(1) if size else b""))
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Waits until the disk has the names in directory ``path``: a rename is durable only then."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

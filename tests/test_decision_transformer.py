@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imitation_data import batch_of, episode, summary_of, two_behaviours
 
+from algorithms.imitation.agent import draw_segments
 from algorithms.imitation.config import TransformerConfig
 from algorithms.imitation.decision_transformer import (
     DecisionTransformer,
@@ -19,7 +20,6 @@ from algorithms.imitation.decision_transformer import (
     initial_parameters,
     predict,
 )
-from algorithms.imitation.segments import draw_segments
 from algorithms.interface import AgentSpec, PlanRequest
 
 SMALL = TransformerConfig(lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40)

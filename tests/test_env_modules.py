@@ -188,7 +188,7 @@ def test_the_command_line_names_the_module_of_a_run_and_names_it_again(
 
 def test_rllib_imports_no_module_that_a_checkpoint_names(tmp_path: Path, marker: Path) -> None:
     from cluster.rllib import SoftGAC
-    from cluster.rllib.saved import FORMAT, SAVED
+    from cluster.rllib.results import FORMAT, SAVED
 
     told = {"format": FORMAT, "algorithm": "softgac", "settings": {"env": ENV}}
     (tmp_path / SAVED).write_text(json.dumps(told))

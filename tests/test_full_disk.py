@@ -15,9 +15,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
-from cluster.reports import LINES, Reports
 from cluster.run_dir import RESERVE_BYTES, RunDirectory
-from cluster.save_watch import CHECKPOINTS_FAILED
+from cluster.saving import CHECKPOINTS_FAILED, LINES, Reports
 
 PENDULUM = "InvertedPendulum-v5"
 

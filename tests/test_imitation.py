@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
 from test_learner import HostReads
 
+from algorithms.imitation.agent import draw_points
 from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning, action_error
 from algorithms.imitation.config import (
     CloningConfig,
@@ -34,7 +35,6 @@ from algorithms.imitation.config import (
 )
 from algorithms.imitation.decision_transformer import DecisionTransformer
 from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
-from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from algorithms import runtime
-from algorithms.imitation.agent import ImitationAgent
+from algorithms.imitation.agent import ImitationAgent, draw_points
 from algorithms.imitation.config import CloningConfig
-from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss, lecun_normal
 from algorithms.weights import load_weights

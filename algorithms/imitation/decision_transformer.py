@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from algorithms import runtime
-from algorithms.imitation.agent import ImitationAgent
+from algorithms.imitation.agent import History, ImitationAgent, draw_segments
 from algorithms.imitation.cloning import action_error
 from algorithms.imitation.config import TransformerConfig
-from algorithms.imitation.segments import History, draw_segments
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss
 from algorithms.weights import load_weights, misfits

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from algorithms import runtime
-from algorithms.imitation.agent import ImitationAgent
+from algorithms.imitation.agent import ImitationAgent, draw_points
 from algorithms.imitation.cloning import action_error, initial_parameters, logits
 from algorithms.imitation.config import ConditionedConfig
-from algorithms.imitation.segments import draw_points
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss
 from algorithms.weights import load_weights

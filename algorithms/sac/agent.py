@@ -14,8 +14,7 @@ import torch
 from algorithms.actor_critic import ActorCritic, Rollout
 from algorithms.interface import AgentSpec
 from algorithms.sac.config import SACConfig
-from algorithms.sac.gaussian import gaussian, initial_parameters
-from algorithms.sac.losses import log_prob
+from algorithms.sac.gaussian import gaussian, initial_parameters, log_prob
 from algorithms.weights import load_weights
 
 
@@ -86,7 +85,7 @@ class SACPolicy:
         load_weights(self._weights, weights)
 
     def onnx_model(self) -> bytes:
-        """The serialised graph of ``act``; see algorithms/sac/export.py."""
-        from algorithms.sac.export import gaussian_model  # onnx is slow to import, and learners never need it
+        """The serialised graph of ``act``; see algorithms/sac/gaussian.py."""
+        from algorithms.sac.gaussian import gaussian_model  # onnx is slow to import, and learners never need it
 
         return gaussian_model(self.config, self.obs_dim, self.action_dim)

@@ -1,14 +1,20 @@
-"""The tanh-Gaussian actor: a plain network to mean and log standard deviation.
+"""The tanh-Gaussian actor: a plain network to mean and log standard deviation, its log-density, and the network as an ONNX graph.
 
-Letters: R rows, O observation dim, A action dim, H width. a = tanh(mean + std * noise), noise ~ N(0, I).
+Letters: R rows, B batch, O observation dim, A action dim, H width. a = tanh(mean + std * noise), noise ~ N(0, I). Source of the
+log-density: Haarnoja et al., "Soft Actor-Critic" (2018), appendix C. The other losses are shared: algorithms/losses.py.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
+from algorithms.onnx_graph import Graph
+from algorithms.sac.config import SACConfig
 from algorithms.trainer import lecun_normal
 
 
@@ -34,3 +40,30 @@ def gaussian(
         h = torch.relu(h) if l < layers - 1 else h
     mean_RA, log_std_RA = h.chunk(2, -1)
     return mean_RA, log_std_RA.clamp(log_std_min, log_std_max)
+
+
+def gaussian_model(config: SACConfig, obs_dim: int, action_dim: int) -> bytes:
+    """Inputs ``obs`` (B, O), ``noise`` (B, A), ``linear{l}.weight``, ``linear{l}.bias``; output ``action`` (B, A)."""
+    graph = Graph()
+    h = graph.input("obs", ("B", obs_dim))
+    noise = graph.input("noise", ("B", action_dim))
+    sizes = [obs_dim, *[config.actor_width] * config.actor_layers, 2 * action_dim]
+    for l, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        weight = graph.input(f"linear{l}.weight", (fan_in, fan_out))
+        bias = graph.input(f"linear{l}.bias", (fan_out,))
+        h = graph.node("Gemm", h if l == 0 else graph.node("Relu", h), weight, bias)
+    halves = graph.constant(np.array([action_dim, action_dim]))
+    mean, log_std = graph.nodes("Split", h, halves, outputs=2, axis=1)
+    log_std = graph.node("Clip", log_std, graph.scalar(config.log_std_min), graph.scalar(config.log_std_max))
+    kick = graph.node("Mul", graph.node("Exp", log_std), noise)
+    return graph.model(graph.node("Tanh", graph.node("Add", mean, kick)), ("B", action_dim))
+
+
+def log_prob(pre_tanh_RA: torch.Tensor, log_std_RA: torch.Tensor, noise_RA: torch.Tensor) -> torch.Tensor:
+    """log pi(tanh x | s) per row for x = mean + std * noise: sum_A log N(noise; 0, 1) - log std - log (1 - tanh^2 x).
+
+    log (1 - tanh^2 x) is computed as 2 (log 2 - x - softplus(-2x)), which stays finite.
+    """
+    gaussian_RA = -0.5 * noise_RA.square() - log_std_RA - 0.5 * math.log(2 * math.pi)
+    squash_RA = 2.0 * (math.log(2.0) - pre_tanh_RA - F.softplus(-2.0 * pre_tanh_RA))
+    return (gaussian_RA - squash_RA).sum(-1)

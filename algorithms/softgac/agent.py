@@ -112,7 +112,7 @@ class SoftGACPolicy:
         load_weights(self._weights, weights)
 
     def onnx_model(self) -> bytes:
-        """The serialised graph of ``act``; see algorithms/softgac/export.py."""
-        from algorithms.softgac.export import bridge_model  # onnx is slow to import, and learners never need it
+        """The serialised graph of ``act``; see algorithms/softgac/bridge.py."""
+        from algorithms.softgac.bridge import bridge_model  # onnx is slow to import, and learners never need it
 
         return bridge_model(self.config, self.obs_dim, self.action_dim)

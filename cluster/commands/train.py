@@ -184,7 +184,7 @@ def _start(
 def _resume(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
-    from cluster.missing import check_parts
+    from cluster.saving import check_parts
 
     check_tree()
     name_env_again(run.path, arguments.env)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import Interrupted, UsageError
-from replay.durable import write_atomic
+from replay.manifest import write_atomic
 
 EVERYWHERE = ("0.0.0.0", "::")  # hosts of an endpoint that listens on all addresses
 IDENT = re.compile(r"[0-9a-f]{8}")

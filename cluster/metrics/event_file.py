@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from replay.durable import append_whole
+from replay.manifest import append_whole
 
 GROUPED = ("loss_", "learner_", "eval_", "rows_")
 

@@ -25,12 +25,11 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
 from cluster.rllib.module import PolicyModule
-from cluster.rllib.results import episode_results, evaluated, newest, windowed
-from cluster.rllib.saved import FORMAT, SAVED, local, read_saved
+from cluster.rllib.results import FORMAT, SAVED, episode_results, evaluated, local, newest, read_saved, windowed
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
-from replay.durable import write_atomic
+from replay.manifest import write_atomic
 from replay.task import texts_with_colon
 from rollout_workers.env import name_module
 

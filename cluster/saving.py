@@ -1,0 +1,336 @@
+"""What a run writes, and what of it is on disk.
+
+- ``look_at_disk``, ``Saved``: what is on disk when a run ends, read from the disk, so the closing words cannot say more.
+- ``SaveWatch``: failures of checkpoints and snapshots are counted and reported. CHECKPOINTS_FAILED failed checkpoints in a row
+  end the run, since nothing that it learns would last. Failed snapshots never end it: replay is a cache.
+- ``Reports``: metrics.jsonl, evaluations.jsonl, live.json, summary.json, TensorBoard events, curve.png and answers to other
+  commands, written on a best-effort basis: a failed write ends no run, is counted, and tears no line.
+- ``check_parts``: what the newest metrics record says was written and is missing now; nothing of it restarts from scratch
+  silently. Records of older versions have no such count: there, what was learned and stored must exist somewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.errors import RunError, UsageError
+from cluster.graph import RunSpec
+from cluster.metrics.aggregator import MetricsAggregator
+from cluster.run_dir import RunDirectory
+from replay import snapshot
+from replay.manifest import Damaged, read_manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """The checkpoint, or one shard's snapshot.
+
+    Attributes:
+        name: what it is, for people.
+        count: updates of the newest one on disk, or the rows stored over the run that it stands for; None: there is none.
+        problem: why the newest one on disk is older than this save; "" when it is not.
+    """
+
+    name: str
+    count: int | None
+    problem: str
+
+    def words(self, unit: str) -> str:
+        """Why it was not saved, and what there is instead."""
+        left = "there is none on disk" if self.count is None else f"the newest on disk: {self.count:,} {unit}"
+        return f"{self.name} ({self.problem}; {left})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a save left on disk."""
+
+    checkpoint: Part
+    snapshots: tuple[Part, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each part that was not saved."""
+        lines = [self.checkpoint.words("updates")] if self.checkpoint.problem else []
+        return lines + [part.words("rows") for part in self.snapshots if part.problem]
+
+    def words(self) -> str:
+        """What was saved, and what was not and why, in one line."""
+        made = [] if self.checkpoint.problem else [f"the checkpoint of update {self.checkpoint.count:,}"]
+        whole = [part.count or 0 for part in self.snapshots if not part.problem]
+        if whole:
+            made.append(f"snapshots of {len(whole)} of {len(self.snapshots)} shards ({sum(whole):,} rows)")
+        text = f"saved: {', '.join(made)}" if made else "nothing was saved"
+        return f"{text}; NOT saved: {'; '.join(self.problems)}" if self.problems else text
+
+    def as_json(self) -> dict[str, Any]:
+        """For summary.json: what is on disk, with a ``problem`` where that is older than the end of the run."""
+
+        def entry(part: Part, unit: str) -> dict[str, Any]:
+            return {unit: part.count} | ({"problem": part.problem} if part.problem else {})
+
+        return {
+            "checkpoint": entry(self.checkpoint, "updates"),
+            "snapshots": [entry(part, "rows") for part in self.snapshots],
+        }
+
+
+def look_at_disk(spec: RunSpec, checkpoint_problem: str, snapshot_problems: Mapping[int, str]) -> Saved:
+    """What ``spec``'s run directory holds after a save whose problems were these, by shard; "" and {} where there were none."""
+    shards = range(spec.config.replay.shards)
+    found = [_part(f"shard {i}'s snapshot", _rows(spec.shard_dir(i)), snapshot_problems.get(i, "")) for i in shards]
+    return Saved(
+        checkpoint=_part("the checkpoint", _updates(spec.run_dir / "checkpoints"), checkpoint_problem),
+        snapshots=tuple(found),
+    )
+
+
+def _part(name: str, count: int | None, problem: str) -> Part:
+    missing = "it was written, but is not there" if count is None else ""
+    return Part(name=name, count=count, problem=problem or missing)
+
+
+def _updates(directory: Path) -> int | None:
+    from learners import checkpoint
+
+    with contextlib.suppress(OSError):
+        meta = checkpoint.newest_meta(directory)
+        return None if meta is None else int(meta["updates"])
+    return None
+
+
+def _rows(directory: Path) -> int | None:
+    with contextlib.suppress(OSError, Damaged):
+        for number in snapshot.intact(directory):
+            manifest = read_manifest(snapshot.manifest_path(directory, number))
+            return int(manifest["state"]["table"]["inserted"])
+    return None
+
+
+CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s
+WARN = (3, 10)  # failures of a part one after the other that are said once more
+
+
+class SaveWatch:
+    """Takes the outcome of every save of a run.
+
+    Args:
+        aggregator: gets the number of failed and of complete saves, and when the last complete one was.
+        event: called with what a person should know.
+    """
+
+    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+        self.spec, self.aggregator, self.event = spec, aggregator, event
+        config = spec.config
+        snapshot_s = config.learner.checkpoint_s if config.backend == "inline" else config.replay.snapshot_s
+        self.every_s = aggregator.save_every_s = {"checkpoint": config.learner.checkpoint_s, "snapshot": snapshot_s}
+        self._failures: dict[str, int] = {}  # one after the other, by part
+        self._first: dict[str, str] = {}  # the first of them
+        self._complete: set[int] = set()  # shards with a snapshot since all of them had one
+
+    def checkpoint(self, problem: str) -> None:
+        """A checkpoint was written ("") or was not, because of ``problem``."""
+        if self._note("checkpoint", self.spec.run_dir / "checkpoints", problem, self.every_s["checkpoint"]):
+            self.aggregator.saved("checkpoint")
+
+    def snapshot(self, shard: int, problem: str) -> None:
+        """A snapshot of ``shard`` was written ("") or was not, because of ``problem``."""
+        if self._note(f"snapshot of shard {shard}", self.spec.shard_dir(shard), problem, self.every_s["snapshot"]):
+            self._complete.add(shard)
+            if len(self._complete) == self.spec.config.replay.shards:
+                self._complete.clear()
+                self.aggregator.saved("snapshot")
+
+    def check(self) -> None:
+        """RunError when the rule says that the run ends."""
+        count = self._failures.get("checkpoint", 0)
+        if count >= CHECKPOINTS_FAILED:
+            where = self.spec.run_dir / "checkpoints"
+            raise RunError(
+                f"{count} checkpoints one after the other could not be written to {where} ({self._first['checkpoint']}; "
+                f"{free_words(self.spec.run_dir)}{_need(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
+                "that the run learns would last, so it ends; the older checkpoints stay; free some space, then `drawbridge resume "
+                f"{self.spec.run_dir}`"
+            )
+
+    def _note(self, part: str, where: Path, problem: str, every_s: float) -> bool:
+        if not problem:
+            if count := self._failures.pop(part, 0):
+                self.event(f"the {part} is written again, after {count:,} failed ones")
+            return True
+        self.aggregator.failed["checkpoint" if part == "checkpoint" else "snapshot"] += 1
+        self._failures[part] = count = self._failures.get(part, 0) + 1
+        if count == 1:
+            self._first[part] = problem
+        if count == 1 or count in WARN or count % CHECKPOINTS_FAILED == 0:
+            left = f"; {CHECKPOINTS_FAILED - count} more end the run" if part == "checkpoint" and count > 1 else ""
+            loud = f"WARNING: {count} one after the other: " if count > 1 else ""
+            self.event(
+                f"{loud}the {part} could not be written to {where} ({problem}; {free_words(self.spec.run_dir)}{_need(where)}); "
+                f"the older ones stay, the next one is due in {every_s:g} s{left}"
+            )
+        return False
+
+
+def _need(directory: Path) -> str:
+    """What the newest checkpoint or snapshot in ``directory`` takes, as far as there is one."""
+    with contextlib.suppress(OSError, Damaged, ValueError):
+        newest = max(
+            entry.path for entry in os.scandir(directory) if entry.name.startswith(("checkpoint-", "manifest-"))
+        )
+        if newest.endswith(".json"):
+            size = sum(int(entry["bytes"]) for entry in read_manifest(Path(newest))["segments"])
+        else:
+            size = sum(entry.stat().st_size for entry in os.scandir(newest))
+        return f", the last one takes {size_words(size)}"
+    return ""
+
+
+LINES = 4096  # of one file that wait in memory while it cannot be written
+
+
+class Reports:
+    """Writes the reports of a run.
+
+    Args:
+        failed: counts failed writes under "report".
+        event: called in words when the writes of a file begin to fail, and when they succeed again.
+    """
+
+    def __init__(self, run: RunDirectory, failed: dict[str, int], event: Callable[[str], None]) -> None:
+        self.run, self.failed, self.event = run, failed, event
+        self._waiting: dict[str, deque[bytes]] = {}  # lines that are not written yet, by file
+        self._lost: dict[str, int] = {}  # lines for which there was no room
+        self._failing: dict[str, tuple[int, float]] = {}  # what cannot be written -> attempts, and since when
+        self._answer: Callable[[], None] | None = None  # that is not written yet
+
+    def line(self, name: str, record: dict[str, Any]) -> None:
+        """Adds ``record`` to the .jsonl file ``name``: now, or with a later line once it can be written again."""
+        waiting = self._waiting.setdefault(name, deque())
+        waiting.append(json.dumps(record).encode())
+        if len(waiting) > LINES:
+            waiting.popleft()
+            self._lost[name] = self._lost.get(name, 0) + 1
+        self.attempt(name, lambda: self._write_waiting(name))
+
+    def answer(self, write: Callable[[], None]) -> None:
+        """Writes an answer to another command: now, or when ``retry`` is called."""
+        self._answer = write
+        self.retry()
+
+    def retry(self) -> None:
+        """Tries the answer again that could not be written."""
+        if self._answer is not None and self.attempt("control/answer.json", self._answer):
+            self._answer = None
+
+    def attempt(self, name: str, write: Callable[[], Any]) -> bool:
+        """Whether ``write`` succeeded; an OSError is counted, and said at the first of a row of failures."""
+        try:
+            write()
+        except OSError as error:
+            self.failed["report"] += 1
+            count, since = self._failing.get(name, (0, time.monotonic()))
+            self._failing[name] = count + 1, since
+            if not count:
+                self.event(
+                    f"{self.run.path / name} cannot be written ({error}; {free_words(self.run.path)}): the run goes on, up to {LINES:,} "
+                    "lines of a file wait in memory and are written when that is possible again; free some space, or make it writable"
+                )
+            return False
+        if name in self._failing:
+            count, since = self._failing.pop(name)
+            lost = self._lost.pop(name, 0)
+            self.event(
+                f"{self.run.path / name} is written again, after {count:,} failed writes in {time.monotonic() - since:.0f} s"
+                + (f"; {lost:,} of its lines are lost" if lost else "")
+            )
+        return True
+
+    def _write_waiting(self, name: str) -> None:
+        waiting = self._waiting[name]
+        while waiting:
+            self.run.append_line(name, waiting[0])
+            waiting.popleft()
+
+
+def free_words(path: Path) -> str:
+    """How much is free on the file system of ``path``."""
+    try:
+        return f"{size_words(shutil.disk_usage(path).free)} free there"
+    except OSError as error:
+        return f"its file system does not answer: {error}"
+
+
+def size_words(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**17 else f"{count / 2**10:,.0f} KiB"
+
+
+def missing_checkpoint(run: RunDirectory) -> str:
+    """That the run wrote checkpoints and none is there, in words; "" where that is not so."""
+    from learners import checkpoint
+
+    if checkpoint.exists(run.checkpoints):
+        return ""
+    line = run.live()
+    updates = int(line.get("updates", 0))
+    if not line.get("written_checkpoints", updates):
+        return ""
+    seen = "is empty" if run.checkpoints.is_dir() else "does not exist"
+    return f"{run.checkpoints} {seen}, expected the checkpoints of a run that has made {updates:,} updates"
+
+
+def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list[str]:
+    """Looks for the checkpoint and for every shard's snapshot before a run goes on.
+
+    Args:
+        accept_loss: what is missing begins anew.
+
+    Returns:
+        what is missing and begins anew, in words.
+
+    Raises:
+        UsageError: something is missing and ``accept_loss`` is False; nothing was changed.
+    """
+    line = run.live()
+    problems = [problem] if (problem := missing_checkpoint(run)) else []
+    folders = [run.replay / f"shard-{index}" for index in range(config.replay.shards)]
+    if _snapshots_expected(line, folders):
+        problems += [_seen(folder) for folder in folders if not any(folder.glob("manifest-*.json"))]
+    if not problems:
+        return []
+    lost = [
+        f"{int(line.get('updates', 0)):,} updates" if problem else "",
+        f"rows of the replay ({int(line.get('size_rows', 0)):,} were held)" if len(problems) > bool(problem) else "",
+    ]
+    if not accept_loss:
+        raise UsageError(
+            "files that the run wrote are missing:\n"
+            + "\n".join(f"  - {text}" for text in problems)
+            + f"\nGoing on without them would throw away {' and '.join(filter(None, lost))}, so nothing was started. Put them back, or "
+            f"begin anew what is missing and keep the rest with `drawbridge resume {run.path} --accept-loss`"
+        )
+    return [f"begins anew, as --accept-loss allows: {text}" for text in problems]
+
+
+def _snapshots_expected(line: Mapping[str, Any], folders: list[Path]) -> bool:
+    if "written_snapshots" in line:
+        return bool(line["written_snapshots"])
+    return bool(line.get("env_steps")) or any(any(folder.glob("manifest-*.json")) for folder in folders)
+
+
+def _seen(folder: Path) -> str:
+    segments = len(list(folder.glob("segment-*"))) if folder.is_dir() else 0
+    if segments:
+        return f"{folder} has {segments} segments and no manifest, expected the manifest that says what is in them"
+    return f"{folder} {'is empty' if folder.is_dir() else 'does not exist'}, expected a snapshot of that replay shard"
