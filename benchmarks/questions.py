@@ -66,7 +66,7 @@ TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
     "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
 }
-PRINTED = {"runs", "target-walk"}  # not on the page
+PRINTED = {"runs", "target-walk", "by-heart"}  # not on the page
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
     "target": ((0, 1), 2, "{3} -> {5}"),
     "replanning": ((1,), 0, "{2} / {3}"),
