@@ -1,6 +1,6 @@
 """Which alert fires for which fault: a real Prometheus over real runs, each fault injected, as a Markdown table.
 
-    .venv/bin/python benchmarks/alerts.py [--only disk numbers fleet starved healthy]
+    .venv/bin/python benchmarks/alerts.py [--only disk numbers fleet lost starved healthy]
 
 Prometheus runs by deploy/monitoring/start.sh with the rules of deploy/alerts.yml; a minute of a rule lasts 2 s here, as in
 tests/monitored.py. Faults that no process but the run can make come from the environments of tests/broken_envs.py. DiskLow and the
@@ -38,7 +38,9 @@ from tiny_runs import command, train_words, wait_for  # noqa: E402
 
 from benchmarks.markdown import table  # noqa: E402
 
+START_S = 600.0  # longest that a run may take to start there
 FIRES_S = 240.0  # longest that an alert is waited for, on a machine that others use too
+LOST_STEPS = 5_000  # and as many updates, that the learner has to make again once it is killed
 HEALTHY_S = 60.0  # that the healthy run is watched: 30 minutes of the rules
 Row = list[str]
 
@@ -48,7 +50,7 @@ class Run:
 
     def __init__(self, monitor: Monitor, run: RayRun) -> None:
         self.monitor, self.run, self.name = monitor, run, run.run_dir.name
-        run.wait(lambda: "running" in monitor.states(self.name), "the run to be scraped", FIRES_S)
+        run.wait(lambda: "running" in monitor.states(self.name), "the run to be scraped", START_S)
         self.target = monitor.target(self.name)
 
     def fired(self) -> set[str]:
@@ -133,8 +135,8 @@ class Faults:
         return rows
 
     def fleet(self) -> list[Row]:
-        """A run on Ray: workers that do not start or are killed, a learner that is stopped or killed."""
-        budget = {"worker__restart_budget": 5, "learner__checkpoint_s": 1_000, "replay__snapshot_s": 5}
+        """A run on Ray: workers that do not start or are killed, a learner that is stopped."""
+        budget = {"worker__restart_budget": 5, "replay__snapshot_s": 5}
         slow = {
             "agent__critic_width": 256,
             "learner__batch_size": 256,
@@ -150,16 +152,22 @@ class Faults:
             rows += run.check("4 workers are killed, of 5 restarts", *killed, inject=lambda: self._kill_workers(run, 4))
             (learner,) = run.run.children("ray::LearnerActor")
             stop = functools.partial(learner.send_signal, signal.SIGSTOP)
-            rows += run.check("the learner is stopped (SIGSTOP)", "Stalled", inject=stop)
-            return rows + run.check("the learner is killed, with no checkpoint", "RatioOff", inject=learner.kill)
+            return rows + run.check("the learner is stopped (SIGSTOP)", "Stalled", inject=stop)
+
+    def lost(self) -> list[Row]:
+        """A run on Ray whose learner has to make all its updates again, slowly, because it is killed before its first checkpoint."""
+        slow = {"agent__critic_width": 512, "learner__batch_size": 256, "learner__checkpoint_s": 1_000}
+        with self.run(self.folder / "lost", "InvertedPendulum-v5", "--workers", "1", **slow) as run:
+            run.run.wait(lambda: run.run.live().get("env_steps", 0) >= LOST_STEPS, f"{LOST_STEPS} steps", START_S)
+            (learner,) = run.run.children("ray::LearnerActor")
+            return run.check("the learner is killed, with no checkpoint", "RatioOff", inject=learner.kill)
 
     def starved(self) -> list[Row]:
-        """A run on Ray whose learner makes 16 updates for each step of a slow environment, and publishes each."""
-        quick = {"replay__replay_ratio": 16, "learner__publish_updates": 1, "learner__updates_per_call": 1}
-        with self.run(
-            self.folder / "starved", "broken_envs:Slow-v0", "--workers", "1", "--envs-per-worker", "1", **quick
-        ) as run:
-            return run.check("one slow worker, a policy a block", "PolicyLagHigh", "LearnerStarved")
+        """A run on Ray with one slow worker, whose chunks are long, and a learner that publishes every update."""
+        quick = {"learner__publish_updates": 1, "learner__updates_per_call": 1, "worker__chunk_steps": 64}
+        flags = ("--workers", "1", "--envs-per-worker", "1")
+        with self.run(self.folder / "starved", "broken_envs:Slow-v0", *flags, **quick) as run:
+            return run.check("one slow worker, 64 updates a chunk", "LearnerStarved", "PolicyLagHigh")
 
     def healthy(self) -> list[Row]:
         """A run on Ray without a fault: watched, then stopped."""
@@ -196,7 +204,7 @@ class _Environment:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("disk", "numbers", "fleet", "starved", "healthy")
+    parts = ("disk", "numbers", "fleet", "lost", "starved", "healthy")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="runs to make (default: all)")
     arguments = parser.parse_args()
     rows: list[Row] = []
