@@ -91,10 +91,11 @@ def bridge_action(
     z, eps_RKA = noise_RKA[:, 0], noise_RKA[:, 1:] * math.sqrt(2 * h)
     for k, (scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias) in enumerate(steps):
         x = torch.cat([obs_RO, z], -1)
-        if layer_norm:
-            x = F.layer_norm(x, scale_in.shape, scale_in, bias_in, LAYER_NORM_EPS)
-        else:
-            torch.addcmul(bias_in, x, scale_in, out=x)
+        x = (
+            F.layer_norm(x, scale_in.shape, scale_in, bias_in, LAYER_NORM_EPS)
+            if layer_norm
+            else torch.addcmul(bias_in, x, scale_in)
+        )
         e = F.layer_norm(F.elu(torch.addmm(bias, x, weight)), scale_out.shape, scale_out, bias_out, LAYER_NORM_EPS)
         u, raw = torch.addmm(heads_bias, e, heads).chunk(2, -1)
         z = z + h * u + F.softplus(raw) * eps_RKA[:, k]
