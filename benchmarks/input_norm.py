@@ -4,7 +4,8 @@
     python benchmarks/input_norm.py run --out runs/norms.jsonl --forms layer_norm running --envs Pendulum-v1 --seeds 1 2
     python benchmarks/input_norm.py table --out runs/norms.jsonl     the means in Markdown
 
-Preset cpu, inline, one torch thread. Each run appends one line: the mean of 10 deterministic episodes at its last env step.
+Preset cpu with the support [-400, 400], inline, one torch thread. Each run appends one line: the mean of 10 deterministic
+episodes at its last env step.
 ``sac`` is the control: a Gaussian actor with the same critics.
 """
 
@@ -19,18 +20,31 @@ import tempfile
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {
     "Pendulum-v1": 7_000,
-    "InvertedDoublePendulum-v5": 6_000,
-    "Hopper-v5": 10_000,
-    "Walker2d-v5": 10_000,
-    "HalfCheetah-v5": 10_000,
-    "Ant-v5": 8_000,
+    "benchmarks.input_norm:PendulumPlus100-v0": 7_000,
+    "InvertedDoublePendulum-v5": 5_000,
+    "Hopper-v5": 8_000,
+    "HalfCheetah-v5": 7_000,
+    "Walker2d-v5": 5_000,
+    "Ant-v5": 5_000,
 }
-FORMS = ["layer_norm", "none", "running", "sac"]
+FORMS = ["layer_norm", "running", "sac"]
+
+
+def pendulum_plus_100() -> gym.Env:
+    """Pendulum whose observations all lie 100 higher."""
+    env = gym.make("Pendulum-v1")
+    box = env.observation_space
+    moved = gym.spaces.Box(box.low + 100, box.high + 100, dtype=np.float32)
+    return gym.wrappers.TransformObservation(env, lambda obs: (obs + 100).astype(np.float32), moved)
+
+
+gym.register("PendulumPlus100-v0", entry_point=pendulum_plus_100)
 
 
 def main() -> None:
@@ -66,7 +80,14 @@ def train(form: str, env: str, seed: int) -> dict[str, object]:
     began = time.monotonic()
     command = [sys.executable, "-m", "cluster", "train", "sac" if form == "sac" else "softgac", "--env", env]
     command += ["--preset", "cpu", "--seed", str(seed), "--steps", str(STEPS[env]), "--backend", "inline"]
-    command += ["--set", f"evaluation.every_steps={STEPS[env]}"]
+    command += [
+        "--set",
+        f"evaluation.every_steps={STEPS[env]}",
+        "--set",
+        "agent.v_min=-400",
+        "--set",
+        "agent.v_max=400",
+    ]
     command += [] if form == "sac" else ["--set", f"agent.input_norm={form}"]
     with tempfile.TemporaryDirectory() as base:
         run_dir = Path(base) / "run"

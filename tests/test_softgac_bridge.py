@@ -108,15 +108,16 @@ def test_both_samplers_of_the_base_law_have_variance_pi_squared_over_twelve(law)
 
 
 def test_zero_noise_is_the_deterministic_path_from_zero():
-    policy = ALGORITHMS["softgac"].make_policy(cpu(), 5, 3)
+    config = dataclasses.replace(cpu(), input_norm="layer_norm")
+    policy = ALGORITHMS["softgac"].make_policy(config, 5, 3)
     obs, noise = torch.randn(4, 5), torch.zeros(4, 7, 3)
-    agent = ALGORITHMS["softgac"].make_agent(cpu(), AgentSpec(obs_dim=5, action_dim=3, seed=4))
+    agent = ALGORITHMS["softgac"].make_agent(config, AgentSpec(obs_dim=5, action_dim=3, seed=4))
     policy.load_weights(agent.policy_weights())
     slow, _ = bridge_autograd(obs, noise, agent.policy.named)
     torch.testing.assert_close(policy.act(obs, noise), slow.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "running", "none", ""])
+@pytest.mark.parametrize("norm", ["layer_norm", "running", ""])
 def test_the_onnx_graph_acts_like_torch_at_every_batch_size(norm):
     algorithm = ALGORITHMS["softgac" if norm else "sac"]
     config = algorithm.presets["cpu"]()

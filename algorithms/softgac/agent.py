@@ -17,7 +17,7 @@ from algorithms.softgac.config import SoftGACConfig
 from algorithms.softgac.losses import control_energy, energy_budget
 from algorithms.weights import load_weights
 
-OBS_STATISTICS = ("obs.mean", "obs.var")  # what a policy with input_norm=running has beside the bridge
+OBS_STATISTICS = ("obs.mean", "obs.var")  # of a policy with input_norm=running, by which it standardises observations
 
 
 class BridgeActor:
@@ -28,7 +28,7 @@ class BridgeActor:
         self.budget = energy_budget(config.rho, config.bridge_steps, action_dim)
         self.budget_units = float(config.bridge_steps * action_dim)
         self.layer_norm = config.input_norm == "layer_norm"
-        self.running: tuple[torch.Tensor, ...] = ()  # with input_norm=running: mean and variance (O,) of observations
+        self.running: tuple[torch.Tensor, ...] = ()  # with input_norm=running: OBS_STATISTICS (O,)
 
     def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Rollout:
         """One action a row from noise (R, K+1, A)."""
@@ -60,9 +60,21 @@ class SoftGAC(ActorCritic):
         )
         self.bridge = BridgeActor(config, spec.action_dim)
         super().__init__(config, spec, self.bridge, parameters, draw)
-        if config.input_norm == "running":  # both critics see one input, so their statistics are equal
-            seen = self.critic.statistics
-            self.bridge.running = tuple(seen[name][0, : spec.obs_dim] for name in ("norm0.mean", "norm0.var"))
+        if config.input_norm == "running":
+            self.bridge.running = tuple(self._seen(name).clone() for name in ("mean", "var"))
+
+    def _seen(self, name: str) -> torch.Tensor:
+        """The critics' running ``mean`` or ``var`` of observations (O,): one, because both critics see one input."""
+        return self.critic.statistics[f"norm0.{name}"][0, : self.obs_dim]
+
+    def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor, critic_skipped: torch.Tensor) -> None:
+        for mine_O, name in zip(self.bridge.running, ("mean", "var")):  # the actor stands still between its steps
+            mine_O.copy_(torch.where(critic_skipped > 0, mine_O, self._seen(name)))
+        super()._actor_step(obs_BO, noise, critic_skipped)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See docs/softgac.md for the list."""
+        return super().tensors() | {f"actor.{name}": t for name, t in zip(OBS_STATISTICS, self.bridge.running)}
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """Step k's tensors as ``bridge.{k}.{name}``, k = 0 .. K-1, in STEP_PARAMETERS' order; views, float32.

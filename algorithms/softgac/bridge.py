@@ -5,8 +5,8 @@ Letters: R rows, O observation dim, A action dim, I = O + A, H width, K steps. S
     z_0 ~ base law,  z_{k+1} = z_k + h u_k + sqrt(2h) sigma_k eps_k,  a = tanh(z_K),  h = 1/K
     (u_k, sigma_k) = f_k(s, z_k):  concat -> norm -> Linear -> ELU -> LayerNorm -> heads u, softplus(raw sigma)
 
-The norm of a step's input is the paper's LayerNorm, which erases the mean and the scale of (s, z), or none: then s is
-standardised before (``standardised``). Both have a scale and a bias for each input.
+The norm is the paper's LayerNorm, which erases the mean and the scale of (s, z); or s is standardised before the first
+step (``standardised``) and the norm is a scale and a bias for each input.
 
 ``bridge_model`` is the same network as an ONNX graph, about 3 times faster than torch for the small batches of a worker.
 """
@@ -78,7 +78,7 @@ def bridge_path(
 
     Args:
         parameters: stacked as in ``initial_parameters``.
-        layer_norm: whether each step normalises its input (the paper); otherwise ``obs_RO`` should be of unit scale.
+        layer_norm: whether each step normalises its input (the paper); otherwise ``obs_RO`` is standardised already.
     """
     return Path(*_BridgePath.apply(layer_norm, obs_RO, noise_RKA, *(parameters[name] for name in STEP_PARAMETERS)))
 
@@ -103,7 +103,7 @@ def bridge_action(
 
 
 def standardised(obs_RO: torch.Tensor, mean_O: torch.Tensor, var_O: torch.Tensor, eps: float) -> torch.Tensor:
-    """Observations with mean 0 and variance 1 in each entry, by running statistics; also what a policy computes first."""
+    """Observations with mean 0 and variance 1 in each entry, by running statistics."""
     return (obs_RO - mean_O) * torch.rsqrt(var_O + eps)
 
 

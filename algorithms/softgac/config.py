@@ -26,8 +26,8 @@ class SoftGACConfig(ActorCriticConfig):
     input_norm: str = option(
         "layer_norm",
         "name",
-        "what bounds the input of a step: layer_norm over (s, z) (the paper's); running, the critics' statistics of s; none",
-        ("layer_norm", "running", "none"),
+        "how a step's input is normalised: over (s, z) (paper: layer_norm), or s by the critics' running mean and variance",
+        ("layer_norm", "running"),
         former="layer_norm",
     )
     base_law: str = option("logistic", "name", "law of z_0 (paper: logistic)", ("logistic", "gaussian"))
@@ -67,7 +67,14 @@ def paper() -> SoftGACConfig:
 
 
 def cpu() -> SoftGACConfig:
-    """The same equations with narrow networks, a larger step and a support fitted to the rewards, for a core or two (ours)."""
+    """Narrow networks, a larger step, a support fitted to the rewards and inputs that keep their scale, for a core or two (ours)."""
     return SoftGACConfig(
-        critic_width=256, bridge_width=64, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=None, v_max=None
+        critic_width=256,
+        bridge_width=64,
+        input_norm="running",
+        critic_lr=1e-3,
+        actor_lr=1e-3,
+        alpha_lr=3e-3,
+        v_min=None,
+        v_max=None,
     )
