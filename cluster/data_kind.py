@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from algorithms import ALGORITHMS
@@ -69,6 +70,10 @@ class DataKind(ABC):
     @abstractmethod
     def problems(self, config: RunConfig) -> list[str]:
         """What is wrong with the settings of replay and stages, one line each."""
+
+    def phase(self, config: RunConfig, line: Mapping[str, Any]) -> str:
+        """What the run is at, by its metrics record, if it does different things in turn; else ""."""
+        return ""
 
     @abstractmethod
     def data_problems(self, spec: RunSpec, max_episode_steps: int | None) -> list[str]:
@@ -197,6 +202,23 @@ class EpisodeKind(DataKind):
         replay = dataclasses.replace(config.replay, capacity_rows=online)
         data = dataclasses.replace(config.data, offline_capacity_rows=offline)
         return memory.episode_bytes(spec.layout, replay, data, config.agent.posterior_floats)
+
+    def phase(self, config: RunConfig, line: Mapping[str, Any]) -> str:
+        """Such as "stage 2 of 3, gathering 120 of 500 episodes"."""
+        online, shards = config.online, config.replay.shards
+        if not online.stages:
+            return ""
+        stage, updates = int(line.get("stage", 0)), int(line.get("updates", 0))
+        before = config.steps - online.stages * online.updates_per_stage
+        if not stage:
+            return f"before stage 1 of {online.stages}, update {updates:,} of {before:,} on the dataset"
+        each = shards * math.ceil(online.episodes_per_stage / shards)
+        gathered = int(line.get("online_episodes", 0)) - (stage - 1) * each
+        where = f"stage {stage} of {online.stages}"
+        if gathered < each:
+            return f"{where}, gathering {max(0, gathered):,} of {each:,} episodes"
+        learned = updates - before - (stage - 1) * online.updates_per_stage
+        return f"{where}, update {min(max(0, learned), online.updates_per_stage):,} of {online.updates_per_stage:,}"
 
     def problems(self, config: RunConfig) -> list[str]:
         found = [f"replay.{text}" for text in range_problems(config.replay, READ_ON_EPISODES)]

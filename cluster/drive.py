@@ -45,7 +45,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         signals = stack.enter_context(Signals())
 
         def outputs(line: dict[str, Any]) -> None:
-            console.update(line)
+            console.update(line, session.phase(line))
             if exporter is not None:
                 exporter.update(line)
             if events is not None:

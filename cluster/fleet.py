@@ -68,6 +68,7 @@ class RayFleet:
             + config.learner.cpus * config.learner.learners
             + config.ray.shard_cpus * replay.shards
         )
+        self.event(f"joining Ray at {config.ray.address}" if config.ray.address else "starting Ray")
         self._own_cluster = connect(
             config.ray.address or None,
             cpus=cpus,
@@ -86,7 +87,7 @@ class RayFleet:
         self._evaluations = Evaluations(self.spec, self.event)
         self._actors.append(lambda: self._evaluations.actors)
         refs = [shard.restored.remote() for shard in self._shards]
-        warnings = started(refs, "replay shards to start", config.ray.start_timeout_s, self._head.check)
+        warnings = started(refs, "replay shards", config.ray.start_timeout_s, self._head.check, self.event)
         for index, passed_over in enumerate(warnings):
             for warning in passed_over:
                 self.event(f"shard {index}: snapshot skipped: {warning}")

@@ -81,6 +81,7 @@ class LearnerGroup:
             ray.wait(self._starting, timeout=SLICE_S)
             if failed := self._go_on():
                 raise RunError(f"failed while waiting for learners to start:\n{failed}")
+        self.event(f"{len(self.actors)} of {len(self.actors)} learners up")
 
     def go_on(self) -> bool:
         """Takes a restart that is under way a step further; True once the learners are ready to ``run``."""

@@ -22,11 +22,14 @@ def make_actor(kind: Any, **options: Any) -> Any:
     return ray.remote(kind).options(scheduling_strategy="DEFAULT", **options)
 
 
-def started(refs: list[Any], what: str, limit_s: float, check: Callable[[], None]) -> list[Any]:
+def started(
+    refs: list[Any], what: str, limit_s: float, check: Callable[[], None], event: Callable[[str], None]
+) -> list[Any]:
     """The answers of actors that are starting; RunError says what was waited for in vain, or what failed.
 
     Args:
         check: called several times a second; what it raises ends the wait.
+        event: called in words whenever more of them are up.
     """
     deadline = time.monotonic() + limit_s
     ready: list[Any] = []
@@ -35,7 +38,10 @@ def started(refs: list[Any], what: str, limit_s: float, check: Callable[[], None
             check()
             if time.monotonic() > deadline:
                 raise RunError(no_place(limit_s, what))
+            before = len(ready)
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.25)
+            if len(ready) > before:
+                event(f"{len(ready)} of {len(refs)} {what} up")
             ray.get(ready)  # one that failed is not waited for with the others
         return list(ray.get(refs))
     except (RayTaskError, RayActorError) as error:

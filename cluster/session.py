@@ -34,6 +34,7 @@ GRACE_S = (
     18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing the cluster takes some of them
 )
 SCALED_S = 10.0  # that workers are given to start before `scale` is answered with how many do not run
+EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
@@ -131,6 +132,7 @@ class Session:
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
+        self._evaluated_updates = -1  # of the newest policy when it was evaluated last
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = ""
         self._alarms: set[str] = set()  # those that sounded with the last record
@@ -149,8 +151,7 @@ class Session:
             self._give_up(error)
             raise
         self._say_what_is_lost(*before)
-        every = self.config.evaluation.every_steps
-        self._next_evaluation = (self.aggregator.progress // every + 1) * every if every else self.config.steps + 1
+        self._next_evaluation = self._evaluation_after(self.aggregator.progress or -1)
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
         self._enter("running")
         self._tell()
@@ -261,11 +262,21 @@ class Session:
             )
 
     def _evaluate(self) -> None:
-        every = self.config.evaluation.every_steps
-        if every and self._next_evaluation <= self.aggregator.progress < self.config.steps:
-            self.fleet.request_evaluation(self.config.evaluation.episodes)
-            self._next_evaluation = (self.aggregator.progress // every + 1) * every
+        if self._next_evaluation <= self.aggregator.progress < self.config.steps:
+            early = self._next_evaluation < self.config.evaluation.every_steps
+            if not early or self.aggregator.updates > self._evaluated_updates:  # else the policy is what it was
+                self._evaluated_updates = self.aggregator.updates
+                self.fleet.request_evaluation(self.config.evaluation.episodes)
+            self._next_evaluation = self._evaluation_after(self.aggregator.progress)
         self._collect()
+
+    def _evaluation_after(self, progress: int) -> int:
+        """When the run is evaluated next, beyond its last step if never; a new run at its start, and then more and more seldom."""
+        every = self.config.evaluation.every_steps
+        if not every:
+            return self.config.steps + 1
+        early = (0, *(every // part for part in EARLY))
+        return next((at for at in early if at > progress), (progress // every + 1) * every)
 
     def _collect(self) -> None:
         for evaluation in self.fleet.take_evaluations():
@@ -330,8 +341,12 @@ class Session:
                 self.event(words)
 
     def _write_live(self, line: dict[str, Any]) -> None:
-        facts = {**self.facts, "workers_in_words": self._workers_in_words()}
+        facts = {**self.facts, "workers_in_words": self._workers_in_words(), "phase": self.phase(line)}
         self.reports.attempt("live.json", lambda: self.run.write_live({**line, **facts}, self._state))
+
+    def phase(self, line: dict[str, Any]) -> str:
+        """What a run in stages is at, by its metrics record; "" for other runs and while it does not run."""
+        return kind_of(self.config).phase(self.config, line) if self._state == "running" else ""
 
     def _workers_in_words(self) -> str:
         return self.fleet.workers_in_words() if self._state == "running" else ""

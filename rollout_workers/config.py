@@ -74,7 +74,11 @@ class EvaluationConfig:
     """The evaluator: deterministic policy, fixed seeds, its own process."""
 
     every_steps: int = option(
-        5_000, "env steps", "between evaluations, in what `steps` counts; 0: only at the end (paper: 5,000)", **COUNT
+        5_000,
+        "env steps",
+        "between evaluations, in what `steps` counts; a new run is evaluated at its start and at 1/8, 1/4 and 1/2 of it "
+        "too; 0: only at the end (paper: 5,000)",
+        **COUNT,
     )
     mode: str = option(
         "", "name", "how a policy that plans infers its plan; empty: as its algorithm does by default",

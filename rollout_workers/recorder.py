@@ -264,6 +264,8 @@ class Recorder:
             "episodes": float(len(returns)),
             "return_sum": float(sum(returns)),
             "length_sum": float(sum(lengths)),
+            "reward_sum": float(reward_ET.sum()),
+            "reward_steps": float(np.count_nonzero(self._valid)),
             "cut_episodes": float(len(cuts)),
         }
         if returns:

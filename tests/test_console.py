@@ -126,9 +126,38 @@ def test_every_plain_line_is_printed_when_no_interval_is_asked_for() -> None:
 
 
 def test_faults_stand_in_a_plain_line_only_where_there_are_any() -> None:
-    assert plain_line(LINE, 20_000, None, None).endswith("1 worker restart  32 dropped rows")
+    assert plain_line(LINE, 20_000, None, None).endswith("1 worker restart  32 dropped rows  ETA -")
     healthy = LINE | {"workers_restarted": 0, "rows_dropped_nonfinite": 0}
     assert "restart" not in plain_line(healthy, 20_000, None, None)
+
+
+def test_the_end_is_reckoned_by_the_pace_since_the_first_update_and_unknown_before_it() -> None:
+    console, stream = plain(plain_every_s=0.0)
+    for time_s, env_steps, updates in ((1, 1_000, 0), (11, 1_100, 100), (111, 2_100, 1_100)):
+        console.update({"time_s": time_s, "env_steps": env_steps, "updates": updates})
+    told = stream.getvalue().splitlines()
+    assert told[0].endswith("ETA -") and told[1].endswith("ETA -") and told[2].endswith("ETA 0:29:50")  # 17,900 at 10/s
+
+
+def test_the_reward_of_a_step_is_shown_until_an_episode_has_ended() -> None:
+    running = {"env_steps": 64, "reward_mean": -0.25}
+    assert "reward -0.250 a step" in plain_line(running, 20_000, None, None)
+    assert "a step" not in plain_line(running | {"return_mean": -9.0}, 20_000, None, None)
+    assert "reward -0.250 a step, no episode has ended yet" in drawn(80, running, evaluations=())
+
+
+def test_a_run_that_learns_from_a_dataset_alone_shows_nothing_of_environments() -> None:
+    offline = LINE | {"env_steps": 0, "workers": 0, "workers_wanted": 0, "env_steps_per_s": 0.0, "rows_recorded": 0}
+    offline = {
+        key: value for key, value in offline.items() if not key.startswith(("rows_dropped", "return_", "workers_r"))
+    }
+    for text in (drawn(80, offline, unit="updates"), plain_line(offline, 20_000, None, None, "updates")):
+        assert "updates" in text and not [word for word in ("env step", " steps", "running", "age p50") if word in text]
+
+
+def test_a_run_in_stages_says_what_it_is_at() -> None:
+    phase = "stage 2 of 3, gathering 120 of 500 episodes"
+    assert phase in drawn(80, phase=phase) and phase in plain_line(LINE, 20_000, None, None, phase=phase)
 
 
 def test_a_key_that_a_line_lacks_keeps_its_last_value() -> None:

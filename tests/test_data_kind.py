@@ -9,6 +9,7 @@ from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
 
 from cluster.checks import make_spec, memory_bytes, spec_of
 from cluster.config import RunConfig, make_preset, override
+from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import make_shard
 from cluster.run_dir import RunDirectory
@@ -34,6 +35,23 @@ def refused(path: Path, config: RunConfig) -> str:
         make_spec(config, RunDirectory(path / "run"), 0)
     assert "nothing was started" in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "episodes", "updates", "expected"),
+    [
+        (0, 0, 30, "before stage 1 of 3, update 30 of 40 on the dataset"),
+        (1, 0, 40, "stage 1 of 3, gathering 0 of 6 episodes"),
+        (1, 6, 45, "stage 1 of 3, update 5 of 20"),
+        (2, 8, 60, "stage 2 of 3, gathering 2 of 6 episodes"),
+        (3, 18, 100, "stage 3 of 3, update 20 of 20"),
+    ],
+)
+def test_a_run_in_stages_says_what_it_is_at(stage: int, episodes: int, updates: int, expected: str) -> None:
+    stages = {"online__stages": 3, "online__episodes_per_stage": 5, "online__updates_per_stage": 20}
+    config = config_of(steps=100, replay__shards=2, **stages)  # 3 episodes a stage in each shard
+    assert kind_of(config).phase(config, {"stage": stage, "online_episodes": episodes, "updates": updates}) == expected
+    assert kind_of(config_of()).phase(config_of(), {"stage": 0, "updates": updates}) == ""
 
 
 REFUSED = {

@@ -116,8 +116,17 @@ def test_metrics_have_the_parts_of_the_bound_and_evaluations_those_of_plans(run_
     assert last["loss_kl_total"] == pytest.approx(last["loss_kl_token"] * TINY_GAC["agent.tokens"], rel=1e-5)
     assert np.isfinite([last[name] for name in PARTS]).all() and last["loss_nonfinite"] == 0
     evaluated = lines(run_dir / "evaluations.jsonl")
-    assert [line["updates"] for line in evaluated] == [10, 20]
+    assert [line["updates"] for line in evaluated] == [0, 5, 10, 20]  # at the start and early, then as asked
     assert all(line["mode"] == "kl" and all(len(line[name]) == 1 for name in PLANNED) for line in evaluated)
+
+
+def test_status_of_an_offline_run_says_nothing_of_environments(
+    run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, theirs = said(capsys, "status", str(run_dir)), said(capsys, "status", str(online))
+    assert "updates              20 of 20" in told
+    for word in ("env steps", "workers", "age p50"):
+        assert word not in told and word in theirs
 
 
 def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Path, run_dir: Path) -> None:

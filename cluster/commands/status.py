@@ -165,17 +165,30 @@ def status_in_words(found: dict[str, Any]) -> str:
         f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
         + (f" (process {found['pid']})" if found["pid"] else ""),
     ]
+    if live.get("phase"):
+        lines.append(f"  now        {live['phase']}")
     if "env_steps" in live:
+        gathered = unit == "env_steps" or live["env_steps"] > 0 or live.get("workers_wanted", 0) > 0
         bounds = {unit: f" of {found['steps']:,}"}
         ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
+        if gathered:
+            lines.append(
+                f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s"
+            )
         lines += [
-            f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s",
             f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
             + (ratio if unit == "env_steps" else ""),
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
-            f"  policy     version {live.get('version', 0)}, age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions",
-            f"  workers    {live.get('workers_in_words') or live.get('workers', 0)} ({live.get('workers_restarted', 0)} restarts)",
         ]
+        age = (
+            f", age p50 {live.get('policy_age_p50', 0)} p95 {live.get('policy_age_p95', 0)} versions"
+            if gathered
+            else ""
+        )
+        lines.append(f"  policy     version {live.get('version', 0)}{age}")
+        if gathered:
+            running = live.get("workers_in_words") or live.get("workers", 0)
+            lines.append(f"  workers    {running} ({live.get('workers_restarted', 0)} restarts)")
     evaluation = found["last_evaluation"]
     if evaluation:
         mean = sum(evaluation["returns"]) / len(evaluation["returns"])

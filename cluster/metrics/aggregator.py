@@ -221,6 +221,8 @@ class MetricsAggregator:
             line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
         line |= {f"policy_age_{name}": age for name, age in self._age_since().items()}
         line |= _episodes(window)
+        if window.get("reward_steps"):
+            line["reward_mean"] = window["reward_sum"] / window["reward_steps"]
         line |= {name: window[name] for name in _SECONDS if name in window}
         line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
         line |= {f"loss_{name}": value for name, value in self._losses.items()}

@@ -198,6 +198,7 @@ ROLLOUT = (
         charts={"length_mean": "Episode length"},
         help="length of the exploring episodes that ended since the previous record: mean",
     ),
+    _metric("gauge", "", "reward", "reward_mean", "mean reward of a step since the previous record"),
 )  # fmt: skip
 EPISODES = (
     _metric(

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from cluster.errors import without_control
 from cluster.metrics.catalogue import by_reason
-from cluster.metrics.view import View
+from cluster.metrics.view import View, gathers
 from cluster.metrics.wording import clock, count, in_words, number
 
 __all__ = ["Console", "in_words"]
@@ -60,21 +60,23 @@ class Console:
         self._plain_every_s = plain_every_s
         self._line: dict[str, Any] = {}
         self._evaluations: collections.deque[tuple[float, float]] = collections.deque(maxlen=256)
-        self._rate: float | None = None  # units/s, smoothed
+        self._phase = ""
+        self._learning_since: tuple[float, float] | None = (
+            None  # time_s and progress of the first line with new updates
+        )
+        self._first_updates: float | None = None
         self._heard_at = time.monotonic()
         self._printed_at = -math.inf
         self._pending = False  # whether the newest line has not been printed
         self._live = self._start_live() if (_is_live(self._stream) if live is None else live) else None
 
-    def update(self, line: Mapping[str, Any]) -> None:
-        """Takes a metrics line (scalars; any key may be missing, its last value stays)."""
+    def update(self, line: Mapping[str, Any], phase: str = "") -> None:
+        """Takes a metrics line (scalars; any key may be missing, its last value stays), and what a run in stages is at."""
+        self._phase = phase
         self._line |= {key: value for key, value in line.items() if _showable(key, value)}
         self._heard_at = time.monotonic()
         self._note_evaluation()
-        key = f"{self._unit}_per_s"
-        rate = self._line.get(key) if key in line else None
-        if rate is not None:
-            self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        self._note_learning(line)
         self._pending = True
         if self._live is None and time.monotonic() - self._printed_at >= self._plain_every_s:
             self._print_line()
@@ -106,9 +108,24 @@ class Console:
         if not self._evaluations or self._evaluations[-1][0] != at:
             self._evaluations.append((at, mean))
 
+    def _note_learning(self, line: Mapping[str, Any]) -> None:
+        """The run's pace is that of its learning: steps before the first update are faster by far."""
+        updates = self._line.get("updates")
+        if updates is None or "updates" not in line or self._learning_since is not None:
+            return
+        if self._first_updates is None:
+            self._first_updates = updates
+        if updates > self._first_updates:
+            self._learning_since = self._line.get("time_s", 0.0), self._line.get(self._unit, 0)
+
     def _eta_s(self) -> float | None:
-        left = self._total_steps - self._line.get(self._unit, 0)
-        return left / self._rate if self._rate else None
+        """By the rate since the first update that was seen; None before."""
+        if self._learning_since is None:
+            return None
+        since_s, done = self._learning_since
+        now = self._line.get(self._unit, 0)
+        seconds = self._line.get("time_s", 0.0) - since_s
+        return (self._total_steps - now) * seconds / (now - done) if now > done and seconds > 0 else None
 
     # -- a terminal
 
@@ -133,6 +150,7 @@ class Console:
             line=dict(self._line),
             total_steps=self._total_steps,
             unit=self._unit,
+            phase=self._phase,
             evaluations=tuple(self._evaluations),
             eta_s=self._eta_s(),
             silent_s=time.monotonic() - self._heard_at,
@@ -151,6 +169,7 @@ class Console:
                 self._evaluations[-1] if self._evaluations else None,
                 self._eta_s(),
                 self._unit,
+                self._phase,
             )
         )
 
@@ -176,24 +195,30 @@ def plain_line(
     evaluation: tuple[float, float] | None,
     eta_s: float | None,
     unit: str = "env_steps",
+    phase: str = "",
 ) -> str:
-    """One metrics line in ASCII: time, progress, rates, ratio, return; faults only where there are any."""
+    """One metrics line in ASCII: time, progress, stage, rates, ratio, return; faults only where there are any."""
     steps, noun = line.get(unit, 0), unit.removeprefix("env_")
     share = min(1.0, steps / max(1, total_steps))
     parts = [f"[{clock(line.get('time_s', 0.0))}] {100 * share:3.0f} %  {number(int(steps))} {noun}"]
+    parts += [phase] if phase else []
     for key, noun in (("env_steps_per_s", "steps/s"), ("updates_per_s", "updates/s")):
-        if key in line:
+        if key in line and (key != "env_steps_per_s" or gathers(line, unit)):
             parts.append(f"{number(float(line[key]))} {noun}")
     for key, noun in (("replay_ratio", "ratio"), ("return_mean", "return")):
         if key in line:
             parts.append(f"{noun} {number(float(line[key]))}")
+    if "return_mean" not in line and "reward_mean" in line:
+        parts.append(f"reward {number(float(line['reward_mean']))} a step")
     if evaluation is not None:
         parts.append(f"evaluation {number(float(evaluation[1]))} at {number(int(evaluation[0]))}")
     dropped = sum(by_reason(line, "rows_dropped_").values())
+    if pending := int(line.get("workers_pending", 0)):
+        parts.append(f"{number(pending)} of {number(int(line.get('workers', 0)) + pending)} workers are starting")
     for value, noun in ((line.get("workers_restarted", 0), "worker restart"), (dropped, "dropped row")):
         if value:
             parts.append(count(int(value), noun))
-    if eta_s is not None and steps < total_steps:
+    if steps < total_steps:
         parts.append(f"ETA {clock(eta_s)}")
     return "  ".join(parts)
 

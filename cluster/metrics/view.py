@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import ASCII, ROUNDED
@@ -35,6 +35,11 @@ LEARNING = (  # what of the agent's metrics is shown, in order of importance
 Parts = list[Text]
 
 
+def gathers(line: Mapping[str, Any], unit: str) -> bool:
+    """Whether a run steps environments: one that is counted in updates may learn from its dataset alone."""
+    return unit == "env_steps" or line.get("env_steps", 0) > 0 or line.get("workers_wanted", line.get("workers", 0)) > 0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
     """A rich renderable of the newest metrics.
@@ -49,6 +54,7 @@ class View:
     evaluations: Sequence[tuple[float, float]]
     eta_s: float | None
     unit: str = "env_steps"  # of total_steps: env_steps or updates
+    phase: str = ""  # of a run in stages
     silent_s: float = 0.0
     ascii: bool = False
 
@@ -93,6 +99,7 @@ class View:
         return Text.assemble((full * done, "green"), (empty * (room - done), "bright_black"), figures)
 
     def _rows(self) -> Iterable[tuple[str, Parts]]:
+        yield "Stage", [Text(self.phase)] if self.phase else []
         yield "Return", self._return()
         yield "", self._spark()
         yield "Speed", self._speed()
@@ -106,11 +113,22 @@ class View:
         parts = []
         if self.evaluations:
             at, mean = self.evaluations[-1]
-            parts.append(shown("evaluation", number(float(mean)), f"at {number(int(at))} steps", strong=True))
+            parts.append(
+                shown(
+                    "evaluation",
+                    number(float(mean)),
+                    f"at {number(int(at))} {self.unit.removeprefix('env_')}",
+                    strong=True,
+                )
+            )
         if "return_mean" in self.line:
             low, high = self.line.get("return_min"), self.line.get("return_max")
             around = "" if low is None or high is None else f"({number(float(low))} to {number(float(high))})"
             parts.append(shown("training", number(float(self.line["return_mean"])), around))
+        if not gathers(self.line, self.unit):
+            return parts or [Text("no evaluation yet", style="dim")]
+        if "return_mean" not in self.line and "reward_mean" in self.line:
+            parts.append(shown("reward", number(float(self.line["reward_mean"])), "a step, no episode has ended yet"))
         return parts or [Text("no episode has ended yet", style="dim")]
 
     def _spark(self) -> Parts:
@@ -124,7 +142,7 @@ class View:
         parts = [
             shown("", number(float(self.line[key])), f"{noun}/s")
             for key, noun in (("env_steps_per_s", "env steps"), ("updates_per_s", "updates"))
-            if key in self.line
+            if key in self.line and (key != "env_steps_per_s" or gathers(self.line, self.unit))
         ]
         ratio, target = self.line.get("replay_ratio"), self.line.get("target_replay_ratio")
         if ratio is not None:
@@ -144,12 +162,12 @@ class View:
         if lost:
             reasons = ", ".join(f"{reason} {number(n)}" for reason, n in sorted(dropped.items()) if n)
             parts.append(shown("", number(lost), f"dropped ({reasons})", style="yellow"))
-        elif dropped or "rows_recorded" in self.line:
+        elif (dropped or "rows_recorded" in self.line) and gathers(self.line, self.unit):
             parts.append(Text("none dropped", style="dim"))
         return parts
 
     def _workers(self) -> Parts:
-        if "workers" not in self.line:
+        if "workers" not in self.line or not gathers(self.line, self.unit):
             return []
         restarted = int(self.line.get("workers_restarted", 0))
         parts = [shown("", number(int(self.line["workers"])), "running")]
@@ -163,7 +181,7 @@ class View:
 
     def _policy(self) -> Parts:
         parts = [shown("version", number(int(self.line["version"])))] if "version" in self.line else []
-        if "policy_age_p95" in self.line:
+        if "policy_age_p95" in self.line and gathers(self.line, self.unit):
             middle = f"{self.line['policy_age_p50']:g} / " if "policy_age_p50" in self.line else ""
             label = "age p50 / p95" if middle else "age p95"
             parts.append(shown(label, f"{middle}{self.line['policy_age_p95']:g}", "versions"))
