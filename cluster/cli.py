@@ -32,8 +32,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _failed(error, 2)
     except Interrupted as error:
         return _failed(error, 128 + error.signum)
-    except KeyboardInterrupt:
-        return _failed(RunError("interrupted"), 130)
+    except KeyboardInterrupt as error:
+        return _failed(RunError(str(error) or "interrupted"), 130)
     except BrokenPipeError:
         return 1
     except RunError as error:

@@ -24,10 +24,6 @@ from cluster.session import Session
 from cluster.signals import Signals
 from cluster.task_preset import unpublished
 
-AT_START = (
-    "during the start: nothing was learned, and everything that was started is ended; give the same command again"
-)
-
 
 def drive(run: RunDirectory, spec: RunSpec) -> int:
     """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint, its start at once."""
@@ -68,9 +64,8 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
         states = exporter.set_state if exporter is not None else lambda state: None
-        starting = signals.at_once(AT_START)
         session = Session(
-            run, spec, outputs=outputs, event=console.event, states=states, facts=facts, starting=starting
+            run, spec, outputs=outputs, event=console.event, states=states, facts=facts, at_once=signals.at_once
         )
         try:
             with session:
@@ -81,6 +76,8 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
                         stopped = Interrupted(signal.SIGTERM, f"ended by `drawbridge stop` {left}")
                         raise signals.interrupted(left) if signals.caught else stopped
                 summary = session.finish()
+                if summary["exit"] == "interrupted":
+                    raise signals.interrupted(_what_is_left(session))
                 if session.saved is not None and session.saved.problems:
                     raise RunError(f"the run ended {_what_is_left(session)}")
         finally:

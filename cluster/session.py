@@ -21,7 +21,7 @@ import psutil
 
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
-from cluster.errors import RunError, UsageError
+from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
@@ -35,6 +35,9 @@ GRACE_S = (
 )
 SCALED_S = 10.0  # that workers are given to start before `scale` is answered with how many do not run
 EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
+AT_START = (
+    "during the start: nothing was learned, and everything that was started is ended; give the same command again"
+)
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
@@ -95,7 +98,7 @@ class Session:
         event: called with every line worth a person's attention.
         states: called with every state of the run: starting, running, finishing, ended, failed.
         facts: what live.json says beside the metrics.
-        starting: entered while the parts start.
+        at_once: gives the block in which a signal raises Interrupted, while the parts start and while the final evaluation runs.
     """
 
     def __init__(
@@ -107,12 +110,12 @@ class Session:
         event: Callable[[str], None] = lambda text: None,
         states: Callable[[str], None] = lambda state: None,
         facts: dict[str, Any] | None = None,
-        starting: contextlib.AbstractContextManager[None] | None = None,
+        at_once: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,  # type: ignore[assignment]
     ) -> None:
         self.run, self.spec, self.config = run, spec, spec.config
         self.outputs, self.event, self.states = outputs, event, states
         self.facts = facts or {}
-        self._starting = starting or contextlib.nullcontext()
+        self._at_once = at_once
         replay = self.config.replay
         before = run.live()
         self.aggregator = MetricsAggregator(
@@ -145,7 +148,7 @@ class Session:
         try:
             self._enter("starting")
             self._write_live(self.run.live())
-            with self._starting:
+            with self._at_once(AT_START):
                 self.fleet.start()
         except BaseException as error:
             self._give_up(error)
@@ -207,8 +210,12 @@ class Session:
         for problem in saved.problems:
             self.event(f"not saved: {problem}")
         if outcome == "completed":  # otherwise somebody waits for the process to end
-            self.fleet.request_evaluation(self.config.evaluation.final_episodes)
-            self.fleet.await_evaluations()
+            try:
+                with self._at_once("during the final evaluation"):
+                    self.fleet.request_evaluation(self.config.evaluation.final_episodes)
+                    self.fleet.await_evaluations()
+            except Interrupted:
+                outcome = "interrupted"
         self._collect()
         summary = {
             "algorithm": self.config.algorithm,
@@ -266,7 +273,8 @@ class Session:
             early = self._next_evaluation < self.config.evaluation.every_steps
             if not early or self.aggregator.updates > self._evaluated_updates:  # else the policy is what it was
                 self._evaluated_updates = self.aggregator.updates
-                self.fleet.request_evaluation(self.config.evaluation.episodes)
+                with contextlib.suppress(Interrupted), self._at_once("during an evaluation"):
+                    self.fleet.request_evaluation(self.config.evaluation.episodes)
             self._next_evaluation = self._evaluation_after(self.aggregator.progress)
         self._collect()
 

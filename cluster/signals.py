@@ -11,6 +11,8 @@ from typing import Any
 
 from cluster.errors import Interrupted
 
+TWICE = "interrupted twice, so the save was cut short: see `drawbridge status` and go on with `drawbridge resume`"
+
 
 class Signals:
     """Takes this process's SIGTERM and SIGINT while it is entered; entered outside the main thread it takes none.
@@ -54,7 +56,7 @@ class Signals:
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.caught:
             if signum == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(TWICE)
             return
         self.caught.append(signum)
         if self._consequence:

@@ -195,3 +195,21 @@ def test_a_run_that_made_its_steps_and_could_not_save_them_fails_and_says_so(
         last
     )
     assert read(run / "summary.json")["exit"] == "unsaved"
+
+
+def test_a_signal_during_the_final_evaluation_ends_the_run_at_once_and_resume_completes_it(tmp_path: Path) -> None:
+    flags = ("--steps", "200", "--backend", "inline")
+    words = train_words(tmp_path / "run", CHEETAH, *flags, evaluation__final_episodes=100_000)
+    process = start(*words, log=tmp_path / "log")
+    try:
+        wait_for(lambda: live(tmp_path / "run").get("state") == "finishing", "the final evaluation", log=tmp_path / "log")
+        process.terminate()
+        assert process.wait(20) == 143, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait(30)
+    last = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    assert "ended by SIGTERM at" in last and "saved: the checkpoint of update" in last and "go on with" in last
+    assert read(tmp_path / "run" / "summary.json")["exit"] == "interrupted"
+    assert main(["resume", str(tmp_path / "run"), "--set", "evaluation.final_episodes=1"]) == 0
+    assert read(tmp_path / "run" / "summary.json")["exit"] == "completed"
