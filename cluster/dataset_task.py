@@ -50,13 +50,13 @@ def differences(dataset: Dataset, task: str) -> list[str]:
     recorded = dataset.env
     if not recorded.env_id:
         return []
-    if name_of(recorded.env_id) != name_of(task):
-        return [f"its environment is {recorded.env_id}, not {id_of(task)}"]
+    other_id = name_of(recorded.env_id) != name_of(task)
+    found = [f"its environment is {recorded.env_id}, not {id_of(task)}"] if other_id else []
     if not recorded.entry_point:
-        return []
+        return found
     spec = find_env(task)
     ours, theirs = _as_json(spec.kwargs), recorded.kwargs
-    found = [
+    found += [
         f"its {name} is {_shown(value)}, not {_shown(ours[name]) if name in ours else 'given'}"
         for name, value in sorted(theirs.items())
         if name != "render_mode" and value != ours.get(name, _ABSENT)
@@ -72,6 +72,8 @@ def differences(dataset: Dataset, task: str) -> list[str]:
 def doubts(dataset: Dataset, task: str) -> list[str]:
     """What may make the recorded task another one than ``task``, though nobody can tell from the metadata."""
     recorded, found = dataset.env, [dataset.env.doubt] if dataset.env.doubt else []
+    if not recorded.env_id:
+        found.append("it does not name its environment")
     if not recorded.entry_point or name_of(recorded.env_id) != name_of(task):
         return found
     spec = find_env(task)

@@ -202,7 +202,9 @@ def test_a_signal_during_the_final_evaluation_ends_the_run_at_once_and_resume_co
     words = train_words(tmp_path / "run", CHEETAH, *flags, evaluation__final_episodes=100_000)
     process = start(*words, log=tmp_path / "log")
     try:
-        wait_for(lambda: live(tmp_path / "run").get("state") == "finishing", "the final evaluation", log=tmp_path / "log")
+        wait_for(
+            lambda: live(tmp_path / "run").get("state") == "finishing", "the final evaluation", log=tmp_path / "log"
+        )
         process.terminate()
         assert process.wait(20) == 143, (tmp_path / "log").read_text()
     finally:
