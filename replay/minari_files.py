@@ -105,7 +105,7 @@ def _check_version(data: Path) -> None:
     """DatasetError for files of Minari 0.4, which kept the metadata in main_data.hdf5."""
     if (data / METADATA).exists() or not (data / HDF5).is_file():
         return
-    with contextlib.suppress(ImportError, OSError):  # what else may be wrong is told where metadata.json is read
+    with contextlib.suppress(ImportError, OSError):  # other faults are reported where metadata.json is read
         import h5py  # type: ignore[import-untyped]
 
         with h5py.File(data / HDF5, "r") as file:

@@ -46,7 +46,7 @@ def clipping_words(share: float) -> str:
     """The warning that ``share`` of the critics' target mass lies outside their support."""
     return (
         f"{percent(share)} of the critics' target mass lies outside their support, expected at most {percent(CLIPPED_LIMIT)}: it is "
-        "clipped to the edge, so actions that lead there cannot be told apart; set agent.v_min and agent.v_max to bounds that hold "
+        "clipped to the edge, so actions that lead there look alike; set agent.v_min and agent.v_max to bounds that hold "
         "every discounted return, or both to none for a support that follows the rewards; if they are, lower agent.alpha_init"
     )
 
@@ -123,8 +123,8 @@ def _learned(summary: Mapping[str, Any]) -> str:
 
 
 def _alarms(summary: Mapping[str, Any]) -> str:
-    told = summary.get("alarms")
-    return "\n".join(f"Alarm: {text}." for text in told if isinstance(text, str)) if isinstance(told, list) else ""
+    alarms = summary.get("alarms")
+    return "\n".join(f"Alarm: {text}." for text in alarms if isinstance(text, str)) if isinstance(alarms, list) else ""
 
 
 def _learner(summary: Mapping[str, Any]) -> str:
