@@ -7,6 +7,7 @@ import functools
 import sys
 import traceback
 
+from cluster.bounded import leave_cluster
 from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.listing import add_list
@@ -22,7 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     with Signals() as signals, signals.at_once("before the command had finished; give it again"):
-        return _run(arguments)
+        code = _run(arguments)
+    if argv is None:  # this process is the command, and ends with it
+        leave_cluster(code)
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:

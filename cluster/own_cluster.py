@@ -8,11 +8,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cluster.bounded import SHUTDOWN_S, in_thread
 from cluster.errors import RunError
 
 # Ray's own settings, for every process of the cluster. The learners' collectives are no part of Ray: gloo and NCCL take an interface.
@@ -79,15 +81,21 @@ def stop_cluster() -> None:
     import ray
 
     try:
-        parts = _parts()
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+        parts, ended = _parts(), in_thread(ray.shutdown)
+        _wait_for(ended)
         _, left = psutil.wait_procs(parts, timeout=END_S)
-        for part in left:  # without a head, some wait a minute for one
+        for part in left:  # the head hangs, or there is none and some wait a minute for one
             with contextlib.suppress(psutil.Error):
                 part.kill()
+        _wait_for(ended)  # ray.shutdown returns once a head that hung is dead
     finally:
         _held.close()
+
+
+def _wait_for(ended: Future[None]) -> None:
+    """Waits for ``ray.shutdown``, for SHUTDOWN_S at most; what it raises does not matter at the end."""
+    with contextlib.suppress(Exception):
+        ended.result(SHUTDOWN_S)
 
 
 def _parts() -> list[psutil.Process]:
@@ -178,11 +186,12 @@ def _end_attempt(before: set[psutil.Process]) -> None:
     """Ends what a failed ``ray.init`` left: it forgets the processes that it started."""
     import ray
 
-    with contextlib.suppress(Exception):
-        ray.shutdown()
+    ended = in_thread(ray.shutdown)
+    _wait_for(ended)
     left = [child for child in _children() if child not in before]
     for child in left:
         with contextlib.suppress(psutil.Error):
             child.kill()
     psutil.wait_procs(left, timeout=10)
+    _wait_for(ended)
     logging.getLogger("ray").setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ A ``Pulse`` has one question at a time and knows for how long it has gone unansw
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,14 +13,23 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from cluster.bounded import in_thread
 from cluster.errors import RunError
 
+RESOURCES_S = 1.0  # for the head to say what is free
 SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 
 
 def make_actor(kind: Any, **options: Any) -> Any:
     """A Ray actor class. Scheduled outside any placement group: inside a Tune trial's it would never start."""
-    return ray.remote(kind).options(scheduling_strategy="DEFAULT", **options)
+    return _remote_class(kind).options(scheduling_strategy="DEFAULT", **options)
+
+
+@functools.cache
+def _remote_class(kind: Any) -> Any:
+    """Ray sends a class to the head with its first actor and waits for the answer: with a new one each time, the driver would block
+    when it replaces a part while the head hangs."""
+    return ray.remote(kind)
 
 
 def started(
@@ -50,10 +60,19 @@ def started(
 
 def no_place(limit_s: float, what: str) -> str:
     """Why nothing has started, as far as the cluster's resources tell."""
+    try:
+        free = f"{free_resources()} free of {in_thread(ray.cluster_resources).result(RESOURCES_S)}"
+    except TimeoutError:
+        free = "a head that does not say what is free"
     return (
-        f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {ray.available_resources()} free of "
-        f"{ray.cluster_resources()}; give it more CPUs, ask for fewer (worker.cpus, learner.cpus), or raise ray.start_timeout_s"
+        f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {free}; give it more CPUs, ask for fewer "
+        "(worker.cpus, learner.cpus), or raise ray.start_timeout_s"
     )
+
+
+def free_resources() -> dict[str, float]:
+    """What is free on the cluster; TimeoutError if the head does not say so within RESOURCES_S."""
+    return dict(in_thread(ray.available_resources).result(RESOURCES_S))
 
 
 def cause(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from cluster.actors import WorkerActor
 from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.remote import SAME_FAILURE, cause, make_actor, no_place, root
+from cluster.remote import SAME_FAILURE, cause, free_resources, make_actor, no_place, root
 from cluster.replay_client import SETTLE_S, STOPPED
 
 MOST_WORKERS = 4_096
@@ -187,8 +187,8 @@ class WorkerGroup:
         running, pending = self.aggregator.workers, self.aggregator.workers_pending
         if not pending:
             return f"{running} run"
-        with contextlib.suppress(RayError):
-            if ray.available_resources().get("CPU", 0.0) < self._cpus:
+        with contextlib.suppress(RayError, TimeoutError):
+            if free_resources().get("CPU", 0.0) < self._cpus:
                 return f"{running} run, {pending} wait for CPUs"
         return f"{running} run, {pending} start"
 

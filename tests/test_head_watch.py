@@ -1,10 +1,11 @@
-"""The head of the Ray cluster dies and comes back with its state; test_own_cluster.py has one that does not come back."""
+"""The head of the Ray cluster dies and comes back with its state, then hangs; test_own_cluster.py has one that does not come back."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def head() -> Iterator[tuple[Path, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state(
+def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state_and_ends_though_it_hangs(
     head: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = head
@@ -76,10 +77,12 @@ def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state(
         gcs.kill()
         run.wait_for_steps(run.live()["env_steps"] + 200)  # parts that live need no head
         with open(folder / "restarted.log", "w", encoding="utf-8") as log:
-            subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+            restarted = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
         of_cluster(folder, "ray::WorkerActor")[0].kill()
         run.wait(lambda: run.live()["workers_restarted"] == 1, "the worker to be replaced")
         run.wait_for_steps(run.live()["env_steps"] + 200)
+        restarted.send_signal(signal.SIGSTOP)  # a head that hangs does not keep a run that was asked to end
         run.process.terminate()
         assert run.end() == 143, run.output()[-3_000:]
+        assert "ended by SIGTERM at" in run.output().strip().splitlines()[-1], run.output()[-3_000:]
         assert read(run.run_dir / "summary.json")["exit"] == "interrupted"

@@ -57,14 +57,14 @@ def _answers(url: str, token: str) -> bool:
         return False
 
 
-def _of_session(folder: Path) -> list[psutil.Process]:
-    """The processes of the cluster whose temporary folder this is, their children too."""
-    found = {}
+def _with_token(token: Path) -> list[psutil.Process]:
+    """The processes of the cluster, and of its users, whose environment names this token: all of them inherit it."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(folder) in " ".join(process.cmdline()):
-                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
-    return list(found.values())
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(token):
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +75,19 @@ def cluster() -> Iterator[Cluster]:
     token = folder / "token"
     token.write_text(secrets.token_hex(32), encoding="ascii")
     environment = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    started = subprocess.run(
-        [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
-         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--num-cpus=6",
-         "--object-store-memory=300000000", "--disable-usage-stats"],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
     try:
+        started = subprocess.run(
+            [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
+             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--num-cpus=6",
+             "--object-store-memory=300000000", "--disable-usage-stats"],
+            env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
         assert started.returncode == 0, started.stdout + started.stderr
         url = f"http://127.0.0.1:{dashboard}"
         wait_for(lambda: _answers(f"{url}/api/version", token.read_text()), "the dashboard", 120)
         yield Cluster(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", url, environment)
     finally:
-        ours = _of_session(folder)
+        ours = _with_token(token)
         for process in ours:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -138,13 +138,26 @@ def test_a_run_whose_head_dies_ends_with_the_reason_and_the_command_that_goes_on
 ) -> None:
     token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
     head(going).kill()
-    assert going.end() == 1, going.output()[-3_000:]
-    last = going.output().strip().splitlines()[-1]
-    assert "the head of the Ray cluster (GCS) at 127.0.0.1:" in last, going.output()[-3_000:]
-    assert f"go on with `drawbridge resume {going.run_dir}`" in last
-    assert last.endswith(read(going.run_dir / "failure.json")["error"]) and going.live()["state"] == "failed"
+    check_end_without_head(going, "(UNAVAILABLE)")
     assert not token.exists()
-    wait_for(lambda: not going.alive(), "the run's processes to end", 60)
+
+
+def test_a_run_whose_head_hangs_ends_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "12")  # two questions of 3 s without an answer
+    with ray_run(tmp_path / "run", "--steps", "100000000", evaluation__every_steps=0) as run:
+        run.wait_for_steps(200)
+        head(run).suspend()
+        check_end_without_head(run, "(DEADLINE_EXCEEDED)")
+
+
+def check_end_without_head(run: RayRun, code: str) -> None:
+    """The run ends by itself, with the reason and the command that goes on, and leaves no process."""
+    assert run.end() == 1, run.output()[-3_000:]
+    last = run.output().strip().splitlines()[-1]
+    assert "the head of the Ray cluster (GCS) at 127.0.0.1:" in last and code in last, run.output()[-3_000:]
+    assert f"go on with `drawbridge resume {run.run_dir}`" in last
+    assert last.endswith(read(run.run_dir / "failure.json")["error"]) and run.live()["state"] == "failed"
+    wait_for(lambda: not run.alive(), "the run's processes to end", 60)
 
 
 TRIES = """

@@ -29,13 +29,16 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
     tmp_path: Path,
 ) -> None:
     words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--backend", "ray", "--steps", "128")
-    for part in ("gcs_server", "ray::ShardActor"):  # Ray is starting; actors are waited for
+    for part, signum, code in (
+        ("gcs_server", signal.SIGTERM, 143),  # Ray is starting
+        ("ray::ShardActor", signal.SIGINT, 130),  # actors are waited for
+    ):
         with driven(tmp_path / "run", *words) as run:
             run.wait(lambda run=run, part=part: run.children(part), f"a process {part}")
-            run.process.terminate()
-            assert run.end() == 143, run.output()[-3_000:]
+            run.process.send_signal(signum)
+            assert run.end() == code, run.output()[-3_000:]
             last = run.output().strip().splitlines()[-1]
-            assert last.startswith("drawbridge: error: ended by SIGTERM during the start"), run.output()[-3_000:]
+            assert last.startswith(f"drawbridge: error: ended by {signum.name} during the start"), run.output()[-3_000:]
             assert "Traceback" not in run.output() and last.endswith(read(run.run_dir / "failure.json")["error"])
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0

@@ -1,0 +1,38 @@
+"""The driver does not wait for a head that hangs. test_own_cluster.py and test_head_watch.py stop a real one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import ray
+
+from cluster import remote
+from cluster.bounded import in_thread
+
+
+def test_a_call_that_never_returns_is_given_up_and_another_one_returns_or_raises_as_it_would() -> None:
+    with pytest.raises(TimeoutError):
+        in_thread(threading.Event().wait).result(0.01)
+    assert in_thread(lambda: 1).result(30) == 1
+    with pytest.raises(ZeroDivisionError):
+        in_thread(lambda: 1 // 0).result(30)
+
+
+def test_what_is_free_is_not_waited_for_when_the_head_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RESOURCES_S", 0.01)
+    monkeypatch.setattr(ray, "available_resources", threading.Event().wait)
+    assert "waited 5 s for a worker, in vain; the cluster has a head that does not say" in remote.no_place(
+        5, "a worker"
+    )
+
+
+def test_a_class_of_actors_is_sent_to_the_head_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part:
+        pass
+
+    made, real = [], ray.remote
+    monkeypatch.setattr(ray, "remote", lambda kind: made.append(kind) or real(kind))
+    remote.make_actor(Part, num_cpus=1)
+    remote.make_actor(Part, num_cpus=0, max_restarts=1)
+    assert made == [Part]
