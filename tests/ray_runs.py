@@ -79,6 +79,19 @@ class RayRun:
                 process.kill()
 
 
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """Processes whose environment has this variable, and their children: all of a cluster whose head was started with it.
+
+    Ray's agents write their titles over their environment, so they are found as children of the raylet only.
+    """
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return list(found.values())
+
+
 def _title(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())

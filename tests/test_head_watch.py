@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_runs import ray_run
+from ray_runs import ray_run, with_variable
 from tiny_runs import read
 
 pytestmark = pytest.mark.cluster
@@ -33,9 +33,9 @@ def free_port() -> int:
 def of_cluster(folder: Path, name: str = "") -> list[psutil.Process]:
     """The processes of the cluster that keeps its state in ``folder``; only those called ``name``, if given."""
     found = []
-    for process in psutil.process_iter():
+    for process in with_variable(STATE, str(folder / "state")):
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(STATE) == str(folder / "state") and name in process.name():
+            if name in process.name():
                 found.append(process)
     return found
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_runs import with_variable
 from tiny_runs import ROOT, command, live, read, start, train_words, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -57,16 +58,6 @@ def _answers(url: str, token: str) -> bool:
         return False
 
 
-def _with_token(token: Path) -> list[psutil.Process]:
-    """The processes of the cluster, and of its users, whose environment names this token: all of them inherit it."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(token):
-                found.append(process)
-    return found
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head node of this test's own, started as an operator does and ended by its processes' ids."""
@@ -87,7 +78,7 @@ def cluster() -> Iterator[Cluster]:
         wait_for(lambda: _answers(f"{url}/api/version", token.read_text()), "the dashboard", 120)
         yield Cluster(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", url, environment)
     finally:
-        ours = _with_token(token)
+        ours = with_variable("RAY_AUTH_TOKEN_PATH", str(token))
         for process in ours:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
