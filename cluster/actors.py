@@ -191,7 +191,7 @@ class WorkerActor:
     ) -> None:
         config = spec.config
         set_threads(config)
-        name_module(config.env)  # the driver could not have made its plan without
+        name_module(config.env)  # the driver could not have made its RunSpec without
         self.store, self.timeout_s = store, config.ray.call_timeout_s
         self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),

@@ -53,7 +53,7 @@ def make_spec(config: RunConfig, run: RunDirectory, start: int, found: list[str]
 
 
 def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
-    """The plan without proof that this machine can carry it out; UsageError when the environment cannot be trained on."""
+    """The run's parts without proof that this machine can hold them; UsageError when the environment cannot be trained on."""
     try:
         spec = env_spec(config.env)
     except EnvError as error:

@@ -267,11 +267,11 @@ def override(config: RunConfig, settings: dict[str, str], problems: list[str] | 
 
 def out_of_range(config: RunConfig) -> list[str]:
     """One line for each field whose value has not its type or its range; of those that the run does not read, its type."""
-    found = range_problems(config)
+    found, items = range_problems(config), ALGORITHMS[config.algorithm].items
     for part in dataclasses.fields(config):
         settings = getattr(config, part.name)
         if dataclasses.is_dataclass(settings):
-            read = READ_ON_EPISODES if part.name == "replay" and config.unit == "updates" else None
+            read = READ_ON_EPISODES if part.name == "replay" and items == "episodes" else None
             found += [f"{part.name}.{text}" for text in range_problems(settings, read)]
     return found
 

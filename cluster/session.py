@@ -93,7 +93,7 @@ class Session:
 
     Args:
         run: the run's directory, locked by this process.
-        plan: its configuration, and what its parts are built from.
+        spec: its configuration, and what its parts are built from.
         outputs: called with every metrics line.
         event: called with every line worth a person's attention.
         states: called with every state of the run: starting, running, finishing, ended, failed.

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from algorithms.fourier import append_waves, octaves, waved_dims
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import Cache, Generated, Generator, Memory, perceptron
 from algorithms.gac.losses import gaussian_log_prob
@@ -67,9 +68,9 @@ class GACModel(nn.Module):
             self.register_buffer(name, torch.tensor(number))
         self.register_buffer("explore_target", torch.tensor(math.nan))
         self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
-        waved = min(config.obs_wave_dims or obs_dim, obs_dim) if config.obs_waves else 0
+        waved = waved_dims(config.obs_waves, config.obs_wave_dims, obs_dim)
         features = obs_dim + 2 * config.obs_waves * waved
-        self.register_buffer("obs_waves", math.pi / 4 * 2.0 ** torch.arange(config.obs_waves), persistent=False)
+        self.register_buffer("obs_waves", octaves(config.obs_waves), persistent=False)
         self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, obs_dim)
         outputs = 1 if config.return_variance else 2
         inputs = config.return_count * config.token_width
@@ -117,11 +118,7 @@ class GACModel(nn.Module):
 
     def featurise(self, obs: torch.Tensor) -> torch.Tensor:
         """Features (..., X) of observations in environment units: z-scores, and Fourier features of the leading coordinates [C]."""
-        scored = self.normalise_obs(obs)
-        if not self.waved:
-            return scored
-        angle = (obs[..., : self.waved, None] * self.obs_waves).flatten(-2)
-        return torch.cat([scored, angle.sin(), angle.cos()], -1)
+        return append_waves(self.normalise_obs(obs), obs, self.waved, self.obs_waves)
 
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
         """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units.

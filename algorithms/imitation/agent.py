@@ -9,18 +9,20 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from algorithms import runtime
 from algorithms.imitation.config import ImitationConfig
-from algorithms.interface import AgentSpec
+from algorithms.interface import AgentSpec, PlanRequest
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
+from algorithms.weights import load_weights
 from replay.schema import DataSummary, ReturnSummary, Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")
+C = TypeVar("C", bound=ImitationConfig)
 
 
 class ImitationAgent(TrainedAgent):
@@ -130,6 +132,22 @@ class ImitationAgent(TrainedAgent):
         named = {f"policy.{name}": tensor for name, tensor in self.parameters.named.items()}
         named |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         return named | {f"data.{name}": tensor for name, tensor in self.data.items()}
+
+
+class ImitationPolicy(Generic[C]):
+    """What policies of imitators share for acting: weights by name, and what an episode is asked for in ``aim``."""
+
+    _weights: dict[str, torch.Tensor]  # of the names and shapes that ``load_weights`` takes; the subclass makes them
+
+    def __init__(self, config: C, obs_dim: int, action_dim: int) -> None:
+        """Raises ValueError with every problem of ``config`` at once."""
+        config.check()
+        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
+        self._matmul = runtime.choose(config.matmul)
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
+        load_weights(self._weights, weights)
 
 
 class Points(NamedTuple):

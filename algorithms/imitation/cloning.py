@@ -8,17 +8,15 @@ does their mean. %BC (Chen et al., 2021, section 5.1) imitates the episodes whos
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import torch
 
 from algorithms import runtime
-from algorithms.imitation.agent import ImitationAgent, draw_points
+from algorithms.imitation.agent import ImitationAgent, ImitationPolicy, draw_points
 from algorithms.imitation.config import CloningConfig
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
 from algorithms.trainer import Loss, lecun_normal
-from algorithms.weights import load_weights
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
 NOWHERE = float("nan")
@@ -63,21 +61,15 @@ class PercentCloning(BehaviourCloning):
     """Behaviour cloning under the name that its ``PercentCloningConfig`` goes by."""
 
 
-class CloningPolicy:
+class CloningPolicy(ImitationPolicy[CloningConfig]):
     """A cloned policy for acting; contract: algorithms.interface.EpisodePolicy. It carries nothing through an episode.
 
     Actions of one environment are the same beside any number of others up to float32 rounding of matrix products.
     """
 
     def __init__(self, config: CloningConfig, obs_dim: int, action_dim: int) -> None:
-        config.check()
-        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
-        self._matmul = runtime.choose(config.matmul)
+        super().__init__(config, obs_dim, action_dim)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim) | {"least_return": torch.zeros(())}
-
-    def load_weights(self, weights: dict[str, Any]) -> None:
-        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_weights(self._weights, weights)
 
     def reset(self, num_envs: int) -> None:
         """Nothing to forget."""

@@ -43,8 +43,8 @@ class ImitationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CloningConfig(ImitationConfig):
-    """Behaviour cloning of all episodes. Defaults: the networks and steps usual on D4RL (Fujimoto & Gu, 2021)."""
+class RegressionConfig(ImitationConfig):
+    """A feedforward network on single steps. Defaults: the networks usual on D4RL (Fujimoto & Gu, 2021)."""
 
     width: int = option(256, "units", "hidden units of each layer (Fujimoto & Gu, 2021: 256)", **WIDTH)
     layers: int = option(
@@ -58,6 +58,12 @@ class CloningConfig(ImitationConfig):
         at_most=WIDTH_LIMIT,
         why="there would be nothing to imitate",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CloningConfig(RegressionConfig):
+    """Behaviour cloning of all episodes. Defaults: the networks and steps usual on D4RL (Fujimoto & Gu, 2021)."""
+
     percent: float = option(
         100.0,
         "%",
@@ -83,19 +89,9 @@ class PercentCloningConfig(CloningConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConditionedConfig(ImitationConfig):
+class ConditionedConfig(RegressionConfig):
     """The return-conditioned regression. Defaults: the networks of behaviour cloning, the inputs of GAC."""
 
-    width: int = option(256, "units", "hidden units of each layer, as in behaviour cloning", **WIDTH)
-    layers: int = option(2, "layers", "hidden layers", at_least=1, at_most=256, why="the policy would be linear")
-    points: int = option(
-        32,
-        "steps",
-        "time points drawn from each episode of a batch, with replacement (ours)",
-        at_least=1,
-        at_most=WIDTH_LIMIT,
-        why="there would be nothing to imitate",
-    )
     obs_waves: int = option(
         4,
         "octaves",
@@ -106,10 +102,6 @@ class ConditionedConfig(ImitationConfig):
     obs_wave_dims: int = option(
         2, "1", "leading coordinates that have them (a maze's place); 0: all", **COUNT, at_most=10**6
     )
-
-    def waved(self, obs_dim: int) -> int:
-        """How many coordinates have sines and cosines."""
-        return min(self.obs_wave_dims or obs_dim, obs_dim) if self.obs_waves else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from algorithms import runtime
-from algorithms.imitation.agent import History, ImitationAgent, draw_segments
+from algorithms.imitation.agent import History, ImitationAgent, ImitationPolicy, draw_segments
 from algorithms.imitation.cloning import action_error
 from algorithms.imitation.config import TransformerConfig
-from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
+from algorithms.interface import AgentSpec, PlanRequestError
 from algorithms.trainer import Loss
-from algorithms.weights import load_weights, misfits
+from algorithms.weights import misfits
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
 
@@ -80,7 +80,7 @@ class DecisionTransformer(ImitationAgent):
         return x * (self.uniform(*x.shape) >= share) * (1.0 / (1.0 - share))
 
 
-class DecisionTransformerPolicy:
+class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
     """A decision transformer for acting; contract: algorithms.interface.EpisodePolicy.
 
     ``aim.target_return`` is what an episode is asked for; None: the percentile of the dataset's returns that the configuration names. A
@@ -95,15 +95,9 @@ class DecisionTransformerPolicy:
     needs_reward = True  # without it the return still to come would stay what it was
 
     def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
-        config.check()
-        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
-        self._matmul = runtime.choose(config.matmul)
+        super().__init__(config, obs_dim, action_dim)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
         self.reset(0)
-
-    def load_weights(self, weights: dict[str, Any]) -> None:
-        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_weights(self._weights, weights)
 
     def reset(self, num_envs: int) -> None:
         """Forgets all windows; every environment must ``begin`` before the next ``act``."""

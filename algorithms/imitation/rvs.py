@@ -10,18 +10,17 @@ Letters: B episodes, P points of each, R rows, K environments that begin, E envi
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 
 from algorithms import runtime
-from algorithms.imitation.agent import ImitationAgent, draw_points
+from algorithms.fourier import append_waves, octaves, waved_dims
+from algorithms.imitation.agent import ImitationAgent, ImitationPolicy, draw_points
 from algorithms.imitation.cloning import action_error, initial_parameters, logits
 from algorithms.imitation.config import ConditionedConfig
-from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
+from algorithms.interface import AgentSpec, PlanRequestError
 from algorithms.trainer import Loss
-from algorithms.weights import load_weights
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
 TARGET_REACH = (
@@ -54,7 +53,7 @@ class ReturnConditioned(ImitationAgent):
         return Loss(total, weight=weight_R.sum(), shared=(weight_R.mean(),))
 
 
-class ReturnConditionedPolicy:
+class ReturnConditionedPolicy(ImitationPolicy[ConditionedConfig]):
     """The regression for acting; contract: algorithms.interface.EpisodePolicy.
 
     ``aim.target_return`` is what an episode is asked for; None: as far above the data as GAC's mode st asks. A target beyond the
@@ -62,15 +61,9 @@ class ReturnConditionedPolicy:
     """
 
     def __init__(self, config: ConditionedConfig, obs_dim: int, action_dim: int) -> None:
-        config.check()
-        self.config, self.obs_dim, self.action_dim, self.aim = config, obs_dim, action_dim, PlanRequest()
-        self._matmul = runtime.choose(config.matmul)
+        super().__init__(config, obs_dim, action_dim)
         self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
         self.reset(0)
-
-    def load_weights(self, weights: dict[str, Any]) -> None:
-        """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
-        load_weights(self._weights, weights)
 
     def reset(self, num_envs: int) -> None:
         """Forgets what episodes were asked for."""
@@ -129,17 +122,15 @@ def conditioned(
 
 
 def featurise(obs_RO: torch.Tensor, data: dict[str, torch.Tensor], config: ConditionedConfig) -> torch.Tensor:
-    """z-scores (R, O), and sines and cosines of the leading coordinates at ``obs_waves`` octaves from a period of 8 units down."""
+    """z-scores (R, O), then Fourier features of the leading coordinates."""
     scored_RO = (obs_RO - data["obs_mean"]) / data["obs_std"]
-    if not config.obs_waves:
-        return scored_RO
-    octave = math.pi / 4 * 2.0 ** torch.arange(config.obs_waves, device=obs_RO.device)
-    angle = (obs_RO[:, : config.waved(obs_RO.shape[1]), None] * octave).flatten(1)
-    return torch.cat([scored_RO, angle.sin(), angle.cos()], 1)
+    waved = waved_dims(config.obs_waves, config.obs_wave_dims, obs_RO.shape[1])
+    return append_waves(scored_RO, obs_RO, waved, octaves(config.obs_waves, obs_RO.device))
 
 
 def _initial(config: ConditionedConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
-    draw, features = torch.Generator().manual_seed(seed), obs_dim + 2 * config.obs_waves * config.waved(obs_dim)
+    features = obs_dim + 2 * config.obs_waves * waved_dims(config.obs_waves, config.obs_wave_dims, obs_dim)
+    draw = torch.Generator().manual_seed(seed)
     return initial_parameters(features, 2 * action_dim, layers=config.layers, width=config.width, draw=draw)
 
 
