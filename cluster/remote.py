@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from cluster.bounded import in_thread
 from cluster.errors import RunError
 
+ANSWER_WAIT_S = 0.5  # longest wait for answers, which normally come in milliseconds
 RESOURCES_S = 1.0  # for the head to say what is free
 SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 
@@ -83,9 +84,6 @@ def cause(error: BaseException) -> str:
 def root(error: BaseException | str) -> str:
     """The last line of a cause: the root of it."""
     return (error if isinstance(error, str) else cause(error)).strip().splitlines()[-1]
-
-
-ANSWER_WAIT_S = 0.5  # longest wait for answers, which normally come in milliseconds
 
 
 class Pulse:

@@ -30,6 +30,10 @@ from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.manifest import Damaged, read_manifest
 
+CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s
+WARN = (3, 10)  # failures of a part one after the other that are said once more
+LINES = 4096  # of one file that wait in memory while it cannot be written
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
@@ -117,10 +121,6 @@ def _rows(directory: Path) -> int | None:
     return None
 
 
-CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s
-WARN = (3, 10)  # failures of a part one after the other that are said once more
-
-
 class SaveWatch:
     """Takes the outcome of every save of a run.
 
@@ -194,9 +194,6 @@ def _need(directory: Path) -> str:
             size = sum(entry.stat().st_size for entry in os.scandir(newest))
         return f", the last one takes {size_words(size)}"
     return ""
-
-
-LINES = 4096  # of one file that wait in memory while it cannot be written
 
 
 class Reports:

@@ -29,16 +29,16 @@ from replay.task import id_of, join_task, name_of
 if TYPE_CHECKING:
     from cluster.graph import RunSpec
 
-FLAGS = {
-    "steps": "steps",
-    "seed": "seed",
-    "backend": "backend",
+KEYS = {  # of the settings that flags of other names set
     "workers": "worker.workers",
     "envs_per_worker": "worker.envs_per_worker",
     "shards": "replay.shards",
     "learners": "learner.learners",
     "device": "learner.device",
     "address": "ray.address",
+    "stages": "online.stages",
+    "episodes_per_stage": "online.episodes_per_stage",
+    "updates_per_stage": "online.updates_per_stage",
 }
 
 
@@ -143,15 +143,11 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from cluster.dataset_task import check_same_task
 
     check_tree()
-    settings = settings_of(arguments.set)
-    for flag in ("dataset", "backend", "seed", "steps"):
-        if getattr(arguments, flag) is not None:
-            settings[flag] = str(getattr(arguments, flag))
+    settings = _given(
+        arguments, "dataset", "backend", "seed", "steps", "stages", "episodes_per_stage", "updates_per_stage"
+    )
     if typed := arguments.env or settings.get("env"):
         settings["env"] = _over(base.config().env, *named_task(typed, None))
-    for flag in ("stages", "episodes_per_stage", "updates_per_stage"):
-        if getattr(arguments, flag) is not None:
-            settings[f"online.{flag}"] = str(getattr(arguments, flag))
     if arguments.address:
         settings["ray.address"] = arguments.address
     problems: list[str] = []
@@ -188,10 +184,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     check_tree()
     name_env_again(run.path, arguments.env)
-    settings = settings_of(arguments.set)
-    for flag in ("steps", "workers", "address"):
-        if (value := getattr(arguments, flag)) is not None:
-            settings[FLAGS[flag]] = str(value)
+    settings = _given(arguments, "steps", "workers", "address")
     config = resumed(run, settings)
     with written_at_start(run.path):
         run.hold()
@@ -234,10 +227,9 @@ def train(
 
 def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) -> RunConfig:
     """The configuration that a ``train`` command line asks for; ``problems`` takes what is wrong with its settings."""
-    settings = settings_of(arguments.set)
-    for flag, key in FLAGS.items():
-        if (value := getattr(arguments, flag)) is not None:
-            settings[key] = str(value)
+    settings = _given(
+        arguments, "steps", "seed", "backend", "workers", "envs_per_worker", "shards", "learners", "device", "address"
+    )
     base = read_settings(arguments.config) if arguments.config else {}
     theirs, preset = base.pop("algorithm", arguments.algorithm), base.pop("preset", "cpu")
     if theirs != arguments.algorithm:
@@ -247,6 +239,12 @@ def resolve(arguments: argparse.Namespace, problems: list[str] | None = None) ->
         )
     chosen = arguments.env, arguments.dataset, arguments.preset or preset
     return new_run(arguments.algorithm, *chosen, settings, problems, base, str(arguments.config), arguments.env_kwargs)
+
+
+def _given(arguments: argparse.Namespace, *flags: str) -> dict[str, str]:
+    """The settings of ``--set``, and over them those of the flags that were given."""
+    found = ((KEYS.get(flag, flag), getattr(arguments, flag)) for flag in flags)
+    return settings_of(arguments.set) | {key: str(value) for key, value in found if value is not None}
 
 
 def new_run(

@@ -20,6 +20,17 @@ from cluster.session import Session
 from replay.task import split_task
 from rollout_workers.evaluator import Evaluation
 
+SAVED = "drawbridge_rllib.json"  # written last: a folder without it is no checkpoint
+FORMAT = 1
+OF_THE_FACE = {
+    "algorithm",
+    "preset",
+    "env",
+    "steps",
+    "evaluation.episodes",
+    "evaluation.every_steps",
+}  # set by its own methods
+
 
 def evaluated(session: Session) -> Evaluation:
     """One evaluation of the newest policy, waited for."""
@@ -76,18 +87,6 @@ def windowed(lines: deque[dict[str, Any]]) -> dict[str, float]:
         "episode_return_max": max(line["return_max"] for line in lines),
         "episode_len_mean": sum(line["length_mean"] * line["episodes"] for line in lines) / count,
     }
-
-
-SAVED = "drawbridge_rllib.json"  # written last: a folder without it is no checkpoint
-FORMAT = 1
-OF_THE_FACE = {
-    "algorithm",
-    "preset",
-    "env",
-    "steps",
-    "evaluation.episodes",
-    "evaluation.every_steps",
-}  # set by its own methods
 
 
 def read_saved(folder: Path, algorithm: str) -> dict[str, Any]:
