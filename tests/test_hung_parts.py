@@ -71,7 +71,11 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
         assert told.stdout.startswith("rollout workers: 2 -> 3: "), told.stderr
         going.wait(lambda: "hangs: it did not answer for" in going.output(), "the learner to be found", ANSWER_S + 12)
         going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation", 60)
-        assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
+        going.wait(
+            lambda: victim not in [child.pid for child in going.children("ray::LearnerActor")],
+            "Ray to kill the stopped process, which its replacement need not wait for",
+            30,
+        )
     assert "learner restarted from the newest checkpoint: learner" in going.output()
     goes_on(going)
     times = [line["time_s"] for line in lines(going.run_dir / "metrics.jsonl") if line["time_s"] >= before["time_s"]]
