@@ -21,6 +21,7 @@ import psutil
 
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
+from cluster.dataset_task import score_of
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
@@ -290,6 +291,7 @@ class Session:
         for evaluation in self.fleet.take_evaluations():
             self.evaluations.append(evaluation)
             record = {**dataclasses.asdict(evaluation), "time_s": round(self.aggregator.time_s, 3)}
+            record |= score_of(self.spec.dataset, evaluation.returns)
             self.reports.line("evaluations.jsonl", record)
             self.aggregator.add_evaluation(record)
             for error in evaluation.errors:

@@ -240,6 +240,8 @@ class MetricsAggregator:
             return {}
         found = {"eval_return_mean": float(np.mean(made["returns"]))}
         found |= {"eval_env_steps": made["env_steps"], "eval_updates": made["updates"]}
+        if "normalised_mean" in made:
+            found["eval_normalised"] = made["normalised_mean"]
         if made.get("predicted") and made.get("promise_limit") is not None:
             found |= {"eval_promise": float(np.mean(made["predicted"])), "eval_promise_limit": made["promise_limit"]}
         return found
@@ -285,6 +287,7 @@ class MetricsAggregator:
             "eval_return_mean": float(np.mean(returns)) if returns else None,
             "eval_return_std": float(np.std(returns)) if returns else None,
             "eval_episodes": len(returns),
+            "eval_normalised": self.evaluation.get("normalised_mean"),
             "eval_env_steps": self.evaluation.get("env_steps"),
             "rows": {"recorded": self.recorded, "stored": self.env_steps, "dropped": self.dropped_rows()},
             "workers": {"started": self.workers_started, "restarted": self.workers_restarted},
