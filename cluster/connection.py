@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,13 +75,31 @@ def connect(
         return True
     check_reachable(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    tree = {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "*.png", "*.mp4"]}
+    tree = (
+        {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git"]}
+    )  # Ray would warn, and leave them out
     try:
         with _own_signals():
             ray.init(address=address, runtime_env={"env_vars": threads(), **tree}, **common)
     except (ConnectionError, RuntimeError, TimeoutError, AuthenticationError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
+
+
+def shipped_files() -> dict[str, int]:
+    """The files of this tree that go to a cluster with a run, and their sizes in bytes."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    sizes: dict[str, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(ROOT))] = path.stat().st_size
+
+    excludes = [_get_excludes(ROOT, get_runtime_env_default_excludes())]
+    _dir_travel(ROOT, excludes, add, include_gitignore=True, logger=logging.getLogger(__name__))
+    return sizes
 
 
 def threads() -> dict[str, str]:
@@ -177,6 +196,23 @@ def _show_token(address: str, target: str, method: str) -> None:
             raise UsageError(
                 _locked(address, "the one shown is wrong" if _has_token() else "none was shown")
             ) from error
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the cluster, which ``check_reachable`` has found, refuses a call without a token. One with TLS wants a certificate."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    there = _found() if address == "auto" else address
+    parts = urlsplit(there if "://" in there else f"ray-gcs://{there}")
+    target = f"{parts.hostname}:{parts.port or (10001 if parts.scheme == 'ray' else 6379)}"
+    with contextlib.closing(grpc.insecure_channel(target)) as channel:
+        try:
+            channel.unary_unary(ASKED[parts.scheme == "ray"])(b"", timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 def _has_token() -> bool:

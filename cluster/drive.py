@@ -11,6 +11,7 @@ from cluster.checks import memory_bytes
 from cluster.commands.arguments import resume_words
 from cluster.data_kind import kind_of
 from cluster.dataset_task import task_notes
+from cluster.doctor import check_machine, in_words
 from cluster.errors import Interrupted, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.console import Console
@@ -52,7 +53,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         console.event(
             f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}"
         )
-        for text in task_notes(spec):
+        for text in [*map(in_words, check_machine(run.path)), *task_notes(spec)]:
             console.event(text)
         if unknown := unpublished(config):
             console.event(unknown)

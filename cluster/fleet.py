@@ -21,6 +21,7 @@ from cluster.actors import ShardActor, StoreActor
 from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
+from cluster.doctor import check_cluster
 from cluster.errors import RunError, UsageError
 from cluster.evaluations import Evaluations
 from cluster.graph import RunSpec
@@ -76,6 +77,7 @@ class RayFleet:
             start_timeout_s=config.ray.start_timeout_s,
             event=self.event,
         )
+        check_cluster(self.spec.run_dir, self.event)
         self._head = HeadWatch(self._own_cluster, resume_words(self.spec.run_dir, config.env))
         quota = kind_of(config).row_quota(config)
         make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)

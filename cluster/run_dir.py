@@ -174,7 +174,7 @@ class RunDirectory:
             with open(self.path / "run.lock", encoding="utf-8") as lock:  # for reading: others than its user may look
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
+                except BlockingIOError:
                     return int(lock.read() or 0) or None
                 return None
         except OSError:
@@ -331,7 +331,7 @@ def _locked(lock: IO[str]) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except OSError:
+        except BlockingIOError:  # any other error is of a file system that has no locks
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -84,6 +85,11 @@ def cluster() -> Iterator[Cluster]:
                 process.kill()
         psutil.wait_procs(ours, timeout=30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(log: Path, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, log.read_text()
+    return "Ray runtime started" in log.read_text()
 
 
 def completed(run_dir: Path) -> bool:
@@ -169,3 +175,63 @@ def test_without_the_token_the_running_cluster_is_refused_at_once_and_by_name(
     last = told.stderr.strip().splitlines()[-1]
     assert "the cluster asks for a token" in last and why in last and "set RAY_AUTH_MODE=token" in last
     assert not (tmp_path / "run").exists()
+
+
+# --- a second node --------------------------------------------------------------------------------------------------------
+
+AHEAD = "import time\nreal = time.time\ntime.time = lambda: real() + 90\n"
+MISFIT = (
+    """mount -t tmpfs tmpfs "$HIDDEN" && mount -t tmpfs -o size=32m tmpfs /dev/shm && ulimit -n 2000 && exec "$@" """
+)
+
+
+@pytest.fixture
+def misfit(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """A second node with another mujoco, a fast clock and few resources; it does not see the folder that is yielded."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can hide a folder from a node")
+    hidden, packages, log = tmp_path / "hidden", tmp_path / "packages", tmp_path / "log"
+    hidden.mkdir()
+    (packages / "mujoco-0.1.dist-info").mkdir(parents=True)
+    (packages / "mujoco-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mujoco\nVersion: 0.1\n")
+    (packages / "sitecustomize.py").write_text(AHEAD)
+    (agent,) = _free_ports(1)
+    slow = {"RAY_raylet_start_wait_time_s": "100"}  # until the head knows it; Ray waits for 30 s
+    variables = slow | {"PYTHONPATH": f"{packages}{os.pathsep}{os.environ['PYTHONPATH']}", "HIDDEN": str(hidden)}
+    words = [
+        "unshare", "--mount", "bash", "-c", MISFIT, "bash", str(BIN / "ray"), "start", f"--address={cluster.address}",
+        "--num-cpus=1", f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000", "--disable-usage-stats",
+        "--block",
+    ]  # fmt: skip
+    with open(log, "wb") as sink:
+        node = subprocess.Popen(words, env=cluster.environment | variables, stdout=sink, stderr=sink)
+    try:
+        wait_for(partial(_started, log, node), "the second node", 120, log)
+        yield hidden
+    finally:
+        ours = with_variable("HIDDEN", str(hidden))
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, timeout=30)
+
+
+def test_the_doctor_names_what_is_wrong_with_a_node_and_a_run_that_needs_it_does_not_begin(
+    cluster: Cluster, misfit: Path
+) -> None:
+    told = command("doctor", "--address", cluster.address, "--run-dir", str(misfit / "run"), env=cluster.environment)
+    assert told.returncode == 1, told.stderr
+    rows = [line.split(maxsplit=2) for line in told.stdout.splitlines() if not line.startswith(" ")]
+    wrong = {f"{state} {name}": rest for state, name, rest in rows if state in ("warn", "fail")}
+    found = {"warn versions": "mujoco 0.1 (here 3.", "warn clock": "90.0 s ahead", "warn ulimit": "at most 2,000 open files",
+             "warn /dev/shm": "/dev/shm holds 0.0 GiB", "fail run": "it is not seen here"}  # fmt: skip
+    assert set(wrong) == set(found) and all(words in wrong[key] for key, words in found.items()), told.stdout
+    assert len({rest[rest.index("(") : rest.index(")")] for rest in wrong.values()}) == 1, "all are of one node"
+    assert "a token is asked for, and ours is taken" in told.stdout and "reaches the other nodes" in told.stdout
+
+    run_dir = misfit / "run"
+    words = train_words(run_dir, "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
+    begun = command(*words, env=cluster.environment)
+    assert begun.returncode == 1 and "clock, " in begun.stdout, begun.stderr[-3_000:]
+    assert "run directory, " in begun.stderr and "it is not seen here; put --run-dir on storage" in begun.stderr
+    assert "not fit for this run" in read(run_dir / "failure.json")["error"] and not any((run_dir / "replay").iterdir())
