@@ -85,6 +85,7 @@ class ActorCritic(TrainedAgent):
             r_max=config.renorm_r_max,
             d_max=config.renorm_d_max,
             warmup=config.renorm_warmup,
+            form=config.renorm_form,
         )
         inputs = spec.obs_dim + spec.action_dim
         self.critic = TwinCritic(

@@ -7,6 +7,12 @@ Letters: T the two critics, M rows, I features. Source: Ioffe, "Batch Renormaliz
     r = clip(s / s_run, 1/r_max, r_max),  d = clip((mu - mu_run) / s_run, -d_max, d_max),
 
 with r and d constants to the gradient, r = 1 and d = 0 for the first ``warmup`` passes (plain batch normalisation).
+That is form "ioffe". The code of CrossQ, which SoftGAC's authors released with theirs, computes (form "crossq")
+
+    y = gamma (x - mu + d sqrt(var) / r) / sqrt(var / r^2 + eps) + beta,   r and d as above,
+
+the same during warm-up and, after it, for features whose variance is far above eps. The root of var has a gradient there.
+
 An eval-mode pass uses mu_run and s_run. Written by hand and not by autograd because this is half of what an update does
 beside its matrix products; the tests compare it with the plain form.
 """
@@ -29,6 +35,7 @@ class Renorm:
     r_max: float
     d_max: float
     warmup: int
+    form: str = "ioffe"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +45,11 @@ class Pass:
     x_TMI: torch.Tensor  # the input, minus ``shift``
     mean_TI: torch.Tensor  # of the shifted input, over all learners' rows
     var_TI: torch.Tensor
-    inverse_TI: torch.Tensor  # 1 / sqrt(var + eps)
+    inverse_TI: torch.Tensor  # 1 / sqrt(var + eps); of crossq 1 / sqrt(var + r^2 eps)
     r_TI: torch.Tensor
-    d_TI: torch.Tensor
-    scale_TI: torch.Tensor  # gamma r / s: y = x * scale + constant
+    shift_TI: torch.Tensor  # what gamma multiplies beside the centred x: d; of crossq d sqrt(var) inverse
+    scale_TI: torch.Tensor  # gamma r inverse: y = x * scale + constant
+    bend_TI: torch.Tensor | None  # of crossq: d(gamma shift)/d var
 
 
 def forward(
@@ -69,17 +77,24 @@ def forward(
     d_TI = ((mean_TI - running_mean_TI) * running_inverse_TI).clamp_(-constants.d_max, constants.d_max)
     r_TI = torch.where(warm, r_TI, 1.0)
     d_TI = torch.where(warm, d_TI, 0.0)
+    shift_TI, bend_TI = d_TI, None
+    if constants.form == "crossq":
+        floor_TI = r_TI * r_TI * constants.eps
+        inverse_TI = torch.rsqrt(var_TI + floor_TI)
+        shift_TI = d_TI * var_TI.sqrt() * inverse_TI
+        bend_TI = gamma_TI * d_TI * floor_TI * inverse_TI.pow(3) * (0.5 * torch.rsqrt(var_TI))
+        bend_TI = torch.where(var_TI > 0, bend_TI, 0.0)  # a constant feature has nothing to follow below
     scale_TI = gamma_TI * r_TI * inverse_TI
-    offset_TI = beta_TI + gamma_TI * d_TI - mean_TI * scale_TI
+    offset_TI = beta_TI + gamma_TI * shift_TI - mean_TI * scale_TI
     y_TMI = torch.addcmul(offset_TI.unsqueeze(1), x_TMI, scale_TI.unsqueeze(1))
-    return y_TMI, Pass(x_TMI, mean_TI, var_TI, inverse_TI, r_TI, d_TI, scale_TI)
+    return y_TMI, Pass(x_TMI, mean_TI, var_TI, inverse_TI, r_TI, shift_TI, scale_TI, bend_TI)
 
 
 def affine_grads(grad_TBI: torch.Tensor, seen: Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy; dL/dy is of the FIRST B rows, the rest have none."""
     sum_TI = grad_TBI.sum(1)
     centred_TI = (grad_TBI * seen.x_TMI[:, : grad_TBI.shape[1]]).sum(1) - seen.mean_TI * sum_TI
-    return centred_TI * (seen.r_TI * seen.inverse_TI) + seen.d_TI * sum_TI, sum_TI, centred_TI
+    return centred_TI * (seen.r_TI * seen.inverse_TI) + seen.shift_TI * sum_TI, sum_TI, centred_TI
 
 
 def input_grad(
@@ -91,6 +106,8 @@ def input_grad(
     """
     rows = seen.x_TMI.shape[1]
     d_square_TI = centred_TI * seen.scale_TI * seen.inverse_TI.square() * -0.5  # dL/dvar = dL/d(mean of squares)
+    if seen.bend_TI is not None:
+        d_square_TI = d_square_TI + sum_TI * seen.bend_TI
     d_mean_TI = -seen.scale_TI * sum_TI - 2.0 * seen.mean_TI * d_square_TI
     through = torch.stack([d_mean_TI, 2.0 * d_square_TI]) * (1.0 / rows)
     collective.mean_(through)

@@ -119,6 +119,13 @@ class ActorCriticConfig:
     renorm_warmup: int = option(
         100_000, "updates", "updates of plain batch normalisation first (paper: 100,000)", **COUNT
     )
+    renorm_form: str = option(
+        "crossq",
+        "name",
+        "batch renormalisation as in the released code of CrossQ and SoftGAC (paper: crossq), or as Ioffe has it",
+        ("crossq", "ioffe"),
+        former="ioffe",
+    )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 
     def validate(self) -> list[str]:

@@ -34,7 +34,10 @@ def renorm_loop(x, gamma, beta, running_mean, running_var, warm, c=RENORM):  # t
         s, s_run = math.sqrt(var + c.eps), math.sqrt(running_var[i] + c.eps)
         r = min(max(s / s_run, 1 / c.r_max), c.r_max) if warm else 1.0
         d = min(max((mean - running_mean[i]) / s_run, -c.d_max), c.d_max) if warm else 0.0
-        y[:, i] = gamma[i] * ((x[:, i] - mean) / s * r + d) + beta[i]
+        normal = (x[:, i] - mean) / s * r + d
+        if c.form == "crossq":
+            normal = (x[:, i] - mean + d * math.sqrt(var) / r) / math.sqrt(var / r**2 + c.eps)
+        y[:, i] = gamma[i] * normal + beta[i]
         means.append(mean)
         variances.append(var)
     return y, np.array(means), np.array(variances)
@@ -47,6 +50,8 @@ def renorm_autograd(x_MI, gamma_I, beta_I, running_mean_I, running_var_I, warm, 
     s, s_run = torch.sqrt(var + c.eps), torch.sqrt(running_var_I + c.eps)
     r = (s / s_run).clamp(1 / c.r_max, c.r_max).detach() if warm else 1.0
     d = ((mean - running_mean_I) / s_run).clamp(-c.d_max, c.d_max).detach() if warm else 0.0
+    if c.form == "crossq":
+        return gamma_I * (x_MI - mean + d * torch.sqrt(var) / r) / torch.sqrt(var / r**2 + c.eps) + beta_I
     return gamma_I * ((x_MI - mean) / s * r + d) + beta_I
 
 

@@ -19,9 +19,9 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def _critic(*, warmup: int = 0, layers: int = 2) -> TwinCritic:
+def _critic(*, warmup: int = 0, layers: int = 2, form: str = "ioffe") -> TwinCritic:
     draw = torch.Generator().manual_seed(1)
-    constants = dataclasses.replace(RENORM, warmup=warmup)
+    constants = dataclasses.replace(RENORM, warmup=warmup, form=form)
     critic = TwinCritic(5, 16, layers, 7, constants, draw, torch.device("cpu"))
     with torch.no_grad():  # away from the start, so that no factor is 1 or 0
         for tensor in critic.parameters.named.values():
@@ -32,27 +32,51 @@ def _critic(*, warmup: int = 0, layers: int = 2) -> TwinCritic:
     return critic
 
 
+@pytest.mark.parametrize("form", ["ioffe", "crossq"])
 @pytest.mark.parametrize("warm", [False, True])
-def test_train_mode_equals_the_slow_form_with_both_clips_reached(warm):
+def test_train_mode_equals_the_slow_form_with_both_clips_reached(warm, form):
+    constants = dataclasses.replace(RENORM, form=form)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 4)) * [0.01, 1.0, 30.0, 1.0] + [0.0, 0.5, 0.0, 20.0]
     gamma, beta = rng.normal(size=4), rng.normal(size=4)
     mean, var = np.zeros(4), np.ones(4)
-    slow, means, variances = renorm_loop(x, gamma, beta, mean, var, warm)
+    slow, means, variances = renorm_loop(x, gamma, beta, mean, var, warm, constants)
     stacked = [torch.from_numpy(np.stack([a, a])) for a in (x, gamma, beta, mean, var)]
-    fast, seen = batch_renorm.forward(*stacked, torch.tensor(warm), RENORM, Solo())
+    fast, seen = batch_renorm.forward(*stacked, torch.tensor(warm), constants, Solo())
     np.testing.assert_allclose(fast[1], slow, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(seen.mean_TI[1], means)
     np.testing.assert_allclose(seen.var_TI[1], variances)
     if warm:
-        assert seen.r_TI[0, 0] == pytest.approx(1 / 3) and seen.r_TI[0, 2] == 3.0 and seen.d_TI[0, 3] == 5.0
+        assert seen.r_TI[0, 0] == pytest.approx(1 / 3) and seen.r_TI[0, 2] == 3.0
+        assert form == "crossq" or seen.shift_TI[0, 3] == 5.0
 
 
+# x = mean +- deviation, so var = deviation^2, with mean .5 and running statistics 0 and 1; eps 1e-3, r in [1/3, 3], d in [-5, 5].
+# r = sqrt(1e-2 + 1e-3) / sqrt(1.001), clipped to 1/3; d = .5 / sqrt(1.001) = .49975.
+@pytest.mark.parametrize(
+    ("deviation", "ioffe", "crossq"),
+    [
+        # (.01 / sqrt(1.1e-3)) / 3 + .49975; (.01 + .49975 x .01 x 3) / sqrt(9e-4 + 1e-3)
+        (0.01, 0.60025, 0.57337),
+        (0.1, 0.81757, 0.82849),  # r = 1/3: (.1 / sqrt(.011)) / 3 + .49975; (.1 + .49975 x .1 x 3) / sqrt(.091)
+        (1.0, 1.49925, 1.49900),  # r = 1: nearly equal
+    ],
+)
+def test_the_two_forms_have_these_values(deviation, ioffe, crossq):
+    x = torch.tensor([[0.5 + deviation], [0.5 - deviation]], dtype=torch.float64).expand(2, 2, 1)
+    ones, zeros = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    for form, value in (("ioffe", ioffe), ("crossq", crossq)):
+        constants = dataclasses.replace(RENORM, form=form)
+        y, _ = batch_renorm.forward(x, ones, zeros, zeros, ones, torch.tensor(True), constants, Solo())
+        assert y[0, 0, 0].item() == pytest.approx(value, abs=5e-5)
+
+
+@pytest.mark.parametrize("form", ["ioffe", "crossq"])
 @pytest.mark.parametrize("warmup", [0, 10])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_joint_pass_and_its_gradient_equal_autograd(warmup, layers):
-    critic = _critic(warmup=warmup, layers=layers)
-    x = torch.randn(24, 5) * 2 + 1
+def test_the_joint_pass_and_its_gradient_equal_autograd(warmup, layers, form):
+    critic = _critic(warmup=warmup, layers=layers, form=form)
+    x = (torch.randn(24, 5) * 2 + 1) * torch.tensor([1.0, 0.03, 1.0, 0.1, 1.0])  # variances on both sides of eps
     now, following, _ = critic.joint(x, Solo())
     weight = torch.randn_like(now)
     (now * weight).sum().backward()

@@ -67,4 +67,12 @@ def paper() -> SACConfig:
 
 def cpu() -> SACConfig:
     """The same equations with narrow critics, a larger step and a support fitted to the rewards, for a core or two (ours)."""
-    return SACConfig(critic_width=256, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=3e-3, v_min=None, v_max=None)
+    return SACConfig(
+        critic_width=256,
+        renorm_form="ioffe",
+        critic_lr=1e-3,
+        actor_lr=1e-3,
+        alpha_lr=3e-3,
+        v_min=None,
+        v_max=None,
+    )

@@ -72,6 +72,7 @@ def cpu() -> SoftGACConfig:
         critic_width=256,
         bridge_width=64,
         input_norm="running",
+        renorm_form="ioffe",
         critic_lr=1e-3,
         actor_lr=1e-3,
         alpha_lr=3e-3,

@@ -1,12 +1,14 @@
-"""Which norm at the input of the bridge's steps learns best: returns of short runs, by form, environment and seed.
+"""Which form of SoftGAC learns best: returns of short runs, by form, environment and seed.
 
-    python benchmarks/input_norm.py run --out runs/norms.jsonl       every run that is missing there, one after the other
-    python benchmarks/input_norm.py run --out runs/norms.jsonl --forms layer_norm running --envs Pendulum-v1 --seeds 1 2
-    python benchmarks/input_norm.py table --out runs/norms.jsonl     the means in Markdown
+    python benchmarks/variants.py run --out runs/norms.jsonl       every run that is missing there, one after the other
+    python benchmarks/variants.py run --out runs/norms.jsonl --forms layer_norm running --envs Pendulum-v1 --seeds 1 2
+    python benchmarks/variants.py table --out runs/norms.jsonl     the means in Markdown
 
 Preset cpu with the support [-400, 400], inline, one torch thread. Each run appends one line: the mean of 10 deterministic
 episodes at its last env step.
-``sac`` is the control: a Gaussian actor with the same critics.
+Forms: the norm at the input of the bridge's steps (``layer_norm``; ``running``, the preset's), ``antithetic`` pairs of paths, and the
+two forms of batch renormalisation, ``crossq`` and ``ioffe``, from update 1,000 on. ``sac`` is the control: a Gaussian actor with the
+same critics.
 """
 
 from __future__ import annotations
@@ -26,14 +28,21 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {
     "Pendulum-v1": 7_000,
-    "benchmarks.input_norm:PendulumPlus100-v0": 7_000,
+    "benchmarks.variants:PendulumPlus100-v0": 7_000,
     "InvertedDoublePendulum-v5": 5_000,
     "Hopper-v5": 8_000,
     "HalfCheetah-v5": 7_000,
     "Walker2d-v5": 5_000,
     "Ant-v5": 5_000,
 }
-FORMS = ["layer_norm", "running", "sac"]
+FORMS = {
+    "layer_norm": ["agent.input_norm=layer_norm"],
+    "running": ["agent.input_norm=running"],
+    "antithetic": ["agent.particles=2", "agent.antithetic=true"],
+    "crossq": ["agent.renorm_warmup=1000", "agent.renorm_form=crossq"],
+    "ioffe": ["agent.renorm_warmup=1000", "agent.renorm_form=ioffe"],
+    "sac": [],
+}
 
 
 def pendulum_plus_100() -> gym.Env:
@@ -51,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--out", type=Path, required=True, help="file of the results, one JSON line a run")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["layer_norm", "running", "sac"])
     parser.add_argument("--envs", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     arguments = parser.parse_args()
@@ -80,15 +89,8 @@ def train(form: str, env: str, seed: int) -> dict[str, object]:
     began = time.monotonic()
     command = [sys.executable, "-m", "cluster", "train", "sac" if form == "sac" else "softgac", "--env", env]
     command += ["--preset", "cpu", "--seed", str(seed), "--steps", str(STEPS[env]), "--backend", "inline"]
-    command += [
-        "--set",
-        f"evaluation.every_steps={STEPS[env]}",
-        "--set",
-        "agent.v_min=-400",
-        "--set",
-        "agent.v_max=400",
-    ]
-    command += [] if form == "sac" else ["--set", f"agent.input_norm={form}"]
+    settings = [f"evaluation.every_steps={STEPS[env]}", "agent.v_min=-400", "agent.v_max=400", *FORMS[form]]
+    command += [word for setting in settings for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as base:
         run_dir = Path(base) / "run"
         subprocess.run(
