@@ -15,7 +15,7 @@ from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
 from replay import snapshot
 from replay.messages import Ack, Block, Chunk, RowTotals, Wait
-from rollout_workers.env import name_module
+from rollout_workers.env_ids import take_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,7 +191,7 @@ class WorkerActor:
     ) -> None:
         config = spec.config
         set_threads(config)
-        name_module(config.env)  # the driver could not have made its RunSpec without
+        take_code(spec.own_code, config.env)
         self.store, self.timeout_s = store, config.ray.call_timeout_s
         self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),
@@ -234,7 +234,7 @@ class EvaluatorActor:
 
     def __init__(self, spec: RunSpec) -> None:
         set_threads(spec.config)
-        name_module(spec.config.env)
+        take_code(spec.own_code, spec.config.env)
         self.evaluator = make_evaluator(spec)
 
     def evaluate(self, weights: Weights, episodes: int) -> Evaluation:

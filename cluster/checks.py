@@ -18,6 +18,7 @@ from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.run_dir import ROOT, RunDirectory
 from replay.option import range_problems
+from rollout_workers.env_ids import own_code
 from rollout_workers.envs import EnvError, env_spec
 
 PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest seen, an inline run, had 520 MiB resident
@@ -58,7 +59,8 @@ def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
         spec = env_spec(config.env)
     except EnvError as error:
         raise UsageError(str(error)) from error
-    return RunSpec(config=config, obs_dim=spec.obs_dim, action_dim=spec.action_dim, run_dir=run.path, start=start)
+    dims = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim}
+    return RunSpec(config=config, **dims, run_dir=run.path, start=start, own_code=own_code())
 
 
 def memory_bytes(spec: RunSpec) -> dict[str, int]:

@@ -16,6 +16,7 @@ from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_
 from cluster.commands.status import add_status
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError, without_control
+from cluster.own_code import use_code
 from cluster.signals import Signals
 
 
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
+        use_code(getattr(arguments, "imports", ()), getattr(arguments, "py_modules", ()))
         return int(arguments.command(arguments) or 0)
     except UsageError as error:
         return _failed(error, 2)

@@ -11,12 +11,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster.errors import UsageError
 from cluster.own_cluster import LOOPBACK, start_cluster, stop_cluster
+from cluster.own_code import search_path, shipped
 from cluster.run_dir import ROOT
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 CONNECT_TIMEOUT_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
@@ -69,18 +73,20 @@ def connect(
                 include_dashboard=False,
                 num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
                 object_store_memory=object_store_bytes,
-                runtime_env={"env_vars": threads() | LOOPBACK},
+                runtime_env={"env_vars": threads() | LOOPBACK | search_path()},
+                job_config=_without_folders(),
                 **common,
             )
         return True
     check_reachable(address)
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    job = _job()
     tree = (
-        {} if inside_job else {"working_dir": str(ROOT), "excludes": [".venv", ".git"]}
+        {} if job is not None else {"working_dir": str(ROOT), "excludes": [".venv", ".git"]}
     )  # Ray would warn, and leave them out
+    code = shipped(job)
     try:
         with _own_signals():
-            ray.init(address=address, runtime_env={"env_vars": threads(), **tree}, **common)
+            ray.init(address=address, runtime_env={"env_vars": threads(), **tree, **code}, **common)
     except (ConnectionError, RuntimeError, TimeoutError, AuthenticationError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
@@ -102,14 +108,28 @@ def shipped_files() -> dict[str, int]:
     return sizes
 
 
+def _without_folders() -> JobConfig:
+    """A configuration to which Ray does not add the driver's folders: they are in ``search_path``."""
+    from ray.job_config import JobConfig
+
+    config: Any = JobConfig()
+    config._runtime_env_has_working_dir = lambda: True  # where there is one, Ray adds none
+    return config
+
+
 def threads() -> dict[str, str]:
     """One thread for each library in every process of the run, unless the Ray job that this is sets its own.
 
     A job's variables reach all of its processes, and Ray ends a job whose driver names one of them again.
     """
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    given = (_job() or {}).get("env_vars") or {}
     return {name: value for name, value in THREADS.items() if name not in given}
+
+
+def _job() -> dict[str, Any] | None:
+    """The runtime_env of the Ray job that this process is part of; None outside of one."""
+    text = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return None if text is None else dict(json.loads(text).get("runtime_env") or {})
 
 
 def disconnect(own: bool) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
 from replay.task import LIMIT, TaskError, id_of, join_task, name_of
-from rollout_workers.env import EnvError, find_env
+from rollout_workers.env import EnvError
+from rollout_workers.env_ids import find_env
 
 if TYPE_CHECKING:
     from cluster.graph import RunSpec

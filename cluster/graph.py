@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from learners.learner import Learner
     from replay.dataset import Dataset
     from replay.messages import EpisodeBlock
+    from rollout_workers.env_ids import OwnCode
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
 
@@ -59,6 +60,7 @@ class RunSpec:
         obs_dim, action_dim: of the environment, flattened.
         run_dir: the run's directory; every process of the run must see it.
         start: how often this run has been started, from 0: a resumed run's incarnations and generations begin above the earlier ones'.
+        own_code: what the user's environment needs in every process that makes it.
     """
 
     config: RunConfig
@@ -66,6 +68,7 @@ class RunSpec:
     action_dim: int
     run_dir: Path
     start: int = 0
+    own_code: OwnCode | None = None
 
     @property
     def layout(self) -> RowLayout:

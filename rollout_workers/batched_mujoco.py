@@ -14,7 +14,8 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rollout_workers.env import FIXED_GOAL_ENTRY_POINT, EnvError, close_or_warn, find_env
+from rollout_workers.env import EnvError, close_or_warn
+from rollout_workers.env_ids import FIXED_GOAL_ENTRY_POINT, find_env
 from rollout_workers.mujoco_stack import MujocoStack
 from rollout_workers.tasks import (
     Ant,

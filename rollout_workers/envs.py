@@ -21,10 +21,10 @@ from rollout_workers.env import (
     env_seeds,
     episode_seed,
     exit_error,
-    find_env,
     observation_dim,
     without_exit,
 )
+from rollout_workers.env_ids import find_env
 from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
 from rollout_workers.maze import maze_of
 

@@ -16,7 +16,8 @@ from numpy.random import Generator, SeedSequence
 from replay.schema import EpisodeMetadata
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import Actor, seeded_streams
-from rollout_workers.env import BatchEnv, EnvError, StepResult, find_env
+from rollout_workers.env import BatchEnv, EnvError, StepResult
+from rollout_workers.env_ids import find_env
 from rollout_workers.envs import make_batch_env
 from rollout_workers.maze import Maze, MazePaths
 

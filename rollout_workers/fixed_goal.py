@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 
 from replay.task import id_of
-from rollout_workers.env import FIXED_GOAL, FIXED_GOALS, EnvError
+from rollout_workers.env import EnvError
+from rollout_workers.env_ids import FIXED_GOAL, FIXED_GOALS
 from rollout_workers.maze import maze_of
 
 START_NOISE = 0.25  # m, half-width in each coordinate around the centre of the start's cell

@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from replay.task import id_of
-from rollout_workers.env import EnvError, find_env
+from rollout_workers.env import EnvError
+from rollout_workers.env_ids import find_env
 
 BALL = 0.1  # m, radius of PointMaze's ball
 REACHED = 0.45  # m, distance of the ball's centre to the goal within which PointMaze pays

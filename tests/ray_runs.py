@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tiny_runs import live, start, train_words, wait_for
+from tiny_runs import ROOT, live, start, train_words, wait_for
 
 END_S = 150.0  # a run's own end, on a machine that others use too
 
@@ -17,9 +17,9 @@ END_S = 150.0  # a run's own end, on a machine that others use too
 class RayRun:
     """One ``drawbridge`` process that drives a run on a cluster of its own."""
 
-    def __init__(self, run_dir: Path, log: Path, *words: str) -> None:
+    def __init__(self, run_dir: Path, log: Path, *words: str, cwd: Path = ROOT) -> None:
         self.run_dir, self.log = run_dir, log
-        self.process: subprocess.Popen[str] = start(*words, log=log)
+        self.process: subprocess.Popen[str] = start(*words, log=log, cwd=cwd)
         self.known: dict[int, psutil.Process] = {}  # every process of the run that was ever seen
 
     def children(self, title: str = "") -> list[psutil.Process]:
@@ -99,17 +99,19 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextlib.contextmanager
-def ray_run(run_dir: Path, *flags: str, env: str = "InvertedPendulum-v5", **settings: Any) -> Iterator[RayRun]:
-    """A new run on Ray."""
+def ray_run(
+    run_dir: Path, *flags: str, env: str = "InvertedPendulum-v5", cwd: Path = ROOT, **settings: Any
+) -> Iterator[RayRun]:
+    """A new run on Ray, started in folder ``cwd``."""
     words = train_words(run_dir, env, "--backend", "ray", *flags, **({"metrics__line_s": 0.5} | settings))
-    with driven(run_dir, *words) as run:
+    with driven(run_dir, *words, cwd=cwd) as run:
         yield run
 
 
 @contextlib.contextmanager
-def driven(run_dir: Path, *words: str) -> Iterator[RayRun]:
+def driven(run_dir: Path, *words: str, cwd: Path = ROOT) -> Iterator[RayRun]:
     """A command that drives the run in ``run_dir``."""
-    run = RayRun(run_dir, run_dir.with_suffix(f".{words[0]}.log"), *words)
+    run = RayRun(run_dir, run_dir.with_suffix(f".{words[0]}.log"), *words, cwd=cwd)
     try:
         yield run
     finally:

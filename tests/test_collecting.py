@@ -27,7 +27,8 @@ from cluster.graph import make_evaluator, make_shard
 from cluster.run_dir import RunDirectory
 from replay.messages import CUT
 from replay.snapshot import load
-from rollout_workers.env import EnvError, find_env
+from rollout_workers.env import EnvError
+from rollout_workers.env_ids import find_env
 from rollout_workers.envs import make_env
 from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.maze import maze_of

@@ -16,9 +16,11 @@ from tiny_episodes import TINY, TINY_CLONE, pairs, swings
 from tiny_runs import read, train_inline, train_words
 
 from cluster.cli import main
+from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
+from cluster.own_code import shipped, use_code
 from replay.dataset import write_dataset
-from rollout_workers import env as envs
+from rollout_workers import env_ids as envs
 
 MODULE = "module_of_a_stranger"
 ENV = f"{MODULE}:Strange-v0"
@@ -184,6 +186,72 @@ def test_the_command_line_names_the_module_of_a_run_and_names_it_again(
         f"--env Pendulum-v1 was given to a run of {ENV}, expected its own environment" in told
         and "leave --env out" in told
     )
+
+
+@pytest.fixture
+def own_module(marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stranger's module as one's own: in a folder where this process does not look for modules."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    return Path(shutil.move(tmp_path / f"{MODULE}.py", folder))
+
+
+def forget() -> None:
+    """As another process begins."""
+    sys.modules.pop(MODULE, None)
+    gym.registry.pop("Strange-v0", None)
+    envs._named.clear()
+
+
+def test_ones_own_module_is_found_in_the_current_directory_and_where_the_command_line_says(
+    own_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check = ["check-env", "Strange-v0", "--episodes", "1"]
+    assert main([*check, "--import", MODULE]) == 2
+    assert f"--import {MODULE} names the module" in (told := capsys.readouterr().err) and "--py-modules PATH" in told
+    assert main([*check, "--py-modules", str(own_module)]) == 2  # it may be found, but nobody has asked for it
+    assert "give --import MODULE" in capsys.readouterr().err
+    assert main([*check, "--py-modules", str(own_module), "--import", MODULE]) == 0
+    for words in (["check-env", ENV, "--episodes", "1"], [*check, "--import", MODULE]):
+        forget()
+        sys.path.remove(str(own_module.parent))
+        monkeypatch.chdir(own_module.parent)
+        assert main(words) == 0
+    for path in (tmp_path / "nothing", tmp_path / "datasets.txt"):
+        assert main([*check, "--py-modules", str(path)]) == 2
+        assert f"--py-modules {path} is no package" in capsys.readouterr().err
+
+
+def test_commands_of_a_run_take_the_import_again_and_messages_repeat_it(
+    own_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(own_module.parent)
+    run, code = tmp_path / "run", ["--import", MODULE]
+    assert main([*train_words(run, "Strange-v0", "--backend", "inline", "--steps", str(STEPS)), *code]) == 0
+    forget()
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 2
+    assert "unknown environment 'Strange-v0'" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--episodes", "1", *code]) == 0
+    assert resume_words(run, "Strange-v0") == f"drawbridge resume {run} --import {MODULE}"
+    forget()
+    assert main(["resume", str(run), "--steps", "160", *code]) == 0
+
+
+def test_a_cluster_is_sent_what_was_named_and_is_not_installed(own_module: Path) -> None:
+    package = own_module.parent / "package"
+    package.mkdir()
+    use_code([], [package])
+    envs.name_module("gymnasium.envs.mujoco:X-v0")
+    assert shipped(None) == {"py_modules": [str(package)]}
+    envs.name_module(ENV)
+    sys.path.append(str(own_module.parent))
+    assert shipped({}) == {"py_modules": [str(package), str(own_module)]}
+    with pytest.raises(UsageError, match="a Ray job that has py_modules of its own"):
+        shipped({"py_modules": ["x"]})
+    use_code([], [])
+    assert shipped({"py_modules": ["x"]}) == {}
 
 
 def test_rllib_imports_no_module_that_a_checkpoint_names(tmp_path: Path, marker: Path) -> None:

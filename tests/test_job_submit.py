@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray_runs import with_variable
-from tiny_runs import ROOT, command, live, read, start, train_words, wait_for
+from tiny_runs import ROOT, command, folder_of_ones_own, live, read, start, train_words, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -113,9 +113,10 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
         "python",
         "-m",
         "cluster",
-        *train_words(run_dir, "threads_env:Threads-v0", "--steps", "600", "--workers", "2"),
+        *train_words(run_dir, "Threads-v0", "--steps", "600", "--workers", "2"),
+        *("--import", "threads_env", "--py-modules", str(ROOT / "tests" / "threads_env.py")),
     ]
-    variables = {"OMP_NUM_THREADS": "2", "THREADS_SEEN": str(seen), "PYTHONPATH": str(ROOT / "tests")}
+    variables = {"OMP_NUM_THREADS": "2", "THREADS_SEEN": str(seen)}
     settings = json.dumps({"env_vars": variables})
     told = subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".",
@@ -129,13 +130,14 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
     assert str(clone) not in told.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
 
 
-def test_an_address_joins_the_running_cluster_says_for_whom_there_is_no_room_and_leaves_it_running(
+def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_whom_there_is_no_room(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run_dir, log = tmp_path / "run", tmp_path / "log"
+    """The module is in the folder that the command starts in; no node of the cluster looks there."""
+    run_dir, log, own = tmp_path / "run", tmp_path / "log", folder_of_ones_own(tmp_path / "own")
     flags = ("--steps", "1000000", "--address", cluster.address)
-    words = train_words(run_dir, "InvertedPendulum-v5", *flags, worker__cpus=2, worker__restart_budget=5)
-    run = start(*words, log=log, env=cluster.environment)
+    words = train_words(run_dir, "mine:Mine-v0", *flags, worker__cpus=2, worker__restart_budget=5)
+    run = start(*words, log=log, env=cluster.environment, cwd=own)
     try:
         wait_for(lambda: live(run_dir).get("env_steps", 0) > 200 and live(run_dir)["workers"] == 2, "rows", 120, log)
         told = command("scale", str(run_dir), "--workers", "4")

@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from network import Host, reached, second_host
 from ray_runs import RayRun, ray_run
-from tiny_runs import ROOT, read, wait_for
+from tiny_runs import ROOT, folder_of_ones_own, read, wait_for
 
 from cluster.connection import check_reachable
 from cluster.errors import UsageError
@@ -33,13 +34,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def going(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
-    """A run of two learners without an end, of a user who has set nothing of Ray's."""
+    """A run of two learners without an end, of a user who has set nothing of Ray's, in a folder with code of their own."""
     with pytest.MonkeyPatch.context() as patch:
         for name in AUTH:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(home))
         settings = {"learner__learners": 2, "evaluation__every_steps": 0}
-        with ray_run(tmp_path_factory.mktemp("own") / "run", "--steps", "100000000", **settings) as run:
+        folder = folder_of_ones_own(tmp_path_factory.mktemp("own") / "code")
+        where: dict[str, Any] = {"env": "mine:Mine-v0", "cwd": folder}
+        with ray_run(folder.parent / "run", "--steps", "100000000", **where, **settings) as run:
             run.wait_for_steps(200)
             yield run
 

@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_workers.env import ActionBox, flatten_observation, flatten_observations, name_module, observation_dim
+from rollout_workers.env import ActionBox, flatten_observation, flatten_observations, observation_dim
+from rollout_workers.env_ids import name_module
 from rollout_workers.envs import EnvError, env_spec, make_batch_env
 
 bounds = st.floats(-1e3, 1e3, width=32)

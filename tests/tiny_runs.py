@@ -50,16 +50,31 @@ def command(
     return subprocess.run(_argv(words), capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
 
 
-def start(*words: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """A ``python -m cluster`` that goes on; what it says is in ``log``."""
+def start(*words: str, log: Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """A command that goes on; what it says is in ``log``. In another folder than this tree's it is the installed one."""
+    argv = _argv(words) if cwd == ROOT else [str(Path(sys.executable).parent / "drawbridge"), *words]
     with open(log, "w", encoding="utf-8") as file:
         return subprocess.Popen(
-            _argv(words), stdout=file, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env={**os.environ, **(env or {})}
+            argv, stdout=file, stderr=subprocess.STDOUT, text=True, cwd=cwd, env={**os.environ, **(env or {})}
         )
 
 
 def _argv(words: tuple[str, ...]) -> list[str]:
     return [sys.executable, "-m", "cluster", *words]
+
+
+MINE = """
+import gymnasium as gym
+gym.register("Mine-v0", "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv", max_episode_steps=100)
+"""
+
+
+def folder_of_ones_own(path: Path) -> Path:
+    """A new folder with a package ``mine``, which registers Mine-v0, beside one that is called like one of this project's."""
+    for name, text in (("mine", MINE), ("replay", "raise ImportError('not this one')")):
+        (path / name).mkdir(parents=True)
+        (path / name / "__init__.py").write_text(text)
+    return path
 
 
 def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 90.0, log: Path | None = None) -> Any:

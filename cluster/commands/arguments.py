@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UsageError
+from cluster.own_code import find_in, flags
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
 from replay.task import TaskError, id_of, join_task, parse_kwargs, split_task
@@ -73,6 +74,27 @@ def add_env_again(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:ID",
         help="the run's environment again, where its id names a module: only the command line has modules imported",
     )
+    add_code(parser)
+
+
+def add_code(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import`` and ``--py-modules`` to a command that makes an environment; ``own_code.use_code`` takes them."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of your own that registers environments; may be repeated",
+    )
+    parser.add_argument(
+        "--py-modules",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a package's folder, or a .py file, that every process can import, on all nodes of a cluster; may be repeated",
+    )
 
 
 def name_env_again(run_dir: Path, env_id: str | None) -> None:
@@ -86,8 +108,9 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
     run = RunDirectory.open(run_dir)
     if env_id is None:
         return
-    from rollout_workers.env import name_module
+    from rollout_workers.env_ids import name_module
 
+    find_in(Path.cwd())
     theirs = run.config().env
     if env_id not in (theirs, id_of(theirs)):
         raise UsageError(
@@ -103,14 +126,16 @@ def add_env_kwargs(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="arguments of gymnasium.make, as '{\"max_episode_steps\": 300}' (default: the dataset's, else none)",
     )
+    add_code(parser)
 
 
 def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
     """The id ("" if none) and the arguments (None if none) that ``--env`` and ``--env-kwargs`` name; lets its module be imported."""
     if env is None and env_kwargs is None:
         return "", None
-    from rollout_workers.env import name_module
+    from rollout_workers.env_ids import name_module
 
+    find_in(Path.cwd())
     try:
         env_id, kwargs = split_task(env or "")
         if env_kwargs is not None:
@@ -124,7 +149,7 @@ def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> t
 def resume_words(run_dir: Path | str, env_id: str) -> str:
     """The command that goes on with a run, for messages."""
     again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
-    return f"drawbridge resume {run_dir}{again}"
+    return f"drawbridge resume {run_dir}{again}{flags()}"
 
 
 def add_settings(

@@ -150,7 +150,7 @@ def _write(
     references: tuple[float | None, float | None],
     **about: Any,
 ) -> Dataset:
-    from rollout_workers.env import find_env
+    from rollout_workers.env_ids import find_env
     from rollout_workers.envs import env_spec
 
     spec = env_spec(env_id)

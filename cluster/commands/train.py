@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import (
+    add_code,
     add_command,
     add_env_again,
     add_env_kwargs,
@@ -99,6 +100,7 @@ def add_finetune(commands: Any) -> None:
     finetune.add_argument("--steps", type=count, help="env steps of an actor-critic's run (default: as its base run)")
     finetune.add_argument("--dataset", metavar="ID", help="dataset to mix in (default: the base run's)")
     finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
+    add_code(finetune)
     finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
     finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
     finetune.add_argument("--seed", type=int, help="(default: the base run's)")

@@ -31,7 +31,7 @@ from cluster.session import Session
 from learners import checkpoint
 from replay.manifest import write_atomic
 from replay.task import texts_with_colon
-from rollout_workers.env import name_module
+from rollout_workers.env_ids import name_module
 
 logger = logging.getLogger(__name__)
 
