@@ -58,7 +58,7 @@ def train(
     """Trains a policy to the end of its run and returns the run directory, as ``drawbridge train`` does.
 
     Args:
-        algorithm: softgac, sac, gac, bc, percent-bc, rvs or dt.
+        algorithm: a name of ``drawbridge train --help``: softgac, crossq-sac, gac, bc, ...
         env: Gymnasium environment id. None: the dataset's.
         dataset: Minari dataset to learn from, by id or path.
         preset: what the settings start from.
@@ -114,7 +114,7 @@ def make_dataset(
     """Makes a Minari dataset of episodes and returns its id, as ``drawbridge dataset make`` does.
 
     Args:
-        source: the PointMaze environment of kind maze; of the other kinds the directory of a softgac or sac run.
+        source: the PointMaze environment of kind maze; of the other kinds the directory of a run of an actor-critic (softgac, sac).
         episodes: how many.
         kind: maze (a noisy planner), medium, expert, mixed or replay (of a run's policy, with and without exploration).
         seed: of everything random.

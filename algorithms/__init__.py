@@ -1,5 +1,5 @@
 """The maths, and the registry of algorithms by name."""
 
-from algorithms.registry import ALGORITHMS, Algorithm
+from algorithms.registry import ALGORITHMS, Algorithm, online_names
 
-__all__ = ["ALGORITHMS", "Algorithm"]
+__all__ = ["ALGORITHMS", "Algorithm", "online_names"]

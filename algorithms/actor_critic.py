@@ -1,28 +1,31 @@
-"""The update that SoftGAC and SAC share: twin critics, an actor that pays a cost, a temperature that holds a budget.
+"""The update that SoftGAC, its control and its rivals share: twin critics, an actor, and where it pays a cost a temperature.
 
-Letters: U updates, C updates of a cycle, B batch rows of this learner, P particles, O, A, D row width, N atoms, T = 2
-critics.
-Source: arXiv 2605.08733. What is special to an algorithm (how actions and their costs arise) stands behind ``Actor``.
+Letters: U updates, C updates of a cycle, B batch rows of this learner, P particles, R = B P rows, O, A, D row width, N atoms,
+T = 2 critics.
+Source: arXiv 2605.08733. What is special to an algorithm (how actions and their costs arise, what its actor descends) is
+its ``Actor``. An algorithm that holds more than parameters, such as a slow copy, extends ``ActorCritic``.
 
 A cycle can be a CUDA graph (see trainer.py): warm-up is decided by tensors, who updates when by a host counter alone.
 """
 
 from __future__ import annotations
 
+import abc
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from algorithms import c51, runtime
 from algorithms.batch_renorm import Renorm
-from algorithms.config import ActorCriticConfig
+from algorithms.config import ActorCriticConfig, CriticConfig
 from algorithms.critic import TwinCritic, evaluate
 from algorithms.interface import AgentSpec
 from algorithms.losses import actor_loss, critic_loss, temperature_loss
 from algorithms.support import Support
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
-from replay.schema import RowLayout
+from replay.schema import Columns, RowLayout
 
 LOG_ZERO = -1e4  # stands for log 0 where alpha is 0: finite, and its exponential is exactly 0
 CRITIC_METRICS = ("critic_loss", "q_mean", "q_target_mean", "critic_grad_norm", "critic_entropy", "clipped_mass")
@@ -40,29 +43,84 @@ class UpdateNoise(NamedTuple):
     """Everything random in one update."""
 
     next: torch.Tensor  # (B, *noise_shape): the next action of each row, for the critics' target
-    actor: torch.Tensor  # (B P, *noise_shape): row b's particles stand at b P .. b P + P - 1
+    actor: torch.Tensor  # (B P, ...): what the actor's loss takes; row b's particles stand at b P .. b P + P - 1
 
 
 class Rollout(NamedTuple):
     """Actions and what they cost."""
 
     action_RA: torch.Tensor  # in [-1, 1]
-    cost_R: torch.Tensor  # nats: control energy, or log pi
+    cost_R: torch.Tensor  # nats: control energy, or log pi; zeros where nothing is paid
     sigma_mean: torch.Tensor  # 0-d, no gradient
 
 
-class Actor(Protocol):
-    """The part of an algorithm that its update does not know."""
+class ActorBatch(NamedTuple):
+    """What an actor's loss is made of."""
 
-    particles: int
-    budget: float  # nats: the mean cost that the temperature holds
-    budget_units: float  # what one unit of cost is shared by, for the metric (K A for a bridge)
+    obs_RO: torch.Tensor  # each state P times
+    action_BA: torch.Tensor  # of the replay
+    noise: torch.Tensor  # (R, ...), of ``draw_loss_noise``
+    alpha: torch.Tensor  # 0-d, no gradient
+    q: Callable[
+        [torch.Tensor, torch.Tensor], torch.Tensor
+    ]  # (obs, action) -> E[Z_j] (T, ...); gradients reach the action alone
 
+
+class ActorLoss(NamedTuple):
+    """What an actor descends, and two numbers for the metrics; 0-d."""
+
+    value: torch.Tensor  # with gradient
+    cost: torch.Tensor  # mean over the rows, no gradient: what the temperature holds at its budget
+    sigma_mean: torch.Tensor  # no gradient
+
+
+class Optimiser(NamedTuple):
+    """How Adam moves an actor."""
+
+    beta1: float = 0.9
+    eps: float = 1e-8
+    clip_norm: float | None = None  # of the gradient
+    clip_value: float | None = None  # of each of its entries
+
+
+class Actor(abc.ABC):
+    """The part of an algorithm that its update does not know. Loss, temperature and optimiser are SoftGAC's where not replaced."""
+
+    particles = 1
+    budget = 0.0  # nats: the mean cost that the temperature holds
+    budget_units = 1.0  # what one unit of cost is shared by, for the metric (K A for a bridge)
+    optimiser = Optimiser()
+    temperature_loss = staticmethod(temperature_loss)
+
+    @abc.abstractmethod
     def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Rollout:
-        """One action for each row."""
+        """One action for each row, as in the critics' target."""
 
+    @abc.abstractmethod
     def draw_noise(self, rows: int, generator: torch.Generator, particles: int) -> torch.Tensor:
-        """Noise (rows * particles, *noise_shape); ``particles`` of 1 is plain sampling."""
+        """Noise (rows * particles, *noise_shape) for ``rollout``; ``particles`` of 1 is plain sampling."""
+
+    def draw_loss_noise(self, rows: int, generator: torch.Generator) -> torch.Tensor:
+        """Noise (rows * self.particles, ...) for ``loss``."""
+        return self.draw_noise(rows, generator, self.particles)
+
+    def loss(self, batch: ActorBatch, parameters: dict[str, torch.Tensor]) -> ActorLoss:
+        """mean[ alpha cost - min_j E[Z_j](s, a) ] over fresh actions."""
+        action_RA, cost_R, sigma = self.rollout(batch.obs_RO, batch.noise, parameters)
+        value = actor_loss(batch.alpha, cost_R, batch.q(batch.obs_RO, action_RA))
+        return ActorLoss(value, cost_R.detach().mean(), sigma)
+
+
+def renorm_of(config: CriticConfig) -> Renorm:
+    """The constants of batch renormalisation that the settings name."""
+    return Renorm(
+        decay=config.renorm_decay,
+        eps=config.renorm_eps,
+        r_max=config.renorm_r_max,
+        d_max=config.renorm_d_max,
+        warmup=config.renorm_warmup,
+        form=config.renorm_form,
+    )
 
 
 class ActorCritic(TrainedAgent):
@@ -70,7 +128,7 @@ class ActorCritic(TrainedAgent):
 
     def __init__(
         self,
-        config: ActorCriticConfig,
+        config: CriticConfig,
         spec: AgentSpec,
         actor: Actor,
         actor_parameters: dict[str, torch.Tensor],
@@ -79,31 +137,28 @@ class ActorCritic(TrainedAgent):
         super().__init__(spec, config.matmul)
         self.config, self.actor, self.cycle = config, actor, config.actor_every
         self.layout = RowLayout(obs_dim=spec.obs_dim, action_dim=spec.action_dim)
-        renorm = Renorm(
-            decay=config.renorm_decay,
-            eps=config.renorm_eps,
-            r_max=config.renorm_r_max,
-            d_max=config.renorm_d_max,
-            warmup=config.renorm_warmup,
-            form=config.renorm_form,
-        )
         inputs = spec.obs_dim + spec.action_dim
         self.critic = TwinCritic(
-            inputs, config.critic_width, config.critic_layers, config.atoms, renorm, draw, self.device
+            inputs, config.critic_width, config.critic_layers, config.atoms, renorm_of(config), draw, self.device
         )
-        log_alpha = torch.full((), math.log(config.alpha_init) if config.alpha_init else LOG_ZERO)
+        alpha = config if isinstance(config, ActorCriticConfig) else None
+        self.tempered = alpha is not None and alpha.alpha_mode == "auto"
+        log_alpha = torch.full((), math.log(alpha.alpha_init) if alpha and alpha.alpha_init else LOG_ZERO)
         self.policy = FlatParameters({**actor_parameters, "log_alpha": log_alpha}, self.device, extra=1)
         self.log_alpha = self.policy.named.pop("log_alpha")
         self.support = Support(config.v_min, config.v_max, config.atoms, self.device)
         self.y_N = self.support.y_N
         critic, policy = self.critic.parameters, self.policy
         self.critic_adam = FlatAdam(critic.value, critic.gradient, lr=config.critic_lr, beta1=config.critic_beta1)
-        self.actor_adam = FlatAdam(policy.value[:-1], policy.gradient[:-1], lr=config.actor_lr)
-        self.alpha_adam = FlatAdam(policy.value[-1:], policy.gradient[-1:], lr=config.alpha_lr)
-        moved = (self.actor_adam, self.alpha_adam) if config.alpha_mode == "auto" else (self.actor_adam,)
+        beta1, eps, clip_norm, clip_value = actor.optimiser
+        self.actor_adam = FlatAdam(
+            policy.value[:-1], policy.gradient[:-1], lr=config.actor_lr, beta1=beta1, eps=eps, clip=clip_value
+        )
+        self.alpha_adam = FlatAdam(policy.value[-1:], policy.gradient[-1:], lr=alpha.alpha_lr if alpha else 0.0)
+        moved = (self.actor_adam, self.alpha_adam) if self.tempered else (self.actor_adam,)
         self.critic_trainer = Trainer(critic, (self.critic_adam,), spec.collective, CRITIC_METRICS)
-        self.actor_trainer = Trainer(policy, moved, spec.collective, ACTOR_METRICS)
-        self.trainers = (self.critic_trainer, self.actor_trainer)
+        self.actor_trainer = Trainer(policy, moved, spec.collective, ACTOR_METRICS, clip=clip_norm)
+        self.trainers: tuple[Trainer, ...] = (self.critic_trainer, self.actor_trainer)
 
     def update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
         """U critic updates; actor and temperature follow every ``cycle``-th, counted across calls.
@@ -141,13 +196,17 @@ class ActorCritic(TrainedAgent):
             following = self._follow(columns.next_obs, noise.next)
             skipped = self._critic_step(rows_BD, following.action_RA, following.cost_R)
             if with_actor:
-                self._actor_step(columns.obs, noise.actor, skipped)
+                self._actor_step(columns, noise.actor, skipped)
         self.updates += 1
         return self.read_metrics()
 
     def draw_noise(self, rows: int, *, particles: int = 1) -> torch.Tensor:
         """This learner's noise of ``rows`` states, of ``particles`` actions each."""
         return self.own(self.actor.draw_noise(rows * self.collective.world_size, self.generator, particles))
+
+    def draw_loss_noise(self, rows: int) -> torch.Tensor:
+        """This learner's noise of the actor's loss on ``rows`` states."""
+        return self.own(self.actor.draw_loss_noise(rows * self.collective.world_size, self.generator))
 
     def _group(self, rows_CBD: torch.Tensor, *, with_actor: bool) -> None:
         updates, rows = rows_CBD.shape[:2]
@@ -159,7 +218,7 @@ class ActorCritic(TrainedAgent):
         for rows_BD, action_BA, cost_B in zip(rows_CBD.unbind(), actions, costs):
             skipped = self._critic_step(rows_BD, action_BA, cost_B)
         if with_actor:
-            self._actor_step(columns.obs[-1], self.draw_noise(rows, particles=self.actor.particles), skipped)
+            self._actor_step(self.layout.views(rows_CBD[-1]), self.draw_loss_noise(rows), skipped)
 
     @torch.no_grad()
     def _follow(self, next_obs_RO: torch.Tensor, noise: torch.Tensor) -> Rollout:
@@ -201,20 +260,23 @@ class ActorCritic(TrainedAgent):
         # Both critics' atoms land at the same places, so projecting the average is averaging the projections.
         return c51.project(p_BN, t_BN, support.v_min, support.v_max), c51.clipped_share(p_BN, t_BN, self.y_N)
 
-    def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor, critic_skipped: torch.Tensor) -> None:
-        particles = self.actor.particles
+    def _actor_step(self, columns: Columns, noise: torch.Tensor, critic_skipped: torch.Tensor) -> torch.Tensor:
+        """One update of actor and temperature; 1.0 (0-d) where it was skipped."""
+        particles, obs_BO = self.actor.particles, columns.obs
         obs_RO = obs_BO if particles == 1 else obs_BO.repeat_interleave(particles, 0, output_size=noise.shape[0])
-        action_RA, cost_R, sigma = self.actor.rollout(obs_RO, noise, self.policy.named)
-        logits_TRN = evaluate(self.critic.frozen(), torch.cat([obs_RO, action_RA], -1))
-        alpha = self.log_alpha.detach().exp()
-        loss = actor_loss(alpha, cost_R, c51.mean(logits_TRN, self.y_N))
-        cost, temperature = cost_R.detach().mean(), None
-        if self.config.alpha_mode == "auto":
-            temperature = temperature_loss(self.log_alpha, self.actor.budget, cost)
+        frozen, alpha = self.critic.frozen(), self.log_alpha.detach().exp()
+
+        def q(obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+            return c51.mean(evaluate(frozen, torch.cat([obs, action], -1)), self.y_N)
+
+        batch = ActorBatch(obs_RO, columns.action, noise, alpha, q)
+        loss, cost, sigma = self.actor.loss(batch, self.policy.named)
+        temperature = self.actor.temperature_loss(self.log_alpha, self.actor.budget, cost) if self.tempered else None
         step = self.actor_trainer.descend(Loss(loss, temperature))
         values = (step.loss, alpha, cost, cost / self.actor.budget_units, step.norm, sigma)
         # Counted once where the critics' update was not finite either.
         self.actor_trainer.record(step._replace(nonfinite=step.nonfinite * (1.0 - critic_skipped)), values)
+        return step.skipped
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See docs/softgac.md for the list."""

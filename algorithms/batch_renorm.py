@@ -20,6 +20,7 @@ beside its matrix products; the tests compare it with the plain form.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ from algorithms.interface import Collective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Renorm:
-    """Constants of a batch renormalisation (see ActorCriticConfig)."""
+    """Constants of a batch renormalisation (see CriticConfig)."""
 
     decay: float
     eps: float
@@ -115,6 +116,34 @@ def input_grad(
     grad_TMI = torch.addcmul(a_TI, seen.x_TMI, b_TI)
     grad_TMI[:, : grad_TBI.shape[1]].addcmul_(grad_TBI, seen.scale_TI.unsqueeze(1))
     return grad_TMI
+
+
+class Renormalise(torch.autograd.Function):
+    """One train-mode pass of one network, for autograd: ``apply(x_MI, gamma_I, beta_I, mean_I, var_I, warm, constants, collective)``.
+
+    Returns y_MI, and the batch's mean and variance (I,), by which ``mean_I`` and ``var_I`` are to move. Moments are taken about
+    ``mean_I``, so that inputs far from 0 keep their variance in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x_MI, gamma_I, beta_I, mean_I, var_I, warm, constants, collective = args
+        shifted_TMI, zero_TI = (x_MI - mean_I).unsqueeze(0), torch.zeros_like(mean_I).unsqueeze(0)
+        scales = gamma_I.unsqueeze(0), beta_I.unsqueeze(0)
+        y_TMI, seen = forward(shifted_TMI, *scales, zero_TI, var_I.unsqueeze(0), warm, constants, collective)
+        ctx.seen, ctx.collective = seen, collective
+        batch_mean_I, batch_var_I = seen.mean_TI[0] + mean_I, seen.var_TI[0]
+        ctx.mark_non_differentiable(batch_mean_I, batch_var_I)
+        return y_TMI[0], batch_mean_I, batch_var_I
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Any) -> Any:
+        grad_TMI = output_grads[0].unsqueeze(0)
+        gamma_grad, beta_grad, centred = affine_grads(grad_TMI, ctx.seen)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = input_grad(grad_TMI, beta_grad, centred, ctx.seen, ctx.collective)[0]
+        return x_grad, gamma_grad[0], beta_grad[0], None, None, None, None, None
 
 
 def folded(

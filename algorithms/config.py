@@ -1,4 +1,4 @@
-"""Settings that both actor-critics share: the critic recipe, the temperature and the schedule."""
+"""Settings that the actor-critics share: the critic recipe, the schedule and, where there is one, the temperature."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from replay.task import name_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ActorCriticConfig:
-    """Twin C51 critics with batch renormalisation and no target network, a temperature, and who updates when.
+class CriticConfig:
+    """Twin C51 critics with batch renormalisation and no target network, and who updates when.
 
     Defaults are those of "Generative Actor-Critic with Soft Bridge Policies", arXiv 2605.08733, for Gym MuJoCo; preset paper
     takes what it sets by task from ``published_tasks``.
@@ -54,7 +54,6 @@ class ActorCriticConfig:
     )
     critic_lr: float = option(3e-4, "1", "Adam step size of the critics (paper: 3e-4)", **RATE)
     actor_lr: float = option(3e-4, "1", "Adam step size of the actor (paper: 3e-4)", **RATE)
-    alpha_lr: float = option(1e-3, "1", "Adam step size of log alpha (paper: 1e-3)", **RATE)
     critic_beta1: float = option(
         0.5,
         "1",
@@ -62,14 +61,6 @@ class ActorCriticConfig:
         at_least=0,
         below=1,
         why="Adam's average would never move",
-    )
-    alpha_mode: str = option("auto", "name", "auto: alpha follows its budget; constant: stays", ("auto", "constant"))
-    alpha_init: float = option(
-        0.1,
-        "1",
-        "temperature at the start (paper: .1); 0 is allowed when it is constant",
-        at_least=0,
-        why="its logarithm is what is learned",
     )
     critic_entropy: float = option(
         0.005,
@@ -132,17 +123,37 @@ class ActorCriticConfig:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
         found = range_problems(self)
         found += _support_problems(self.v_min, self.v_max, self.atoms)
-        if self.alpha_init == 0 and self.alpha_mode != "constant":
-            found.append(
-                f"alpha_init is {self.alpha_init} with alpha_mode {self.alpha_mode}, expected a finite number above 0 "
-                "(or exactly 0 when constant): its logarithm is what is learned; the default is 0.1"
-            )
         return found
 
     def check(self) -> None:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
         if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(CriticConfig):
+    """The critics with a temperature that holds what the actor pays at a budget."""
+
+    alpha_lr: float = option(1e-3, "1", "Adam step size of log alpha (paper: 1e-3)", **RATE)
+    alpha_mode: str = option("auto", "name", "auto: alpha follows its budget; constant: stays", ("auto", "constant"))
+    alpha_init: float = option(
+        0.1,
+        "1",
+        "temperature at the start (paper: .1); 0 is allowed when it is constant",
+        at_least=0,
+        why="its logarithm is what is learned",
+    )
+
+    def validate(self) -> list[str]:
+        """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
+        found = super().validate()
+        if self.alpha_init == 0 and self.alpha_mode != "constant":
+            found.append(
+                f"alpha_init is {self.alpha_init} with alpha_mode {self.alpha_mode}, expected a finite number above 0 "
+                "(or exactly 0 when constant): its logarithm is what is learned; the default is 0.1"
+            )
+        return found
 
 
 def _support_problems(v_min: float | None, v_max: float | None, atoms: int) -> list[str]:

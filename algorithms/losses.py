@@ -1,4 +1,4 @@
-"""The three losses, each one equation, with everything random passed in.
+"""The losses, each one equation, with everything random passed in.
 
 Letters: B batch, N atoms, T the two critics. Source: arXiv 2605.08733. ``cost`` is what a policy pays for one
 action: the control energy of its path for the bridge, log pi(a|s) for a Gaussian.
@@ -29,3 +29,8 @@ def actor_loss(alpha: torch.Tensor, cost_B: torch.Tensor, q_TB: torch.Tensor) ->
 def temperature_loss(log_alpha: torch.Tensor, budget: float, mean_cost: torch.Tensor) -> torch.Tensor:
     """alpha (budget - mean cost), alpha = exp(log_alpha): alpha falls while the cost is below its budget."""
     return log_alpha.exp() * (budget - mean_cost)
+
+
+def log_temperature_loss(log_alpha: torch.Tensor, budget: float, mean_cost: torch.Tensor) -> torch.Tensor:
+    """log_alpha (budget - mean cost): the same zero, but the step does not shrink with alpha (CrossQ-SAC, FLAC)."""
+    return log_alpha * (budget - mean_cost)

@@ -62,6 +62,12 @@ class Algorithm:
         return policy
 
 
+def online_names() -> str:
+    """Those that always learn online, for messages: "a, b or c"."""
+    *names, last = [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
+    return f"{', '.join(names)} or {last}"
+
+
 def _load(path: str) -> Any:
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)
@@ -85,6 +91,14 @@ ALGORITHMS: dict[str, Algorithm] = {
             presets={"cpu": sac_config.cpu, "paper": sac_config.paper},
             agent="algorithms.sac.agent:SAC",
             policy="algorithms.sac.agent:SACPolicy",
+        ),
+        Algorithm(
+            name="crossq-sac",
+            title="CrossQ-SAC",
+            config_class=sac_config.CrossQConfig,
+            presets={"cpu": sac_config.crossq_cpu, "paper": sac_config.crossq_paper},
+            agent="algorithms.sac.crossq:CrossQSAC",
+            policy="algorithms.sac.crossq:CrossQPolicy",
         ),
         Algorithm(
             name="gac",

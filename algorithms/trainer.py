@@ -194,7 +194,8 @@ class FlatAdam:
 
     The same numbers as torch.optim.Adam and optax.adam; where ``weight_decay`` is not 0 those of torch.optim.AdamW (Loshchilov
     & Hutter, 2019). ``lr`` may be set before each step: a schedule is the caller's. ``step`` counts on the device; a step with
-    ``skip`` = 1 changes nothing, and needs no look at the device to know.
+    ``skip`` = 1 changes nothing, and needs no look at the device to know. Where ``clip`` is given, each entry of the gradient is
+    held in [-clip, clip].
     """
 
     def __init__(
@@ -206,9 +207,11 @@ class FlatAdam:
         beta1: float = 0.9,
         beta2: float = 0.999,
         weight_decay: float = 0.0,
+        eps: float = 1e-8,
+        clip: float | None = None,
     ) -> None:
         self.value, self.grad, self.lr, self.beta1, self.beta2 = value, grad, lr, beta1, beta2
-        self.weight_decay = weight_decay
+        self.weight_decay, self.eps, self.clip = weight_decay, eps, clip
         self.m = torch.zeros_like(value)
         self.v = torch.zeros_like(value)
         self.count = torch.zeros((), device=value.device)
@@ -216,6 +219,8 @@ class FlatAdam:
     def step(self, skip: torch.Tensor) -> None:
         """One step, or none where ``skip`` (0-d float32, 0 or 1) is 1."""
         self.count.add_(1.0 - skip)
+        if self.clip is not None:
+            self.grad.clamp_(-self.clip, self.clip)
         torch._fused_adamw_(
             [self.value],
             [self.grad],
@@ -227,7 +232,7 @@ class FlatAdam:
             beta1=self.beta1,
             beta2=self.beta2,
             weight_decay=self.weight_decay,
-            eps=1e-8,
+            eps=self.eps,
             amsgrad=False,
             maximize=False,
             found_inf=skip,

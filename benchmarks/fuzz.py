@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import cluster.drive  # noqa: E402
+from algorithms import ALGORITHMS  # noqa: E402
 from cluster.cli import main  # noqa: E402
 from cluster.config import flatten, from_json, make_preset, override  # noqa: E402
 from cluster.run_dir import RunDirectory  # noqa: E402
@@ -54,7 +55,6 @@ SMALL_GAC = QUIET | {
     "agent.infer_steps": "2",
     "learner.batch_size": "4",
 }
-ALGORITHMS = ("softgac", "sac", "gac", "bc", "percent-bc", "rvs", "dt")
 NUMBERS = (
     "0", "-1", "1", "2", "3", "7", "0.5", "1.5", "-0.5", "100", "4096", "1e-308", "1e-30", "1e30", "1e308", "-1e308", "1e400",
     "nan", "inf", "-inf", "9223372036854775808", "1" + "0" * 40, "9" * 5000, "0x10", "1_000", "٣", "1e", "--1",
@@ -139,14 +139,14 @@ def run_case(number: int, seed: int, bases: Bases, folder: Path) -> tuple[Case, 
 
 def _settings(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A new run with random settings."""
-    algorithm = rng.choice(ALGORITHMS)
+    algorithm = rng.choice(list(ALGORITHMS))
     preset = rng.choice(sorted({"cpu", "paper"} | ({"linear"} if algorithm == "gac" else set())))
     keys = [key for key in flatten(make_preset(algorithm, preset)) if key not in ("algorithm", "preset", "env")]
     chosen = {
         key: rng.choice(NUMBERS + WORDS if rng.random() < 0.7 else MODEST)
         for key in rng.sample(keys, rng.randint(1, 3))
     }
-    source = ["--dataset", DATASET] if algorithm not in ("softgac", "sac") else ["--env", ENV]
+    source = ["--dataset", DATASET] if ALGORITHMS[algorithm].items == "episodes" else ["--env", ENV]
     words = ["train", algorithm, *source, "--preset", preset, "--run-dir", str(folder / "run"), "--backend", "inline"]
     if rng.random() < 0.2:
         flag = rng.choice(("--steps", "--workers", "--shards", "--learners", "--seed", "--device", "--envs-per-worker"))

@@ -169,7 +169,7 @@ class RunConfig:
 
 
 def paper(algorithm: str) -> RunConfig:
-    """The published settings; softgac and sac take support, width and steps by the task; needs a GPU."""
+    """The published settings; those with critics take support, width and steps by the task; needs a GPU."""
     if ALGORITHMS[algorithm].items == "episodes":
         config = _on_episodes(algorithm, "paper")
         return dataclasses.replace(config, learner=dataclasses.replace(config.learner, gpus=1.0, cpus=1.0))
@@ -232,7 +232,7 @@ def make_preset(algorithm: str, name: str, env: str | None = None) -> RunConfig:
     """The named preset for an algorithm; UsageError names the nearest when there is none, or whose it is.
 
     Args:
-        env: environment id, by which preset ``paper`` of softgac and sac takes what the paper sets by task.
+        env: environment id, by which preset ``paper`` of those with critics takes what the paper sets by task.
     """
     _known(algorithm, ALGORITHMS, "algorithm")
     owners = [other for other, found in ALGORITHMS.items() if name in found.presets]

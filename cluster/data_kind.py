@@ -85,7 +85,7 @@ class DataKind(ABC):
 
 
 class TransitionKind(DataKind):
-    """softgac and sac: gather and learn at the same time, at a replay ratio."""
+    """Actor-critics: gather and learn at the same time, at a replay ratio."""
 
     acts_on_versions = False
 
@@ -296,7 +296,7 @@ def _pretrain_problems(config: RunConfig, without: str) -> list[str]:
         return []
     return [
         f"data.pretrain_updates is {config.data.pretrain_updates} for {without} expected 0: updates before the first env step "
-        "are those of softgac and sac on a dataset; set it to 0, or give --dataset"
+        "are those of an actor-critic (softgac, sac) on a dataset; set it to 0, or give --dataset"
     ]
 
 

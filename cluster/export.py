@@ -17,6 +17,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from algorithms import online_names
 from algorithms.onnx_graph import OPSET
 from cluster.errors import RunError, UsageError
 from cluster.policy import LoadedPolicy
@@ -31,7 +32,7 @@ def export_policy(policy: LoadedPolicy, onnx_path: Path | None, torch_path: Path
     """Writes the files that were asked for; a line for each. UsageError for a policy that no graph holds."""
     if not hasattr(_acting(policy), "onnx_model"):
         raise UsageError(
-            f"{policy.run_dir} is a run of {policy.algorithm}, expected softgac, sac, bc or percent-bc: its policy carries "
+            f"{policy.run_dir} is a run of {policy.algorithm}, expected bc, percent-bc, {online_names()}: its policy carries "
             f"{_carried(policy.algorithm)} through each episode, which a graph from observation to action cannot hold, so nothing was "
             "written; act with drawbridge.load"
         )

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from algorithms import online_names
 from algorithms.interface import PlanRequest, PlanRequestError
 from cluster.checks import spec_of
 from cluster.commands.arguments import name_env_again
@@ -29,7 +30,7 @@ from rollout_workers.evaluator import plan_streams
 class LoadedPolicy:
     """A run's newest policy. Call it with an observation, or with a batch of them, and it returns actions for the environment.
 
-    A policy of softgac, sac, bc or percent-bc needs observations alone. One of gac, rvs or dt carries a plan, a requested return or a history
+    A policy of an actor-critic, bc or percent-bc needs observations alone. One of gac, rvs or dt carries a plan, a requested return or a history
     through an episode: its first call, and its first after ``reset``, begins an episode in every row, and row e stays environment e.
     Deterministic actions are those of ``drawbridge evaluate``, bit for bit, if ``seed`` is the episode's.
 
@@ -79,7 +80,7 @@ class LoadedPolicy:
             obs: an observation as the environment returns it, a Dict too; or E of them along a first axis.
             reward: what the previous action brought, one a row. Only dt looks at it.
             begins: bool, one a row: where ``obs`` is the first of a new episode. None: nowhere, but in a first call everywhere.
-            sample: draw from a stochastic policy (softgac, sac) instead of acting without noise.
+            sample: draw from a stochastic policy (of an actor-critic: softgac, sac) instead of acting without noise.
 
         Raises:
             ValueError: what cannot be answered; the message says what was expected.
@@ -139,7 +140,7 @@ class LoadedPolicy:
 
     def _cannot_sample(self, why: str) -> UsageError:
         return UsageError(
-            f"sample=True was asked of a policy of {self.algorithm}, expected softgac or sac: {why}; no action was taken; leave it out"
+            f"sample=True was asked of a policy of {self.algorithm}, expected {online_names()}: {why}; no action was taken; leave it out"
         )
 
 

@@ -1,4 +1,4 @@
-"""Preset ``paper`` of softgac and sac by task: the paper has another support, width and length for some of them."""
+"""Preset ``paper`` of the actor-critics by task: the paper has another support, width and length for some of them."""
 
 from __future__ import annotations
 

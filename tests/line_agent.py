@@ -80,5 +80,7 @@ def small_agent(name: str, *, collective: Collective | None = None, device: str 
     config = dataclasses.replace(algorithm.presets["cpu"](), critic_width=16, atoms=21)
     if name == "softgac":
         config = dataclasses.replace(config, bridge_width=8, bridge_steps=3)
+    elif algorithm.items == "transitions":
+        config = dataclasses.replace(config, actor_width=8)
     spec = AgentSpec(obs_dim=5, action_dim=2, device=device, seed=seed, collective=collective or Solo())
     return algorithm.make_agent(config, spec)

@@ -216,7 +216,7 @@ def test_what_a_run_cannot_give_is_refused_with_what_to_do(run, tmp_path, monkey
     with pytest.raises(RunError, match="no checkpoint yet"):
         collect_agent_episodes(bare.path, "medium", 1, seed=0)
     monkeypatch.setattr(collecting, "make_policy", lambda plan: RememberingPolicy(plan.obs_dim, plan.action_dim))
-    with pytest.raises(UsageError, match="expected softgac or sac"):
+    with pytest.raises(UsageError, match="expected softgac, sac"):
         collect_agent_episodes(run, "medium", 1, seed=0)
 
 

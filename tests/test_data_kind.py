@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
 
+from algorithms import ALGORITHMS
 from cluster.checks import make_spec, memory_bytes, spec_of
 from cluster.config import RunConfig, make_preset, override
 from cluster.data_kind import kind_of
@@ -24,7 +25,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(algorithm: str = "gac", **settings: object) -> RunConfig:
-    given = {"env": "Pendulum-v1"} | ({"dataset": DATASET} if algorithm not in ("softgac", "sac") else {})
+    given = {"env": "Pendulum-v1"} | ({"dataset": DATASET} if ALGORITHMS[algorithm].items == "episodes" else {})
     given |= TINY | TINY_GAC if algorithm == "gac" else {}
     merged = given | {key.replace("__", "."): value for key, value in settings.items()}
     return override(make_preset(algorithm, "cpu"), {key: str(value) for key, value in merged.items()})

@@ -10,6 +10,7 @@ import torch
 from line_agent import small_agent
 from test_learner import HostReads, ready, same
 
+from algorithms import ALGORITHMS
 from learners.checkpoint import load_newest, prefixed, save
 from learners.config import LearnerConfig
 from learners.feed import ReadyBatch
@@ -18,7 +19,7 @@ from replay.schema import RowLayout
 
 LAYOUT = RowLayout(obs_dim=5, action_dim=2)
 CONFIG = LearnerConfig(batch_size=16, updates_per_call=4, publish_updates=8)
-AGENTS = pytest.mark.parametrize("name", ["softgac", "sac"])
+AGENTS = pytest.mark.parametrize("name", [n for n, a in ALGORITHMS.items() if a.items == "transitions"])
 
 
 def block(seed: int, updates: int = 4) -> ReadyBatch:

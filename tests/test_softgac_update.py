@@ -1,4 +1,4 @@
-"""The update of both actor-critics: equations, schedule, guard, state, learners that share it."""
+"""The update of all actor-critics: equations, schedule, guard, state, learners that share it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from algorithms.interface import AgentSpec, Solo
 
 OBS, ACTION, BATCH = 5, 3, 32
 SMALL: dict[str, Any] = {"critic_width": 32, "atoms": 21, "v_min": -20.0, "v_max": 20.0}
-NAMES = ("softgac", "sac")
+NAMES = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.items == "transitions")
 FITTED = (*NAMES, "fitted")  # softgac with a support fitted to the rewards
 
 
@@ -211,7 +211,7 @@ class _Member:
 @pytest.mark.parametrize("name", FITTED)
 def test_two_learners_of_half_the_rows_give_the_parameters_of_one(name):
     rows, ring, errors = _rows(10), _Ring(2), []
-    fields = {"renorm_warmup": 3} | ({"particles": 2, "antithetic": True} if name != "sac" else {})
+    fields = {"renorm_warmup": 3} | ({"particles": 2, "antithetic": True} if name in ("softgac", "fitted") else {})
     alone = _agent(name, **fields)
     metrics = alone.update(rows)
     members = [_agent(name, collective=_Member(ring, rank), **fields) for rank in range(2)]

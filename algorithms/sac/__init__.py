@@ -1,1 +1,1 @@
-"""SAC with SoftGAC's critics: a control of ours, not the paper's."""
+"""The tanh-Gaussian with SoftGAC's critics: CrossQ-SAC, the paper's control, and SAC, a lighter one of ours."""

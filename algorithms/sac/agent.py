@@ -1,7 +1,7 @@
 """SAC with SoftGAC's critics: the Gaussian as an actor, its learner and its policy.
 
 Letters: B batch, R rows, O, A. Source: Haarnoja et al. (2018); critics and schedule of arXiv 2605.08733. The control is
-ours: the paper's own, CrossQ-SAC, has another actor.
+ours: the paper's own is CrossQ-SAC, algorithms/sac/crossq.py.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from algorithms.actor_critic import ActorCritic, Rollout
+from algorithms.actor_critic import Actor, ActorCritic, Rollout
 from algorithms.interface import AgentSpec
 from algorithms.sac.config import SACConfig
 from algorithms.sac.gaussian import gaussian, initial_parameters, log_prob
 from algorithms.weights import load_weights
 
 
-class GaussianActor:
+class GaussianActor(Actor):
     """The tanh-Gaussian with log pi as cost: held at -target entropy."""
-
-    particles = 1
 
     def __init__(self, config: SACConfig, action_dim: int) -> None:
         self.config, self.action_dim = config, action_dim

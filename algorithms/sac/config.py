@@ -1,4 +1,4 @@
-"""Settings of SAC."""
+"""Settings of SAC and of CrossQ-SAC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replay.option import WIDTH, option
 class SACConfig(ActorCriticConfig):
     """A tanh-Gaussian actor with SoftGAC's critics, temperature and schedule: a control of ours.
 
-    It is not the paper's CrossQ-SAC, whose actor is wider, batch-renormalised and differently parametrised (docs/softgac.md).
+    It is not the paper's control: that is CrossQConfig.
     """
 
     actor_width: int = option(256, "units", "hidden units of each actor layer (SAC: 256)", **WIDTH)
@@ -69,6 +69,32 @@ def cpu() -> SACConfig:
     """The same equations with narrow critics, a larger step and a support fitted to the rewards, for a core or two (ours)."""
     return SACConfig(
         critic_width=256,
+        renorm_form="ioffe",
+        critic_lr=1e-3,
+        actor_lr=1e-3,
+        alpha_lr=3e-3,
+        v_min=None,
+        v_max=None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossQConfig(SACConfig):
+    """CrossQ-SAC, the paper's control: its actor has batch renormalisation, with the settings of the critics' (``renorm_*``)."""
+
+    actor_width: int = option(512, "units", "hidden units of each actor layer (paper: 512)", **WIDTH)
+
+
+def crossq_paper() -> CrossQConfig:
+    """The paper's control; meant for a GPU."""
+    return CrossQConfig()
+
+
+def crossq_cpu() -> CrossQConfig:
+    """Narrow networks, a larger step and a support fitted to the rewards, for a core or two (ours)."""
+    return CrossQConfig(
+        critic_width=256,
+        actor_width=128,
         renorm_form="ioffe",
         critic_lr=1e-3,
         actor_lr=1e-3,

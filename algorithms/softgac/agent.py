@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from algorithms.actor_critic import ActorCritic, Rollout
+from algorithms.actor_critic import Actor, ActorCritic, Rollout
 from algorithms.interface import AgentSpec
 from algorithms.softgac import bridge
 from algorithms.softgac.config import SoftGACConfig
 from algorithms.softgac.losses import control_energy, energy_budget
 from algorithms.weights import load_weights
+from replay.schema import Columns
 
 OBS_STATISTICS = ("obs.mean", "obs.var")  # of a policy with input_norm=running, by which it standardises observations
 
 
-class BridgeActor:
+class BridgeActor(Actor):
     """The soft bridge with its control energy as cost, held at rho K A nats."""
 
     def __init__(self, config: SoftGACConfig, action_dim: int) -> None:
@@ -67,10 +68,10 @@ class SoftGAC(ActorCritic):
         """The critics' running ``mean`` or ``var`` of observations (O,): one, because both critics see one input."""
         return self.critic.statistics[f"norm0.{name}"][0, : self.obs_dim]
 
-    def _actor_step(self, obs_BO: torch.Tensor, noise: torch.Tensor, critic_skipped: torch.Tensor) -> None:
+    def _actor_step(self, columns: Columns, noise: torch.Tensor, critic_skipped: torch.Tensor) -> torch.Tensor:
         for mine_O, name in zip(self.bridge.running, ("mean", "var")):  # the actor stands still between its steps
             mine_O.copy_(torch.where(critic_skipped > 0, mine_O, self._seen(name)))
-        super()._actor_step(obs_BO, noise, critic_skipped)
+        return super()._actor_step(columns, noise, critic_skipped)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See docs/softgac.md for the list."""

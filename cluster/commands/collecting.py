@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
+from algorithms import online_names
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
 from cluster.data_kind import kind_of
@@ -83,7 +84,7 @@ def measure_references(env_id: str, seed: int, episodes: int = 100) -> Reference
 def collect_agent_episodes(
     run_dir: Path, kind: str, episodes: int | None, seed: int, progress: Progress | None = None
 ) -> Iterator[StoredEpisode]:
-    """Episodes of a SoftGAC or SAC run; of kind replay those of a run on whole episodes too, see ``replayed``.
+    """Episodes of a run of an actor-critic (softgac, sac); of kind replay those of a run on whole episodes too, see ``replayed``.
 
     Args:
         run_dir: of the run.
@@ -131,7 +132,7 @@ def _actor(spec: RunSpec) -> Actor:
     actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if actor.stateless is None:
         raise UsageError(
-            f"{spec.run_dir} is a run of {spec.config.algorithm}, expected softgac or sac: its episodes follow plans, which are not "
+            f"{spec.run_dir} is a run of {spec.config.algorithm}, expected {online_names()}: its episodes follow plans, which are not "
             "collected; nothing was done; give a run of one of these, or take what its stages gathered with `drawbridge dataset export`"
         )
     actor.replace(newest_weights(spec))

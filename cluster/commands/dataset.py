@@ -69,7 +69,9 @@ def _add_maze(kinds: Any) -> None:
 
 def _add_agent(kinds: Any) -> None:
     agent = _command(kinds, "agent", _make_agent, "episodes of a trained agent")
-    agent.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="a SoftGAC or SAC run")
+    agent.add_argument(
+        "--run", type=Path, required=True, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)"
+    )
     agent.add_argument(
         "--kind",
         choices=KINDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, online_names
 from algorithms.interface import AgentSpec
 from cluster.config import RunConfig, override
 from cluster.errors import RunError, UsageError
@@ -47,7 +47,7 @@ def finetuned(
     if way == "never":
         raise UsageError(
             f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of gac, "
-            "softgac or sac; nothing was started; train gac on the same dataset and fine-tune that"
+            f"{online_names()}; nothing was started; train gac on the same dataset and fine-tune that"
         )
     if "steps" in settings:
         raise UsageError(

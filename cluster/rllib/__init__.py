@@ -9,8 +9,11 @@ cleanup. What touches the beta RLModule is in ``PolicyModule`` alone; nothing to
 The fleet starts with the first call that needs it, works while ``train`` runs, and is held in between.
 """
 
-from cluster.rllib.algorithm import SAC, FleetAlgorithm, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib.algorithm import FleetAlgorithm
 from cluster.rllib.config import FleetConfig
+from cluster.rllib.methods import SAC, CrossQSAC, CrossQSACConfig, SACConfig, SoftGAC, SoftGACConfig
 from cluster.rllib.module import PolicyModule
 
-__all__ = ["SAC", "FleetAlgorithm", "FleetConfig", "PolicyModule", "SACConfig", "SoftGAC", "SoftGACConfig"]
+__all__ = [
+    "SAC", "CrossQSAC", "CrossQSACConfig", "FleetAlgorithm", "FleetConfig", "PolicyModule", "SACConfig", "SoftGAC", "SoftGACConfig",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""SoftGAC and SAC as RLlib Algorithms whose work a fleet of this project does."""
+"""An RLlib Algorithm whose work a fleet of this project does; methods.py has those of SoftGAC and its rivals."""
 
 from __future__ import annotations
 
@@ -360,35 +360,6 @@ class FleetAlgorithm(Algorithm):
             getattr(self.config, f"callbacks_{name}")
         ):
             call(algorithm=self, **arguments)
-
-
-class SoftGAC(FleetAlgorithm):
-    """SoftGAC behind RLlib's Algorithm."""
-
-
-class SoftGACConfig(FleetConfig):
-    """RLlib's configuration of SoftGAC."""
-
-    algorithm = "softgac"
-
-    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class or SoftGAC)
-
-
-class SAC(FleetAlgorithm):
-    """This project's SAC, SoftGAC's control, behind RLlib's Algorithm."""
-
-
-class SACConfig(FleetConfig):
-    """RLlib's configuration of this project's SAC."""
-
-    algorithm = "sac"
-
-    def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class or SAC)
-
-
-SoftGAC.config_class, SAC.config_class = SoftGACConfig, SACConfig
 
 
 def _batch_of_one(obs: Any) -> Any:

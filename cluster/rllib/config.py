@@ -67,9 +67,10 @@ class FleetConfig(AlgorithmConfig):
     """
 
     algorithm: ClassVar[str]
+    face: ClassVar[type[FleetAlgorithm]]  # what it configures
 
     def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class)
+        super().__init__(algo_class=algo_class or self.face)
         for name in MAPPED:
             if name != "evaluation_duration":  # RLlib checks this one, and would not take None
                 setattr(self, name, None)
