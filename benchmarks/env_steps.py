@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -31,7 +32,7 @@ Contender = Callable[[], int]  # steps for a while, returns the env steps made
 
 def raw(env_id: str, steps: int, rng: np.random.Generator) -> Contender:
     """mujoco.rollout over the start states and episode lengths that random actions give."""
-    env = make_env(env_id).unwrapped
+    env: Any = make_env(env_id).unwrapped
     model, data, frame_skip = env.model, mujoco.MjData(env.model), env.frame_skip
     low, high = env.action_space.low, env.action_space.high
     pieces = []
@@ -54,7 +55,7 @@ def _episodes(physics: gym.Env, env: gym.Env, steps: int) -> list[tuple[np.ndarr
     env.action_space.seed(0)
     while left > 0:
         env.reset(seed=left)
-        inner = env.unwrapped
+        inner: Any = env.unwrapped
         state = np.empty(mujoco.mj_stateSize(inner.model, full))
         mujoco.mj_getState(inner.model, inner.data, state, full)
         length, ended = 0, False
@@ -84,7 +85,7 @@ def single(env_id: str, steps: int, rng: np.random.Generator) -> Contender:
     """gymnasium.make, one environment, reset when it ends."""
     env = gym.make(env_id)
     env.reset(seed=0)
-    box = env.action_space
+    box: Any = env.action_space
     actions = rng.uniform(box.low, box.high, (steps, *box.shape)).astype(np.float32)
 
     def run() -> int:
@@ -101,7 +102,7 @@ def sync(env_id: str, num_envs: int, steps: int, rng: np.random.Generator) -> Co
     """gymnasium.vector.SyncVectorEnv."""
     env = SyncVectorEnv([lambda: gym.make(env_id)] * num_envs)
     env.reset(seed=0)
-    box = env.action_space
+    box: Any = env.action_space
     actions = rng.uniform(box.low, box.high, (max(steps // num_envs, 1), *box.shape)).astype(np.float32)
 
     def run() -> int:

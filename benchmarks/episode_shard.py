@@ -13,8 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 
 import numpy as np
 
@@ -109,7 +111,8 @@ def main() -> None:
     )
     slot_UB = shard.sample(1, BATCH).slot_UB  # type: ignore[union-attr]
     values = np.zeros((BATCH, POSTERIOR), np.float32)
-    writes = shard.store.arena.writes[slot_UB[0]]
+    store: Any = shard.store
+    writes = store.arena.writes[slot_UB[0]]
     print(
         f"write back {BATCH} x {POSTERIOR} floats: {cpu_us(lambda: shard.write_back(slot_UB[0], writes, values), 50):.1f} us"
     )
@@ -117,7 +120,8 @@ def main() -> None:
     gathering.sample(1, BATCH)
     feed = chunks(600)
     chunk_us = cpu_us(lambda: gathering.append(next(feed)), 60)
-    stored = gathering.store.arena.online.stored_episodes
+    store = gathering.store
+    stored = store.arena.online.stored_episodes
     print(
         f"append {ENVS} x {CHUNK_STEPS} rows: {chunk_us:.1f} us, {ENVS * CHUNK_STEPS / chunk_us:.2f} M rows/s ({stored} stored)"
     )
@@ -125,7 +129,7 @@ def main() -> None:
         began = time.perf_counter()
         info = snapshot.save(gathering, folder)
         print(
-            f"snapshot of {gathering.store.arena.size} rows: {info.bytes_written / 1e6:.1f} MB, {time.perf_counter() - began:.3f} s wall"
+            f"snapshot of {store.arena.size} rows: {info.bytes_written / 1e6:.1f} MB, {time.perf_counter() - began:.3f} s wall"
         )
 
 

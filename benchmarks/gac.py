@@ -186,7 +186,7 @@ def scored(
         return
     run_dir, began = out / f"{stem}-{int(time.time())}", time.monotonic()
     words = [*command, str(run_dir.resolve()), "--backend", "inline"]
-    for setting in ("evaluation.final_episodes=1", *settings):
+    for setting in ("evaluation.every_steps=0", "evaluation.final_episodes=1", *settings):
         words += ["--set", setting]
     drawbridge(*words)
     record = about | {"run_dir": run_dir.name, "settings": list(settings), "train_s": time.monotonic() - began}

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -100,7 +101,8 @@ def one_process(capacity: int) -> None:
     )
     for updates in (1, 32):
         calls = 3_000 // updates
-        bare = cpu_us(take(shard.store.rows, updates * BATCH), calls)
+        store: Any = shard.store
+        bare = cpu_us(take(store.rows, updates * BATCH), calls)
         served = cpu_us(lambda u=updates: shard.sample(u, BATCH), calls)
         print(
             f"sample {updates:2d} x {BATCH}: {served / updates:.1f} us a batch, np.take {bare / updates:.1f} us, "
@@ -126,7 +128,7 @@ def through_ray(capacity: int, seconds: float) -> None:
 
     own = connect(None, cpus=1, object_store_bytes=2 << 30)
     try:
-        actor = ray.remote(num_cpus=1)(Server).remote()
+        actor: Any = ray.remote(num_cpus=1)(Server).remote()
         for updates in (8, 16, 32):
             ray.get(actor.sample.remote(updates), timeout=120)
             waiting = [actor.sample.remote(updates) for _ in range(2)]

@@ -41,7 +41,7 @@ def seconds_per_update(out: Path, settings: tuple[str, ...], counts: tuple[int, 
         before = _children_s()
         words = ["train", "gac", "--dataset", dataset_id("umaze", "d0"), "--backend", "inline", "--steps", str(count)]
         words += ["--run-dir", str((out / f"timing-{os.getpid()}-{len(list(out.iterdir()))}").resolve())]
-        for setting in (*settings, "evaluation.final_episodes=1", "evaluation.mode=prior"):
+        for setting in (*settings, "evaluation.every_steps=0", "evaluation.final_episodes=1", "evaluation.mode=prior"):
             words += ["--set", setting]
         drawbridge(*words)
         spent.append(_children_s() - before)

@@ -2,7 +2,8 @@
 
 Actor-critics: every update trains both critics on 256 rows; actor and temperature follow every second one. What learns from
 whole episodes: every update is of 64 episodes of 300 steps; with ``--posterior fresh`` or ``stored`` GAC's counts its inner steps
-beside it. Run with OMP_NUM_THREADS=1.
+beside it. "roofline" is the share of an update's time that its matrix products alone take: the same products, of the same shapes
+and strides, in the same process. Run with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from algorithms import ALGORITHMS, matmul
+from algorithms import ALGORITHMS, runtime
 from algorithms.interface import AgentSpec
 from replay.schema import DataSummary, Trajectories
 
@@ -40,6 +42,49 @@ def rate(agent: Any, batches: Any, repeats: int) -> list[float]:
         agent.update(batches)
         rates.append(len(batches) / (time.process_time() - start))
     return rates
+
+
+class Products(TorchDispatchMode):
+    """Records every matrix product inside the block, those of backward passes included."""
+
+    NAMES = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.NAMES:
+            self.calls.append((func.overloadpacket.default, tuple(self._like(arg) for arg in args)))
+        return func(*args, **(kwargs or {}))
+
+    def _like(self, arg: Any) -> Any:
+        """A tensor of noise with the layout of ``arg``, one for each layout; anything else as it is."""
+        if not isinstance(arg, torch.Tensor):
+            return arg
+        layout = (tuple(arg.size()), arg.stride(), arg.dtype)
+        if layout not in self._made:
+            span = 1 + sum((size - 1) * stride for size, stride in zip(arg.size(), arg.stride(), strict=True))
+            self._made[layout] = torch.randn(span, dtype=arg.dtype).as_strided(arg.size(), arg.stride())
+        return self._made[layout]
+
+
+def roofline(agent: Any, batches: Any, repeats: int) -> float:
+    """CPU seconds of the matrix products of ``agent.update(batches)``, divided by those of the update itself (medians)."""
+    with Products() as products:
+        agent.update(batches)
+    alone, whole = [], []
+    for _ in range(repeats):
+        start = time.process_time()
+        agent.update(batches)
+        whole.append(time.process_time() - start)
+        start = time.process_time()
+        with torch.no_grad(), runtime.library(agent.matmul):
+            for func, args in products.calls:
+                func(*args)
+        alone.append(time.process_time() - start)
+    return statistics.median(alone) / statistics.median(whole)
 
 
 def made_up_episodes(posterior_floats: int) -> Trajectories:
@@ -118,7 +163,9 @@ def on_transitions(name: str, args: argparse.Namespace) -> tuple[list[float], st
     rows = torch.randn(args.updates or (64 if args.preset == "cpu" else 2), args.batch, 2 * args.obs + args.action + 2)
     rows[..., args.obs + args.action + 1] = 1.0
     gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
-    return rate(agent, rows, args.repeats), f"{gflop:.2f} GFLOP a critic update; {agent.matmul}"
+    rates = rate(agent, rows, args.repeats)
+    share = roofline(agent, rows[: 2 * config.actor_every], args.repeats)
+    return rates, f"{gflop:.2f} GFLOP a critic update; roofline {share:.2f}; {agent.matmul}"
 
 
 def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
@@ -130,10 +177,12 @@ def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
     agent: Any = ALGORITHMS[name].make_agent(config, AgentSpec(obs_dim=MAZE[0], action_dim=MAZE[1]))
     agent.fit(standard_summary())
     count = args.updates or (2 if args.preset == "paper" else 10)
-    rates = rate(agent, [made_up_episodes(config.posterior_floats) for _ in range(count)], args.repeats)
-    if name != "gac" or config.posterior == "amortised":
-        return rates, matmul.choose(config.matmul)
-    return rates, f"{config.inner_steps * statistics.median(rates):.1f} inner steps/CPU-s; {agent.matmul}"
+    batches = [made_up_episodes(config.posterior_floats) for _ in range(count)]
+    rates = rate(agent, batches, args.repeats)
+    text = f"roofline {roofline(agent, batches[:2], args.repeats):.2f}; {agent.matmul}"
+    if name == "gac" and config.posterior != "amortised":
+        text = f"{config.inner_steps * statistics.median(rates):.1f} inner steps/CPU-s; {text}"
+    return rates, text
 
 
 if __name__ == "__main__":

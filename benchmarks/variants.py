@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +49,7 @@ FORMS = {
 def pendulum_plus_100() -> gym.Env:
     """Pendulum whose observations all lie 100 higher."""
     env = gym.make("Pendulum-v1")
-    box = env.observation_space
+    box: Any = env.observation_space
     moved = gym.spaces.Box(box.low + 100, box.high + 100, dtype=np.float32)
     return gym.wrappers.TransformObservation(env, lambda obs: (obs + 100).astype(np.float32), moved)
 

@@ -207,14 +207,15 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     Its length is that of the agent's own schedule; those that imitate have none (Chen et al., 2021: 10^5 updates).
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
+    steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
-        steps=agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset],
+        steps=steps,
         agent=agent,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
         learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),
-        evaluation=EvaluationConfig(every_steps=0, episodes=50, final_episodes=100),
+        evaluation=EvaluationConfig(every_steps=steps // 10, episodes=20, final_episodes=100),
     )
 
 

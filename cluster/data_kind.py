@@ -35,6 +35,10 @@ class DataKind(ABC):
     def workers(self, config: RunConfig) -> int:
         """Rollout workers that the run starts with."""
 
+    def evaluate_every(self, config: RunConfig) -> int:
+        """The interval between evaluations of a run as long as ``config``, where nobody sets one."""
+        return config.evaluation.every_steps
+
     @abstractmethod
     def row_quota(self, config: RunConfig) -> int | None:
         """Rows after which one shard takes no more; None: its limiter decides."""
@@ -148,6 +152,10 @@ class EpisodeKind(DataKind):
 
     def workers(self, config: RunConfig) -> int:
         return config.worker.workers if config.online.stages else 0
+
+    def evaluate_every(self, config: RunConfig) -> int:
+        """Ten times a run, however long: its updates take seconds or hours."""
+        return max(1, config.steps // 10)
 
     def row_quota(self, config: RunConfig) -> int | None:
         return None
@@ -266,6 +274,14 @@ _KINDS: dict[str, DataKind] = {"transitions": TransitionKind(), "episodes": Epis
 def kind_of(config: RunConfig) -> DataKind:
     """The kind of data that the run's algorithm learns from."""
     return _KINDS[ALGORITHMS[config.algorithm].items]
+
+
+def evaluated_often(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
+    """``config`` with an interval between evaluations that fits its length, unless ``settings`` has one."""
+    if "evaluation.every_steps" in settings:
+        return config
+    every = kind_of(config).evaluate_every(config)
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, every_steps=every))
 
 
 def _offline_rows(spec: RunSpec, index: int) -> OfflineRows | None:

@@ -6,6 +6,7 @@ The metadata is compared with Gymnasium's registration as text; nothing that it 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
@@ -111,6 +112,15 @@ def task_notes(spec: RunSpec) -> list[str]:
     is_ = "is" if certain else "may be"
     found = "; ".join([*certain, *uncertain])
     return [f"dataset {dataset.id} {is_} of another task than {task}: {found}"] if found else []
+
+
+def score_of(dataset: Dataset | None, returns: Sequence[float]) -> dict[str, float]:
+    """The mean return on the scale of a run's dataset, and the two ends of the scale; empty without them."""
+    if dataset is None or dataset.random_return is None or dataset.expert_return is None:
+        return {}
+    score = dataset.normalised(sum(returns) / len(returns))
+    ends = {"random_return": dataset.random_return, "expert_return": dataset.expert_return}
+    return {} if score is None else {**ends, "normalised_mean": score}
 
 
 def _as_json(kwargs: dict[str, Any]) -> dict[str, Any]:

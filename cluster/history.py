@@ -33,6 +33,7 @@ class Evaluation:
     wall_s: float
     returns: tuple[float, ...]  # of every episode, sums of rewards
     lengths: tuple[float, ...]  # of every episode, env steps
+    references: tuple[float, float] | None = None  # returns of the random policy and the expert of the run's dataset
 
     @property
     def mean(self) -> float:
@@ -96,6 +97,12 @@ class Run:
             return "ended"
         state = str(self.live.get("state", "unknown"))
         return "lost" if state in ("starting", "running", "finishing") and not _alive(self.live.get("pid")) else state
+
+    @property
+    def references(self) -> dict[str, float]:
+        """The returns that have the normalised scores 0 and 100, by what a chart calls them; empty without them."""
+        ends = self.evaluations[-1].references if self.evaluations else None
+        return {} if ends is None else {"random policy (0)": ends[0], "expert (100)": ends[1]}
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """(progress in the run's unit, values) of one metric, of the lines that have it as a finite number."""
@@ -220,6 +227,9 @@ def _evaluation(line: dict[str, Any], unit: str, notes: list[str]) -> Evaluation
             wall_s=float(line.get("wall_s", math.nan)),
             returns=returns,
             lengths=tuple(float(value) for value in line.get("lengths", ())),
+            references=(float(line["random_return"]), float(line["expert_return"]))
+            if number(line.get("random_return")) and number(line.get("expert_return"))
+            else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         notes.append(f"an evaluation at {line.get('env_steps', 'unknown')} env steps was left out: {error!r}")

@@ -21,6 +21,7 @@ import psutil
 
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
+from cluster.dataset_task import score_of
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
@@ -176,7 +177,7 @@ class Session:
         """One slice of the run; False once it has all its env steps and updates."""
         self.fleet.advance(SLICE_S, min(self._next_evaluation, self._hold))
         self._evaluate()
-        self._answer()
+        self.answer()
         now = time.monotonic()
         if now >= self._next_save and self.config.backend == "inline":
             self.fleet.save()
@@ -189,11 +190,11 @@ class Session:
         return not self.fleet.done
 
     def advance_to(self, env_steps: int) -> bool:
-        """Goes on until the run has made ``env_steps`` and holds it there; False once it has all its own."""
+        """Goes on until the run has made ``env_steps`` and holds it there, or was asked to stop; False once it has all its own."""
         self._hold = env_steps
         self.fleet.hold_at(env_steps)
         going = True
-        while going and self.env_steps < env_steps:
+        while going and self.env_steps < env_steps and not self.asked_to_stop:
             going = self.advance()
         self._tell()
         return going
@@ -290,6 +291,7 @@ class Session:
         for evaluation in self.fleet.take_evaluations():
             self.evaluations.append(evaluation)
             record = {**dataclasses.asdict(evaluation), "time_s": round(self.aggregator.time_s, 3)}
+            record |= score_of(self.spec.dataset, evaluation.returns)
             self.reports.line("evaluations.jsonl", record)
             self.aggregator.add_evaluation(record)
             for error in evaluation.errors:
@@ -297,7 +299,8 @@ class Session:
             if evaluation.note and not any(earlier.note for earlier in self.evaluations[:-1]):
                 self.event(f"evaluation: {evaluation.note}")
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
+        """Takes what another command asks; ``advance`` does so too."""
         self.reports.retry()
         self._answer_scaled()
         try:

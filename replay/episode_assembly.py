@@ -29,6 +29,7 @@ import numpy as np
 from replay.messages import CUT, Chunk
 from replay.schema import EpisodeMetadata
 
+LOST_REASONS = ("cut", "start_lost", "gap", "end_lost", "replaced", "too_long", "crowded", "inconsistent")
 LATE = 64  # chunks of one writer by which another may come late; a replay client waits for an answer after far fewer
 Writer = tuple[int, int]  # worker, incarnation
 

@@ -269,6 +269,8 @@ class SimulatedRun:
                 writer = each.worker, each.incarnation
                 self.reported[writer] = max(self.reported[writer], each.totals.recorded)
         self.learners.tell(self.aggregator)
+        record = self.aggregator.line()
+        assert record["updates_per_s"] >= 0 and record["env_steps_per_s"] >= 0, record
         dropped = sum(self.aggregator.dropped_rows().values())
         assert self.aggregator.recorded == self.aggregator.env_steps + dropped, self.aggregator.summary()["rows"]
         assert self.aggregator.recorded + self.aggregator.ledger.in_flight <= self.made, "a row is counted twice"

@@ -9,6 +9,7 @@ from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
 
 from algorithms import ALGORITHMS
 from cluster.checks import make_spec, memory_bytes, spec_of
+from cluster.commands.train import new_run
 from cluster.config import RunConfig, make_preset, override
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
@@ -92,6 +93,16 @@ def test_what_could_never_be_gathered_or_learned_is_refused(tmp_path: Path, name
 def test_stages_of_an_algorithm_that_makes_none_are_refused(tmp_path: Path, algorithm: str) -> None:
     told = refused(tmp_path, config_of(algorithm, online__stages=3, online__episodes_per_stage=20))
     assert "online.stages is 3" in told and "online.episodes_per_stage is 20" in told and "leave it out" in told
+
+
+@pytest.mark.parametrize("algorithm", ["gac", "bc", "dt"])
+def test_an_offline_run_is_evaluated_ten_times_however_long_it_is(algorithm: str) -> None:
+    def every(**settings: str) -> int:
+        config = new_run(algorithm, "Pendulum-v1", "no/dataset", "cpu", settings)
+        return config.evaluation.every_steps
+
+    assert (every(steps="500"), every(steps="3"), every(**{"evaluation.every_steps": "0"})) == (50, 1, 0)
+    assert every() == make_preset(algorithm, "cpu").steps // 10
 
 
 def test_settings_of_transitions_do_not_matter_to_a_run_on_episodes(tmp_path: Path) -> None:

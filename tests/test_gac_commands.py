@@ -120,6 +120,20 @@ def test_metrics_have_the_parts_of_the_bound_and_evaluations_those_of_plans(run_
     assert all(line["mode"] == "kl" and all(len(line[name]) == 1 for name in PLANNED) for line in evaluated)
 
 
+def test_every_record_of_an_offline_run_is_on_the_scale_of_its_dataset(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = lines(run_dir / "evaluations.jsonl")[-1]
+    assert (made["random_return"], made["expert_return"]) == (2.0, 202.0)
+    score = (np.mean(made["returns"]) - 2) / 2
+    assert made["normalised_mean"] == pytest.approx(score)
+    assert lines(run_dir / "metrics.jsonl")[-1]["eval_normalised"] == pytest.approx(score)
+    assert f", normalised {score:.1f}" in said(capsys, "status", str(run_dir))
+    said(capsys, "report", str(run_dir), "--output", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert "random policy (0)" in page and "expert (100)" in page
+
+
 def test_status_of_an_offline_run_says_nothing_of_environments(
     run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

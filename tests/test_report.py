@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UsageError
 from cluster.pictures.chart import Line, draw_chart, thin, tick_text, ticks
-from cluster.pictures.curve import draw_curve
+from cluster.pictures.curve import draw_curve, learning_curve
 from cluster.pictures.report import NotARun, bootstrap_interval, grouped, read_run, write_report
 
 
@@ -155,6 +155,12 @@ def test_the_curve_is_a_png_that_replaces_the_old_one(tmp_path: Path) -> None:
     write(empty / "config.json", {"algorithm": "sac", "env": "Hopper-v5", "seed": 1})
     draw_curve(empty, path)
     assert path.read_bytes() != first
+    scored = make_run(tmp_path / "scored")
+    ends = {"random_return": 0.0, "expert_return": 2_500.0}
+    write(scored / "evaluations.jsonl", evaluation_line(2000, 1) | ends)
+    axes = learning_curve(scored).axes[0]
+    lines = {str(line.get_label()): list(line.get_ydata()) for line in axes.get_lines()}
+    assert lines["random policy (0)"] == [0.0, 0.0] and lines["expert (100)"] == [2_500.0, 2_500.0]
     assert [p.name for p in path.parent.iterdir()] == ["curve.png"]
 
 

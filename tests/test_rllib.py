@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from safetensors.numpy import load_file
 from tiny_runs import TINY
 
+from cluster.cli import main
 from cluster.errors import RunError, UsageError
 from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
 from cluster.rllib.config import ENDLESS
@@ -311,6 +313,23 @@ def test_a_stopped_run_leaves_a_run_directory_that_the_commands_read(inline: Any
     found = status(algo.run_dir)
     assert found["state"] == "ended" and found["summary"]["exit"] == "stopped"
     assert len(evaluate(algo.run_dir, 1, 0, None)["returns"]) == 1
+
+
+def test_drawbridge_stop_is_obeyed_between_two_calls_and_within_one(inline: Any) -> None:
+    for steps in (160, 10**9):  # a call that returns at once, and one that lasts until it is stopped
+        algo, stopped = inline(tiny(steps=steps)), []
+        waits = threading.Thread(target=lambda algo=algo, out=stopped: out.append(main(["stop", str(algo.run_dir)])))
+        algo.get_weights()  # starts the run
+        if steps == 160:
+            assert algo.train()["done"] is False
+            waits.start()
+        else:
+            waits.start()
+            assert algo.train()["done"] is True
+        waits.join(60)
+        assert stopped == [0] and RunDirectory.open(algo.run_dir).summary()["exit"] == "interrupted"
+        with pytest.raises(RunError, match="was ended by `drawbridge stop`"):
+            algo.train()
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ ENV, DATASET = "Pendulum-v1", "tiny/pendulum-v0"
 STEPS = 200  # of every episode
 LEARNER = {"learner.batch_size": 8, "learner.updates_per_call": 5, "learner.publish_updates": 10}
 TINY = {
+    "evaluation.every_steps": 0,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,
     "worker.envs_per_worker": 2,

@@ -12,7 +12,7 @@ from algorithms import ALGORITHMS
 from algorithms.weights import Weights
 from cluster.checks import spec_of
 from cluster.config import override
-from cluster.dataset_task import task_notes
+from cluster.dataset_task import score_of, task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
 from cluster.history import document, number
@@ -169,20 +169,13 @@ def _normalised(spec: RunSpec, result: Evaluation, warned: list[str]) -> dict[st
         return {"normalised_mean": None, "normalised": None, "note": f"not normalised: {error}"}
     assert dataset is not None
     warned += task_notes(spec)
-    scores = [score for value in result.returns if (score := dataset.normalised(value)) is not None]
-    if len(scores) < len(result.returns):
+    if not (scale := score_of(dataset, result.returns)):
         return {
             "normalised_mean": None,
             "normalised": None,
             "note": f"not normalised: {dataset.id} has no reference returns",
         }
-    return {
-        "dataset": dataset.id,
-        "random_return": dataset.random_return,
-        "expert_return": dataset.expert_return,
-        "normalised_mean": sum(scores) / len(scores),
-        "normalised": scores,
-    }
+    return {"dataset": dataset.id, **scale, "normalised": [dataset.normalised(value) for value in result.returns]}
 
 
 def _planned(result: Evaluation) -> dict[str, Any]:

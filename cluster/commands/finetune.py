@@ -8,6 +8,7 @@ from pathlib import Path
 from algorithms import ALGORITHMS, online_names
 from algorithms.interface import AgentSpec
 from cluster.config import RunConfig, override
+from cluster.data_kind import evaluated_often
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
@@ -66,7 +67,8 @@ def finetuned(
         raise UsageError(
             "online.stages is 0, so nothing would be gathered and nothing was started; give --stages 1 or more"
         )
-    return dataclasses.replace(config, steps=config.online.stages * config.online.updates_per_stage)
+    config = dataclasses.replace(config, steps=config.online.stages * config.online.updates_per_stage)
+    return evaluated_often(config, settings)
 
 
 def check_base(spec: RunSpec) -> None:

@@ -194,6 +194,7 @@ def status_in_words(found: dict[str, Any]) -> str:
         mean = sum(evaluation["returns"]) / len(evaluation["returns"])
         lines.append(
             f"  evaluated  {mean:,.1f} over {len(evaluation['returns'])} episodes at {evaluation[unit]:,} {unit.replace('_', ' ')}"
+            + (f", normalised {score:.1f}" if number(score := evaluation.get("normalised_mean")) else "")
         )
     lines += [f"  alarm      {text}" for text in found["alarms"]]
     if "failure" in found:

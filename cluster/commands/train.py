@@ -286,7 +286,9 @@ def new_run(
         problems += found
     elif found:
         raise UsageError("\n".join(found))
-    return config
+    from cluster.data_kind import evaluated_often  # with numpy: whoever trains nothing need not wait for it
+
+    return evaluated_often(config, base | settings)
 
 
 def _task(env: str | None, env_kwargs: str | Mapping[str, Any] | None, written: str, name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
+from replay.episode_assembly import LOST_REASONS
 from replay.messages import RowTotals
 from replay.shard import ShardStats
 from rollout_workers.recorder import merge_stats
@@ -72,6 +73,7 @@ class MetricsAggregator:
         self._clipped = np.zeros(2)  # sum over updates of the share of target mass that was clipped, and their number
         self._share_s = dict.fromkeys(_SHARES, 0.0)
         self._last_shares: dict[str, float] = {}
+        self._made_steps = self._made_updates = 0  # since this start: what is lost and made again counts again
         self._mark = (time.monotonic(), 0, 0, 0)
         self._steps_before: int | None = None  # reported by the earlier parts of the run
 
@@ -94,7 +96,7 @@ class MetricsAggregator:
         """Counts what the shards' snapshots did not hold. Call it once, when every shard has reported its counters."""
         self.ledger.begin(max(0, (self._steps_before or 0) - self.env_steps))
         self._steps_before = None
-        self._mark = (time.monotonic(), self.env_steps, self.updates, self.version)
+        self._mark = (time.monotonic(), self._made_steps, self._made_updates, self.version)
 
     @property
     def env_steps_before(self) -> int:
@@ -136,7 +138,9 @@ class MetricsAggregator:
             now, then = getattr(stats, name), getattr(before, name, 0)
             self._grown[name] += now - then if now >= then else now  # less: the shard was restarted
         self._shards[stats.shard] = stats
-        self.env_steps = sum(shard.stored_rows for shard in self._shards.values())
+        steps = sum(shard.stored_rows for shard in self._shards.values())
+        self._made_steps += max(0, steps - self.env_steps)
+        self.env_steps = steps
 
     def end_writer(self, worker: int, incarnation: int, totals: RowTotals | None, reason: str) -> None:
         """A worker incarnation has ended: what it recorded and is not stored is dropped for ``reason``."""
@@ -145,6 +149,7 @@ class MetricsAggregator:
 
     def observe_learner(self, updates: int, generation: int, version: int) -> None:
         """Takes how far a learner is. One that begins again from a checkpoint: perhaps less than was reported before."""
+        self._made_updates += max(0, updates - self.updates)
         self.updates, self.generation, self.version = updates, generation, version
 
     def add_learner(self, report: Any) -> None:
@@ -175,7 +180,7 @@ class MetricsAggregator:
     def line(self) -> dict[str, Any]:
         """One line of metrics.jsonl: totals so far, rates and means since the last line."""
         now, (then, steps, updates, version) = time.monotonic(), self._mark
-        self._mark = (now, self.env_steps, self.updates, self.version)
+        self._mark = (now, self._made_steps, self._made_updates, self.version)
         seconds = max(now - then, 1e-9)
         window, self._window = self._window, {}
         shards = list(self._shards.values())
@@ -183,8 +188,8 @@ class MetricsAggregator:
             "time_s": round(self.time_s, 3),
             "env_steps": self.env_steps,
             "updates": self.updates,
-            "env_steps_per_s": (self.env_steps - steps) / seconds,
-            "updates_per_s": (self.updates - updates) / seconds,
+            "env_steps_per_s": (self._made_steps - steps) / seconds,
+            "updates_per_s": (self._made_updates - updates) / seconds,
             "rows_recorded": self.recorded,
             "rows_stored": self.env_steps,
             "rows_in_flight": self.ledger.in_flight,
@@ -235,6 +240,8 @@ class MetricsAggregator:
             return {}
         found = {"eval_return_mean": float(np.mean(made["returns"]))}
         found |= {"eval_env_steps": made["env_steps"], "eval_updates": made["updates"]}
+        if "normalised_mean" in made:
+            found["eval_normalised"] = made["normalised_mean"]
         if made.get("predicted") and made.get("promise_limit") is not None:
             found |= {"eval_promise": float(np.mean(made["predicted"])), "eval_promise_limit": made["promise_limit"]}
         return found
@@ -280,6 +287,7 @@ class MetricsAggregator:
             "eval_return_mean": float(np.mean(returns)) if returns else None,
             "eval_return_std": float(np.std(returns)) if returns else None,
             "eval_episodes": len(returns),
+            "eval_normalised": self.evaluation.get("normalised_mean"),
             "eval_env_steps": self.evaluation.get("env_steps"),
             "rows": {"recorded": self.recorded, "stored": self.env_steps, "dropped": self.dropped_rows()},
             "workers": {"started": self.workers_started, "restarted": self.workers_restarted},
@@ -315,7 +323,7 @@ def _whole_episodes(shards: list[ShardStats]) -> dict[str, float]:
 
     rows_stored = episode_rows + open_rows + the sum of lost_rows_*, always. ``stage`` is that of the slowest shard.
     """
-    lost: Counter[str] = Counter()
+    lost: Counter[str] = Counter(dict.fromkeys(LOST_REASONS, 0))
     for shard in shards:
         lost.update(shard.lost_rows)
     return {

@@ -268,6 +268,10 @@ LEARNER = (
     ),
     _metric("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
     _metric("gauge", "", "updates", "eval_updates", "updates at that evaluation"),
+    _metric(
+        "gauge", "", "%", "eval_normalised",
+        "mean return of that evaluation where the dataset's random policy has 0 and its expert 100",
+    ),
 )  # fmt: skip
 CATALOGUE = PROGRESS + REPLAY + ROLLOUT + EPISODES + LEARNER
 METRICS = tuple(metric for metric in CATALOGUE if metric.series)  # those that Prometheus sees

@@ -212,6 +212,8 @@ def plain_line(
         parts.append(f"reward {number(float(line['reward_mean']))} a step")
     if evaluation is not None:
         parts.append(f"evaluation {number(float(evaluation[1]))} at {number(int(evaluation[0]))}")
+        if "eval_normalised" in line:
+            parts[-1] += f" (normalised {number(float(line['eval_normalised']))})"
     dropped = sum(by_reason(line, "rows_dropped_").values())
     if pending := int(line.get("workers_pending", 0)):
         parts.append(f"{number(pending)} of {number(int(line.get('workers', 0)) + pending)} workers are starting")

@@ -121,6 +121,8 @@ class View:
                     strong=True,
                 )
             )
+            if "eval_normalised" in self.line:
+                parts.append(shown("normalised", number(float(self.line["eval_normalised"])), "(expert 100)"))
         if "return_mean" in self.line:
             low, high = self.line.get("return_min"), self.line.get("return_max")
             around = "" if low is None or high is None else f"({number(float(low))} to {number(float(high))})"

@@ -119,7 +119,11 @@ def _learned(summary: Mapping[str, Any]) -> str:
         return "No evaluation was made, so nothing is known of the policy's return."
     over = f" over {count(episodes, 'episode')}" if episodes else ""
     spread = f", with a standard deviation of {number(float(std))}" if std is not None else ""
-    return f"Its deterministic policy returns {number(float(mean))} on average{over}{spread}."
+    score = summary.get("eval_normalised")
+    scaled = (
+        "" if score is None else f": {number(float(score))} where the data's random policy has 0 and its expert 100"
+    )
+    return f"Its deterministic policy returns {number(float(mean))} on average{over}{spread}{scaled}."
 
 
 def _alarms(summary: Mapping[str, Any]) -> str:

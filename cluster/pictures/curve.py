@@ -20,15 +20,10 @@ def draw_curve(run_dir: str | Path, path_png: str | Path) -> Path:
     """Draws a run's returns against its environment steps, or updates, into ``path_png``, which is replaced in one go.
 
     Deterministic evaluations: mean line, every episode a dot, a band from the worst to the best episode. Training:
-    the mean return of the exploring episodes of each metrics line, lighter. Raises NotARun where ``run_dir`` is none.
+    the mean return of the exploring episodes of each metrics line, lighter. Of a run on a dataset also what the returns mean
+    that its scores are reckoned from: 0 the random policy, 100 the expert. Raises NotARun where ``run_dir`` is none.
     """
-    run, path = read_run(run_dir), Path(path_png)
-    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _training(axes, run)
-    _evaluations(axes, run)
-    _dress(axes, run)
+    figure, path = learning_curve(run_dir), Path(path_png)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -38,6 +33,20 @@ def draw_curve(run_dir: str | Path, path_png: str | Path) -> Path:
         partial.unlink(missing_ok=True)
         raise
     return path
+
+
+def learning_curve(run_dir: str | Path) -> Figure:
+    """The figure that ``draw_curve`` writes."""
+    run = read_run(run_dir)
+    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _training(axes, run)
+    _evaluations(axes, run)
+    for (label, value), style in zip(run.references.items(), (":", "--")):
+        axes.axhline(value, color=INK, alpha=0.6, linewidth=1.2, linestyle=style, label=label)
+    _dress(axes, run)
+    return figure
 
 
 def _training(axes: Any, run: Run) -> None:

@@ -107,7 +107,7 @@ def _section(env: str, unit: str, runs: Sequence[Run]) -> Iterable[str]:
         for g in groups
     ]
     yield f'<div class="key">{"".join(keys)}</div>'
-    lines = [line for group in groups for line in _evaluation_lines(group)]
+    lines = [line for group in groups for line in _evaluation_lines(group)] + _references(runs)
     yield draw_chart(
         "Evaluation return", "sum of rewards, deterministic policy", lines, wide=True, axis=AXES.get(unit, unit)
     ) or ('<p class="soft">No evaluation has been made yet.</p>')
@@ -150,6 +150,13 @@ def _evaluation_lines(group: Group) -> Iterable[Line]:
     for run, (x, y) in zip(runs, curves):
         worst, best = [min(e.returns) for e in run.evaluations], [max(e.returns) for e in run.evaluations]
         yield Line(label=group.label, colour=group.colour, x=x, y=y, band=(worst, best))
+
+
+def _references(runs: Sequence[Run]) -> list[Line]:
+    """What the random policy and the expert of these runs' datasets return, each once."""
+    reach = float(max(run.length for run in runs))
+    ends = dict.fromkeys(end for run in runs for end in run.references.items())
+    return [Line(label=name, colour=TARGET_COLOUR, x=[0.0, reach], y=[y, y], dashed=True) for name, y in ends]
 
 
 def _shown(groups: Sequence[Group]) -> list[Shown]:

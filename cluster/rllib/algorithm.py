@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
 from cluster.rllib.module import PolicyModule
-from cluster.rllib.results import FORMAT, SAVED, episode_results, evaluated, local, newest, read_saved, windowed
+from cluster.rllib.results import FORMAT, SAVED, episode_results, evaluated, local, newest, read_saved, trained
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
@@ -34,6 +35,7 @@ from replay.task import texts_with_colon
 from rollout_workers.env_ids import name_module
 
 logger = logging.getLogger(__name__)
+LISTEN_S = 0.5  # between two looks at what other commands ask, while no method of the algorithm runs
 
 
 class FleetAlgorithm(Algorithm):
@@ -67,7 +69,8 @@ class FleetAlgorithm(Algorithm):
         logging.getLogger("ray.rllib").setLevel(config.log_level)
         self.callbacks = [kind() for kind in listed(config.callbacks_class)]
         self._session: Session | None = None
-        self._failed = False
+        self._failed = self._stopped = False
+        self._lock = threading.RLock()  # of whoever uses the session
         self._run: RunDirectory | None = None  # prepared, locked
         self._starts = self._parts = 0
         self._module: PolicyModule | None = None
@@ -86,12 +89,13 @@ class FleetAlgorithm(Algorithm):
             before = session.env_steps, session.aggregator.updates, time.monotonic()
             session.advance_to(session.env_steps + self.config.env_steps_per_iteration)
             complete = session.env_steps >= self._run_config.steps
-            while complete and session.advance():
+            while complete and not session.asked_to_stop and session.advance():
                 pass
             result = self._result(session, *before)
+            complete = complete or session.asked_to_stop
         self._module_order = None
         interval = self.config.evaluation_interval
-        if interval and (self.iteration + 1) % interval == 0:
+        if interval and not self._stopped and (self.iteration + 1) % interval == 0:
             result["evaluation"] = self.evaluate()
         return result | {"done": complete}
 
@@ -107,16 +111,7 @@ class FleetAlgorithm(Algorithm):
 
     def cleanup(self) -> None:
         """Ends the fleet in order; its run directory keeps a last checkpoint and summary.json."""
-        session, run = self._session, self._run
-        self._session = self._run = None
-        try:
-            if session is not None and not self._failed:
-                session.finish("stopped")
-        finally:
-            if session is not None:
-                session.fleet.close()
-            if run is not None:
-                run.release()
+        self._end("stopped")
 
     # --- Algorithm ------------------------------------------------------------------------------------------------
 
@@ -211,7 +206,7 @@ class FleetAlgorithm(Algorithm):
                 f"{folder} holds no learner checkpoint: nothing was changed; give a folder that save_to_path wrote"
             )
         self.cleanup()
-        self._failed = False
+        self._failed = self._stopped = False
         self._starts, self._parts = int(saved["starts"]) + 1, self._parts + 1
         self._iteration, self._time_total = int(saved["iteration"]), float(saved["time_total_s"])
         self._module_order = None
@@ -283,66 +278,67 @@ class FleetAlgorithm(Algorithm):
 
     @contextlib.contextmanager
     def _driving(self) -> Iterator[Session]:
-        """The session, started if need be. A failure is written to its run directory and ends the run."""
-        if self._failed:
-            raise RunError(
-                f"this run has failed (see {self.run_dir / 'failure.json'}); go on from its newest checkpoint in a new one"
-            )
-        try:
-            if self._session is None:
-                self._run = self._run or self._prepare()
-                session = Session(self._run, self._plan, outputs=self._lines.append, event=logger.warning)
-                self._session = session.__enter__()
-                session.advance_to(session.env_steps)
-            yield self._session
-        except Exception as error:
-            self._failed = True
-            if self._session is not None:
-                self._session.fail(error)
-            raise
+        """The session, started if need be. A failure is written to its run directory and ends the run, as `drawbridge stop` does."""
+        with self._lock:
+            if self._failed or self._stopped:
+                why = "was ended by `drawbridge stop`" if self._stopped else "has failed"
+                told = self.run_dir / ("summary.json" if self._stopped else "failure.json")
+                raise RunError(f"this run {why} (see {told}); go on from its newest checkpoint in a new one")
+            try:
+                if self._session is None:
+                    self._start()
+                assert self._session is not None
+                yield self._session
+                if self._session.asked_to_stop:
+                    self._obey_stop()
+            except Exception as error:
+                self._failed = True
+                if self._session is not None:
+                    self._session.fail(error)
+                raise
+
+    def _start(self) -> None:
+        self._run = self._run or self._prepare()
+        session = Session(self._run, self._plan, outputs=self._lines.append, event=logger.warning)
+        self._session = session.__enter__()
+        session.advance_to(session.env_steps)
+        threading.Thread(target=self._listen, args=(session,), daemon=True).start()
+
+    def _listen(self, session: Session) -> None:
+        """Takes what other commands ask of a run that waits for the next call of this algorithm, until ``session`` ends."""
+        while self._session is session and not self._failed:
+            time.sleep(LISTEN_S)
+            with self._lock:
+                if self._session is session and not self._failed:
+                    session.answer()
+                    if session.asked_to_stop:
+                        self._obey_stop()
+
+    def _obey_stop(self) -> None:
+        self._stopped = True
+        self._end("interrupted")
+
+    def _end(self, outcome: str) -> None:
+        with self._lock:
+            session, run = self._session, self._run
+            self._session = self._run = None
+            try:
+                if session is not None and not self._failed:
+                    session.finish(outcome)
+            finally:
+                if session is not None:
+                    session.fleet.close()
+                if run is not None:
+                    run.release()
 
     def _result(self, session: Session, env_steps: int, updates: int, began: float) -> dict[str, Any]:
-        """One iteration under RLlib's keys; ``custom_metrics`` has the whole line of metrics.jsonl."""
         lines = list(self._lines)
         self._lines.clear()
         window = self.config.metrics_num_episodes_for_smoothing
         self._episodes += [line for line in lines if line.get("episodes")]
         while len(self._episodes) > 1 and sum(line["episodes"] for line in list(self._episodes)[1:]) >= window:
             self._episodes.popleft()
-        line, aggregator = lines[-1], session.aggregator
-        made, learned, batch = (
-            session.env_steps - env_steps,
-            aggregator.updates - updates,
-            self._run_config.learner.batch_size,
-        )
-        return {
-            "env_runners": {
-                **windowed(self._episodes),
-                "num_episodes": int(sum(each.get("episodes", 0) for each in lines)),
-                "num_env_steps_sampled": made,
-                "num_env_steps_sampled_lifetime": session.env_steps,
-                "num_env_steps_sampled_per_second": made / max(time.monotonic() - began, 1e-9),
-            },
-            "learners": {
-                "__all_modules__": {
-                    "num_env_steps_trained": learned * batch,
-                    "num_env_steps_trained_lifetime": aggregator.updates * batch,
-                },
-                DEFAULT_MODULE_ID: {
-                    **{name.removeprefix("loss_"): value for name, value in line.items() if name.startswith("loss_")},
-                    "num_grad_updates": learned,
-                    "num_grad_updates_lifetime": aggregator.updates,
-                    "weights_seq_no": aggregator.version,
-                },
-            },
-            "replay_buffer": {"num_env_steps_stored": line["size_rows"], "replay_ratio": line["replay_ratio"]},
-            "fault_tolerance": {
-                "num_healthy_workers": aggregator.workers,
-                "num_remote_worker_restarts": aggregator.workers_restarted,
-            },
-            "num_env_steps_sampled_lifetime": session.env_steps,
-            "custom_metrics": line,
-        }
+        return trained(session, lines, self._episodes, env_steps, updates, time.monotonic() - began)
 
     def _copy_out(self, run: RunDirectory, folder: Path) -> None:
         """The newest checkpoint, the shards' snapshots and the counters into ``folder``."""

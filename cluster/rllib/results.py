@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune import Checkpoint
 
 from algorithms.weights import Weights
@@ -56,6 +57,53 @@ def newest(session: Session) -> Weights:
         if time.monotonic() > deadline:
             raise RunError(f"the learner published no policy within {limit_s:.0f} s, expected one at its start")
     return weights
+
+
+def trained(
+    session: Session,
+    lines: list[dict[str, Any]],
+    episodes: deque[dict[str, Any]],
+    env_steps: int,
+    updates: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """One iteration under RLlib's keys; ``custom_metrics`` has the whole line of metrics.jsonl.
+
+    Args:
+        lines: of this iteration; ``episodes``: those with the newest episodes.
+        env_steps, updates: before it, ``seconds`` ago.
+    """
+    line, aggregator = lines[-1], session.aggregator
+    made, learned = session.env_steps - env_steps, aggregator.updates - updates
+    batch = session.config.learner.batch_size
+    return {
+        "env_runners": {
+            **windowed(episodes),
+            "num_episodes": int(sum(each.get("episodes", 0) for each in lines)),
+            "num_env_steps_sampled": made,
+            "num_env_steps_sampled_lifetime": session.env_steps,
+            "num_env_steps_sampled_per_second": made / max(seconds, 1e-9),
+        },
+        "learners": {
+            "__all_modules__": {
+                "num_env_steps_trained": learned * batch,
+                "num_env_steps_trained_lifetime": aggregator.updates * batch,
+            },
+            DEFAULT_MODULE_ID: {
+                **{name.removeprefix("loss_"): value for name, value in line.items() if name.startswith("loss_")},
+                "num_grad_updates": learned,
+                "num_grad_updates_lifetime": aggregator.updates,
+                "weights_seq_no": aggregator.version,
+            },
+        },
+        "replay_buffer": {"num_env_steps_stored": line["size_rows"], "replay_ratio": line["replay_ratio"]},
+        "fault_tolerance": {
+            "num_healthy_workers": aggregator.workers,
+            "num_remote_worker_restarts": aggregator.workers_restarted,
+        },
+        "num_env_steps_sampled_lifetime": session.env_steps,
+        "custom_metrics": line,
+    }
 
 
 def episode_results(evaluation: Evaluation) -> dict[str, Any]:
