@@ -1,16 +1,12 @@
 # `make train` learns HalfCheetah-v5 on this machine, `make train-gac` a maze from recorded episodes and then online; `make test`
-# proves the parts. All set up .venv first.
-PYTHON ?= python3.11
+# proves the parts. All set up .venv first, with the newest Python of 3.11 to 3.13 that runs here; PYTHON= names another one of them.
+export PYTHON
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
-.PHONY: setup train train-gac test quick check monitoring
-setup: .venv/.installed
-
-.venv/.installed: pyproject.toml constraints.txt
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --editable '.[test]'
-	@touch $@
+.PHONY: setup train train-gac test quick matrix check monitoring
+setup:
+	@deploy/setup.sh .venv
 
 train: setup
 	.venv/bin/drawbridge train softgac --env HalfCheetah-v5 $(ARGS)
@@ -31,6 +27,14 @@ test: setup
 # The tests that neither start a Ray cluster nor train whole runs, two at a time.
 quick: setup
 	.venv/bin/python -m pytest -m 'not cluster and not slow' --numprocesses 2 --dist loadscope
+
+# The quick tests on every Python of 3.11 to 3.13 that this machine has, each with a folder of .venvs of its own.
+matrix:
+	@for python in $$(deploy/setup.sh --all); do \
+		venv=.venvs/$$(basename $$python); \
+		PYTHON=$$python deploy/setup.sh $$venv && echo "the quick tests on $$($$venv/bin/python -V)" && \
+		$$venv/bin/python -m pytest -m 'not cluster and not slow' --numprocesses 2 --dist loadscope || exit 1; \
+	done
 
 check: setup
 	.venv/bin/ruff check --quiet .

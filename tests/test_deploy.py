@@ -192,7 +192,7 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     assert [name for name in copied if not (ROOT / name).exists()] == []
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {name.split(".")[0] for name in found["packages"]} | {f"{name}.py" for name in found["py-modules"]} <= copied
-    assert "FROM python:3.11-slim\n" in text
+    assert "ARG PYTHON=3.13\nFROM python:${PYTHON}-slim\n" in text
 
 
 # --- Prometheus and Grafana -------------------------------------------------------------------------------------------
