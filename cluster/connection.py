@@ -27,6 +27,7 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 HTTP2_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # an empty frame: length 0, type 4, no flags, stream 0
 ASKED = ("/ray.rpc.NodeInfoGcsService/CheckAlive", "/ray.rpc.RayletDriver/ClusterInfo")  # of a head; of a client server
 HEALTH = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "5"}
+RAYS_OWN = (".git", ".venv", "venv", "__pycache__")  # what Ray leaves out of a tree by default
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -80,9 +81,8 @@ def connect(
         return True
     check_reachable(address)
     job = _job()
-    tree = (
-        {} if job is not None else {"working_dir": str(ROOT), "excludes": [".venv", ".git"]}
-    )  # Ray would warn, and leave them out
+    tree = {} if job is not None else {"working_dir": str(ROOT), "excludes": list(RAYS_OWN)}
+    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")  # Ray would warn of every one that is there
     code = shipped(job)
     try:
         with _own_signals():

@@ -18,6 +18,7 @@ from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained,
 from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
 from cluster.checks import spec_of
+from cluster.commands.counter import counted
 from cluster.commands.evaluation import newest_learner, plan_request
 from cluster.errors import UsageError
 from cluster.graph import RunSpec, set_threads
@@ -162,7 +163,8 @@ def _score(
     timeout_s = spec.config.evaluation.timeout_s
     evaluator = Evaluator(spec.config.env, policy, timeout_s=timeout_s, max_envs=episodes)
     try:
-        made = evaluator.evaluate(weights, episodes, seed, request)
+        with counted(SCORES["prior" if request.mode == "prior" else variant], episodes):
+            made = evaluator.evaluate(weights, episodes, seed, request)
     except PlanRequestError as error:
         raise UsageError(f"{error}; nothing was diagnosed") from error
     scores = [] if spec.dataset is None else [spec.dataset.normalised(value) for value in made.returns]

@@ -132,13 +132,13 @@ class Session:
         if before:
             self.aggregator.resume_from(before)
         self.reports = Reports(run, self.aggregator.failed, event)
-        self.fleet: Fleet = _make_fleet(spec, self.aggregator, event)
+        self.fleet: Fleet = _make_fleet(spec, self.aggregator, self._said)
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
         self._evaluated_updates = -1  # of the newest policy when it was evaluated last
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
-        self._state = ""
+        self._state = self._starting = ""  # what it is; of one that is starting, what its fleet said last
         self._alarms: set[str] = set()  # those that sounded with the last record
         self.asked_to_stop = False  # by another command: the caller ends the run
         self._scaled: tuple[Request, str, float] | None = None  # a request, what was done, when it is due
@@ -356,8 +356,17 @@ class Session:
         self.reports.attempt("live.json", lambda: self.run.write_live({**line, **facts}, self._state))
 
     def phase(self, line: dict[str, Any]) -> str:
-        """What a run in stages is at, by its metrics record; "" for other runs and while it does not run."""
+        """What a run that starts, or one in stages, is at, the latter by its metrics record; else ""."""
+        if self._state == "starting":
+            return self._starting
         return kind_of(self.config).phase(self.config, line) if self._state == "running" else ""
+
+    def _said(self, text: str) -> None:
+        """An event of the fleet: while that starts, `status` says it too."""
+        self.event(text)
+        if self._state == "starting":
+            self._starting = text
+            self._write_live(self.run.live())
 
     def _workers_in_words(self) -> str:
         return self.fleet.workers_in_words() if self._state == "running" else ""

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import io
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -172,7 +173,8 @@ def _register_robotics(env_id: str) -> None:
             "like, is not installed, expected to be: it cannot be made; pip install -c constraints.txt "
             "gymnasium-robotics, or correct the id"
         )
-    gym.register_envs(importlib.import_module("gymnasium_robotics"))
+    with contextlib.redirect_stderr(io.StringIO()):  # a notice of AdroitHand's rewards, whatever is asked for
+        gym.register_envs(importlib.import_module("gymnasium_robotics"))
 
 
 def _register_fixed_goal(env_id: str) -> None:

@@ -5,8 +5,9 @@ Letters: E environments, K of them that begin an episode, O observation dim, A a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
 
@@ -211,6 +212,19 @@ class EpisodeGroup:
         self.running_E &= ~bad_E
 
 
+_watch: list[Callable[[EpisodeGroup], None]] = []  # the last one is called after every step of whole episodes
+
+
+@contextlib.contextmanager
+def watched(show: Callable[[EpisodeGroup], None]) -> Iterator[None]:
+    """Calls ``show`` after every step of the groups that ``run_episodes`` runs in this block, but in none inside it."""
+    _watch.append(show)
+    try:
+        yield
+    finally:
+        _watch.pop()
+
+
 AfterStep = Callable[[EpisodeGroup, np.ndarray, np.ndarray, StepResult], None]  # group, observations, actions, result
 
 
@@ -252,6 +266,8 @@ def run_episodes(
         bad_E = group.add(step)
         if after_step is not None:
             after_step(group, obs_EO, action_EA, step)
+        if _watch:
+            _watch[-1](group)
         obs_EO = _without(env, step.obs_EO, bad_E)
         reward_E = _finite(step.reward_E.astype(np.float32))
     return group

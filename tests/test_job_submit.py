@@ -148,6 +148,7 @@ def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_
         assert seen["restart_budget_left_worker"] == 5 and seen["disk_free_bytes"] > 0
         run.terminate()
         assert run.wait(60) == 143, log.read_text()[-3_000:]
+        assert "ignored by default" not in log.read_text()  # Ray's words about .git and .venv
     finally:
         run.kill()
         run.wait(30)

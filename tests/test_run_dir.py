@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import train_inline
 
 from cluster.checks import spec_of
+from cluster.commands.status import status, status_in_words
 from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
 from cluster.run_dir import RunDirectory
@@ -46,6 +49,40 @@ def test_commands_that_only_look_never_keep_a_run_from_starting(tmp_path: Path) 
     finally:
         done.set()
         watcher.join(10)
+
+
+def test_status_says_what_a_start_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    session = Session(run, spec_of(CONFIG, run))
+    seen: list[str] = []
+
+    def start() -> None:
+        session.fleet.event("1 of 2 replay shards up")
+        seen.append(status_in_words(status(run.path)))
+        session.fleet.close()
+        raise RunError("no more is needed")
+
+    monkeypatch.setattr(session.fleet, "start", start)
+    with pytest.raises(RunError, match="no more is needed"), session:
+        pass
+    assert "starting (process" in seen[0] and "  now        1 of 2 replay shards up" in seen[0]
+    assert "  now " not in status_in_words(status(run.path))
+    run.release()
+
+
+def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, beat = tmp_path / "run", Session.advance
+
+    def vanish(session: Session) -> bool:
+        shutil.rmtree(path, ignore_errors=True)
+        return beat(session)
+
+    monkeypatch.setattr(Session, "advance", vanish)
+    assert train_inline(path, "Pendulum-v1", 1_000_000, metrics__line_s=0.01) == 1
+    told = capsys.readouterr().err
+    assert f"run directory {path} is gone" in told and "Traceback" not in told and not path.exists()
 
 
 def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from algorithms import ALGORITHMS
+from cluster.commands.counter import Counter, counted
 from cluster.metrics.wording import clock
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
@@ -19,8 +20,6 @@ from replay.task import id_of, name_of
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
 REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
-REFRESH_S = 0.5  # of the progress line on a terminal
-PLAIN_S = 10.0  # between two lines elsewhere
 
 
 def make_maze(
@@ -70,29 +69,25 @@ def shown(
     episodes: Iterable[StoredEpisode], total: int | None, stream: TextIO | None = None
 ) -> Iterator[StoredEpisode]:
     """The episodes as they come, with a line of progress on ``stream`` (default: standard error)."""
-    stream = stream or sys.stderr
-    every_s = REFRESH_S if stream.isatty() else PLAIN_S
-    start, last, count, steps = time.monotonic(), time.monotonic(), 0, 0
+    counter, start, count, steps = Counter(stream), time.monotonic(), 0, 0
     for episode in episodes:
         yield episode
-        count, steps, now = count + 1, steps + len(episode.reward_T), time.monotonic()
-        if now - last >= every_s:
-            last = now
-            _show(stream, count, total, steps, now - start)
-    _show(stream, count, total, steps, time.monotonic() - start, last=True)
+        count, steps = count + 1, steps + len(episode.reward_T)
+        if counter.due:
+            counter.show(_made(count, total, steps, time.monotonic() - start))
+    counter.show(_made(count, None, steps, time.monotonic() - start, f"/{total:,}" if total else ""), last=True)
 
 
-def _show(stream: TextIO, count: int, total: int | None, steps: int, spent_s: float, last: bool = False) -> None:
-    of = f"/{total:,}" if total else ""
-    left = f", {clock(spent_s * (total - count) / count)} left" if total and count and not last else ""
-    line = f"{count:,}{of} episodes, {steps:,} steps, {steps / max(spent_s, 1e-9):,.0f} steps/s{left}"
-    start, end = ("\r\x1b[K", "\n" if last else "") if stream.isatty() else ("", "\n")
-    print(f"{start}{line}", end=end, file=stream, flush=True)
+def _made(count: int, total: int | None, steps: int, spent_s: float, of: str = "") -> str:
+    left = f", {clock(spent_s * (total - count) / count)} left" if total else ""
+    of = f"/{total:,}" if total else of
+    return f"{count:,}{of} episodes, {steps:,} steps, {steps / max(spent_s, 1e-9):,.0f} steps/s{left}"
 
 
 def _measured(measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     print(f"measuring the references: twice {REFERENCE_EPISODES} episodes", file=sys.stderr, flush=True)
-    return measure()
+    with counted("references", 2 * REFERENCE_EPISODES):
+        return measure()
 
 
 def env_name(env_id: str) -> str:

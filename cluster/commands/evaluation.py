@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from algorithms import ALGORITHMS
 from algorithms.weights import Weights
 from cluster.checks import spec_of
+from cluster.commands.counter import counted
 from cluster.config import override
 from cluster.dataset_task import score_of, task_notes
 from cluster.errors import RunError, UsageError
@@ -249,4 +250,5 @@ def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanReq
     if aim is not None:
         actor.policy.aim = aim
     actor.load(weights)
-    record_video(spec.config.env, actor, path, seed=seed)
+    with counted("filming", 1):
+        record_video(spec.config.env, actor, path, seed=seed)

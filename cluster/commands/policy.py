@@ -76,18 +76,20 @@ def add_export(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     name_env_again(arguments.run_dir, arguments.env)
+    from cluster.commands.counter import counted
     from cluster.commands.evaluation import evaluate, evaluation_in_words
 
-    result = evaluate(
-        arguments.run_dir,
-        arguments.episodes,
-        arguments.seed,
-        arguments.video,
-        mode=arguments.mode,
-        target_return=arguments.target_return,
-        plot=arguments.plot,
-        settings=settings_of(arguments.set),
-    )
+    with counted("evaluating", arguments.episodes):
+        result = evaluate(
+            arguments.run_dir,
+            arguments.episodes,
+            arguments.seed,
+            arguments.video,
+            mode=arguments.mode,
+            target_return=arguments.target_return,
+            plot=arguments.plot,
+            settings=settings_of(arguments.set),
+        )
     if arguments.json:
         print(json.dumps(result))
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.commands.counter import counted
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_policy
 from cluster.pictures.maze_drawing import check_start
@@ -121,7 +122,8 @@ def _try(
         timeout_s=spec.config.evaluation.timeout_s,
         make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
-    found = evaluator.evaluate(weights, len(start_E), seed, PlanRequest(mode=mode), record_paths=maze is not None)
+    with counted(f"acting by plans of mode {mode}", len(start_E)):
+        found = evaluator.evaluate(weights, len(start_E), seed, PlanRequest(mode=mode), record_paths=maze is not None)
     if found.errors:
         raise RunError(f"{spec.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
     assert policy.inferred is not None
