@@ -52,6 +52,6 @@ def test_a_log_gets_a_line_now_and_then_and_a_short_command_none(monkeypatch: py
 
 
 def test_the_mazes_are_found_without_a_notice_of_other_environments() -> None:
-    code = "from rollout_workers.env import find_env; find_env('PointMaze_UMaze-v3')"
+    code = "from rollout_workers.env_ids import find_env; find_env('PointMaze_UMaze-v3')"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
