@@ -6,8 +6,11 @@ import argparse
 import functools
 import sys
 import traceback
+from pathlib import Path
+from typing import Any
 
 from cluster.bounded import leave_cluster
+from cluster.commands.arguments import add_command
 from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.doctor import add_doctor
@@ -91,6 +94,31 @@ def _parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_status(commands)
     add_list(commands)
+    completion = add_command(
+        commands,
+        "completion",
+        functools.partial(_completion, parser),
+        "print a script that completes commands and flags",
+    )
+    completion.add_argument("shell", choices=["bash", "zsh"])
+    return parser
+
+
+def _completion(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_with_paths(parser, shtab.FILE, shtab.DIRECTORY), arguments.shell))
+    return 0
+
+
+def _with_paths(parser: argparse.ArgumentParser, file: Any, directory: Any) -> argparse.ArgumentParser:
+    """The parser, and those of its commands, with what completes each argument that is a path."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _with_paths(command, file, directory)
+        elif action.type is Path:
+            action.complete = directory if "DIR" in f"{action.metavar or action.dest}".upper() else file  # type: ignore[attr-defined]
     return parser
 
 
