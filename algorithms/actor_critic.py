@@ -224,6 +224,7 @@ class ActorCritic(TrainedAgent):
     def _follow(self, next_obs_RO: torch.Tensor, noise: torch.Tensor) -> Rollout:
         return self.actor.rollout(next_obs_RO, noise, self.policy.named)
 
+    @torch.no_grad()
     def _critic_step(
         self, rows_BD: torch.Tensor, next_action_BA: torch.Tensor, next_cost_B: torch.Tensor
     ) -> torch.Tensor:
@@ -232,22 +233,21 @@ class ActorCritic(TrainedAgent):
         following = torch.cat([columns.next_obs, next_action_BA], -1)
         # A row begins with [obs | action]: the critics' input.
         joined_MI = torch.cat([rows_BD[:, : self.obs_dim + self.action_dim], following])
-        logits_TBN, next_logits_TBN, batch = self.critic.joint(joined_MI, self.collective)
-        log_p_TBN = torch.log_softmax(logits_TBN, -1)
-        with torch.no_grad():
-            discount_B = self.config.gamma * columns.discount
-            units = self.support.units(columns.reward, discount_B, self.collective)
-            reward_B = units.reward(columns.reward, discount_B)
-            target_BN, clipped = self._target(reward_B, discount_B, next_cost_B, next_logits_TBN)
-        step = self.critic_trainer.descend(Loss(critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)))
-        with torch.no_grad():
-            self.critic.commit(batch, step.skipped > 0)
-            self.support.commit(units, step.skipped > 0)
-            p_TBN = log_p_TBN.exp()
-            q, entropy = (p_TBN * self.y_N).sum(-1).mean(), -(p_TBN * log_p_TBN).sum(-1).mean()
-            q_target = (target_BN * self.y_N).sum(-1).mean()
-            values = (step.loss, units.value(q), units.value(q_target), step.norm, entropy, clipped)
-            self.critic_trainer.record(step, values)
+        joint = self.critic.joint(joined_MI, self.collective)
+        discount_B = self.config.gamma * columns.discount
+        units = self.support.units(columns.reward, discount_B, self.collective)
+        reward_B = units.reward(columns.reward, discount_B)
+        target_BN, clipped = self._target(reward_B, discount_B, next_cost_B, joint.next_TBN)
+        log_p_TBN = torch.log_softmax(joint.now_TBN, -1)
+        loss, grad_TBN, negative_entropy_TBN = critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)
+        self.critic.backward(joint, grad_TBN, self.collective)
+        step = self.critic_trainer.step(Loss(loss))
+        self.critic.commit(joint.batch, step.skipped > 0)
+        self.support.commit(units, step.skipped > 0)
+        q, q_target = log_p_TBN.exp().mean((0, 1)).dot(self.y_N), target_BN.mean(0).dot(self.y_N)
+        entropy = -negative_entropy_TBN.sum(-1).mean()
+        values = (step.loss, units.value(q), units.value(q_target), step.norm, entropy, clipped)
+        self.critic_trainer.record(step, values)
         return step.skipped
 
     def _target(

@@ -7,7 +7,7 @@ arXiv 2605.08733; Bhatt et al., "CrossQ" (2024). Each critic: concat(s, a) -> BR
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +15,16 @@ from algorithms import batch_renorm
 from algorithms.batch_renorm import Renorm
 from algorithms.interface import Collective
 from algorithms.trainer import FlatParameters, lecun_normal
+
+
+class Joint(NamedTuple):
+    """What a joint pass gives; no part of it has a gradient of its own."""
+
+    now_TBN: torch.Tensor  # logits of the first half
+    next_TBN: torch.Tensor  # logits of the second half
+    batch: torch.Tensor  # the batch's statistics, laid out like ``TwinCritic.running``, for ``commit``
+    passes: list[batch_renorm.Pass]  # of each layer, for ``backward``
+    outputs: list[torch.Tensor]  # (T, M, in) of each layer's renormalisation
 
 
 class TwinCritic:
@@ -53,13 +63,52 @@ class TwinCritic:
             for l, span in enumerate(spans):
                 self.statistics[f"norm{l}.{kind}"] = span.view(2, -1)
 
-    def joint(self, x_MI: torch.Tensor, collective: Collective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One train-mode pass over the rows [(s, a); (s', a')], which share their batch statistics.
+    @torch.no_grad()
+    def joint(self, x_MI: torch.Tensor, collective: Collective) -> Joint:
+        """One train-mode pass over the rows [(s, a); (s', a')], which share their batch statistics."""
+        p, s = self.parameters.named, self.statistics
+        warm, origin_TI = self.passes >= self.constants.warmup, s["norm0.mean"]
+        # Raw observations may lie far from 0: moments are taken about the running mean. The critics share their input.
+        h = (x_MI - origin_TI[0]).unsqueeze(0).expand(2, *x_MI.shape)
+        passes, outputs = [], []
+        for l in range(self.layers):
+            y, seen = batch_renorm.forward(
+                h if l == 0 else h.relu_(),
+                p[f"norm{l}.scale"],
+                p[f"norm{l}.bias"],
+                torch.zeros_like(origin_TI) if l == 0 else s[f"norm{l}.mean"],
+                s[f"norm{l}.var"],
+                warm,
+                self.constants,
+                collective,
+            )
+            h = torch.baddbmm(p[f"linear{l}.bias"].unsqueeze(1), y, p[f"linear{l}.weight"])
+            passes.append(seen)
+            outputs.append(y)
+        means = [passes[0].mean_TI + origin_TI, *(seen.mean_TI for seen in passes[1:])]
+        batch = torch.cat([t.reshape(-1) for t in (*means, *(seen.var_TI for seen in passes))])
+        half = x_MI.shape[0] // 2
+        return Joint(h[:, :half], h[:, half:], batch, passes, outputs)
 
-        Returns logits (T, B, N) of the first half; logits (T, B, N) of the second half, with the gradient stopped; and
-        the batch statistics, laid out like ``running``, for ``commit``.
+    @torch.no_grad()
+    def backward(self, joint: Joint, grad_TBN: torch.Tensor, collective: Collective) -> None:
+        """Writes the parameters' gradient into ``parameters.gradient``, from that of ``joint.now_TBN``.
+
+        Written out because no row of the second half is followed below its statistics, and so that every product ends where the
+        optimiser reads it.
         """
-        return _JointPass.apply(x_MI, self, collective, *self.parameters.named.values())
+        grads, g = self.parameters.grads, grad_TBN
+        for l in reversed(range(self.layers)):
+            seen, y = joint.passes[l], joint.outputs[l][:, : g.shape[1]]
+            torch.bmm(y.mT, g, out=grads[f"linear{l}.weight"])
+            torch.sum(g, 1, out=grads[f"linear{l}.bias"])
+            g = torch.bmm(g, self.parameters.named[f"linear{l}.weight"].mT)
+            scale_grad, bias_grad, centred_TI = batch_renorm.affine_grads(g, seen)
+            grads[f"norm{l}.scale"].copy_(scale_grad)
+            grads[f"norm{l}.bias"].copy_(bias_grad)
+            if l > 0:
+                g = batch_renorm.input_grad(g, bias_grad, centred_TI, seen, collective)
+                g = torch.ops.aten.threshold_backward(g, seen.x_TMI, 0)
 
     def commit(self, batch: torch.Tensor, keep: torch.Tensor) -> None:
         """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool)."""
@@ -91,57 +140,3 @@ def evaluate(frozen: list[tuple[torch.Tensor, torch.Tensor]], x_BI: torch.Tensor
     for l, (weight, bias) in enumerate(frozen):
         h = torch.baddbmm(bias, h if l == 0 else torch.relu(h), weight)
     return h
-
-
-class _JointPass(torch.autograd.Function):
-    """The joint pass with its gradient written out: no row of the second half is followed below its statistics."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_MI: torch.Tensor, critic: TwinCritic, collective: Collective, *parameters: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        named = dict(zip(critic.parameters.named, parameters))
-        warm = critic.passes >= critic.constants.warmup
-        origin_TI = critic.statistics["norm0.mean"]
-        # Raw observations may lie far from 0: moments are taken about the running mean. The critics share their input.
-        h = (x_MI - origin_TI[0]).unsqueeze(0).expand(2, *x_MI.shape)
-        passes, outputs = [], []
-        for l in range(critic.layers):
-            mean = torch.zeros_like(origin_TI) if l == 0 else critic.statistics[f"norm{l}.mean"]
-            y, seen = batch_renorm.forward(
-                h if l == 0 else h.relu_(),
-                named[f"norm{l}.scale"],
-                named[f"norm{l}.bias"],
-                mean,
-                critic.statistics[f"norm{l}.var"],
-                warm,
-                critic.constants,
-                collective,
-            )
-            h = torch.baddbmm(named[f"linear{l}.bias"].unsqueeze(1), y, named[f"linear{l}.weight"])
-            passes.append(seen)
-            outputs.append(y)
-        means = [passes[0].mean_TI + origin_TI, *(seen.mean_TI for seen in passes[1:])]
-        batch = torch.cat([t.reshape(-1) for t in (*means, *(seen.var_TI for seen in passes))])
-        half = x_MI.shape[0] // 2
-        now_TBN, next_TBN = h[:, :half].contiguous(), h[:, half:].contiguous()
-        ctx.passes, ctx.outputs, ctx.collective = passes, outputs, collective
-        ctx.weights = [named[f"linear{l}.weight"] for l in range(critic.layers)]
-        ctx.mark_non_differentiable(next_TBN, batch)
-        ctx.set_materialize_grads(False)
-        return now_TBN, next_TBN, batch
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Any) -> Any:
-        g = output_grads[0]
-        grads: list[torch.Tensor] = []
-        for l in reversed(range(len(ctx.weights))):
-            seen, y = ctx.passes[l], ctx.outputs[l][:, : g.shape[1]]
-            weight_grad, bias_grad = torch.bmm(y.mT, g), g.sum(1)
-            g = torch.bmm(g, ctx.weights[l].mT)
-            scale_grad, norm_bias_grad, centred = batch_renorm.affine_grads(g, seen)
-            grads[:0] = [scale_grad, norm_bias_grad, weight_grad, bias_grad]
-            if l > 0:
-                g = batch_renorm.input_grad(g, norm_bias_grad, centred, seen, ctx.collective)
-                g = torch.ops.aten.threshold_backward(g, seen.x_TMI, 0)
-        return None, None, None, *grads

@@ -9,16 +9,27 @@ from __future__ import annotations
 import torch
 
 
-def critic_loss(log_p_TBN: torch.Tensor, target_BN: torch.Tensor, entropy_weight: float) -> torch.Tensor:
-    """sum_j mean_B [ -sum_i m_i log p_ji + w sum_i p_ji log p_ji ] over both critics j.
+def critic_loss(
+    log_p_TBN: torch.Tensor, target_BN: torch.Tensor, entropy_weight: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """sum_j mean_B [ -sum_i m_i log p_ji + w sum_i p_ji log p_ji ] over both critics j, with its gradient written out.
 
     Args:
         log_p_TBN: log-probabilities of each critic at (s, a).
         target_BN: m, the average of the two projected next distributions; no gradient. Both critics regress on it.
         entropy_weight: w, 0.005 in the paper; draws the critics away from early certainty.
+
+    Returns:
+        the loss (0-d); its gradient by the logits, (T, B, N): g - p sum_i g_i with g = (w p (log p + 1) - m) / B; and
+        p log p, (T, B, N).
     """
-    weight_TBN = torch.exp(log_p_TBN) * entropy_weight - target_BN
-    return (weight_TBN * log_p_TBN).sum() / target_BN.shape[0]
+    p_TBN, rows = log_p_TBN.exp(), target_BN.shape[0]
+    weight_TBN = p_TBN * entropy_weight - target_BN
+    loss = (weight_TBN * log_p_TBN).sum() / rows
+    negative_entropy_TBN = p_TBN * log_p_TBN
+    g_TBN = weight_TBN.add_(negative_entropy_TBN, alpha=entropy_weight).div_(rows)
+    grad_TBN = torch.ops.aten._log_softmax_backward_data(g_TBN, log_p_TBN, -1, log_p_TBN.dtype)
+    return loss, grad_TBN, negative_entropy_TBN
 
 
 def actor_loss(alpha: torch.Tensor, cost_B: torch.Tensor, q_TB: torch.Tensor) -> torch.Tensor:

@@ -68,26 +68,30 @@ class Trainer:
 
     def descend(self, loss: Loss) -> Step:
         """One step of every optimiser on the learners' mean gradient, or none where it or the loss is not finite."""
-        flat = self.parameters
-        flat.grad.zero_()
+        self.parameters.grad.zero_()
         (loss.value if loss.temperature is None else loss.value + loss.temperature).backward()
-        with torch.no_grad():
-            scalars = (loss.value, *loss.shared) if loss.weight is None else (loss.value, loss.weight, *loss.shared)
-            flat.extra.copy_(torch.stack(scalars))
-            self.collective.mean_(flat.grad)
-            value, shared = flat.extra[0].clone(), flat.extra[1:].clone()
-            empty = None
-            if loss.weight is not None:
-                empty, weight, shared = shared[0] == 0, shared[0].clamp_min(LEAST_WEIGHT), shared[1:]
-                flat.gradient.div_(weight)
-                value = value / weight
-            norm = flat.gradient.square().sum().sqrt()
-            nonfinite = 1.0 - torch.isfinite(norm + value).float()
-            skipped = nonfinite if empty is None else torch.maximum(nonfinite, empty.float())
-            if self.clip is not None:
-                flat.gradient.mul_((self.clip / (norm + self.clip_eps)).clamp(max=1.0))
-            for adam in self.adams:
-                adam.step(skipped)
+        return self.step(loss)
+
+    @torch.no_grad()
+    def step(self, loss: Loss) -> Step:
+        """``descend`` where the whole gradient of ``loss`` is in ``parameters.gradient`` already."""
+        flat = self.parameters
+        scalars = (loss.value, *loss.shared) if loss.weight is None else (loss.value, loss.weight, *loss.shared)
+        flat.extra.copy_(torch.stack(scalars))
+        self.collective.mean_(flat.grad)
+        value, shared = flat.extra[0].clone(), flat.extra[1:].clone()
+        empty = None
+        if loss.weight is not None:
+            empty, weight, shared = shared[0] == 0, shared[0].clamp_min(LEAST_WEIGHT), shared[1:]
+            flat.gradient.div_(weight)
+            value = value / weight
+        norm = torch.linalg.vector_norm(flat.gradient)
+        nonfinite = 1.0 - torch.isfinite(norm + value).float()
+        skipped = nonfinite if empty is None else torch.maximum(nonfinite, empty.float())
+        if self.clip is not None:
+            flat.gradient.mul_((self.clip / (norm + self.clip_eps)).clamp(max=1.0))
+        for adam in self.adams:
+            adam.step(skipped)
         return Step(value, norm, shared, nonfinite, skipped)
 
     @torch.no_grad()
@@ -168,7 +172,7 @@ class TrainedAgent(abc.ABC):
 
 
 class FlatParameters:
-    """Named leaf tensors that are views of ``value`` (n,), with ``.grad`` views of ``grad`` (n + extra,).
+    """Named leaf tensors that are views of ``value`` (n,); their ``.grad``, by name ``grads``, are views of ``grad`` (n + extra,).
 
     ``gradient`` (n,) is the parameters' part of ``grad``. The ``extra`` last entries of ``grad`` belong to no parameter: they
     carry scalars, such as the loss, through the all-reduce of the gradient.
@@ -180,11 +184,12 @@ class FlatParameters:
         self.grad = torch.zeros(self.size + extra, device=device)
         self.gradient, self.extra = self.grad[: self.size], self.grad[self.size :]
         self.named: dict[str, torch.Tensor] = {}
+        self.grads: dict[str, torch.Tensor] = {}
         offset = 0
         for name, tensor in initial.items():
             span = slice(offset, offset + tensor.numel())
             leaf = self.value[span].view(tensor.shape).detach().requires_grad_()
-            leaf.grad = self.grad[span].view(tensor.shape)
+            leaf.grad = self.grads[name] = self.grad[span].view(tensor.shape)
             self.named[name] = leaf
             offset = span.stop
 

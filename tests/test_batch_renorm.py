@@ -77,9 +77,10 @@ def test_the_two_forms_have_these_values(deviation, ioffe, crossq):
 def test_the_joint_pass_and_its_gradient_equal_autograd(warmup, layers, form):
     critic = _critic(warmup=warmup, layers=layers, form=form)
     x = (torch.randn(24, 5) * 2 + 1) * torch.tensor([1.0, 0.03, 1.0, 0.1, 1.0])  # variances on both sides of eps
-    now, following, _ = critic.joint(x, Solo())
-    weight = torch.randn_like(now)
-    (now * weight).sum().backward()
+    critic.parameters.grad.fill_(torch.nan)  # what stood there before does not count
+    joint = critic.joint(x, Solo())
+    now, following, weight = joint.now_TBN, joint.next_TBN, torch.randn_like(joint.now_TBN)
+    critic.backward(joint, weight, Solo())
     twin = {name: tensor.detach().clone().requires_grad_() for name, tensor in critic.parameters.named.items()}
     args = (twin, critic.statistics, critic.passes, critic.layers, critic.constants)
     slow_now, slow_following = joint_autograd(x, *args)
@@ -96,18 +97,17 @@ def test_the_second_half_shapes_the_gradient_only_through_the_shared_statistics(
     x = torch.randn(24, 5)
     grads = []
     for rows in (x, torch.cat([x[:12], x[12:] * 3])):
-        critic.parameters.grad.zero_()
-        critic.joint(rows, Solo())[0].square().sum().backward()
+        joint = critic.joint(rows, Solo())
+        critic.backward(joint, 2 * joint.now_TBN, Solo())
         grads.append(critic.parameters.grad.clone())
     assert not torch.allclose(*grads)
-    assert not critic.joint(x, Solo())[1].requires_grad
 
 
 def test_far_observations_keep_their_variance():
     critic = _critic()
     critic.statistics["norm0.mean"].fill_(1000.0)
     x = torch.randn(64, 5) * 0.1 + 1000.0
-    batch = critic.joint(x, Solo())[2]
+    batch = critic.joint(x, Solo()).batch
     variance = batch[batch.numel() // 2 :][:5]
     np.testing.assert_allclose(variance, x.double().var(0, correction=0), rtol=1e-3)
 
