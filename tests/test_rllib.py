@@ -18,6 +18,7 @@ import torch
 from ray import tune
 from ray.rllib.algorithms.callbacks import DefaultCallbacks
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.tune import register_env
 from safetensors.numpy import load_file
 from tiny_runs import TINY
 
@@ -363,7 +364,8 @@ def test_rllibs_settings_reach_the_fleet() -> None:
         (lambda c: c.env_runners(rollout_fragment_length=7), "rollout_fragment_length=7"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": [8]}), "model_config"),
         (lambda c: c.multi_agent(policies={"a", "b"}), "several policies"),
-        (lambda c: c.environment(gym.Env), "expected the id"),
+        (lambda c: c.environment(3), "a name of tune.register_env, or a class"),
+        (lambda c: c.environment("tune/lost"), "tune.register_env('lost', ...)"),
         (lambda c: c.training(env_steps_per_iteration=0), "at least 1"),
         (lambda c: c.training(set={"replay.ratio": 1}), "nearest: replay.replay_ratio"),
         (lambda c: c.training(set={"worker.workers": 4}), "set the same thing"),
@@ -380,6 +382,37 @@ def test_a_setting_that_the_face_does_not_carry_is_an_error_that_names_it(change
     with pytest.raises(UsageError) as caught:
         config.validate()
     assert words in str(caught.value)
+
+
+class Own(gym.Env):
+    """Stays where it is; pays what it was made with."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, config: Any) -> None:
+        self.pay = config["pay"] + config.worker_index
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), self.pay, False, False, {}
+
+
+def test_a_class_and_a_name_of_tune_are_made_in_every_process_and_go_on_from_a_checkpoint(
+    cluster: None, inline: Any, tmp_path: Path
+) -> None:
+    trained = inline(tiny().environment(Own, env_config={"pay": 0.5}))
+    trained.train()
+    saved = trained.save_to_path(tmp_path / "saved")
+    again = SoftGAC.from_checkpoint(saved)
+    assert again.train()["num_env_steps_sampled_lifetime"] == 320
+    again.stop()
+    register_env("five steps", lambda context: gym.wrappers.TimeLimit(Own(context), 5))  # no worker can import it
+    named = inline(tiny("five steps", runners=1, steps=96).environment(env_config={"pay": 0.5}))
+    assert named.train()["env_runners"]["episode_return_mean"] == 2.5
+    assert RunDirectory.open(named.run_dir).config().env == 'tune/five_steps?{"pay":0.5}'
 
 
 def test_an_unknown_environment_is_found_when_the_algorithm_is_built() -> None:

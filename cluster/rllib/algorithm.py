@@ -31,7 +31,7 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.manifest import write_atomic
-from replay.task import texts_with_colon
+from replay.task import id_of, texts_with_colon
 from rollout_workers.env_ids import name_module
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class FleetAlgorithm(Algorithm):
             if problems:
                 raise RunError(f"no checkpoint was made at {folder}: " + "; ".join(problems))
             self._copy_out(session.run, folder)
-        settings = {name: getattr(self.config, name) for name in SAVED_SETTINGS}
+        settings = {name: getattr(self.config, name) for name in SAVED_SETTINGS} | {"env": id_of(self._run_config.env)}
         saved = {
             "format": FORMAT,
             "algorithm": self._run_config.algorithm,
@@ -265,6 +265,7 @@ class FleetAlgorithm(Algorithm):
     def _make_spec(self) -> RunSpec:
         path = Path(self.logdir) / f"run-{self._parts}"
         name_module(self._run_config.env)
+        self.config.register_env()
         return make_spec(self._run_config, RunDirectory(path), self._starts)
 
     def _prepare(self, source: Path | None = None) -> RunDirectory:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from replay.task import TaskError, join_task
+from rollout_workers.env_ids import register_maker
 
 if TYPE_CHECKING:
     from cluster.rllib.algorithm import FleetAlgorithm
@@ -56,14 +63,27 @@ READ = {  # settings that the face, Tune or RLlib's Algorithm itself reads
 }
 
 
+OWN = "tune/"  # namespace of environments that a program has as a callable
+
+
+class Created(gym.Env):
+    """What a callable made: a whole environment with its own wrappers, which ``gymnasium.make`` would take for its own."""
+
+    def __init__(self, make: Callable[[EnvContext], gym.Env], **kwargs: Any) -> None:
+        self._env = make(EnvContext(kwargs, worker_index=0))
+        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self.reset, self.step = self._env.reset, self._env.step  # type: ignore[method-assign]
+        self.render, self.close = self._env.render, self._env.close  # type: ignore[method-assign]
+
+
 class FleetConfig(AlgorithmConfig):
     """RLlib's configuration of a Drawbridge algorithm; ``run_config`` says what it means to the fleet.
 
-    Carried: ``environment`` (a Gymnasium id; env_config has arguments of gymnasium.make), ``env_runners`` (num_env_runners:
-    worker processes, 0 for the whole graph in this process; num_envs_per_env_runner; num_cpus_per_env_runner), ``learners``
-    (num_learners: 0 and 1 are one learner; CPUs and GPUs), ``evaluation`` (interval, duration in episodes),
-    ``debugging(seed=)``, ``callbacks`` of the driver, ``resources`` of the main process and ``training`` as below. Any other
-    setting that differs from its default is an error that names it.
+    Carried: ``environment`` (a Gymnasium id, a name of ``tune.register_env`` or a class that takes env_config; its arguments in
+    env_config), ``env_runners`` (num_env_runners: worker processes, 0 for the whole graph in this process; num_envs_per_env_runner;
+    num_cpus_per_env_runner), ``learners`` (num_learners: 0 and 1 are one learner; CPUs and GPUs), ``evaluation`` (interval, duration
+    in episodes), ``debugging(seed=)``, ``callbacks`` of the driver, ``resources`` of the main process and ``training`` as below.
+    Any other setting that differs from its default is an error that names it.
     """
 
     algorithm: ClassVar[str]
@@ -129,8 +149,9 @@ class FleetConfig(AlgorithmConfig):
             settings |= {"worker.workers": "1", "backend": "inline"}
         settings.setdefault("steps", str(ENDLESS))
         try:
-            settings |= {"env": join_task(str(self.env), dict(self.env_config)), "evaluation.every_steps": "0"}
-            config = override(make_preset(self.algorithm, self.preset, str(self.env)), settings)
+            env_id, _ = self._own_env()
+            settings |= {"env": join_task(env_id, dict(self.env_config)), "evaluation.every_steps": "0"}
+            config = override(make_preset(self.algorithm, self.preset, env_id), settings)
         except (UsageError, TaskError) as error:
             problems.append(str(error))
         if problems:
@@ -139,6 +160,23 @@ class FleetConfig(AlgorithmConfig):
                 + "\n".join(f"  - {text}" for text in problems)
             )
         return config
+
+    def register_env(self) -> None:
+        """Lets this process and the fleet's make the environment, where a callable does."""
+        env_id, make = self._own_env()
+        if make is not None:
+            register_maker(env_id, functools.partial(Created, make))
+
+    def _own_env(self) -> tuple[str, Callable[[EnvContext], gym.Env] | None]:
+        """The environment's id in the fleet, and the callable that makes it; None: it is one of Gymnasium's."""
+        env: Any = self.env
+        name = env.__name__ if isinstance(env, type) else str(env).removeprefix(OWN)
+        env_id = OWN + re.sub(r"[^\w.-]", "_", name)
+        if isinstance(env, type):
+            return env_id, env
+        if _global_registry.contains(ENV_CREATOR, name):
+            return env_id, _global_registry.get(ENV_CREATOR, name)
+        return (env_id if env_id in gym.registry else str(env)), None
 
     def _unsupported(self) -> list[str]:
         default = vars(type(self)().update_from_dict(type(self)().to_dict()))
@@ -154,9 +192,15 @@ class FleetConfig(AlgorithmConfig):
 
     def _inconsistent(self) -> list[str]:
         found = []
-        if not isinstance(self.env, str):
+        if not isinstance(self.env, (str, type)):
             found.append(
-                f"env is {self.env!r}, expected the id of a registered Gymnasium environment, as workers make it by name"
+                f"env is {self.env!r}, expected the id of a registered Gymnasium environment, a name of tune.register_env, or a class that "
+                "takes env_config: RLlib makes nothing else; register a callable with tune.register_env"
+            )
+        elif str(self.env).startswith(OWN) and self._own_env() == (self.env, None) and self.env not in gym.registry:
+            found.append(
+                f"env is {self.env!r}, which a class or a callable of another program made, expected it here: give environment() with it, or "
+                f"tune.register_env({self.env.removeprefix(OWN)!r}, ...)"
             )
         if type(self.env_steps_per_iteration) is not int or self.env_steps_per_iteration < 1:
             found.append(
