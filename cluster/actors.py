@@ -28,6 +28,11 @@ HELD = "held"  # a shard's reason for having no block: the driver holds the run
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
 
 
+def here() -> str:
+    """The node of this process, by its id."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
 class ShardActor:
     """One replay shard. Calls that the limiter holds back wait here for at most HOLD_S, then the caller asks again.
 
@@ -141,12 +146,12 @@ class ShardActor:
 
     async def stats(self) -> dict[str, Any]:
         """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, when this
-        process started, and from what: the rows of a snapshot and warnings of newer ones, or None."""
+        process started, on which node, and from what: the rows of a snapshot and warnings of newer ones, or None."""
         stats, now = self.shard.stats(), time.monotonic()
         silent_s = {worker: now - seen for worker, seen in stats.last_seen_s.items()}
         workers, full = self.shard.drain_stats(), self._full()
         restored = None if self.found is None else (self.found.inserted, self.found.warnings)
-        began = {"started": self.started, "restored": restored}
+        began = {"started": self.started, "restored": restored, "node": here()}
         return {"stats": stats, "full": full, "workers": workers, "silent_s": silent_s, **began}
 
     async def save(self) -> int:
@@ -171,9 +176,9 @@ class StoreActor:
             self.order = weights.order
             self.newest = [ray.put(weights)]
 
-    def started(self) -> float:
-        """When this process started: another one is empty until the next publication."""
-        return self.process_began
+    def started(self) -> tuple[float, str]:
+        """When this process started, and on which node: another one is empty until the next publication."""
+        return self.process_began, here()
 
     def fetch(self) -> list[ray.ObjectRef[Weights]]:
         """A list with the newest weights' reference, empty before the first publication."""
@@ -208,6 +213,10 @@ class WorkerActor:
         self.client.run()
         return self.totals()
 
+    def place(self) -> str:
+        """On which node this is; there is an answer once the environments are built."""
+        return here()
+
     def totals(self) -> RowTotals:
         """Row counts now, also while ``run`` hangs or after it failed."""
         return self.client.worker.totals()
@@ -236,6 +245,10 @@ class EvaluatorActor:
         set_threads(spec.config)
         take_code(spec.own_code, spec.config.env)
         self.evaluator = make_evaluator(spec)
+
+    def place(self) -> str:
+        """On which node this is."""
+        return here()
 
     def evaluate(self, weights: Weights, episodes: int) -> Evaluation:
         return self.evaluator.evaluate(weights, episodes=episodes)

@@ -13,11 +13,11 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import parse_setting
+from cluster.setting_text import parse_labels, parse_setting
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
-from replay.option import BUDGET, RESERVED, SEED_LIMIT, option, range_of, range_problems, type_of
+from replay.option import BUDGET, RESERVED, SEED_LIMIT, option, range_problems
 from rollout_workers.config import EvaluationConfig, WorkerConfig
 
 READ_ON_EPISODES = ("shards", "capacity_rows", "snapshot_s", "snapshots_kept")  # replay settings of such runs
@@ -68,7 +68,9 @@ class RayConfig:
         why="Ray refuses a smaller object store",
     )
     shard_cpus: float = option(0.1, "CPUs", "what one replay shard reserves", **RESERVED)
-    shard_restart_budget: int = option(3, "restarts", "restarts of one shard before the run halts", **BUDGET)
+    shard_restart_budget: int = option(
+        3, "restarts/h", "restarts of one shard within any hour; one more halts the run", **BUDGET
+    )
     call_timeout_s: float = option(
         60.0, "s", "deadline of one call to an actor", at_least=1, why="a healthy actor would be taken for a silent one"
     )
@@ -79,10 +81,23 @@ class RayConfig:
         at_least=1,
         why="no actor would start in time",
     )
+    learner_labels: str = option("", "labels", "of nodes that learners may run on: key=value,key=in(a,b)", former="")
+    shard_labels: str = option("", "labels", "of nodes that shards may run on", former="")
+    worker_labels: str = option("", "labels", "of nodes that workers may run on: spot=true", former="")
 
     def validate(self) -> list[str]:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""
-        return range_problems(self)
+        found = range_problems(self)
+        for name in ("learner_labels", "shard_labels", "worker_labels"):
+            text = getattr(self, name)
+            try:
+                parse_labels(text if isinstance(text, str) else "")
+            except ValueError:
+                found.append(
+                    f"{name} is {text!r}, expected key=value pairs with commas between them: Ray could choose no node by it; give "
+                    "labels that nodes were started with (`ray start --labels`), as key=value, key=!value or key=in(a,b)"
+                )
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,20 +342,6 @@ def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
     """A whole number as a float where the field is one: JSON does not tell 1 from 1.0."""
     whole = type(value) is int and "float" in str(field.type) and abs(value) < 2**53
     return float(value) if whole else value
-
-
-def describe(config: RunConfig) -> str:
-    """A table of every field: key, value, unit, range, meaning."""
-    rows = [
-        (key, _shown(value), field.metadata["unit"], range_of(field) or type_of(field), field.metadata["help"])
-        for key, (value, field) in flatten(config).items()
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0))) for row in rows)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _leaves_of(data: dict[str, Any]) -> typing.Iterator[tuple[str, Any]]:

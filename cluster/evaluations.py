@@ -6,6 +6,7 @@ more, or ray.start_timeout_s more while its process starts. Nothing here blocks.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class Evaluations:
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
         self._failures = 0
+        self.node = ""  # where the evaluator is, once that is known
         self._done: list[Evaluation] = []
         self._start()
 
@@ -84,6 +86,9 @@ class Evaluations:
             self._queue.popleft()
             if refs:
                 up = ray.wait([self._up], timeout=0)[0]
+                if up:
+                    with contextlib.suppress(RayActorError, RayTaskError):
+                        self.node = ray.get(self._up)
                 self._run = self._evaluator.evaluate.remote(refs[0], episodes)
                 self._due = now + settings.timeout_s + self.config.ray.call_timeout_s
                 self._due += 0.0 if up else self.config.ray.start_timeout_s
@@ -113,7 +118,7 @@ class Evaluations:
 
     def _start(self) -> None:
         self._evaluator = make_actor(EvaluatorActor, num_cpus=0).remote(self.spec)
-        self._up = self._evaluator.__ray_ready__.remote()
+        self._up, self.node = self._evaluator.place.remote(), ""
 
     def _restart(self) -> None:
         ray.kill(self._evaluator, no_restart=True)

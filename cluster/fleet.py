@@ -1,6 +1,6 @@
 """The graph on Ray: every part an actor, watched and restarted within budgets.
 
-Who restarts whom: Ray itself restarts shards (their constructor loads the newest snapshot) and the store; ``worker_group.WorkerGroup``
+Who restarts whom: Ray itself restarts shards (``shard_group.ShardGroup``) and the store; ``worker_group.WorkerGroup``
 replaces workers (a new incarnation each time), ``learner_group.LearnerGroup`` learners (all ranks together, from the newest
 checkpoint, in a new generation), ``evaluations.Evaluations`` the evaluator.
 """
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from algorithms.weights import Weights
-from cluster.actors import ShardActor, StoreActor
+from cluster.actors import StoreActor
 from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
@@ -28,8 +28,11 @@ from cluster.graph import RunSpec
 from cluster.head_watch import HeadWatch
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.remote import ANSWER_WAIT_S, Pulse, ask_all, cause, make_actor, root, started
+from cluster.nodes import Nodes
+from cluster.placement import Reservation
+from cluster.remote import ANSWER_WAIT_S, Pulse, ask_all, make_actor
 from cluster.saving import Saved, SaveWatch, look_at_disk
+from cluster.shard_group import PAUSE_S, ShardGroup
 from cluster.worker_group import RETIRE_S, WorkerGroup
 from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
@@ -38,8 +41,6 @@ STATS_S = 1.0
 SEAL_S = 2.0  # for shards to answer at the end of a run
 LEAST_S = 1.0  # for a step of the end, however late it is
 ALIGN_S = 1.0  # how long learners and shards are waited for when their counts are settled; then it is tried again
-PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
-DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
 
 
 class RayFleet:
@@ -51,15 +52,10 @@ class RayFleet:
         self.done = self._closing = self._own_cluster = False
         self.watch = SaveWatch(spec, aggregator, event)
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
+        self._reservation: Reservation | None = None
         self._next_stats = self._next_save = 0.0
         self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
-        self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
-        self._hold: int | None = None  # rows of one shard at which the driver holds the run
-        self._shard_started: dict[int, float] = {}
-        self._shard_lost: dict[int, float] = {}  # since when a shard is known to be dead, or killed because it hung
-        self._shard_hung: dict[int, str] = {}  # why the driver killed a shard that is not back yet
-        self._store_started = 0.0
-        self._full: set[int] = set()  # shards that have the rows of the run
+        self._store_started, self._store_node = 0.0, ""
 
     def start(self) -> None:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
@@ -79,32 +75,30 @@ class RayFleet:
         )
         check_cluster(self.spec.run_dir, self.event)
         self._head = HeadWatch(self._own_cluster, resume_words(self.spec.run_dir, config.env))
-        quota = kind_of(config).row_quota(config)
-        make = make_actor(ShardActor, num_cpus=config.ray.shard_cpus, max_restarts=config.ray.shard_restart_budget)
-        self._shards = [make.remote(self.spec, index, quota) for index in range(replay.shards)]
+        self._nodes = Nodes()
+        self._reservation = Reservation(self.spec, self._own_cluster)
+        self._reservation.wait(config.ray.start_timeout_s, self._head.check)
+        common, quota = (self.spec, self.aggregator, self.event, self._nodes), kind_of(config).row_quota(config)
+        self._shards = ShardGroup(*common, self._reservation, quota)
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
-        self._actors.append(lambda: [*self._shards, self._store])
-        self._shard_pulses = [Pulse(shard.stats.remote) for shard in self._shards]
+        self._actors.append(lambda: [*self._shards.actors, self._store])
         self._store_pulse = Pulse(self._store.started.remote)
         self._evaluations = Evaluations(self.spec, self.event)
         self._actors.append(lambda: self._evaluations.actors)
-        refs = [shard.restored.remote() for shard in self._shards]
-        warnings = started(refs, "replay shards", config.ray.start_timeout_s, self._head.check, self.event)
-        for index, passed_over in enumerate(warnings):
-            for warning in passed_over:
-                self.event(f"shard {index}: snapshot skipped: {warning}")
-        self._learners = LearnerGroup(self.spec, self.aggregator, self.event, self._shards, self._store)
+        self._shards.wait(self._head.check)
+        actors = self._shards.actors, self._store
+        self._learners = LearnerGroup(*common, self._reservation, *actors)
         self._actors.append(lambda: self._learners.actors)
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
-        self._worker_group = WorkerGroup(self.spec, self.aggregator, self.event, self._shards, self._store, worker_cpus)
+        self._worker_group = WorkerGroup(*common, *actors, worker_cpus)
         self._actors.append(lambda: self._worker_group.actors)
         self._learners.begin(self._head.check)
         self._align()
         self._learners.run()
         self._take_stats(self.timeout_s)
-        if len(self._shard_started) < replay.shards:
+        if self._shards.reported < replay.shards:
             raise RunError(
-                f"of {replay.shards} replay shards {len(self._shard_started)} reported their counters within {self.timeout_s:.0f} s "
+                f"of {replay.shards} replay shards {self._shards.reported} reported their counters within {self.timeout_s:.0f} s "
                 "(ray.call_timeout_s), expected all of them: the run halts before its first step and can be resumed; look at the "
                 "shards' logs, or raise ray.call_timeout_s"
             )
@@ -126,18 +120,21 @@ class RayFleet:
             self._look_at(ref)
         self._head.check()
         now = time.monotonic()
-        if now >= self._next_stats or self._hold is not None:
+        self._say_lost_nodes()
+        if now >= self._next_stats or self._shards.holding:
             self._next_stats = now + STATS_S
             self._take_stats()
+            self._shards.watch()
             self._worker_group.watch()
             self._close_when_full()
+        self._worker_group.go_on()
         if self._learners.go_on():
             self._align()
             self._learners.run()
         if now >= self._next_save:
             self._next_save = now + self.config.replay.snapshot_s
-            self._begin_save()
-        self._check_saves()
+            self._shards.begin_save()
+        self._shards.check_saves(self.watch)
         self._check_checkpoints()
         self._evaluations.go_on()
         self.done = self._learners.finished
@@ -164,17 +161,15 @@ class RayFleet:
 
     def hold_at(self, env_steps: int) -> None:
         """Stores no rows beyond ``env_steps`` until called with a higher number: workers wait, the learner catches up."""
-        self._hold = math.ceil(env_steps / len(self._shards))
-        for shard in self._shards:
-            shard.hold_at.remote(self._hold)
+        self._shards.hold_at(math.ceil(env_steps / len(self._shards.actors)))
 
     def save(self, limit_s: float | None = None) -> Saved:
         """Snapshots of every shard, then a checkpoint of the learner, as they are now."""
         deadline = time.monotonic() + (2 * self.timeout_s if limit_s is None else limit_s)
-        self._end_saves(deadline)  # of those that are of an earlier moment
-        late = dict.fromkeys(self._saves.values(), "the one before it was not written in time")
-        self._begin_save()
-        snapshots = self._end_saves(min(deadline, time.monotonic() + self.timeout_s)) | late
+        self._shards.end_saves(self.watch, deadline)  # of those that are of an earlier moment
+        late = dict.fromkeys(self._shards.saving, "the one before it was not written in time")
+        self._shards.begin_save()
+        snapshots = self._shards.end_saves(self.watch, min(deadline, time.monotonic() + self.timeout_s)) | late
         self._next_save = time.monotonic() + self.config.replay.snapshot_s
         learner = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
         self.watch.checkpoint(learner)
@@ -184,7 +179,7 @@ class RayFleet:
         """Ends the run in order: workers bring in what is on the way, shards take no more, learners end, everything is saved."""
         deadline = time.monotonic() + (4 * self.timeout_s if limit_s is None else limit_s)
         self._worker_group.settle(RETIRE_S)
-        self._seal()
+        self._shards.seal(SEAL_S)
         self._learners.stop()
         learners_s = max(LEAST_S, min(self.timeout_s, (deadline - time.monotonic()) / 3))
         by = time.monotonic() + learners_s
@@ -193,24 +188,11 @@ class RayFleet:
             for ref in ready:
                 self._learners.look_at(ref)
         saved = self.save(max(LEAST_S, deadline - time.monotonic()))
-        self._take_last_stats()
-        return saved
-
-    def _seal(self) -> None:
-        """Lets the shards take no more rows, so that their snapshots and the last counters agree."""
-        refs = [shard.seal.remote() for shard in self._shards]
-        ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
-
-    def _take_last_stats(self) -> None:
-        """The last counters, of the parts that still answer."""
-        refs, asked_at = [shard.stats.remote() for shard in self._shards], time.monotonic()
-        ray.wait(refs, num_returns=len(refs), timeout=SEAL_S)
-        for index, ref in enumerate(refs):
-            try:
-                self._observe_shard(index, ray.get(ref, timeout=0), asked_at)
-            except (RayActorError, RayTaskError, GetTimeoutError) as error:
-                self.event(f"replay shard {index} gave no last counters: {root(error)}")
+        asked_at = time.monotonic()
+        for index, report in self._shards.last_reports(SEAL_S).items():
+            self._observe_shard(index, report, asked_at)
         self._learners.report(SEAL_S)
+        return saved
 
     def await_evaluations(self) -> None:
         """Waits for the evaluations that are on their way, each within its time."""
@@ -223,6 +205,8 @@ class RayFleet:
             for actor in actors():
                 with contextlib.suppress(Exception):  # what is dead already must not keep the others alive
                     ray.kill(actor, no_restart=True)
+        if self._reservation is not None and not self._own_cluster:
+            self._reservation.release()
         disconnect(self._own_cluster)
 
     def _look_at(self, ref: Any) -> None:
@@ -238,12 +222,15 @@ class RayFleet:
         """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
         rows that are held and updates that were kept. A part that is dead or silent now is asked again at the next look."""
         learners = self._learners.actors
-        asked = [learner.fetched_rows.remote() for learner in learners], [s.counts.remote() for s in self._shards]
+        asked = (
+            [learner.fetched_rows.remote() for learner in learners],
+            [s.counts.remote() for s in self._shards.actors],
+        )
         try:
             fetched, counts = (ray.get(refs, timeout=ALIGN_S) for refs in asked)
         except (RayActorError, GetTimeoutError):
             return
-        for shard, rows in zip(self._shards, apportioned(sum(fetched), *zip(*counts))):
+        for shard, rows in zip(self._shards.actors, apportioned(sum(fetched), *zip(*counts))):
             shard.align.remote(rows)
         self._learners.astray = False
 
@@ -255,88 +242,55 @@ class RayFleet:
         killed and restarted.
         """
         by = time.monotonic() + seconds
-        ask_all([*self._shard_pulses, self._store_pulse], seconds)
-        silent = {index for index in range(len(self._shards)) if not self._take_shard_answer(index)}
+        ask_all([*self._shards.pulses, self._store_pulse], seconds)
+        shards = range(len(self._shards.actors))
+        silent = {index for index in shards if not self._take_shard_answer(index)}
         if not self._check_store():
-            silent.update(range(len(self._shards)))  # workers that fetch newer weights wait for it
-        self._worker_group.note(self._full, silent)
+            silent.update(shards)  # workers that fetch newer weights wait for it
+        self._worker_group.note(self._shards.full, silent)
         if self._learners.silent_s > PAUSE_S:
             self._worker_group.excuse()  # workers without weights wait for them
         ask_all(self._learners.pulses, max(0.0, by - time.monotonic()))
         self._learners.watch()
-        if self._learners.astray and self._learners.runs and not self._shard_lost:
+        if self._learners.astray and self._learners.runs and not self._shards.any_lost:
             self._align()
 
     def _take_shard_answer(self, index: int) -> bool:
         """Takes a shard's counters and returns whether it answered. Its workers are not blamed for the time in which it did not."""
-        pulse = self._shard_pulses[index]
-        try:
-            report = pulse.answer()
-        except RayActorError as error:
-            self._shard_lost.setdefault(index, time.monotonic())
-            self._shard_silent(index, error)
-            return False
+        report, late = self._shards.take(index)
         if report is None:
-            self._shard_silent(index)
             return False
-        self._observe_shard(index, report, pulse.asked_at)
-        if index in self._shard_lost or pulse.took_s > PAUSE_S:
+        self._observe_shard(index, report, self._shards.pulses[index].asked_at)
+        if late:
             self._worker_group.excuse(index)
-        self._shard_lost.pop(index, None)
-        self._shard_hung.pop(index, None)
         return True
 
-    def _shard_silent(self, index: int, error: RayActorError | None = None) -> None:
-        """A shard that hangs is killed, one that Ray is restarting is given its time; one that Ray gave up ends the run."""
-        silent_s, since = self._shard_pulses[index].silent_s, self._shard_lost.get(index)
-        if since is None and silent_s > self.timeout_s:
-            why = f"it did not answer for {silent_s:.0f} s (ray.call_timeout_s {self.timeout_s:g})"
-            self.event(f"replay shard {index} hangs: {why}; it is killed, and Ray restarts it from its newest snapshot")
-            ray.kill(self._shards[index], no_restart=False)
-            self._shard_lost[index], self._shard_hung[index] = time.monotonic(), f" The driver killed it: {why}."
-        if since is None:
-            return
-        gone_s, limit_s = time.monotonic() - since, self.timeout_s + self.config.ray.start_timeout_s
-        if gone_s > (DEAD_S if isinstance(error, ActorDiedError) else limit_s):
-            raise RunError(
-                f"replay shard {index} is gone for {gone_s:.0f} s, expected Ray to restart it (ray.shard_restart_budget "
-                f"{self.config.ray.shard_restart_budget}); the run halts and can be resumed from its snapshot."
-                f"{self._shard_hung.get(index, '')}\n{cause(error) if error else 'It does not answer.'}"
-            )
-
     def _observe_shard(self, index: int, report: dict[str, Any], asked_at: float) -> None:
-        if self._shard_started.setdefault(index, report["started"]) != report["started"]:
-            self._shard_started[index] = report["started"]
-            self.aggregator.count_shard_restart(index, self.config.ray.shard_restart_budget)
-            self._say_restarted(index, report["restored"])
+        if self._shards.observe(index, report):
             self._learners.astray = True
-            if self._hold is not None:
-                self._shards[index].hold_at.remote(self._hold)
-        (self._full.add if report["full"] else self._full.discard)(index)
         self._worker_group.observe_reports(report["workers"], report["silent_s"])
         self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
 
-    def _say_restarted(self, index: int, restored: tuple[int, tuple[str, ...]] | None) -> None:
-        """That Ray restarted shard ``index``, and from what: the rows of a snapshot and what was skipped, or nothing."""
-        if restored is None:
-            self.event(
-                f"WARNING: replay shard {index} was restarted by Ray and found no snapshot in {self.spec.shard_dir(index)}: it begins empty, "
-                "all rows that it held are lost and count as rows_dropped_shard_restart"
-            )
-            return
-        rows, warnings = restored
-        self.event(f"replay shard {index} was restarted by Ray, from its newest snapshot, of {rows:,} rows")
-        for warning in warnings:
-            self.event(f"shard {index}: snapshot skipped: {warning}")
+    def _say_lost_nodes(self) -> None:
+        """The end of a node is one event, with all parts of the run that were there; they are restarted without one of their own."""
+        for node in self._nodes.look():
+            parts = [*self._learners.on(node), *self._shards.on(node), *self._worker_group.on(node)]
+            parts += ["the store of weights"] if node == self._store_node else []
+            parts += ["the evaluator"] if node == self._evaluations.node else []
+            if parts:
+                self.event(
+                    f"node {self._nodes.name(node)} is lost ({self._nodes.why_lost(node)}), and with it {', '.join(parts)}: restarted on "
+                    "other nodes, which costs no budget"
+                )
 
     def _check_store(self) -> bool:
         """Returns whether the store answered. One that was restarted is empty: the learner publishes its newest policy again."""
         pulse = self._store_pulse
         try:
-            started_at = pulse.answer()
+            answer = pulse.answer()
         except RayActorError:
             return False  # Ray restarts it
-        if started_at is None:
+        if answer is None:
             if pulse.silent_s > self.timeout_s:
                 self.event(
                     f"the store of weights hangs: it did not answer for {pulse.silent_s:.0f} s (ray.call_timeout_s "
@@ -345,6 +299,7 @@ class RayFleet:
                 ray.kill(self._store, no_restart=False)
                 self._store_pulse = Pulse(self._store.started.remote)
             return False
+        started_at, self._store_node = answer
         if self._store_started and started_at != self._store_started:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
             self._learners.publish_again()
@@ -356,27 +311,11 @@ class RayFleet:
 
     def _close_when_full(self) -> None:
         """Once the shards have their rows, learners may use up what is left. (A worker may still wait for its place.)"""
-        self._closing = self._closing or self._worker_group.finished or len(self._full) == len(self._shards)
+        self._closing = (
+            self._closing or self._worker_group.finished or len(self._shards.full) == len(self._shards.actors)
+        )
         if self._closing:
-            for shard in self._shards:
-                shard.close.remote()
-
-    def _begin_save(self) -> None:
-        if not self._saves:
-            self._saves = {shard.save.remote(): index for index, shard in enumerate(self._shards)}
-
-    def _check_saves(self) -> dict[int, str]:
-        """Looks at the snapshots that are being written; what went wrong with those that have ended, by shard."""
-        problems: dict[int, str] = {}
-        ready = ray.wait(list(self._saves), num_returns=len(self._saves), timeout=0)[0] if self._saves else []
-        for ref in ready:
-            index = self._saves.pop(ref)
-            try:
-                ray.get(ref)
-            except (RayTaskError, RayActorError) as error:
-                problems[index] = root(error)
-            self.watch.snapshot(index, problems.get(index, ""))
-        return problems
+            self._shards.close()
 
     def _check_checkpoints(self) -> None:
         """What became of the checkpoints that the first learner wrote by itself. Never waits: a dead one's are not known."""
@@ -389,12 +328,3 @@ class RayFleet:
         with contextlib.suppress(RayActorError, RayTaskError):
             for problem in ray.get(ref):
                 self.watch.checkpoint(problem)
-
-    def _end_saves(self, deadline: float) -> dict[int, str]:
-        """Waits for the snapshots that are being written; what went wrong, by shard."""
-        problems, began = self._check_saves(), time.monotonic()
-        while self._saves and time.monotonic() < deadline:
-            ray.wait(list(self._saves), num_returns=len(self._saves), timeout=min(0.5, deadline - time.monotonic()))
-            problems |= self._check_saves()
-        late = f"not written within {time.monotonic() - began:.0f} s"
-        return problems | dict.fromkeys(self._saves.values(), late)

@@ -14,7 +14,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from cluster.actors import HELD, HOLD_S
+from cluster.actors import HELD, HOLD_S, here
 from cluster.data_kind import kind_of
 from cluster.errors import RunError
 from cluster.graph import (
@@ -91,13 +91,13 @@ class LearnerActor:
         self.moved = time.monotonic()  # when ``run`` last began or ended something
         self.newest: Weights | None = None  # what was published last
 
-    def meeting(self) -> str:
-        """Where the ranks meet: a port of this node's address, on which this rank listens from now on; "" of one learner."""
+    def meeting(self) -> tuple[str, str]:
+        """Where the ranks meet: a port of this node's address, on which this rank listens from now on; "" of one learner. And the node."""
         if self.config.learner.learners == 1:
-            return ""
+            return "", here()
         host = ray.util.get_node_ip_address()
         self.listener = socket.create_server((host, 0))
-        return f"tcp://{host}:{self.listener.getsockname()[1]}"
+        return f"tcp://{host}:{self.listener.getsockname()[1]}", here()
 
     def begin(self, meeting: str) -> StartInfo:
         """Meets the other ranks and takes the newest valid checkpoint, if there is one: the same on every rank."""

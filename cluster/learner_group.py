@@ -1,13 +1,14 @@
 """The learners of a run on Ray: all ranks start together, and are replaced together from the newest checkpoint.
 
     phase       waits for                                deadline
+    down        the cause to be known, and the back-off  ray.start_timeout_s
     meeting     a place on the cluster for every rank    ray.start_timeout_s
     beginning   every rank to have met the others and    ray.start_timeout_s + ray.call_timeout_s
                 loaded the checkpoint
     running     an answer of every rank                  ray.call_timeout_s
                 the end of the block in hand             ray.start_timeout_s + ray.call_timeout_s
 
-Whatever misses its deadline, or dies, costs one restart of the budget. Nothing here blocks for longer than a second but
+Whatever misses its deadline, or dies by itself, costs one restart of the budget. Nothing here blocks for longer than a second but
 ``begin``, which is called once, before the run goes on.
 """
 
@@ -26,7 +27,9 @@ from cluster.errors import RunError
 from cluster.graph import GENERATIONS_A_START, RunSpec
 from cluster.learner_actor import LearnerActor, News, StartInfo
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.remote import SAME_FAILURE, Pulse, cause, make_actor, no_place, root
+from cluster.nodes import Failure, Nodes
+from cluster.placement import Reservation
+from cluster.remote import SAME_FAILURE, Budget, Pulse, cause, make_actor, no_place, root
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
@@ -39,14 +42,24 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None], shards: list[Any], store: Any
+        self,
+        spec: RunSpec,
+        aggregator: MetricsAggregator,
+        event: Callable[[str], None],
+        nodes: Nodes,
+        reservation: Reservation,
+        shards: list[Any],
+        store: Any,
     ) -> None:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self.actors: list[Any] = []
         self.runs: list[Any] = []  # references that are ready when a learner has returned or failed
         self.pulses: list[Pulse] = []  # of the learners that run
         self.astray = False
-        self._shards, self._store = shards, store
+        self._nodes, self._reservation, self._shards, self._store = nodes, reservation, shards, store
+        self._places: list[str] = []  # the ranks' nodes, once they are known
+        self._budget = Budget(self.config.learner.restart_budget)
+        self._down: Failure | None = None
         self._phase = "none"
         self._starting: list[Any] = []  # references of the phase that a start is in
         self._due = 0.0  # when that phase must be over
@@ -80,13 +93,16 @@ class LearnerGroup:
             check()
             ray.wait(self._starting, timeout=SLICE_S)
             if failed := self._go_on():
-                raise RunError(f"failed while waiting for learners to start:\n{failed}")
+                raise RunError(f"failed while waiting for learners to start:\n{failed[0]}")
         self.event(f"{len(self.actors)} of {len(self.actors)} learners up")
 
     def go_on(self) -> bool:
         """Takes a restart that is under way a step further; True once the learners are ready to ``run``."""
+        self.aggregator.budget_left["learner"] = self._budget.left
+        if self._phase == "down" and not self._stopping:
+            self._restart()
         if self._phase in ("meeting", "beginning") and not self._stopping and (failed := self._go_on()):
-            self._replace(failed)
+            self._replace(*failed)
         return self._phase == "ready"
 
     def run(self) -> None:
@@ -101,7 +117,7 @@ class LearnerGroup:
             ray.get(ref)
         except (RayTaskError, RayActorError) as error:
             if not self._stopping:
-                self._replace(self._blame(self.runs))
+                self._replace(*self._blame(self.runs))
                 return
             self.event(f"a learner did not end in order, its newest checkpoint stays: {root(error)}")
         self.runs.remove(ref)
@@ -118,7 +134,11 @@ class LearnerGroup:
                 self._take(news)
             hung = hung or self._hangs(rank, news)
         if hung and self.runs:
-            self._replace(hung)
+            self._replace(hung, "hung")
+
+    def on(self, node: str) -> list[str]:
+        """Those on a node, for people."""
+        return [f"learner {rank}" for rank, place in enumerate(self._places) if place == node]
 
     def report(self, limit_s: float) -> None:
         """Takes the last counters of the first learner, if it answers within ``limit_s``."""
@@ -155,11 +175,18 @@ class LearnerGroup:
         """All ranks, from the newest checkpoint, in a generation above all before."""
         config = self.config.learner
         self._starts += 1
-        self.aggregator.budget_left["learner"] = config.restart_budget - (self._starts - 1)
-        self._rollbacks = 0
-        make = make_actor(LearnerActor, num_cpus=config.cpus, num_gpus=config.gpus, max_concurrency=4)
+        if self._starts > GENERATIONS_A_START:
+            raise RunError(
+                f"the learners were started {self._starts:,} times, expected fewer in one start of a run: no generation is left, so the run "
+                "halts; it can be resumed"
+            )
+        self._rollbacks, self._places = 0, []
+        options = {"num_cpus": config.cpus, "num_gpus": config.gpus, "max_concurrency": 4}
         self.actors = [
-            make.remote(self.spec, rank, self.generation, self._shards, self._store) for rank in range(config.learners)
+            make_actor(LearnerActor, scheduling_strategy=self._reservation.place("learner", rank), **options).remote(
+                self.spec, rank, self.generation, self._shards, self._store
+            )
+            for rank in range(config.learners)
         ]
         self.runs, self.pulses = [], []
         self._enter("meeting", [actor.meeting.remote() for actor in self.actors], self.config.ray.start_timeout_s)
@@ -167,8 +194,8 @@ class LearnerGroup:
     def _enter(self, phase: str, refs: list[Any], limit_s: float) -> None:
         self._phase, self._starting, self._due = phase, refs, time.monotonic() + limit_s
 
-    def _go_on(self) -> str:
-        """Looks at the start under way; returns why it failed, empty while it has not."""
+    def _go_on(self) -> tuple[str, str] | None:
+        """Looks at the start under way; returns why it failed and of which kind that is, None while it has not."""
         ready, waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
         try:
             ray.get(ready)
@@ -177,20 +204,21 @@ class LearnerGroup:
         limits = self.config.ray
         if waiting and time.monotonic() > self._due:
             if self._phase == "meeting":
-                return no_place(limits.start_timeout_s, "every learner to start")
+                return no_place(limits.start_timeout_s, "every learner to start"), "no_place"
             return (
                 f"{len(waiting)} of {len(self.actors)} learners did not load their checkpoint within "
                 f"{limits.start_timeout_s + limits.call_timeout_s:.0f} s (ray.start_timeout_s + ray.call_timeout_s): they hang"
-            )
+            ), "hung"
         if waiting:
-            return ""
+            return None
         answers = ray.get(self._starting)
         if self._phase == "meeting":
-            refs = [actor.begin.remote(answers[0]) for actor in self.actors]
+            (meeting, _), self._places = answers[0], [place for _, place in answers]
+            refs = [actor.begin.remote(meeting) for actor in self.actors]
             self._enter("beginning", refs, limits.start_timeout_s + limits.call_timeout_s)
         else:
             self._take_start_info(answers[0])
-        return ""
+        return None
 
     def _take_start_info(self, start_info: StartInfo) -> None:
         self._enter("ready", [], 0.0)
@@ -225,26 +253,26 @@ class LearnerGroup:
             )
         return ""
 
-    def _blame(self, refs: list[Any]) -> str:
-        """Why learners failed, of ``refs`` at least one: a process that died or raised by itself, or hangs, before the others,
-        whose reductions failed because of it."""
+    def _blame(self, refs: list[Any]) -> tuple[str, str]:
+        """Why learners failed, of ``refs`` at least one, and of which kind that is: a process that died or raised by itself, or hangs,
+        before the others, whose reductions failed because of it."""
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=BLAME_S)
-        found: list[tuple[int, str]] = []
+        found: list[tuple[int, str, str]] = []
         for ref in ready:
             try:
                 ray.get(ref)
             except RayActorError as error:
-                found.append((0, f"{cause(error)} (learner {refs.index(ref)})"))
+                found.append((0, f"{cause(error)} (learner {refs.index(ref)})", "died"))
             except RayTaskError as error:
-                found.append((3 if "CollectiveError" in cause(error) else 1, cause(error)))
+                found.append((3 if "CollectiveError" in cause(error) else 1, cause(error), "raised"))
         limit_s = self.config.ray.call_timeout_s
         for rank, pulse in enumerate(self.pulses):
             if pulse.silent_s > limit_s / 2:
-                found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s"))
-        return min(found)[1]
+                found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s", "hung"))
+        return min(found)[1:]
 
-    def _replace(self, why: str) -> None:
-        """Kills all ranks and starts them again, or ends the run when the budget is spent or nothing comes of it."""
+    def _replace(self, why: str, reason: str) -> None:
+        """Kills all ranks; ``go_on`` starts them again."""
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         self.runs, self.pulses = [], []
@@ -254,15 +282,29 @@ class LearnerGroup:
             return
         if self._phase == "beginning" and "cluster.errors.RunError" in why:  # another try would find the same
             raise RunError(why)
-        budget = self.config.learner.restart_budget
-        if self.aggregator.updates > self._progress:
-            self._failures.clear()
-        self._progress = self.aggregator.updates
-        self._failures.append(why)
-        if len(self._failures) >= SAME_FAILURE or self._starts > budget or "learners.guard.Halt" in why:
+        self._phase, self._down = "down", Failure(why=why, reason=reason, nodes=frozenset(self._places))
+        self._restart()
+
+    def _restart(self) -> None:
+        """Starts all ranks again when it is time, or ends the run when the budget is spent or nothing comes of it. What was lost with a
+        node costs nothing."""
+        down, budget = self._down, self._budget
+        if down is None or not (verdict := self._nodes.verdict(down, self.config.ray.start_timeout_s)):
+            return
+        if verdict == "lost":
+            self.aggregator.count_restart("learner", "node_lost")
+            self._start()
+            return
+        failures = [] if self.aggregator.updates > self._progress else self._failures
+        hopeless = len(failures) + 1 >= SAME_FAILURE or "learners.guard.Halt" in down.why
+        if budget.left and not hopeless and time.monotonic() < down.at + budget.delay_s():
+            return
+        self._progress, self._failures = self.aggregator.updates, [*failures, down.why]
+        if hopeless or not budget.spend():
             raise RunError(
-                f"the learner failed and is not restarted (starts: {self._starts}, learner.restart_budget {budget}), so the run "
-                f"halts; it can be resumed. The first failure:\n{self._failures[0]}"
+                f"the learner failed and is not restarted (starts: {self._starts}, learner.restart_budget {budget.an_hour} an hour), so the "
+                f"run halts; it can be resumed. The first failure:\n{self._failures[0]}"
             )
-        self.event(f"learner restarted from the newest checkpoint: {root(why)}")
+        self.aggregator.count_restart("learner", down.reason)
+        self.event(f"learner restarted from the newest checkpoint: {root(down.why)}")
         self._start()

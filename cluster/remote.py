@@ -18,12 +18,15 @@ from cluster.errors import RunError
 
 ANSWER_WAIT_S = 0.5  # longest wait for answers, which normally come in milliseconds
 RESOURCES_S = 1.0  # for the head to say what is free
+HOUR_S = 3_600.0  # in which a budget's restarts are counted
+CALM_S = 300.0  # after which an earlier restart delays the next one no more
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 
 
 def make_actor(kind: Any, **options: Any) -> Any:
-    """A Ray actor class. Scheduled outside any placement group: inside a Tune trial's it would never start."""
-    return _remote_class(kind).options(scheduling_strategy="DEFAULT", **options)
+    """A Ray actor class. Outside any placement group unless ``options`` name one: inside a Tune trial's it would never start."""
+    return _remote_class(kind).options(**{"scheduling_strategy": "DEFAULT"} | options)
 
 
 @functools.cache
@@ -84,6 +87,36 @@ def cause(error: BaseException) -> str:
 def root(error: BaseException | str) -> str:
     """The last line of a cause: the root of it."""
     return (error if isinstance(error, str) else cause(error)).strip().splitlines()[-1]
+
+
+class Budget:
+    """Restarts of one kind of part: so many within any hour, those of one part ever later after each other.
+
+    Args:
+        an_hour: how many.
+        clock: seconds.
+    """
+
+    def __init__(self, an_hour: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.an_hour, self._clock = an_hour, clock
+        self._spent: list[tuple[float, int]] = []  # when, and by which part
+
+    @property
+    def left(self) -> int:
+        self._spent = [(at, part) for at, part in self._spent if self._clock() - at < HOUR_S]
+        return self.an_hour - len(self._spent)
+
+    def spend(self, part: int = 0) -> bool:
+        """Takes one restart of ``part``, where one is left; whether there was."""
+        if self.left <= 0:
+            return False
+        self._spent.append((self._clock(), part))
+        return True
+
+    def delay_s(self, part: int = 0) -> float:
+        """How long the next restart of ``part`` waits: the first one not at all, each later one twice as long as the one before."""
+        recent = sum(who == part and self._clock() - at < CALM_S for at, who in self._spent)
+        return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (recent - 1)) if recent else 0.0
 
 
 class Pulse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cluster.errors import UsageError
@@ -33,3 +34,11 @@ def parse_setting(key: str, text: str, kind: type) -> Any:
             f"--set {key}={text}: {text!r} is not of type {kind.__name__}, expected {_EXAMPLES[kind]}; nothing was started; "
             "give the field a value of its type"
         ) from None
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """Ray's label selector from "key=value,key=!value,key=in(a,b)"; ValueError for another text."""
+    pairs = [pair.partition("=") for pair in re.split(r",(?![^(]*\))", text) if pair.strip()]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise ValueError(text)
+    return {key.strip(): value.strip() for key, _, value in pairs}

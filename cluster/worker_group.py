@@ -15,8 +15,10 @@ from cluster.actors import WorkerActor
 from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.remote import SAME_FAILURE, cause, free_resources, make_actor, no_place, root
+from cluster.nodes import Failure, Nodes
+from cluster.remote import SAME_FAILURE, Budget, cause, free_resources, make_actor, no_place, root
 from cluster.replay_client import SETTLE_S, STOPPED
+from cluster.setting_text import parse_labels
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
@@ -31,9 +33,11 @@ class Member:
     actor: Any
     run: Any  # reference of its run() call
     incarnation: int
-    up: Any  # reference that is there once the actor's process has built its environments
+    up: Any  # reference of its node, there once the actor's process has built its environments
     asked: float  # when it was asked for, monotonic clock
     began: float = 0.0  # when it was seen to be up; 0: it waits for a place on the cluster
+    node: str = ""  # where it is, from then on
+    down: Failure | None = None  # it has ended and is not replaced yet
     late: bool = False  # a long wait has been reported
     failures: int = 0  # since it last brought rows
     first_failure: str = ""
@@ -56,18 +60,22 @@ class WorkerGroup:
         spec: RunSpec,
         aggregator: MetricsAggregator,
         event: Callable[[str], None],
+        nodes: Nodes,
         shards: list[Any],
         store: Any,
         cpus: float,
     ) -> None:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
-        self._shards, self._store, self._cpus = shards, store, cpus
+        self._nodes, self._shards, self._store = nodes, shards, store
+        labels = parse_labels(self.config.ray.worker_labels)
+        self._options = {"num_cpus": cpus, "max_concurrency": 2} | ({"label_selector": labels} if labels else {})
+        self._cpus = cpus
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
         self._last_report: dict[int, float] = {}  # when a shard last had a chunk of a worker, monotonic clock
         self._full: set[int] = set()  # shards that take no more rows
         self._silent: set[int] = set()  # shards of whose workers nothing is known now
-        self._restarts = 0  # of this start of the run: the budget's
+        self._budget = Budget(self.config.worker.restart_budget)
         self._count()
 
     @property
@@ -77,7 +85,7 @@ class WorkerGroup:
     @property
     def runs(self) -> list[Any]:
         """References that are ready when a worker has returned or failed."""
-        return [member.run for member in self._members.values() if not member.finished]
+        return [member.run for member in self._members.values() if not member.finished and member.down is None]
 
     @property
     def finished(self) -> bool:
@@ -89,8 +97,13 @@ class WorkerGroup:
     def start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
         """A worker in slot ``index``: a new incarnation each time."""
         count = self._incarnations[index] = self._incarnations.get(index, -1) + 1
+        if count == INCARNATIONS_A_START:  # the next start of the run has the ones above
+            raise RunError(
+                f"rollout worker {index} was started {count} times, expected fewer in one start of a run: no number is left by which its "
+                "rows could be told apart, so the run halts; it can be resumed"
+            )
         incarnation = self.spec.start * INCARNATIONS_A_START + count
-        actor = make_actor(WorkerActor, num_cpus=self._cpus, max_concurrency=2).remote(
+        actor = make_actor(WorkerActor, **self._options).remote(
             self.spec,
             index,
             incarnation,
@@ -102,7 +115,7 @@ class WorkerGroup:
             actor=actor,
             run=actor.run.remote(),
             incarnation=incarnation,
-            up=actor.__ray_ready__.remote(),
+            up=actor.place.remote(),
             asked=time.monotonic(),
             failures=failures,
             first_failure=first_failure,
@@ -119,7 +132,7 @@ class WorkerGroup:
         try:
             totals = ray.get(ref)
         except (RayTaskError, RayActorError) as error:
-            self._replace(index, member, cause(error), "died" if isinstance(error, RayActorError) else "raised")
+            self._fail(index, member, cause(error), "died" if isinstance(error, RayActorError) else "raised")
         else:
             member.finished = True
             self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
@@ -145,20 +158,31 @@ class WorkerGroup:
         """Takes which shards have their rows, so that their workers are not needed any more, and which do not answer now."""
         self._full, self._silent = set(full), set(silent)
 
+    def on(self, node: str) -> list[str]:
+        """Those on a node, for people."""
+        return [f"worker {index}" for index, member in sorted(self._members.items()) if member.node == node]
+
+    def go_on(self) -> None:
+        """Replaces workers that have ended, when it is time for it."""
+        for index, member in list(self._members.items()):
+            if member.down is not None and not member.finished:
+                self._replace(index, member, member.down)
+                self._count()
+
     def watch(self) -> None:
         """Replaces workers that were silent for too long: an environment whose step hangs."""
         self._count()
         limit = self.config.worker.step_timeout_s
         now = time.monotonic()
         for index, member in list(self._members.items()):
-            if member.finished or not self._is_needed(index) or not self._is_up(index, member):
+            if member.finished or member.down or not self._is_needed(index) or not self._is_up(index, member):
                 continue
             if index % len(self._shards) in self._silent:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
             silent = now - max(member.began + grace, self._last_report.get(index, 0.0))
             if silent > limit:
-                self._replace(
+                self._fail(
                     index,
                     member,
                     f"worker {index} of {self.config.env} was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
@@ -201,31 +225,44 @@ class WorkerGroup:
         self._retire({index: member for index, member in self._members.items() if not member.finished}, limit_s)
         self._count()
 
-    def _replace(self, index: int, member: Member, why: str, reason: str) -> None:
-        """A new incarnation in the slot, counted by ``reason``, or the end of the run when the budget is spent or nothing comes of it."""
-        if not self._is_needed(index):
-            self._end({index: member}, WORKER_LOST)
-            member.finished = True
-            self._count()
-            self.event(f"worker {index} failed and is not replaced, as its shard has all its rows: {root(why)}")
-            return
-        budget = self.config.worker.restart_budget
-        member.first_failure = member.first_failure or why
-        failures = member.failures + 1
+    def _fail(self, index: int, member: Member, why: str, reason: str) -> None:
+        """Takes note of a worker that has ended or hangs, and ends it; ``go_on`` replaces it."""
         self._end({index: member}, WORKER_LOST)
-        if failures >= SAME_FAILURE:
-            raise RunError(
-                f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
-                f"resumed. The first failure:\n{member.first_failure}"
-            )
-        if self._restarts >= budget:
-            raise RunError(
-                f"rollout workers were restarted {budget} times (worker.restart_budget) and worker {index} failed again, so the run "
-                f"halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
-            )
-        self._restarts += 1
-        self.aggregator.restarts[reason] += 1
-        self.event(f"worker {index} restarted: {root(why)}")
+        member.down = Failure(why=why, reason=reason, nodes=frozenset((member.node,)))
+        member.first_failure = member.first_failure or why
+        self._count()
+        self.go_on()
+
+    def _replace(self, index: int, member: Member, down: Failure) -> None:
+        """A new incarnation in the slot when it is time, counted by reason; the end of the run when the budget is spent or nothing
+        comes of it. A worker that was lost with its node costs nothing."""
+        if not self._is_needed(index):
+            member.finished = True
+            self.event(f"worker {index} failed and is not replaced, as its shard has all its rows: {root(down.why)}")
+            return
+        verdict = self._nodes.verdict(down, self.config.ray.start_timeout_s)
+        if not verdict:
+            return
+        failures, reason = member.failures, down.reason
+        if verdict == "lost":
+            reason = "node_lost"
+        else:
+            failures += 1
+            if failures >= SAME_FAILURE:
+                raise RunError(
+                    f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
+                    f"resumed. The first failure:\n{member.first_failure}"
+                )
+            if self._budget.left and time.monotonic() < down.at + self._budget.delay_s(index):
+                return
+            if not self._budget.spend(index):
+                raise RunError(
+                    f"rollout workers were restarted {self._budget.an_hour} times (worker.restart_budget) within an hour and worker {index} "
+                    f"failed again, so the run halts; it can be resumed. The first failure of this worker:\n{member.first_failure}"
+                )
+            where = f" (was on {self._nodes.name(member.node)})" if member.node else ""
+            self.event(f"worker {index} restarted{where}: {root(down.why)}")
+        self.aggregator.count_restart("worker", reason)
         self.start(index, failures, member.first_failure)
 
     def _is_needed(self, index: int) -> bool:
@@ -246,6 +283,9 @@ class WorkerGroup:
 
     def _retire(self, members: dict[int, Member], limit_s: float) -> None:
         """Ends workers in order: all are asked to, then all are waited for; their rows are counted."""
+        for member in members.values():
+            member.finished = True
+        members = {index: member for index, member in members.items() if member.down is None}
         up = {index: m for index, m in members.items() if ray.wait([m.up], timeout=0)[0]}  # the others have no rows
         for member in up.values():
             member.actor.stop.remote()
@@ -255,7 +295,6 @@ class WorkerGroup:
             self.event(f"{len(running)} workers did not end within {limit_s:.0f} s and were killed")
         late = {index: member for index, member in members.items() if index not in up or member.run in running}
         for index, member in members.items():
-            member.finished = True
             if index not in late:
                 try:
                     self.aggregator.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
@@ -281,11 +320,13 @@ class WorkerGroup:
     def _count(self) -> None:
         """Sees which workers are up by now, and counts them by state."""
         living = {index: member for index, member in self._members.items() if not member.finished}
-        starting = {member.up: member for member in living.values() if not member.began}
+        starting = {member.up: member for member in living.values() if not member.began and member.down is None}
         for ref in ray.wait(list(starting), num_returns=len(starting), timeout=0)[0] if starting else ():
             starting[ref].began = time.monotonic()
+            with contextlib.suppress(RayError):  # its run() tells
+                starting[ref].node = ray.get(ref)
         needed = [member for index, member in living.items() if self._is_needed(index)]
-        self.aggregator.workers = sum(member.began > 0 for member in living.values())
+        self.aggregator.workers = sum(member.began > 0 and member.down is None for member in living.values())
         self.aggregator.workers_wanted = len(needed)
-        self.aggregator.workers_pending = sum(not member.began for member in needed)
-        self.aggregator.budget_left["worker"] = self.config.worker.restart_budget - self._restarts
+        self.aggregator.workers_pending = sum(not member.began or member.down is not None for member in needed)
+        self.aggregator.budget_left["worker"] = self._budget.left

@@ -79,7 +79,10 @@ class LearnerConfig:
         why="a count cannot be negative; 0 halts at once instead of rolling back",
     )
     restart_budget: int = option(
-        3, "restarts", "restarts of learners before the run halts with the first traceback", **BUDGET
+        3,
+        "restarts/h",
+        "restarts of learners within any hour; one more halts the run with the first traceback",
+        **BUDGET,
     )
     device: str = option("auto", "name", "cpu, cuda, or auto (cuda where there is one)", ("cpu", "cuda", "auto"))
     cuda_graph: bool = option(True, "bool", "on CUDA: capture one update as a graph and replay it")

@@ -60,7 +60,10 @@ class WorkerConfig:
         why="a healthy worker would be taken for a hung one",
     )
     restart_budget: int = option(
-        10, "restarts", "restarts of workers before the run halts with the first traceback", **BUDGET
+        10,
+        "restarts/h",
+        "restarts of workers, all together, within any hour; one more halts the run with the first traceback",
+        **BUDGET,
     )
     cpus: float = option(0.5, "CPUs", "what one worker reserves on the Ray cluster", **RESERVED)
 

@@ -196,8 +196,8 @@ def test_what_people_are_shown_is_in_the_catalogue() -> None:
 def test_restarts_by_reason_add_up_to_all_restarts(exporter: Exporter) -> None:
     exporter.update(LINE)
     found = samples(exporter)
-    assert found[key("worker_restarts_total", reason="hung")] == 2
-    assert found[key("worker_restarts_total", reason="died")] == 1
+    assert found[key("restarts_total", part="worker", reason="hung")] == 2
+    assert found[key("restarts_total", part="worker", reason="died")] == 1
 
 
 def test_sums_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter: Exporter) -> None:

@@ -18,6 +18,7 @@ from cluster.graph import RunSpec
 from cluster.learner_actor import LearnerActor
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.nodes import Nodes
 from learners.checkpoint import Checkpoint
 from learners.feed import FeedTimeout, ReadyBatch
 from replay.messages import Wait
@@ -204,7 +205,7 @@ def test_the_driver_knows_the_updates_of_a_learner_that_is_busy_with_a_block_and
     )  # type: ignore[arg-type]
     learner.learner.updates, learner.learner.version = 1_000, 4
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
-    group = LearnerGroup(learner.spec, aggregator, print, [], None)
+    group = LearnerGroup(learner.spec, aggregator, print, Nodes(), None, [], None)  # type: ignore[arg-type]
     group._starts = 1
     with learner.turn:
         group._take(learner.news())
@@ -220,7 +221,8 @@ def test_a_learner_that_answers_but_is_busy_with_one_block_for_too_long_is_repla
     learner.moved -= busy_s
     with learner.turn:  # as while it makes a block or writes a checkpoint
         news = learner.news()
-    group = LearnerGroup(learner.spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), events.append, [], None)
+    aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
+    group = LearnerGroup(learner.spec, aggregator, events.append, Nodes(), None, [], None)  # type: ignore[arg-type]
     group.pulses, group.runs = [types.SimpleNamespace(answer=lambda: news, silent_s=0.0)], [object()]  # type: ignore[list-item]
     started: list[str] = []
     monkeypatch.setattr(group, "_start", lambda: started.append("all ranks"))

@@ -11,6 +11,7 @@ from cluster.config import make_preset, override
 from cluster.errors import RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.nodes import Nodes
 from cluster.worker_group import Member, WorkerGroup
 
 
@@ -21,9 +22,8 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
     config = override(make_preset("softgac", "cpu"), {"worker.restart_budget": "0", "worker.step_timeout_s": "5"})
     spec = RunSpec(config=config, obs_dim=3, action_dim=1, run_dir=tmp_path)
     events: list[str] = []
-    group = WorkerGroup(
-        spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), events.append, [None, None], None, 0.0
-    )
+    aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
+    group = WorkerGroup(spec, aggregator, events.append, Nodes(), [None, None], None, 0.0)
     monkeypatch.setattr(group, "_end", lambda members, reason: None)
     now = time.monotonic()
     for index, silent_s in enumerate((0.0, 60.0)):  # worker 1, of shard 1, hangs

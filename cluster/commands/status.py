@@ -10,11 +10,12 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, count, resume_words, seconds
-from cluster.config import PRESETS, describe, make_preset
+from cluster.config import PRESETS, RunConfig, flatten, make_preset
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
+from replay.option import range_of, type_of
 
 
 def add_status(commands: Any) -> None:
@@ -121,8 +122,22 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    print(describe(make_preset(arguments.algorithm, arguments.preset, arguments.env)))
+    print(_described(make_preset(arguments.algorithm, arguments.preset, arguments.env)))
     return 0
+
+
+def _described(config: RunConfig) -> str:
+    """A table of every field: key, value, unit, range, meaning."""
+    rows = [
+        (key, _shown(value), field.metadata["unit"], range_of(field) or type_of(field), field.metadata["help"])
+        for key, (value, field) in flatten(config).items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0))) for row in rows)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def status(run_dir: Path) -> dict[str, Any]:

@@ -54,10 +54,9 @@ class MetricsAggregator:
         self.workers = self.workers_started = 0
         self.workers_wanted = self.workers_pending = 0  # beside those that run
         self.budget_left = dict.fromkeys(RESTARTED_PARTS, 0)  # restarts, by part
-        self._shard_restarts: Counter[int] = Counter()
         self.disk_free_bytes: int | None = None  # None where the file system does not answer
         self.save_every_s = dict.fromkeys(SAVED, 0.0)
-        self.restarts = Counter(dict.fromkeys(RESTART_REASONS, 0))  # of workers, by reason
+        self.restarts = {part: Counter(dict.fromkeys(RESTART_REASONS, 0)) for part in RESTARTED_PARTS}  # by reason
         self.memory_bytes = 0
         self.failed = dict.fromkeys(FAILED, 0)  # writes to the run directory, over the run
         self.written = dict.fromkeys(SAVED, 0)  # complete saves, over the run
@@ -82,10 +81,11 @@ class MetricsAggregator:
         self.updates, self.version = int(line.get("updates", 0)), int(line.get("version", 0))
         self.generation = int(line.get("generation", line.get("epoch", 0)))  # "epoch" in earlier versions
         self.workers_started = int(line.get("workers_started", 0))
-        self.restarts.update(by_reason(line, "workers_restarted_"))
+        for part, counts in self.restarts.items():
+            counts.update(by_reason(line, f"{part}s_restarted_"))
         unnamed = int(line.get("workers_restarted", 0)) - self.workers_restarted
         if unnamed > 0:  # of an earlier version, which gave no reasons
-            self.restarts["unnamed"] = unnamed
+            self.restarts["worker"]["unnamed"] = unnamed
         self.episodes_cut.update(by_reason(line, "episodes_cut_"))
         self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
         self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
@@ -106,7 +106,7 @@ class MetricsAggregator:
     @property
     def workers_restarted(self) -> int:
         """Rollout workers replaced so far."""
-        return self.restarts.total()
+        return self.restarts["worker"].total()
 
     @property
     def progress(self) -> int:
@@ -169,10 +169,9 @@ class MetricsAggregator:
         self.written[what] += 1
         self._saved_at[what] = time.monotonic()
 
-    def count_shard_restart(self, shard: int, budget: int) -> None:
-        """Ray restarted ``shard``; each has a budget of its own."""
-        self._shard_restarts[shard] += 1
-        self.budget_left["shard"] = budget - max(self._shard_restarts.values())
+    def count_restart(self, part: str, reason: str) -> None:
+        """A worker, the learners, or a shard began again."""
+        self.restarts[part][reason] += 1
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
         self.evaluation = evaluation
@@ -203,7 +202,7 @@ class MetricsAggregator:
             "workers_pending": self.workers_pending,
             "workers_started": self.workers_started,
             "workers_restarted": self.workers_restarted,
-            **{f"workers_restarted_{reason}": count for reason, count in self.restarts.items()},
+            **{f"{part}s_restarted_{why}": n for part, counts in self.restarts.items() for why, n in counts.items()},
             **{f"restart_budget_left_{part}": left for part, left in self.budget_left.items()},
             "version": self.version,
             "generation": self.generation,

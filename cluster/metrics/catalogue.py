@@ -153,7 +153,12 @@ REPLAY = (
         help="time that the limiter made one side wait: insert (workers are ahead) or sample (the learner is ahead)",
     ),
 )  # fmt: skip
-RESTART_REASONS = ("raised", "died", "hung")  # of a worker: its code raised, its process died, it sent nothing
+RESTART_REASONS = (
+    "raised",
+    "died",
+    "hung",
+    "node_lost",
+)  # its code raised, its process died, it did not answer, with its node
 RESTARTED_PARTS = ("worker", "learner", "shard")
 ROLLOUT = (
     Metric(
@@ -165,15 +170,16 @@ ROLLOUT = (
     Metric(
         series="restart_budget_left", kind="gauge", unit="restarts", labels=("part",),
         keys={f"restart_budget_left_{part}": (part,) for part in RESTARTED_PARTS},
-        help="restarts left before the next failure halts the run, by part: worker (all together), learner (all together), shard "
-        "(of the one with the fewest left)",
+        help="restarts left within the hour before the next failure halts the run, by part: worker (all together), learner (all together), "
+        "shard (of the one with the fewest left)",
     ),
     _metric("counter", "", "processes", "workers_started", "worker slots started", resumed=True),
     _metric("counter", "", "restarts", "workers_restarted", "rollout workers replaced, for any reason", resumed=True),
     Metric(
-        series="worker_restarts", kind="counter", unit="restarts", labels=("reason",), resumed=True,
-        keys={"workers_restarted_*": ("*",)},
-        help="rollout workers replaced, by reason: raised (its code raised), died (its process is gone), hung (it sent nothing)",
+        series="restarts", kind="counter", unit="restarts", labels=("part", "reason"), resumed=True,
+        keys={f"{part}s_restarted_*": (part, "*") for part in RESTARTED_PARTS},
+        help="restarts by part (worker, learner: all ranks together, shard) and reason: raised (its code raised), died (its process is "
+        "gone), hung (it did not answer), node_lost (with its node), no_place (nothing was free for it)",
     ),
     Metric(
         series="", kind="counter", unit="episodes", labels=("reason",), resumed=True, keys={"episodes_cut_*": ("*",)},

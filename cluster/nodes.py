@@ -1,0 +1,106 @@
+"""The nodes of the Ray cluster: which of them live, and whether a part failed by itself or together with its node.
+
+The head declares a node lost only after its health checks, which take 5 s to a minute. Until then a part would be placed there again.
+So the driver looks for itself: a node that accepts no connection is dying, and what was there waits until the head knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import socket
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+
+from cluster.bounded import in_thread
+
+LOOK_S = 2.0  # between two looks; at once where a part has failed
+REACH_S = 1.0  # for a node to accept a connection
+Table = tuple[dict[str, dict[str, Any]], set[str]]  # Ray's entries by node id; those that live and accept no connection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a part ended.
+
+    Attributes:
+        why: the cause, root last.
+        reason: raised, died or hung, for the counters.
+        nodes: where it was, by id; of learners all ranks.
+        at: when it was noticed, monotonic clock.
+    """
+
+    why: str
+    reason: str
+    nodes: frozenset[str]
+    at: float = dataclasses.field(default_factory=time.monotonic)
+
+
+class Nodes:
+    """Asks the head in a thread, and never waits for the answer."""
+
+    def __init__(self) -> None:
+        from ray.util.client import ray as client
+
+        self._through_client = client.is_connected()  # from there nodes need not be reachable
+        self._table: dict[str, dict[str, Any]] = {}
+        self._dying: set[str] = set()
+        self._suspects: set[str] = set()
+        self._answer: Future[Table] | None = None
+        self._asked_at = self._seen_at = -math.inf  # of the look under way, and of the one that was taken last
+
+    def look(self) -> list[str]:
+        """Takes the answer of the last look, if it is there, and looks again when it is time; the nodes lost since the last call."""
+        lost: list[str] = []
+        if self._answer is not None and self._answer.done():
+            answer, self._answer = self._answer, None
+            if answer.exception() is None:  # else the head is gone: HeadWatch's
+                before, (self._table, self._dying) = self._table, answer.result()
+                self._seen_at = self._asked_at
+                self._suspects &= self._dying
+                lost = [node for node, entry in before.items() if entry["Alive"] and not self._lives(node)]
+        now = time.monotonic()
+        if self._answer is None and (now - self._asked_at >= LOOK_S or self._suspects - self._dying):
+            self._asked_at, suspects = now, frozenset(self._suspects)
+            self._answer = in_thread(lambda: self._see(suspects))
+        return lost
+
+    def verdict(self, failure: Failure, limit_s: float) -> str:
+        """Whether a part failed with its node: "lost"; or by itself: "alive"; "" while that is not known, for ``limit_s`` at most."""
+        placed = {node for node in failure.nodes if node}
+        if self._table and any(not self._lives(node) for node in placed):
+            return "lost"
+        late = time.monotonic() - failure.at > limit_s
+        if self._seen_at < failure.at and placed and not late:
+            self._suspects |= placed
+            return ""
+        return "" if placed & self._dying and not late else "alive"
+
+    def name(self, node: str) -> str:
+        """A node's address and the first digits of its id; "" for none."""
+        address = self._table.get(node, {}).get("NodeManagerAddress", "")
+        return f"{address} ({node[:8]})" if node else ""
+
+    def why_lost(self, node: str) -> str:
+        """What the head says of the end of a node."""
+        return str(self._table.get(node, {}).get("DeathReasonMessage") or "the head says no reason")
+
+    def _lives(self, node: str) -> bool:
+        return bool(self._table.get(node, {}).get("Alive"))
+
+    def _see(self, suspects: frozenset[str]) -> Table:
+        table = {entry["NodeID"]: entry for entry in ray.nodes()}
+        living = [node for node in suspects if table.get(node, {}).get("Alive")]
+        dying = {node for node in living if not (self._through_client or _reachable(table[node]))}
+        return table, dying
+
+
+def _reachable(entry: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), timeout=REACH_S).close()
+    except OSError:
+        return False
+    return True
