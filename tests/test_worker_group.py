@@ -1,7 +1,8 @@
-"""Rollout workers as the driver sees them, without Ray: who is blamed for silence."""
+"""Rollout workers as the driver sees them, without Ray: who is blamed for silence, what a restart costs, and when it comes."""
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from cluster.config import make_preset, override
 from cluster.errors import RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.nodes import Nodes
+from cluster.nodes import Failure, Nodes
+from cluster.remote import Budget
 from cluster.worker_group import Member, WorkerGroup
 
 
@@ -40,3 +42,44 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
     else:
         with pytest.raises(RunError, match=r"worker 1 of .* was silent for 60 s"):
             group.watch()
+
+
+def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> None:
+    now_s = 0.0
+    budget = Budget(4, clock=lambda: now_s)
+    assert budget.delay_s(1) == 0
+    assert budget.spend(1) and budget.spend(1) and budget.spend(1) and (budget.delay_s(1), budget.delay_s(2)) == (2, 0)
+    now_s = 301
+    assert budget.delay_s(1) == 0, "a part that was calm for five minutes does not wait"
+    assert budget.spend(1) and not budget.spend(2) and budget.left == 0
+    now_s = 3_600
+    assert budget.left == 3 and budget.spend(2) and budget.delay_s(2) == 0.5
+
+
+def test_a_part_is_not_restarted_while_its_node_accepts_no_connection_and_costs_nothing_once_that_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as raylet, socket.create_server(("127.0.0.1", 0)) as gone:
+        ports = {"up": raylet.getsockname()[1], "dying": gone.getsockname()[1]}
+        gone.close()
+        table = [
+            {"NodeID": name, "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+            for name, port in ports.items()
+        ]
+        monkeypatch.setattr("ray.nodes", lambda: table)
+        nodes = Nodes()
+        failures = {name: Failure(why="", reason="died", nodes=frozenset((name,))) for name in ports}
+
+        def verdicts(limit_s: float = 60.0) -> dict[str, str]:
+            return {name: nodes.verdict(failure, limit_s) for name, failure in failures.items()}
+
+        assert verdicts() == {"up": "", "dying": ""}, "nobody has looked yet"
+        nodes.look()
+        nodes._answer.result(10)  # type: ignore[union-attr]
+        assert nodes.look() == [] and verdicts() == {"up": "alive", "dying": ""}
+        assert verdicts(-1.0)["dying"] == "alive", "it is not waited for without end"
+        table[1] = table[1] | {"Alive": False}
+        nodes._asked_at = -60.0
+        nodes.look()
+        nodes._answer.result(10)  # type: ignore[union-attr]
+        assert nodes.look() == ["dying"] and verdicts() == {"up": "alive", "dying": "lost"}
