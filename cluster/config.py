@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import parse_labels, parse_setting
+from cluster.setting_text import parse_setting, unfit_labels
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
@@ -87,17 +87,10 @@ class RayConfig:
 
     def validate(self) -> list[str]:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""
-        found = range_problems(self)
-        for name in ("learner_labels", "shard_labels", "worker_labels"):
-            text = getattr(self, name)
-            try:
-                parse_labels(text if isinstance(text, str) else "")
-            except ValueError:
-                found.append(
-                    f"{name} is {text!r}, expected key=value pairs with commas between them: Ray could choose no node by it; give "
-                    "labels that nodes were started with (`ray start --labels`), as key=value, key=!value or key=in(a,b)"
-                )
-        return found
+        labels = {name: getattr(self, name) for name in ("learner_labels", "shard_labels", "worker_labels")}
+        return range_problems(self) + [
+            f"{name} is {told}" for name, text in labels.items() if (told := unfit_labels(text))
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

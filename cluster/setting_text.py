@@ -42,3 +42,15 @@ def parse_labels(text: str) -> dict[str, str]:
     if not all(key.strip() and value.strip() for key, _, value in pairs):
         raise ValueError(text)
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def unfit_labels(text: Any) -> str:
+    """Why Ray could choose no node by ``text``; "" where it could."""
+    try:
+        parse_labels(text if isinstance(text, str) else "")
+    except ValueError:
+        return (
+            f"{text!r}, expected key=value pairs with commas between them: Ray could choose no node by it; give labels that nodes were "
+            "started with (`ray start --labels`), as key=value, key=!value or key=in(a,b)"
+        )
+    return ""

@@ -35,6 +35,7 @@ def test_whole_numbers_keep_every_digit_and_may_be_written_short() -> None:
         ("ray.call_timeout_s", "0"),
         ("ray.start_timeout_s", "nan"),
         ("ray.shard_restart_budget", "-1"),
+        ("ray.worker_labels", "spot"),
         ("ray.shard_cpus", "-0.5"),
         ("ray.object_store_bytes", "1000"),
         ("learner.checkpoint_s", "nan"),
