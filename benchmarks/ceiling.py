@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from algorithms.fourier import append_waves, octaves
-from algorithms.gac.generator import perceptron
+from algorithms.gac.generator import FeedForward, perceptron
 from benchmarks.markdown import table
 from replay.dataset import Dataset, open_dataset
 from rollout_workers.episodes import EpisodeRuns
@@ -30,7 +30,7 @@ from rollout_workers.maze import Maze, maze_of
 from rollout_workers.waypoints import D_GAIN, P_GAIN, WaypointPlanner
 
 TRAIN, HELD_OUT = 500, 100  # episodes
-UPDATES, BATCH, WIDTH, PAST = 3_000, 512, 128, 8  # of a regression; PAST: steps of history
+UPDATES, BATCH, WIDTH, PAST = 4_000, 1_024, 64, 8  # of a regression; PAST: steps of history
 LEVELS = 10  # of the return; its exact value would give each episode away
 STARTS = (10_000, 100)  # (first seed, episodes) that the oracle acts from
 
@@ -59,7 +59,8 @@ class Told(torch.nn.Module):
     def __init__(self, knowledge: int, obs_NO: torch.Tensor) -> None:
         super().__init__()
         self.mean_O, self.std_O, self.octave = obs_NO.mean(0), obs_NO.std(0), octaves(4)
-        self.net = perceptron(obs_NO.shape[1] + 16 + knowledge, WIDTH, 2, 3)
+        inward = perceptron(obs_NO.shape[1] + 16 + knowledge, WIDTH, WIDTH, 2)
+        self.net = torch.nn.Sequential(inward, FeedForward(WIDTH), FeedForward(WIDTH), torch.nn.Linear(WIDTH, 2))
 
     def forward(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor) -> torch.Tensor:
         waves = append_waves((obs_NO - self.mean_O) / self.std_O, obs_NO, 2, self.octave)
@@ -160,10 +161,10 @@ def recorded(dataset: Dataset, maze: Maze) -> dict[str, torch.Tensor]:
 
 
 def fitted(obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> Told:
-    """The regression of least squares."""
+    """The regression of least squares, as deep as the generator of GAC's preset ``cpu``."""
     torch.manual_seed(0)
     told = Told(knowledge_NX.shape[1], obs_NO)
-    adam = torch.optim.Adam(told.parameters(), lr=1e-3)
+    adam = torch.optim.Adam(told.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, UPDATES)
     for _ in range(UPDATES):
         at = torch.randint(len(obs_NO), (BATCH,))
