@@ -157,7 +157,7 @@ class _BridgePath(torch.autograd.Function):
             e = F.elu_(torch.addmm(bias[k], n_in, weight[k]))
             n_out, *moments_out = torch.native_layer_norm(e, [e.shape[1]], scale_out[k], bias_out[k], LAYER_NORM_EPS)
             torch.addmm(heads_bias[k], n_out, heads[k], out=heads_KRA[k])
-            sigma_KRA[k] = F.softplus(heads_KRA[k, :, action_dim:])
+            sigma_KRA[k] = F.softplus(heads_KRA[k])[:, action_dim:]  # of all entries: vectorised
             torch.addcmul(z_KRA[k], sigma_KRA[k], eps_KRA[k], out=z_KRA[k + 1])
             z_KRA[k + 1].add_(heads_KRA[k, :, :action_dim], alpha=h)
             saved.append((x, n_in, moments_in, e, n_out, moments_out))
