@@ -18,6 +18,7 @@ find_python() {
     echo "$PYTHON"
     return
   fi
+  # shellcheck disable=SC2086  # several words
   for name in $(printf 'python%s ' $VERSIONS) python3; do
     if usable "$name"; then echo "$name"; return; fi
   done
@@ -27,6 +28,7 @@ find_python() {
 
 if [[ $1 == --all ]]; then
   PYENV_VERSION=$(tr ' ' : <<<"$VERSIONS"); export PYENV_VERSION  # its commands run one version alone otherwise
+  # shellcheck disable=SC2086
   for name in $(printf 'python%s ' $VERSIONS); do
     if usable "$name"; then "$name" -c 'import sys; print(sys.executable)'; fi
   done
@@ -63,14 +65,14 @@ show() {
 
 # How far pip is, by its log and by what is installed already.
 phase() {
-  local all done
+  local all made
   if all=$(grep -m1 '^Installing collected packages: ' "$log"); then
     all=$(tr -cd , <<<"$all" | wc -c)
-    done=$(find "$venv"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' -newer "$scratch/began" | wc -l)
-    echo "installing: $((done < all ? done : all)) of $((all + 1)) packages"
+    made=$(find "$venv"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' -newer "$scratch/began" | wc -l)
+    echo "installing: $((made < all ? made : all)) of $((all + 1)) packages"
   else
-    done=$(grep -c '^Collecting ' "$log" || true)
-    echo "fetching: $done packages found$(sed -nE 's/^ *(Downloading|Using cached) ([^ ]*\/)?([^ /]+)( .*)?$/, \3\4/p' "$log" | tail -1)"
+    made=$(grep -c '^Collecting ' "$log" || true)
+    echo "fetching: $made packages found$(sed -nE 's/^ *(Downloading|Using cached) ([^ ]*\/)?([^ /]+)( .*)?$/, \3\4/p' "$log" | tail -1)"
   fi
 }
 

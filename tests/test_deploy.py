@@ -1,17 +1,15 @@
-"""What deploy/ gives a cluster: accepted by the schemas of KubeRay and Grafana, by Prometheus, and by this project's own parts.
+"""The image, the dashboard and the scrape configuration: accepted by Grafana's schemas and by Prometheus. Clusters: tests/test_kubernetes.py.
 
-The schemas are not part of the project: DRAWBRIDGE_SCHEMAS names a folder with ``kuberay/`` (CustomResourceDefinitions) and
-``grafana/`` (JSON schemas); without it the checks against them are skipped.
+Grafana's schemas are not part of the project: DRAWBRIDGE_SCHEMAS names a folder with ``grafana/`` (JSON schemas); without it the check
+against them is skipped.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -25,22 +23,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from real_runs import RealRuns
 
-from cluster.cli import _parser
-from cluster.commands.train import resolve
-from cluster.connection import HEALTH
 from cluster.metrics.catalogue import METRICS
 from cluster.metrics.exporter import Exporter
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
-JOB, SERVICE = yaml.safe_load_all((DEPLOY / "rayjob.yaml").read_text())
-VOLUME = yaml.safe_load((DEPLOY / "volume.yaml").read_text())
-CLUSTER = JOB["spec"]["rayClusterSpec"]
-PODS = [group["template"] for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"])]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TARGETS = [target for panel in PANELS for target in panel["targets"]]
 
@@ -53,136 +43,6 @@ def schemas() -> Path:
     return Path(folder)
 
 
-# --- KubeRay ----------------------------------------------------------------------------------------------------------
-
-
-def strict(schema: Any) -> Any:
-    """An OpenAPI schema of a CustomResourceDefinition as JSON schema that refuses unknown keys, except in metadata."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-    made = {key: value if key in ("enum", "default") else strict(value) for key, value in schema.items()}
-    if isinstance(made.get("properties"), dict):
-        if "metadata" in made["properties"]:
-            made["properties"]["metadata"] = {"type": "object"}
-        if not made.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
-    return made
-
-
-@pytest.fixture
-def rayjob_schema(schemas: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the definition is 1.4 MB
-    definition = yaml.load((schemas / "kuberay" / "rayjobs.yaml").read_text(), Loader=loader)
-    versions = {version["name"]: version for version in definition["spec"]["versions"]}
-    return strict(versions["v1"]["schema"]["openAPIV3Schema"])
-
-
-def test_the_job_fits_kuberays_definition_which_refuses_a_misspelt_key(rayjob_schema: dict[str, Any]) -> None:
-    validator = jsonschema.Draft202012Validator(rayjob_schema)
-    validator.validate(JOB)
-    wrong = json.loads(json.dumps(JOB))
-    wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 3
-    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
-        validator.validate(wrong)
-
-
-def test_the_job_keeps_the_operators_rules_that_no_schema_knows() -> None:
-    assert not ("backoffLimit" in JOB["spec"] and "clusterSelector" in JOB["spec"])
-    assert CLUSTER["enableInTreeAutoscaling"]
-    for pod in PODS:
-        assert pod["spec"].get("restartPolicy", "Never") == "Never", "autoscaler v2 asks for it"
-    for group in CLUSTER["workerGroupSpecs"]:
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]):
-        given = set(group["rayStartParams"])
-        assert not given & {"labels", "num-cpus", "num-gpus", "memory", "resources"}, "the pod's resources say it"
-
-
-def test_the_jobs_ray_is_the_pinned_one_and_notices_a_lost_node_as_fast_as_a_local_cluster() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    assert CLUSTER["rayVersion"] == pins["ray"] == importlib.metadata.version("ray")
-    environment = {item["name"]: item["value"] for item in PODS[0]["spec"]["containers"][0]["env"]}
-    assert {name: environment[f"RAY_health_check_{name}"] for name in HEALTH} == HEALTH
-
-
-def test_the_cluster_of_the_job_asks_for_a_token_because_it_listens_beyond_its_pods() -> None:
-    assert CLUSTER["authOptions"] == {"mode": "token"}
-    for pod in PODS:  # the operator sets these itself, from its Secret
-        given = [item["name"] for item in pod["spec"]["containers"][0].get("env", [])]
-        assert not [name for name in given if name.startswith("RAY_AUTH")]
-
-
-def entrypoint_commands() -> tuple[str, list[str], list[str]]:
-    """The file the entrypoint looks for, and the arguments of its two commands, resume and train."""
-    bash, option, script = shlex.split(JOB["spec"]["entrypoint"])
-    assert (bash, option) == ("bash", "-c")
-    assert not set(script) & set("$\"'`\\"), "two shells read it: the submitter's and the job's"
-    match = re.fullmatch(
-        r"if \[ -e (\S+) \]; then python -m cluster (.*?); else python -m cluster (.*?); fi", script.strip()
-    )
-    assert match
-    return match[1], shlex.split(match[2]), shlex.split(match[3])
-
-
-def test_the_entrypoint_asks_for_what_the_command_line_knows_and_goes_on_with_the_same_run() -> None:
-    witness, resume, train = entrypoint_commands()
-    arguments = _parser().parse_args(train)
-    config = resolve(arguments)  # raises for an unknown --set key
-    assert resume == ["resume", str(arguments.run_dir)]
-    assert witness == f"{arguments.run_dir}/config.json"
-    assert (config.backend, config.metrics.host) == ("ray", "0.0.0.0")
-
-
-@pytest.mark.parametrize(("exists", "command"), [(False, "train"), (True, "resume")])
-def test_the_entrypoint_trains_first_and_resumes_once_there_is_a_run(
-    tmp_path: Path, exists: bool, command: str
-) -> None:
-    """Run as Ray runs it, with a ``python`` that only tells how it was called."""
-    told = tmp_path / "python"
-    told.write_text('#!/bin/sh\necho "$@"\n')
-    told.chmod(0o755)
-    if exists:
-        (tmp_path / "halfcheetah").mkdir()
-        (tmp_path / "halfcheetah" / "config.json").touch()
-    submitted = shlex.join(shlex.split(JOB["spec"]["entrypoint"])).replace("/runs", str(tmp_path))
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    result = subprocess.run(submitted, shell=True, env={"PATH": path}, capture_output=True, text=True, timeout=30)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"-m cluster {command} ")
-
-
-def test_a_fresh_cluster_of_the_job_holds_what_the_run_reserves() -> None:
-    _, _, train = entrypoint_commands()
-    config = resolve(_parser().parse_args(train))
-    cpus = [int(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"]) for pod in PODS]
-    reserved = config.worker.workers * config.worker.cpus + config.learner.learners * config.learner.cpus
-    reserved += config.replay.shards * config.ray.shard_cpus
-    assert reserved <= cpus[0] + cpus[1] * CLUSTER["workerGroupSpecs"][0]["replicas"]
-
-
-def test_every_pod_mounts_the_volume_that_holds_the_run_directory() -> None:
-    witness, _, _ = entrypoint_commands()
-    assert VOLUME["spec"]["accessModes"] == ["ReadWriteMany"]
-    for pod in PODS:
-        claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"]}
-        (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
-        assert claims[mount["name"]] == VOLUME["metadata"]["name"]
-        assert Path(witness).is_relative_to(mount["mountPath"])
-
-
-def test_the_service_leads_to_the_port_of_the_metrics_endpoint() -> None:
-    _, _, train = entrypoint_commands()
-    config = resolve(_parser().parse_args(train))
-    assert SERVICE["spec"]["selector"].items() <= PODS[0]["metadata"]["labels"].items()
-    ports = {port["name"]: port["containerPort"] for port in PODS[0]["spec"]["containers"][0]["ports"]}
-    (port,) = SERVICE["spec"]["ports"]
-    assert port["port"] == ports[port["targetPort"]] == config.metrics.port
-
-
 # --- the image --------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +52,7 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     assert [name for name in copied if not (ROOT / name).exists()] == []
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {name.split(".")[0] for name in found["packages"]} | {f"{name}.py" for name in found["py-modules"]} <= copied
-    assert "ARG PYTHON=3.13\nFROM python:${PYTHON}-slim\n" in text
+    assert "ARG PYTHON=3.13\nARG BASE=python:${PYTHON}-slim\nFROM ${BASE}\n" in text
 
 
 # --- Prometheus and Grafana -------------------------------------------------------------------------------------------
