@@ -18,8 +18,8 @@ from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.run_dir import ROOT, RunDirectory
 from replay.option import range_problems
-from rollout_workers.env_ids import own_code
-from rollout_workers.envs import EnvError, env_spec
+from rollout_workers.env import EnvError
+from rollout_workers.env_ids import find_env, own_code
 
 PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest seen, an inline run, had 520 MiB resident
 RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
@@ -56,6 +56,9 @@ def make_spec(config: RunConfig, run: RunDirectory, start: int, found: list[str]
 def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
     """The run's parts without proof that this machine can hold them; UsageError when the environment cannot be trained on."""
     try:
+        find_env(config.env)  # before MuJoCo is imported: whoever misspelt an id need not wait for it
+        from rollout_workers.envs import env_spec
+
         spec = env_spec(config.env)
     except EnvError as error:
         raise UsageError(str(error)) from error
@@ -116,6 +119,7 @@ def _env_problems(config: RunConfig) -> list[str]:
 def _dataset_problems(spec: RunSpec) -> list[str]:
     """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
     from replay.dataset import DatasetError, check_against
+    from rollout_workers.envs import env_spec
 
     config = spec.config
     try:

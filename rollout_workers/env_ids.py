@@ -13,8 +13,10 @@ import difflib
 import importlib
 import importlib.util
 import io
+import re
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +32,11 @@ FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in st
     "PointMaze_Medium-v3": ((6, 6), 600),
     "PointMaze_Large-v3": ((7, 10), 800),
 }
+
+NEAR, RESEMBLES = (
+    0.5,
+    0.65,
+)  # how alike, by difflib, an id is to one that may have been meant, and to one that is worth an import
 
 _named: set[str] = set()  # modules, and texts with a colon, that somebody who may run code here has named
 _imported: list[str] = []  # modules that this command has imported because it was asked to
@@ -137,7 +144,7 @@ def _check_texts(env_id: str, kwargs: dict[str, Any]) -> None:
 
 def _unknown(env_id: str, name: str) -> str:
     by_folded = {known.casefold(): known for known in gym.registry}
-    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=NEAR)
     names = ", ".join(by_folded[folded] for folded in nearest) or "none is close"
     return (
         f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be "
@@ -167,14 +174,23 @@ def _import_module(module: str, env_id: str) -> None:
 def _register_robotics(env_id: str) -> None:
     if any(known.startswith("PointMaze_") for known in gym.registry):
         return
-    if importlib.util.find_spec("gymnasium_robotics") is None:
+    package = importlib.util.find_spec("gymnasium_robotics")
+    if package is None or package.origin is None:
         raise EnvError(
             f"{env_id} is not one of Gymnasium's own environments, and gymnasium-robotics, which has PointMaze and the "
             "like, is not installed, expected to be: it cannot be made; pip install -c constraints.txt "
             "gymnasium-robotics, or correct the id"
         )
+    if not env_id.startswith(FIXED_GOAL) and not _resembles_one_of(env_id, Path(package.origin)):
+        return
     with contextlib.redirect_stderr(io.StringIO()):  # a notice of AdroitHand's rewards, whatever is asked for
         gym.register_envs(importlib.import_module("gymnasium_robotics"))
+
+
+def _resembles_one_of(env_id: str, source: Path) -> bool:
+    """Whether ``env_id`` can be an id of those that a package's ``source`` registers, or a misspelt one: the import takes long."""
+    stems = re.findall(r'\bid=f?"([^"{]+)', source.read_text(encoding="utf-8"))  # up to what the f-strings fill in
+    return bool(difflib.get_close_matches(id_of(env_id).casefold(), map(str.casefold, stems), n=1, cutoff=RESEMBLES))
 
 
 def _register_fixed_goal(env_id: str) -> None:

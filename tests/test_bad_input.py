@@ -50,7 +50,7 @@ REFUSED = {
     ),
     "module that is not there": (
         {"env": "no_such_module:Thing-v0"},
-        ("names the module 'no_such_module'", "expected a module that registers", "cannot be made", "put its folder on PYTHONPATH"),
+        ("names the module 'no_such_module'", "expected a module that registers", "cannot be made", "give --py-modules PATH"),
     ),
     "unknown key": (
         {"agent__rh": 0.1},

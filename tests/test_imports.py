@@ -120,13 +120,44 @@ for words in {LIGHT!r}:
         assert code in ("0", "2") and loaded == "[]", (words, code, loaded)
 
 
-def test_an_environment_that_does_not_exist_is_refused_without_torch_and_ray() -> None:
+UNKNOWN = {"Nope-v9": {"mujoco", "cffi"}, "PointMaze_UMaze-v9": {"cffi"}}  # and what its refusal must not have imported
+
+
+@pytest.mark.parametrize("env", UNKNOWN)
+def test_an_environment_that_does_not_exist_is_refused_without_what_takes_long_to_import(env: str) -> None:
+    """cffi comes with glfw, which MuJoCo imports to draw windows; mazes are in a package that imports MuJoCo."""
     script = (
         "import sys, atexit\n"
-        "atexit.register(lambda: print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)), file=sys.stderr))\n"
+        f"heavy = {UNKNOWN[env] | {'torch', 'ray', 'matplotlib'}!r}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
         "from cluster.cli import main\n"
-        "sys.exit(main(['train', 'softgac', '--env', 'Nope-v9']))"
+        f"sys.exit(main(['train', 'softgac', '--env', {env!r}]))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert ended.returncode == 2 and "Nope-v9" in ended.stderr, ended.stderr
+    assert ended.returncode == 2 and f"unknown environment '{env}'" in ended.stderr, ended.stderr
     assert ended.stderr.strip().splitlines()[-1] == "[]"
+    assert ("nearest: PointMaze" in ended.stderr) == env.startswith("PointMaze")
+
+
+def test_every_environment_of_the_maze_package_is_found_by_its_id() -> None:
+    import gymnasium as gym
+    import gymnasium_robotics
+
+    from rollout_workers import env_ids
+
+    gym.register_envs(gymnasium_robotics)
+    theirs = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("gymnasium_robotics.")]
+    source = Path(str(gymnasium_robotics.__file__))
+    assert len(theirs) > 200 and [name for name in theirs if not env_ids._resembles_one_of(name, source)] == []
+
+
+def test_glfw_is_whole_for_whoever_draws_a_window() -> None:
+    script = (
+        "import sys, rollout_workers, mujoco\n"
+        "assert 'cffi' not in sys.modules\n"
+        "import glfw\n"
+        "from glfw import init\n"
+        "assert glfw.get_version() >= (3, 3) and init is glfw.init and sys.modules['glfw'].init is init"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.returncode == 0, ended.stderr

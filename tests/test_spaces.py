@@ -172,7 +172,7 @@ def test_a_module_before_the_id_is_imported_first(tmp_path, monkeypatch):
 
 def test_a_module_that_does_not_import_is_named():
     name_module("no_such_module:Some-v0")
-    with pytest.raises(EnvError, match=r"names the module 'no_such_module'.*PYTHONPATH"):
+    with pytest.raises(EnvError, match=r"names the module 'no_such_module'.*--py-modules PATH"):
         env_spec("no_such_module:Some-v0")
 
 

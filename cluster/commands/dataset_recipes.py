@@ -31,10 +31,11 @@ def make_maze(
 
     Source: the recipe of D4RL's maze data (Fu et al. 2020); fixed goal, noise and dwell are choices of this project.
     """
-    from cluster.commands.collecting import collect_maze_episodes, measure_references
     from rollout_workers.fixed_goal import fixed_goal_id
 
     env_id = fixed_goal_id(env_id)
+    from cluster.commands.collecting import collect_maze_episodes, measure_references  # torch: a refusal need not wait
+
     dataset_id = dataset_id or f"drawbridge/{env_name(env_id)}-d{dwell}-v0"
     check_can_write(dataset_id, force)
     recipe: dict[str, Any] = {"episodes": episodes, "noise": noise, "dwell": dwell, "seed": seed}
