@@ -148,6 +148,18 @@ def _memory_problems(spec: RunSpec) -> list[str]:
     ]
 
 
+def uneven_shards(workers: int, shards: int) -> str:
+    """What it costs that some shards have a worker more than others; "" if none has."""
+    least, more = divmod(workers, shards)
+    if not (least and more):
+        return ""
+    return (
+        f"WARNING: {workers} workers on {shards} shards: {least + 1} write to each of {more} of them and {least} to each of the others, expected "
+        f"a multiple of {shards}: every shard takes an equal part of the run, so gathering it takes up to {workers / shards / least - 1:.0%} "
+        f"longer than if all were busy to the end; use {least * shards} or {(least + 1) * shards} workers (`drawbridge scale`)"
+    )
+
+
 def on_this_machine(config: RunConfig) -> bool:
     """Whether every part of the run is on this machine: a running cluster has machines that are not known here."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS", "")

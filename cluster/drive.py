@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from cluster.checks import memory_bytes
+from cluster.checks import memory_bytes, uneven_shards
 from cluster.commands.arguments import resume_words
 from cluster.data_kind import kind_of
 from cluster.dataset_task import task_notes
@@ -55,6 +55,9 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         )
         for text in [*map(in_words, check_machine(run.path)), *task_notes(spec)]:
             console.event(text)
+        uneven = uneven_shards(kind_of(config).workers(config), config.replay.shards)
+        if uneven and config.backend == "ray":
+            console.event(uneven)
         if unknown := unpublished(config):
             console.event(unknown)
         if refused := _refused(spec):

@@ -34,6 +34,7 @@ from cluster.requests import Requests
 from replay.manifest import append_whole, fsync_directory, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
 RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
 OF_A_START = {  # what a run directory may hold before the run has begun
     "run.lock", "config.json", "live.json", "failure.json", "control", "checkpoints", "replay", "events",
@@ -190,7 +191,11 @@ class RunDirectory:
         Raises:
             OSError: it could not be written; what of it reached the file is taken back, if that is possible.
         """
-        append_whole(self.path / name, lambda last: (b"" if last in (b"", b"\n") else b"\n") + text + b"\n")
+        path = self.path / name
+        append_whole(path, lambda last: (b"" if last in (b"", b"\n") else b"\n") + text + b"\n")
+        if name == "metrics.jsonl" and path.stat().st_size > MOST_BYTES:
+            with contextlib.suppress(OSError):  # tried again with the next record
+                _thin_out(path)
 
     def write_live(self, line: dict[str, Any], state: str) -> None:
         self._write("live.json", {**line, "pid": os.getpid(), "state": state, "written": time.time()})
@@ -311,6 +316,13 @@ def written_at_start(path: Path) -> Iterator[None]:
             f"run directory {path} cannot be written ({error}{free}), expected room for the run's files: nothing was started; free "
             "some space, make it writable, or choose another one"
         ) from error
+
+
+def _thin_out(path: Path) -> None:
+    """Drops every second line of the older half. What is left is as it was: counters are totals, so no count is lost."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    half = len(lines) // 2
+    write_atomic(path, b"".join([*lines[:half:2], *lines[half:]]))
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.actors import WorkerActor
+from cluster.checks import uneven_shards
 from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
@@ -203,6 +204,8 @@ class WorkerGroup:
         for _ in range(workers - len(active)):
             self.start(next(free))
         self._count()
+        if uneven := uneven_shards(workers, least):
+            self.event(uneven)
         return f"rollout workers: {len(active)} -> {workers}"
 
     def in_words(self) -> str:

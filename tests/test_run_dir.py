@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tiny_runs import train_inline
 
-from cluster.checks import spec_of
+import cluster.run_dir
+from cluster.checks import spec_of, uneven_shards
 from cluster.commands.status import status, status_in_words
 from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
+from cluster.history import read_run
+from cluster.metrics.event_file import EventFile
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 
@@ -106,3 +110,36 @@ def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(
             raise
     assert closed == [True] and "No space left" in told[-1]
     run.release()
+
+
+def test_metrics_records_never_take_more_room_than_that_and_those_that_stay_are_whole_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.run_dir, "MOST_BYTES", 4_000)
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    for step in range(1_000):
+        run.append("metrics.jsonl", {"env_steps": step, "updates": step, "time_s": step / 2})
+        assert (run.path / "metrics.jsonl").stat().st_size <= 4_000
+    run.release()
+    kept = [int(line["env_steps"]) for line in read_run(run.path).metrics]
+    assert kept[0] == 0 and kept[-40:] == list(range(960, 1_000)) and kept == sorted(set(kept)) and len(kept) > 45
+
+
+def test_events_are_no_closer_together_than_tensorboard_can_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 2 * 86_400, 2))
+    monkeypatch.setattr("cluster.metrics.event_file.time.monotonic", lambda: float(next(clock)))
+    events = EventFile(tmp_path, "env_steps")
+    for step in range(20_000):  # 11 hours, a record every 2 s
+        events.write({"env_steps": step, "loss_actor": 1.0})
+    (path,) = tmp_path.iterdir()
+    written = sum(bool(event.summary.value) for event in EventFileLoader(str(path)).Load())
+    assert 1_000 < written < 5_000
+
+
+def test_an_uneven_number_of_workers_is_said_with_what_it_costs() -> None:
+    assert uneven_shards(4, 2) == uneven_shards(0, 2) == uneven_shards(7, 1) == ""
+    told = uneven_shards(5, 2)
+    assert "3 write to each of 1 of them and 2 to each of the others" in told and "25% longer" in told
+    assert "use 4 or 6 workers" in told

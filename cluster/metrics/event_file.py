@@ -16,6 +16,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from replay.manifest import append_whole
 
+POINTS = 1000  # that TensorBoard keeps of a curve: events are no closer together than a run's time over this
 GROUPED = ("loss_", "learner_", "eval_", "rows_")
 
 
@@ -29,13 +30,17 @@ class EventFile:
     def __init__(self, directory: Path, unit: str) -> None:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._path, self._unit = directory / name, unit
+        self._began = self._last = time.monotonic()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds the numbers of a metrics line.
+        """Adds the numbers of a metrics line, unless the last ones are so recent that TensorBoard would show no difference.
 
         Raises:
             OSError: nothing of it was written, as far as it can be taken back.
         """
+        now = time.monotonic()
+        if now - self._last < (now - self._began) / POINTS:
+            return
         values = [
             Summary.Value(tag=_tag(name), simple_value=float(value))
             for name, value in line.items()
@@ -45,6 +50,7 @@ class EventFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         first = Event(wall_time=time.time(), file_version="brain.Event:2")
         append_whole(self._path, lambda last: (b"" if last else _record(first)) + _record(event))
+        self._last = now
 
 
 def _record(event: Event) -> bytes:
