@@ -17,6 +17,23 @@ def octaves(obs_waves: int, device: torch.device | None = None) -> torch.Tensor:
     return math.pi / 4 * 2.0 ** torch.arange(obs_waves, device=device)
 
 
+def features(obs_waves: int, obs_wave_dims: int, obs_dim: int) -> int:
+    """How many features an observation of ``obs_dim`` coordinates has: z-scores, sines, cosines."""
+    return obs_dim + 2 * obs_waves * waved_dims(obs_waves, obs_wave_dims, obs_dim)
+
+
+def featurise(
+    obs_RO: torch.Tensor, data: dict[str, torch.Tensor], obs_waves: int, obs_wave_dims: int, obs_dim: int
+) -> torch.Tensor:
+    """``append_waves`` of raw observations with ``data``'s ``obs_mean`` and ``obs_std``, by operations that a graph can hold."""
+    scored_RO = (obs_RO - data["obs_mean"]) / data["obs_std"]
+    if not (waved := waved_dims(obs_waves, obs_wave_dims, obs_dim)):
+        return scored_RO
+    spread = torch.kron(torch.eye(waved), octaves(obs_waves).unsqueeze(0))  # (W, W len(octave)); exact: the rest is 0
+    angle_RX = obs_RO[:, :waved] @ (spread.to(obs_RO.device) if isinstance(obs_RO, torch.Tensor) else spread)
+    return torch.cat([scored_RO, torch.sin(angle_RX), torch.cos(angle_RX)], 1)
+
+
 def append_waves(scored: torch.Tensor, obs: torch.Tensor, waved: int, octave: torch.Tensor) -> torch.Tensor:
     """(..., O + 2 W len(octave)): z-scores (..., O), then the Fourier features of the first W = ``waved`` raw coordinates."""
     if not waved:

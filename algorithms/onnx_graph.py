@@ -164,7 +164,7 @@ def _unary(kind: str) -> Callable[[Value], Value]:
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
-    **{name.lower(): _unary(name) for name in ("Tanh", "Exp", "Sqrt", "Relu", "Elu", "Softplus")},
+    **{name.lower(): _unary(name) for name in ("Tanh", "Exp", "Sqrt", "Relu", "Elu", "Softplus", "Sin", "Cos")},
     **{"cat": _cat, "clamp": _clamp, "layer_norm": _layer_norm, "addmm": _addmm, "gelu": _gelu, "mish": _mish},
     **{"amax": _best, "sum": _sum, "minimum": lambda a, b: a._add("Min", a, b)},
     "softmax": lambda x, axis: x._add("Softmax", x, axis=axis),
@@ -178,5 +178,15 @@ def traced(
     """The graph of ``act(obs, noise, weights)``: inputs ``obs`` (B, O), ``noise`` (B, ...) and each of ``weights``; output ``action``."""
     graph = Graph()
     obs, noise = (Value(graph, graph.input(n, ("B", *s))) for n, s in (("obs", (obs_dim,)), ("noise", noise_shape)))
-    given = {name: Value(graph, graph.input(name, tuple(value.shape))) for name, value in weights.items()}
-    return graph.model(act(obs, noise, given).name, ("B", action_dim))
+    return graph.model(act(obs, noise, _inputs(graph, weights)).name, ("B", action_dim))
+
+
+def traced_alone(act: Callable[..., Any], obs_dim: int, action_dim: int, weights: dict[str, Any]) -> bytes:
+    """The graph of ``act(obs, weights)``, which has no noise."""
+    graph = Graph()
+    obs = Value(graph, graph.input("obs", ("B", obs_dim)))
+    return graph.model(act(obs, _inputs(graph, weights)).name, ("B", action_dim))
+
+
+def _inputs(graph: Graph, weights: dict[str, Any]) -> dict[str, Value]:
+    return {name: Value(graph, graph.input(name, tuple(value.shape))) for name, value in weights.items()}

@@ -43,7 +43,7 @@ TRAINING = {  # settings that are not the preset's own
     ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     **{("dt", maze): ("--steps", "2000", "--set", "agent.context=5") for maze in TASKS},
-    **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc", "rvs") for maze in TASKS},
+    **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
     **{("softgac", maze): ("--steps", "10000", "--set", "data.pretrain_updates=5000") for maze in TASKS},
 }
@@ -77,7 +77,7 @@ def choices(algorithm: str) -> dict[str, list[Choice]]:
     if algorithm == "dt":
         return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
     if algorithm == "rvs":
-        return {"rvs": [Choice("", target=share) for share in (0.6, 0.8, 1.0, 1.5, 2.0, 3.0)]}  # as GAC's st
+        return {"rvs": [Choice("", target=share) for share in (0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)]}
     if algorithm != "gac":
         return {algorithm: [Choice("")]}
     return {

@@ -212,7 +212,7 @@ IMITATION_UPDATES = {"cpu": 5_000, "paper": 100_000}
 def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     """What every algorithm that learns from whole episodes has in common.
 
-    Its length is that of the agent's own schedule; those that imitate have none (Chen et al., 2021: 10^5 updates).
+    Its length is that of the agent's own schedule, where it has one (Chen et al., 2021, without one: 10^5 updates).
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
     steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]

@@ -22,7 +22,9 @@ from algorithms.imitation.decision_transformer import (
 )
 from algorithms.interface import AgentSpec, PlanRequest
 
-SMALL = TransformerConfig(lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40)
+SMALL = TransformerConfig(
+    lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40, obs_waves=0
+)
 Parameters = dict[str, torch.Tensor]
 
 
@@ -73,7 +75,7 @@ def window_of(draw: torch.Generator, batch: int, steps: int) -> Window:
     start = torch.randint(0, 40, (batch, 1), generator=draw)
     return Window(
         to_go_BS=torch.randn(batch, steps, generator=draw),
-        obs_BSO=torch.randn(batch, steps, 3, generator=draw),
+        obs_BSX=torch.randn(batch, steps, 3, generator=draw),
         action_BSA=torch.randn(batch, steps, 2, generator=draw),
         time_BS=start + torch.arange(steps),
     )
@@ -196,7 +198,7 @@ class PlainPolicy:
         obs = (torch.from_numpy(np.stack(self.obs[first:])) - weights["obs_mean"]) / weights["obs_std"]
         window = Window(
             to_go_BS=(torch.tensor(to_go, dtype=torch.float32) / weights["return_scale"])[None],
-            obs_BSO=obs[None],
+            obs_BSX=obs[None],
             action_BSA=torch.from_numpy(np.stack([*self.actions[first:], np.zeros(1, np.float32)]))[None],
             time_BS=torch.tensor(times)[None].clamp_max(SMALL.max_steps - 1),
         )

@@ -26,8 +26,7 @@ from algorithms.imitation.config import (
     TransformerConfig,
     cloning_cpu,
     cloning_paper,
-    conditioned_cpu,
-    conditioned_paper,
+    conditioned,
     percent_cloning_cpu,
     percent_cloning_paper,
     transformer_cpu,
@@ -38,7 +37,7 @@ from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
-SMALL_CONDITIONED = ConditionedConfig(width=16, points=4, lr=1e-2, obs_waves=3, obs_wave_dims=1)
+SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_waves=3, obs_wave_dims=1)
 SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
 
 
@@ -244,7 +243,9 @@ def test_two_learners_of_half_a_batch_take_the_steps_of_one_of_the_whole(name: s
 
 
 def test_warm_up_clipping_and_decay_take_the_steps_of_torchs_adamw() -> None:
-    config = CloningConfig(width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05)
+    config = CloningConfig(
+        width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05, obs_waves=0
+    )
     episodes = [episode(np.full((1, 2), b), np.full((1, 1), b / 4), np.ones(1)) for b in (1.0, 2.0, 3.0)]
     agent, batch = BehaviourCloning(config, spec()), batch_of(episodes)
     agent.fit(summary_of(episodes))
@@ -296,8 +297,7 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
 @pytest.mark.parametrize(
     "preset",
     [
-        conditioned_cpu,
-        conditioned_paper,
+        conditioned,
         cloning_cpu,
         cloning_paper,
         percent_cloning_cpu,
@@ -343,7 +343,7 @@ def by_hand(weights: dict[str, torch.Tensor], obs_O: list[float], y: float) -> f
     for l in range(3):
         weight, bias = weights[f"linear{l}.weight"].tolist(), weights[f"linear{l}.bias"].tolist()
         x = [bias[o] + sum(x[i] * weight[i][o] for i in range(len(x))) for o in range(len(bias))]
-        x = x if l == 2 else [max(0.0, value) for value in x]
+        x = x if l == 2 else [value / (1 + math.exp(-value)) for value in x]
     f, g = x
     return math.tanh(f + g * (y - float(weights["return_mean"])) / float(weights["return_std"]))
 
@@ -363,18 +363,54 @@ def test_the_regression_is_tanh_of_f_and_g_times_the_return_in_training_and_in_a
         assert policy.act(obs_EO, np.zeros(2, np.float32))[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
     one = batch_of(episodes[:1])  # at a batch of one episode the error is the mean over the drawn points
     noise_BP = torch.rand(1, 4, generator=torch.Generator().manual_seed(0))
-    agent.uniform = lambda *shape: noise_BP
+    agent.uniform, agent.normal = lambda *shape: noise_BP, lambda rows: torch.full((rows,), 0.7)
+    noisy = float(one.return_B[0]) + 0.45 * 0.7 * float(weights["return_std"])
     drawn = draw_points(one, noise_BP, 2, 1)
     errors = [
-        (by_hand(weights, obs.tolist(), float(one.return_B[0])) - float(action)) ** 2
+        (by_hand(weights, obs.tolist(), noisy) - float(action)) ** 2
         for obs, action in zip(drawn.obs_BPO[0], drawn.action_BPA[0, :, 0])
     ]
     assert float(agent.losses(one).value) == pytest.approx(sum(errors), rel=1e-4)
 
 
+def test_the_step_size_of_the_regression_falls_by_a_cosine_to_its_end_and_stays_there() -> None:
+    agent = ReturnConditioned(dataclasses.replace(SMALL_CONDITIONED, updates=4), spec())
+    agent.fit(summary_of(two_behaviours(4)))
+    batch, seen = batch_of(two_behaviours(4)), []
+    for k in range(1, 7):
+        seen.append(float(agent.update([batch])["learning_rate"]))
+        assert seen[-1] == pytest.approx(1e-2 * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1, k / 4))) / 2))
+    assert seen[-1] == pytest.approx(5e-4)
+
+
+def test_a_policy_that_is_cloned_sees_the_features_of_the_regression_in_torch_and_in_its_graph() -> None:
+    import onnxruntime
+
+    agent = BehaviourCloning(SMALL, spec())
+    agent.fit(summary_of(two_behaviours(6)))
+    policy, weights = CloningPolicy(SMALL, 2, 1), agent.policy_weights()
+    policy.load_weights(weights)
+    obs_BO = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    scored = (obs_BO - weights["obs_mean"]) / weights["obs_std"]
+    angle = torch.stack([obs_BO[:, i] * math.pi / 4 * 2**k for i in range(2) for k in range(4)], 1)
+    x = torch.cat([scored, angle.sin(), angle.cos()], 1)
+    for l in range(3):
+        x = x @ weights[f"linear{l}.weight"] + weights[f"linear{l}.bias"]
+        x = x.tanh() if l == 2 else x.relu()
+    torch.testing.assert_close(policy.act_on(obs_BO), x)
+    session = onnxruntime.InferenceSession(policy.onnx_model(), providers=["CPUExecutionProvider"])
+    used = {entry.name for entry in session.get_inputs()}
+    given = {name: tensor.numpy() for name, tensor in weights.items() if name in used}
+    (action,) = session.run(["action"], given | {"obs": obs_BO.numpy()})
+    np.testing.assert_allclose(action, x.numpy(), atol=1e-6)
+
+
 def test_the_regression_does_what_those_did_who_returned_what_is_asked_for() -> None:
     """A quarter of the episodes act -.6 and return 10 to 20; the others act +.6 and return at most 1."""
-    episodes, config = two_behaviours(40), dataclasses.replace(SMALL_CONDITIONED, obs_waves=0)
+    episodes, config = (
+        two_behaviours(40),
+        dataclasses.replace(SMALL_CONDITIONED, obs_waves=0, updates=300, return_noise=0.0),
+    )
     agent = ReturnConditioned(config, spec())
     agent.fit(summary_of(episodes))
     agent.update([batch_of(episodes)] * 300)

@@ -110,11 +110,14 @@ class ImitationAgent(TrainedAgent):
                 "taken for others; feed episodes of the environment that the agent was made for"
             )
 
+    def learning_rate(self) -> float:
+        """The step size of this update, which ``updates`` counts; linear over the warm-up."""
+        return self._settings.lr * min(1.0, self.updates / max(1, self._settings.warmup))
+
     def _step(self, batch: Trajectories) -> None:
-        config = self._settings
         loss = self.losses(batch)
         self.updates += 1
-        self.adam.lr = config.lr * min(1.0, self.updates / max(1, config.warmup))
+        self.adam.lr = self.learning_rate()
         step = self.trainer.descend(loss)
         self.trainer.record(step, (step.loss, step.norm, *step.shared))
 

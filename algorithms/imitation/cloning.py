@@ -8,11 +8,13 @@ does their mean. %BC (Chen et al., 2021, section 5.1) imitates the episodes whos
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from algorithms import runtime
+from algorithms.fourier import features, featurise
 from algorithms.imitation.agent import ImitationAgent, ImitationPolicy, draw_points
 from algorithms.imitation.config import CloningConfig
 from algorithms.interface import AgentSpec, PlanRequest, PlanRequestError
@@ -51,8 +53,8 @@ class BehaviourCloning(ImitationAgent):
         points = draw_points(batch, self.uniform(len(batch), self.config.points), self.obs_dim, self.action_dim)
         weight_B = (batch.return_B >= self.data["least_return"]).float()
         weight_BP = weight_B[:, None].expand(-1, self.config.points)
-        obs_BPO = (points.obs_BPO - self.data["obs_mean"]) / self.data["obs_std"]
-        predicted_RA = predict(self.parameters.named, obs_BPO.flatten(0, 1), self.config.layers)
+        obs_RO = points.obs_BPO.flatten(0, 1)
+        predicted_RA = cloned(obs_RO, self.parameters.named, self.data, self.config, self.obs_dim)
         total = action_error(predicted_RA, points.action_BPA.flatten(0, 1), weight_BP.flatten())
         return Loss(total, weight=weight_BP.sum(), shared=(weight_BP.sum() / weight_BP.numel(),))
 
@@ -92,14 +94,15 @@ class CloningPolicy(ImitationPolicy[CloningConfig]):
 
     def act_on(self, obs_BO: torch.Tensor) -> torch.Tensor:
         """Actions (B, A) of the same function in torch alone."""
-        obs_BO = (obs_BO - self._weights["obs_mean"]) / self._weights["obs_std"]
-        return predict(self._weights, obs_BO, self.config.layers)
+        return cloned(obs_BO, self._weights, self._weights, self.config, self.obs_dim)
 
     def onnx_model(self) -> bytes:
-        """The serialised graph of ``act_on``; see algorithms/imitation/export.py."""
-        from algorithms.imitation.export import cloned_model  # onnx is slow to import, and learners never need it
+        """The serialised graph of ``act_on``; inputs ``obs`` and the weights."""
+        from algorithms.onnx_graph import traced_alone  # onnx is slow to import, and learners never need it
 
-        return cloned_model(self.config, self.obs_dim, self.action_dim)
+        used = {name: tensor for name, tensor in self._weights.items() if name != "least_return"}
+        act = lambda obs, given: cloned(obs, given, given, self.config, self.obs_dim)  # noqa: E731
+        return traced_alone(act, self.obs_dim, self.action_dim, used)
 
     def state(self) -> dict[str, np.ndarray]:
         """Empty: the next actions depend on the observations alone."""
@@ -111,6 +114,18 @@ class CloningPolicy(ImitationPolicy[CloningConfig]):
             raise ValueError(f"a cloned policy was given state {sorted(state)}, expected none: it is another policy's")
 
 
+def cloned(
+    obs_RO: torch.Tensor,
+    parameters: dict[str, torch.Tensor],
+    data: dict[str, torch.Tensor],
+    config: CloningConfig,
+    obs_dim: int,
+) -> torch.Tensor:
+    """Actions (R, A) for raw observations."""
+    seen_RX = featurise(obs_RO, data, config.obs_waves, config.obs_wave_dims, obs_dim)
+    return predict(parameters, seen_RX, config.layers)
+
+
 def _in_words(aim: PlanRequest) -> str:
     asked = [f"mode {aim.mode}"] if aim.mode else []
     return " and ".join(asked + ([] if aim.target_return is None else [f"the return {aim.target_return:g}"]))
@@ -118,7 +133,8 @@ def _in_words(aim: PlanRequest) -> str:
 
 def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return initial_parameters(obs_dim, action_dim, layers=config.layers, width=config.width, draw=draw)
+    seen = features(config.obs_waves, config.obs_wave_dims, obs_dim)
+    return initial_parameters(seen, action_dim, layers=config.layers, width=config.width, draw=draw)
 
 
 def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
@@ -136,16 +152,31 @@ def initial_parameters(
     return initial
 
 
+def uniform_parameters(sizes: Sequence[int], draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """The same names; weights and biases are uniform on +- 1 / sqrt(in), as torch.nn.Linear's."""
+    initial: dict[str, torch.Tensor] = {}
+    for l, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        bound = fan_in**-0.5
+        initial[f"linear{l}.weight"] = (2 * torch.rand((fan_in, fan_out), generator=draw) - 1) * bound
+        initial[f"linear{l}.bias"] = (2 * torch.rand(fan_out, generator=draw) - 1) * bound
+    return initial
+
+
 def predict(parameters: dict[str, torch.Tensor], obs_RO: torch.Tensor, layers: int) -> torch.Tensor:
     """Actions (R, A) in [-1, 1] for normalised observations (R, O)."""
     return torch.tanh(logits(parameters, obs_RO, layers))
 
 
-def logits(parameters: dict[str, torch.Tensor], x: torch.Tensor, layers: int) -> torch.Tensor:
+def logits(
+    parameters: dict[str, torch.Tensor],
+    x: torch.Tensor,
+    layers: int,
+    bend: Callable[[torch.Tensor], torch.Tensor] = torch.relu,
+) -> torch.Tensor:
     """The last layer's outputs (R, out) for inputs (R, in)."""
     for l in range(layers + 1):
         x = torch.addmm(parameters[f"linear{l}.bias"], x, parameters[f"linear{l}.weight"])
-        x = torch.relu(x) if l < layers else x
+        x = bend(x) if l < layers else x
     return x
 
 

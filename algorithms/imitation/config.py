@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from replay.option import COUNT, DECAY, HEADS, RATE, WIDTH, WIDTH_LIMIT, option, range_problems
+from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option, range_problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,16 @@ class ImitationConfig:
         above=0,
         infinite=True,
         why="no step would be taken; inf clips none",
+    )
+    obs_waves: int = option(
+        4,
+        "octaves",
+        "sines and cosines of observations beside them, from a period of 8 units down, as GAC has them; 0: none",
+        **COUNT,
+        at_most=64,
+    )
+    obs_wave_dims: int = option(
+        2, "1", "leading coordinates that have them (a maze's place); 0: all", **COUNT, at_most=10**6
     )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 
@@ -90,17 +100,21 @@ class PercentCloningConfig(CloningConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionedConfig(RegressionConfig):
-    """The return-conditioned regression. Defaults: the networks of behaviour cloning, the inputs of GAC."""
+    """The return-conditioned regression. Network, step size and schedule are those of GAC's preset ``linear`` (ours)."""
 
-    obs_waves: int = option(
-        4,
-        "octaves",
-        "sines and cosines of observations beside them, from a period of 8 units down, as GAC has them; 0: none",
-        **COUNT,
-        at_most=64,
+    lr: float = option(1e-3, "1", "Adam step size at the start (ours)", **RATE)
+    lr_end: float = option(0.05, "1", "share of lr at the schedule's end, by a cosine (ours)", **WEIGHT)
+    updates: int = option(
+        2_000,
+        "updates",
+        "length of the schedule of the step size, which stays at its end after (ours)",
+        at_least=1,
+        why="the schedule would have no length",
     )
-    obs_wave_dims: int = option(
-        2, "1", "leading coordinates that have them (a maze's place); 0: all", **COUNT, at_most=10**6
+    width: int = option(128, "units", "hidden units of each layer (ours)", **WIDTH)
+    layers: int = option(3, "layers", "hidden layers (ours)", at_least=1, at_most=256, why="the policy would be linear")
+    return_noise: float = option(
+        0.45, "1", "noise on the return of an episode in training, in deviations of the data's returns (ours)", **WEIGHT
     )
 
 
@@ -195,14 +209,9 @@ def percent_cloning_cpu() -> PercentCloningConfig:
     return PercentCloningConfig(lr=1e-3)
 
 
-def conditioned_paper() -> ConditionedConfig:
-    """The step size of behaviour cloning's published comparisons."""
+def conditioned() -> ConditionedConfig:
+    """Ours; no published one has this form."""
     return ConditionedConfig()
-
-
-def conditioned_cpu() -> ConditionedConfig:
-    """The same with a larger step, for runs of minutes on a core (ours)."""
-    return ConditionedConfig(lr=1e-3)
 
 
 def transformer_paper() -> TransformerConfig:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from algorithms import runtime
+from algorithms.fourier import features, featurise
 from algorithms.imitation.agent import History, ImitationAgent, ImitationPolicy, draw_segments
 from algorithms.imitation.cloning import action_error
 from algorithms.imitation.config import TransformerConfig
@@ -60,7 +61,7 @@ class DecisionTransformer(ImitationAgent):
         drawn = draw_segments(batch, noise_BP, config.context, self.obs_dim, self.action_dim)
         window = Window(
             to_go_BS=drawn.to_go_GK / data["return_scale"],
-            obs_BSO=(drawn.obs_GKO - data["obs_mean"]) / data["obs_std"],
+            obs_BSX=seen(drawn.obs_GKO, data, config),
             action_BSA=drawn.action_GKA,
             time_BS=drawn.time_GK.clamp_max(config.max_steps - 1),
         )
@@ -163,7 +164,7 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
         history, weights = self._history, self._weights
         return Window(
             to_go_BS=torch.from_numpy(history.to_go_EK.astype(np.float32)) / weights["return_scale"],
-            obs_BSO=(torch.from_numpy(history.obs_EKO) - weights["obs_mean"]) / weights["obs_std"],
+            obs_BSX=seen(torch.from_numpy(history.obs_EKO), weights, self.config),
             action_BSA=torch.from_numpy(history.action_EKA),
             time_BS=torch.from_numpy(history.time_EK().clip(0, self.config.max_steps - 1)),
         )
@@ -171,13 +172,20 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
 
 def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
     return initial_parameters(
-        obs_dim,
+        features(config.obs_waves, config.obs_wave_dims, obs_dim),
         action_dim,
         width=config.width,
         layers=config.layers,
         max_steps=config.max_steps,
         draw=torch.Generator().manual_seed(seed),
     )
+
+
+def seen(obs_XO: torch.Tensor, data: dict[str, torch.Tensor], config: TransformerConfig) -> torch.Tensor:
+    """Features of raw observations with any leading shape."""
+    flat_RO = obs_XO.flatten(0, -2)
+    made_RX = featurise(flat_RO, data, config.obs_waves, config.obs_wave_dims, flat_RO.shape[1])
+    return made_RX.unflatten(0, obs_XO.shape[:-1])
 
 
 def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
@@ -193,16 +201,16 @@ class Window(NamedTuple):
     """What the network sees: S steps, normalised; entries after a window's last step are seen by no earlier one."""
 
     to_go_BS: torch.Tensor  # over the return scale
-    obs_BSO: torch.Tensor  # z-scored
+    obs_BSX: torch.Tensor  # features: z-scored, with Fourier features of the leading coordinates
     action_BSA: torch.Tensor  # in [-1, 1]; the last one is not read
     time_BS: torch.Tensor  # int64, in [0, max_steps)
 
 
 def initial_parameters(
-    obs_dim: int, action_dim: int, *, width: int, layers: int, max_steps: int, draw: torch.Generator
+    features: int, action_dim: int, *, width: int, layers: int, max_steps: int, draw: torch.Generator
 ) -> Parameters:
     """Weights (in, out) normal of std .02 and biases zero, as GPT-2; layer norms are the identity."""
-    shapes = {"to_go": (1, width), "state": (obs_dim, width), "action": (action_dim, width)}
+    shapes = {"to_go": (1, width), "state": (features, width), "action": (action_dim, width)}
     for l in range(layers):
         shapes |= {f"block{l}.qkv": (width, 3 * width), f"block{l}.mix": (width, width)}
         shapes |= {f"block{l}.rise": (width, 4 * width), f"block{l}.fall": (4 * width, width)}
@@ -231,7 +239,7 @@ def _embed(p: Parameters, window: Window) -> torch.Tensor:
     time_BSW = F.embedding(window.time_BS, p["time.weight"])
     tokens = (
         torch.addcmul(p["to_go.bias"], window.to_go_BS[..., None], p["to_go.weight"][0]) + time_BSW,
-        _linear(p, "state", window.obs_BSO) + time_BSW,
+        _linear(p, "state", window.obs_BSX) + time_BSW,
         _linear(p, "action", window.action_BSA) + time_BSW,
     )
     return _norm(p, "embedded", torch.stack(tokens, 2).flatten(1, 2)[:, :-1])

@@ -2,7 +2,9 @@
 
 Learning actions from states and an outcome is RvS (Emmons et al., 2022, "RvS: What is Essential for Offline RL via
 Supervised Learning?"); that the outcome enters linearly is ours: it is GAC's preset ``linear`` with y in place of the plan.
-It sees what GAC sees, Fourier features of the position too, and of the rewards only their sum.
+It sees what GAC sees, Fourier features of the position too, and of the rewards only their sum. Three things decide whether it
+keeps what it is asked for beyond the data: a smooth, narrow network (Swish), a step size that falls, and noise on y in training.
+Without noise g is large, and means nothing, in states where the data's returns hardly differ.
 
 Letters: B episodes, P points of each, R rows, K environments that begin, E environments, O, A.
 """
@@ -13,19 +15,18 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from algorithms import runtime
-from algorithms.fourier import append_waves, octaves, waved_dims
+from algorithms.fourier import features, featurise
 from algorithms.imitation.agent import ImitationAgent, ImitationPolicy, draw_points
-from algorithms.imitation.cloning import action_error, initial_parameters, logits
+from algorithms.imitation.cloning import action_error, logits, uniform_parameters
 from algorithms.imitation.config import ConditionedConfig
 from algorithms.interface import AgentSpec, PlanRequestError
 from algorithms.trainer import Loss
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
-TARGET_REACH = (
-    2.0  # without a target it asks for this times as far above the mean as the best return, as GAC's mode st does
-)
+TARGET_REACH = 1.6  # without a target it asks for this times as far above the mean as the best return (ours)
 NAN = float("nan")
 
 
@@ -38,15 +39,22 @@ class ReturnConditioned(ImitationAgent):
         initial = _initial(config, spec.obs_dim, spec.action_dim, spec.seed)
         super().__init__(config, spec, initial, _no_data(spec.obs_dim))
 
+    def learning_rate(self) -> float:
+        """From lr to ``lr_end`` of it, by a cosine over ``updates``."""
+        config = self.config
+        share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.updates / config.updates)))
+        return super().learning_rate() * (config.lr_end + (1.0 - config.lr_end) * share)
+
     def _statistics(self, summary: DataSummary) -> dict[str, object]:
         target = summary.return_mean + TARGET_REACH * (summary.return_max - summary.return_mean)
         return {"return_mean": summary.return_mean, "return_std": summary.return_std, "return_target": target}
 
     def losses(self, batch: Trajectories) -> Loss:
-        """sum_bp (1/A) |pi(s_bp, y_b) - a_bp|^2 over their number."""
+        """sum_bp (1/A) |pi(s_bp, y_b + noise_b) - a_bp|^2 over their number."""
         config = self.config
+        noise_B = config.return_noise * self.data["return_std"] * self.normal(len(batch))
         points = draw_points(batch, self.uniform(len(batch), config.points), self.obs_dim, self.action_dim)
-        return_R = batch.return_B.repeat_interleave(config.points, output_size=len(batch) * config.points)
+        return_R = (batch.return_B + noise_B).repeat_interleave(config.points, output_size=len(batch) * config.points)
         predicted_RA = conditioned(self.parameters.named, self.data, points.obs_BPO.flatten(0, 1), return_R, config)
         weight_R = torch.ones_like(return_R)
         total = action_error(predicted_RA, points.action_BPA.flatten(0, 1), weight_R)
@@ -115,23 +123,15 @@ def conditioned(
     config: ConditionedConfig,
 ) -> torch.Tensor:
     """Actions (R, A) in [-1, 1] for raw observations and returns: one network gives f and g."""
-    seen_RX = featurise(obs_RO, data, config)
+    seen_RX = featurise(obs_RO, data, config.obs_waves, config.obs_wave_dims, obs_RO.shape[1])
     y_R = (return_R - data["return_mean"]) / data["return_std"]
-    f_RA, g_RA = logits(parameters, seen_RX, config.layers).chunk(2, -1)
+    f_RA, g_RA = logits(parameters, seen_RX, config.layers, F.silu).chunk(2, -1)
     return torch.tanh(f_RA + g_RA * y_R.unsqueeze(1))
 
 
-def featurise(obs_RO: torch.Tensor, data: dict[str, torch.Tensor], config: ConditionedConfig) -> torch.Tensor:
-    """z-scores (R, O), then Fourier features of the leading coordinates."""
-    scored_RO = (obs_RO - data["obs_mean"]) / data["obs_std"]
-    waved = waved_dims(config.obs_waves, config.obs_wave_dims, obs_RO.shape[1])
-    return append_waves(scored_RO, obs_RO, waved, octaves(config.obs_waves, obs_RO.device))
-
-
 def _initial(config: ConditionedConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
-    features = obs_dim + 2 * config.obs_waves * waved_dims(config.obs_waves, config.obs_wave_dims, obs_dim)
-    draw = torch.Generator().manual_seed(seed)
-    return initial_parameters(features, 2 * action_dim, layers=config.layers, width=config.width, draw=draw)
+    sizes = [features(config.obs_waves, config.obs_wave_dims, obs_dim), *[config.width] * config.layers, 2 * action_dim]
+    return uniform_parameters(sizes, torch.Generator().manual_seed(seed))
 
 
 def _no_data(obs_dim: int) -> dict[str, torch.Tensor]:
