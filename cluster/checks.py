@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
+from cluster.metrics.loggers import missing_package
 from cluster.run_dir import ROOT, RunDirectory
 from replay.option import range_problems
 from rollout_workers.env import EnvError
@@ -95,6 +96,8 @@ def check_tree() -> None:
 def _problems(config: RunConfig) -> list[str]:
     kind = kind_of(config)
     found = [*range_problems(config), *kind.problems(config)]
+    if missing := missing_package(config.metrics.logger):
+        found.append(missing)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).validate()]
     if 0 < kind.workers(config) < config.replay.shards:

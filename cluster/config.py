@@ -41,6 +41,7 @@ class MetricsConfig:
     )
     targets_dir: str = option("", "path", "folder in which Prometheus finds the run; empty: none", former="")
     tensorboard: bool = option(True, "bool", "write TensorBoard events to the run directory")
+    logger: str = option("", "name", "who takes the metrics too; empty: nobody", ("", "mlflow", "wandb"), former="")
 
     def validate(self) -> list[str]:
         """Every value with which a run could not tell anything, with its fix; empty when there is none."""

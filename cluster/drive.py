@@ -18,6 +18,7 @@ from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
+from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
 from cluster.pictures.curve import draw_curve
 from cluster.run_dir import RunDirectory, git_hash
@@ -40,6 +41,9 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         exporter = _exporter(run, spec, stack)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
         signals = stack.enter_context(Signals())
+        logger = start_logger(run.path, config, console.event)
+        if logger is not None:
+            stack.push(lambda kind, error, trace: logger.close(error is None))
 
         def outputs(line: dict[str, Any]) -> None:
             console.update(line, session.phase(line))
@@ -47,6 +51,8 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
                 exporter.update(line)
             if events is not None:
                 session.reports.attempt("events", lambda: events.write(line))
+            if logger is not None:
+                logger.write(line)
 
         stack.callback(console.close)
         console.event(f"run directory {run.path}")
