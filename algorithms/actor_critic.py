@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -211,14 +211,23 @@ class ActorCritic(TrainedAgent):
     def _group(self, rows_CBD: torch.Tensor, *, with_actor: bool) -> None:
         updates, rows = rows_CBD.shape[:2]
         columns = self.layout.views(rows_CBD)
-        # The actor stands still until the group ends, so all its next actions are one pass.
         noise = torch.cat([self.draw_noise(rows) for _ in range(updates)])
-        following = self._follow(columns.next_obs.reshape(updates * rows, -1), noise)
-        actions, costs = following.action_RA.split(rows), following.cost_R.split(rows)
-        for rows_BD, action_BA, cost_B in zip(rows_CBD.unbind(), actions, costs):
+        following = self._followers(columns.next_obs, noise)
+        for rows_BD, (action_BA, cost_B) in zip(rows_CBD.unbind(), following):
             skipped = self._critic_step(rows_BD, action_BA, cost_B)
         if with_actor:
             self._actor_step(self.layout.views(rows_CBD[-1]), self.draw_loss_noise(rows), skipped)
+
+    def _followers(
+        self, next_obs_CBO: torch.Tensor, noise: torch.Tensor
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Next actions (B, A) and their costs (B,) of each update of a group, in order.
+
+        The actor stands still until the group ends, so all its next actions are one pass.
+        """
+        rows = next_obs_CBO.shape[1]
+        following = self._follow(next_obs_CBO.flatten(0, 1), noise)
+        return zip(following.action_RA.split(rows), following.cost_R.split(rows))
 
     @torch.no_grad()
     def _follow(self, next_obs_RO: torch.Tensor, noise: torch.Tensor) -> Rollout:

@@ -113,8 +113,11 @@ class Value:
     def unsqueeze(self, axis: int) -> Value:
         return self._add("Unsqueeze", self, self._whole([axis]))
 
-    def square(self) -> Value:
-        return self * self
+    def repeat(self, *times: int) -> Value:
+        return self._add("Tile", self, self._whole(list(times)))
+
+    def reshape(self, *shape: int) -> Value:
+        return self._add("Reshape", self, self._whole(list(shape)))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Value:
@@ -133,8 +136,8 @@ def _clamp(x: Value, low: float, high: float) -> Value:
     return x._add("Clip", x, low, high)
 
 
-def _layer_norm(x: Value, shape: Any, scale: Value, bias: Value, eps: float) -> Value:
-    return x._add("LayerNormalization", x, scale, bias, epsilon=eps)
+def _layer_norm(x: Value, shape: Any, weight: Value, bias: Value, eps: float) -> Value:
+    return x._add("LayerNormalization", x, weight, bias, epsilon=eps)
 
 
 def _addmm(bias: Value, x: Value, weight: Value) -> Value:
@@ -146,7 +149,7 @@ def _gelu(x: Value, approximate: str) -> Value:
     return x * 0.5 * (inner._add("Tanh", inner) + 1.0)
 
 
-def _mish(x: Value) -> Value:
+def _mish(x: Value, inplace: bool) -> Value:
     soft = x._add("Softplus", x)
     return x * x._add("Tanh", soft)
 
@@ -164,9 +167,10 @@ def _unary(kind: str) -> Callable[[Value], Value]:
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
-    **{name.lower(): _unary(name) for name in ("Tanh", "Exp", "Sqrt", "Relu", "Elu", "Softplus", "Sin", "Cos")},
+    **{name.lower(): _unary(name) for name in ("Tanh", "Exp", "Sqrt", "Relu", "Softplus", "Sin", "Cos")},
     **{"cat": _cat, "clamp": _clamp, "layer_norm": _layer_norm, "addmm": _addmm, "gelu": _gelu, "mish": _mish},
     **{"amax": _best, "sum": _sum, "minimum": lambda a, b: a._add("Min", a, b)},
+    "elu": lambda x, alpha, inplace: x._add("Elu", x, alpha=alpha),
     "softmax": lambda x, axis: x._add("Softmax", x, axis=axis),
     "eq": lambda a, b: a._add("Cast", a._add("Equal", a, b), to=TensorProto.FLOAT),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from algorithms.gac import config as gac_config
 from algorithms.imitation import config as imitation_config
+from algorithms.rivals import config as rivals_config
 from algorithms.sac import config as sac_config
 from algorithms.softgac import config as softgac_config
 
@@ -99,6 +100,46 @@ ALGORITHMS: dict[str, Algorithm] = {
             presets={"cpu": sac_config.crossq_cpu, "paper": sac_config.crossq_paper},
             agent="algorithms.sac.crossq:CrossQSAC",
             policy="algorithms.sac.crossq:CrossQPolicy",
+        ),
+        Algorithm(
+            name="dime",
+            title="DIME",
+            config_class=rivals_config.DIMEConfig,
+            presets={"cpu": rivals_config.dime_cpu, "paper": rivals_config.dime_paper},
+            agent="algorithms.rivals.dime:DIME",
+            policy="algorithms.rivals.dime:DIMEPolicy",
+        ),
+        Algorithm(
+            name="flac",
+            title="FLAC",
+            config_class=rivals_config.FLACConfig,
+            presets={"cpu": rivals_config.flac_cpu, "paper": rivals_config.flac_paper},
+            agent="algorithms.rivals.flac:FLAC",
+            policy="algorithms.rivals.flac:FLACPolicy",
+        ),
+        Algorithm(
+            name="flowrl",
+            title="FlowRL",
+            config_class=rivals_config.FlowRLConfig,
+            presets={"cpu": rivals_config.flowrl_cpu, "paper": rivals_config.flowrl_paper},
+            agent="algorithms.rivals.flowrl:FlowRL",
+            policy="algorithms.rivals.flowrl:FlowRLPolicy",
+        ),
+        Algorithm(
+            name="qsm",
+            title="QSM",
+            config_class=rivals_config.QSMConfig,
+            presets={"cpu": rivals_config.qsm_cpu, "paper": rivals_config.qsm_paper},
+            agent="algorithms.rivals.qsm:QSM",
+            policy="algorithms.rivals.qsm:QSMPolicy",
+        ),
+        Algorithm(
+            name="qvpo",
+            title="QVPO",
+            config_class=rivals_config.QVPOConfig,
+            presets={"cpu": rivals_config.qvpo_cpu, "paper": rivals_config.qvpo_paper},
+            agent="algorithms.rivals.qvpo:QVPO",
+            policy="algorithms.rivals.qvpo:QVPOPolicy",
         ),
         Algorithm(
             name="gac",

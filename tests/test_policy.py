@@ -102,7 +102,7 @@ def test_episodes_in_a_loop_of_ones_own_equal_those_of_an_evaluation(runs: Runs,
     assert policy.remembers == (name in ("rvs", "dt", "gac")) and policy.needs_reward == (name == "dt")
 
 
-@pytest.mark.parametrize("name", ["softgac", "sac"])
+@pytest.mark.parametrize("name", ["softgac", "sac", "qvpo"])
 def test_one_observation_and_many_have_the_same_actions_and_a_seed_repeats_what_is_sampled(
     runs: Runs, name: str
 ) -> None:

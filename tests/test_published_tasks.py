@@ -36,7 +36,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("env", PUBLISHED)
-@pytest.mark.parametrize("algorithm", ["softgac", "crossq-sac"])
+@pytest.mark.parametrize("algorithm", ["softgac", "crossq-sac", "qsm"])
 def test_preset_paper_has_the_published_constants_of_the_task(algorithm: str, env: str) -> None:
     v_max, width, steps = PUBLISHED[env]
     config = make_preset(algorithm, "paper", env)

@@ -22,10 +22,12 @@ from ray.tune import register_env
 from safetensors.numpy import load_file
 from tiny_runs import TINY
 
+from algorithms import ALGORITHMS
 from cluster.cli import main
 from cluster.errors import RunError, UsageError
 from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
 from cluster.rllib.config import ENDLESS
+from cluster.rllib.methods import CONFIGS
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
@@ -296,6 +298,14 @@ def test_sac_has_the_same_face_and_refuses_the_other_algorithms_checkpoint(inlin
     assert algo.train()["num_env_steps_sampled_lifetime"] >= 80 and isinstance(algo, SAC)
     with pytest.raises(UsageError, match="checkpoint of 'sac'"):
         SoftGAC.from_checkpoint(algo.save_to_path(tmp_path))
+
+
+def test_every_method_has_a_face_of_its_own() -> None:
+    faces = {config.algorithm: config().environment("Pendulum-v1") for config in CONFIGS}
+    assert list(faces) == [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
+    for name, face in faces.items():
+        assert face.run_config().algorithm == name and face.algo_class is type(face).face
+        assert face.algo_class.get_default_config().algorithm == name
 
 
 def test_a_bounded_run_is_done_with_all_its_updates(inline: Any) -> None:

@@ -11,9 +11,27 @@ The fleet starts with the first call that needs it, works while ``train`` runs, 
 
 from cluster.rllib.algorithm import FleetAlgorithm
 from cluster.rllib.config import FleetConfig
-from cluster.rllib.methods import SAC, CrossQSAC, CrossQSACConfig, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib.methods import (
+    DIME,
+    FLAC,
+    QSM,
+    QVPO,
+    SAC,
+    CrossQSAC,
+    CrossQSACConfig,
+    DIMEConfig,
+    FLACConfig,
+    FlowRL,
+    FlowRLConfig,
+    QSMConfig,
+    QVPOConfig,
+    SACConfig,
+    SoftGAC,
+    SoftGACConfig,
+)  # fmt: skip
 from cluster.rllib.module import PolicyModule
 
 __all__ = [
-    "SAC", "CrossQSAC", "CrossQSACConfig", "FleetAlgorithm", "FleetConfig", "PolicyModule", "SACConfig", "SoftGAC", "SoftGACConfig",
+    "DIME", "FLAC", "QSM", "QVPO", "SAC", "CrossQSAC", "CrossQSACConfig", "DIMEConfig", "FLACConfig", "FleetAlgorithm", "FleetConfig",
+    "FlowRL", "FlowRLConfig", "PolicyModule", "QSMConfig", "QVPOConfig", "SACConfig", "SoftGAC", "SoftGACConfig",
 ]  # fmt: skip

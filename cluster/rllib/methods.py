@@ -36,7 +36,59 @@ class CrossQSACConfig(FleetConfig):
     algorithm, face = "crossq-sac", CrossQSAC
 
 
-CONFIGS: tuple[type[FleetConfig], ...] = (SoftGACConfig, SACConfig, CrossQSACConfig)
+class DIME(FleetAlgorithm):
+    """DIME behind RLlib's Algorithm."""
+
+
+class DIMEConfig(FleetConfig):
+    """RLlib's configuration of DIME."""
+
+    algorithm, face = "dime", DIME
+
+
+class FLAC(FleetAlgorithm):
+    """FLAC behind RLlib's Algorithm."""
+
+
+class FLACConfig(FleetConfig):
+    """RLlib's configuration of FLAC."""
+
+    algorithm, face = "flac", FLAC
+
+
+class FlowRL(FleetAlgorithm):
+    """FlowRL behind RLlib's Algorithm."""
+
+
+class FlowRLConfig(FleetConfig):
+    """RLlib's configuration of FlowRL."""
+
+    algorithm, face = "flowrl", FlowRL
+
+
+class QSM(FleetAlgorithm):
+    """QSM behind RLlib's Algorithm."""
+
+
+class QSMConfig(FleetConfig):
+    """RLlib's configuration of QSM."""
+
+    algorithm, face = "qsm", QSM
+
+
+class QVPO(FleetAlgorithm):
+    """QVPO behind RLlib's Algorithm."""
+
+
+class QVPOConfig(FleetConfig):
+    """RLlib's configuration of QVPO."""
+
+    algorithm, face = "qvpo", QVPO
+
+
+CONFIGS: tuple[type[FleetConfig], ...] = (
+    SoftGACConfig, SACConfig, CrossQSACConfig, DIMEConfig, FLACConfig, FlowRLConfig, QSMConfig, QVPOConfig,
+)  # fmt: skip
 
 for config in CONFIGS:
     config.face.config_class = config

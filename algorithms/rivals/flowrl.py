@@ -1,0 +1,144 @@
+"""FlowRL: FLAC's flow, drawn to the replay's actions where they beat its own (arXiv 2506.12811).
+
+    actor:    mean[ -min_j Q_j(s, pi(s)) + w |f(s, x_t, t) - (a - x_0)|^2 / A ],   x_t = t a + (1 - t) x_0,  a of the replay
+              w = clip(.1 exp(u - mean u), .001, 1),   u = max(0, min_j B_j(s, a) - min_j Q_j(s, pi(s))),  no gradient
+    replay:   B_j regresses on r + gamma (1 - terminated) V(s'),  V on the .9 expectile of min_j of B's slow copy at (s, a)
+
+B and V are plain networks (GELU, no norm); the released code normalises their layers. Rewards are in the atoms' units, as Q is.
+Letters: R rows, O, A, H width, T = 2 critics.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from algorithms.actor_critic import ActorBatch, ActorLoss
+from algorithms.interface import AgentSpec
+from algorithms.rivals.config import FlowRLConfig
+from algorithms.rivals.flac import FlowActor
+from algorithms.rivals.sampler import Rival, RivalPolicy, Tensors
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer, xavier_uniform
+from replay.schema import Columns
+
+BEHAVIOUR_METRICS = ("behaviour_loss", "behaviour_q", "behaviour_v")
+
+
+def behaviour_parameters(config: FlowRLConfig, obs_dim: int, action_dim: int, draw: torch.Generator) -> Tensors:
+    """``q{l}.weight`` (T, in, out), ``q{l}.bias`` (T, 1, out), and ``v{l}`` of one network."""
+    hidden = [config.behaviour_width] * config.behaviour_layers
+    initial: Tensors = {}
+    for name, stack, inputs in (("q", 2, obs_dim + action_dim), ("v", 1, obs_dim)):
+        for l, sizes in enumerate(itertools.pairwise([inputs, *hidden, 1])):
+            initial[f"{name}{l}.weight"] = xavier_uniform((stack, *sizes), draw)
+            initial[f"{name}{l}.bias"] = torch.zeros(stack, 1, sizes[1])
+    return initial
+
+
+def value(name: str, x_RI: torch.Tensor, parameters: Tensors) -> torch.Tensor:
+    """(T, R) of the twin critics "q" on joined states and actions, (1, R) of "v" on states."""
+    layers = sum(key.startswith(name) for key in parameters) // 2
+    h = x_RI.expand(parameters[f"{name}0.weight"].shape[0], *x_RI.shape)
+    for l in range(layers):
+        h = torch.baddbmm(
+            parameters[f"{name}{l}.bias"], F.gelu(h, approximate="tanh") if l else h, parameters[f"{name}{l}.weight"]
+        )
+    return h.squeeze(-1)
+
+
+def behaviour_loss(
+    q_TR: torch.Tensor, target_R: torch.Tensor, v_R: torch.Tensor, slow_R: torch.Tensor, expectile: float
+) -> torch.Tensor:
+    """sum_j mean (B_j - target)^2 + mean |e - 1(d < 0)| d^2, d = slow B - V."""
+    d_R = slow_R - v_R
+    weight_R = torch.where(d_R < 0, 1.0 - expectile, expectile)
+    return (q_TR - target_R).square().mean(-1).sum() + (weight_R * d_R.square()).mean()
+
+
+class FlowRLActor(FlowActor):
+    """The flow with FlowRL's loss; ``behaviour`` are the parameters of the replay's critic and value."""
+
+    behaviour: Tensors
+
+    def draw_loss_noise(self, rows: int, generator: torch.Generator) -> torch.Tensor:
+        """(rows, 3, A): x_0 of the action, x_0 of the match, and t, uniform, first in the last slice."""
+        shape, device = (rows, 1, self.action_dim), generator.device
+        normal = torch.randn(rows, 2, self.action_dim, generator=generator, device=device)
+        return torch.cat([normal, torch.rand(shape, generator=generator, device=device)], 1)
+
+    def loss(self, batch: ActorBatch, parameters: Tensors) -> ActorLoss:
+        """-Q of its own action, and the weighted flow-matching error of the replay's."""
+        noise_RA, start_RA, t_RA = batch.noise.unbind(1)
+        obs, a, x_0, t_R1 = batch.obs_RO, batch.action_BA, start_RA.clamp(-1.0, 1.0), t_RA[:, :1]
+        own = self.rollout(obs, noise_RA, parameters)
+        q_R = batch.q(obs, own.action_RA).amin(0)
+        with torch.no_grad():
+            u_R = (value("q", torch.cat([obs, a], -1), self.behaviour).amin(0) - q_R).clamp_min(0.0)
+            mean = u_R.mean()
+            self.collective.mean_(mean)
+            c = self.config
+            w_R = (c.match_weight * (u_R - mean).exp()).clamp(c.match_least, c.match_most)
+        time_RH = torch.addmm(parameters["in.bias"], t_R1, parameters["time.weight"])
+        v_RA = self.field(self.field.state(obs, parameters), t_R1 * a + (1.0 - t_R1) * x_0, time_RH, parameters)
+        match_R = (v_RA - (a - x_0)).square().mean(-1)
+        return ActorLoss((w_R * match_R - q_R).mean(), own.cost_R.mean(), own.sigma_mean)
+
+
+class FlowRL(Rival):
+    """FlowRL's learner, with the replay's critic, its value and a slow copy, which moves when the actor does."""
+
+    sampler = FlowRLActor
+    config: FlowRLConfig
+
+    def __init__(self, config: FlowRLConfig, spec: AgentSpec) -> None:
+        super().__init__(config, spec)
+        draw = torch.Generator().manual_seed(spec.seed + 1)
+        self.behaviour = FlatParameters(
+            behaviour_parameters(config, spec.obs_dim, spec.action_dim, draw), self.device, extra=1
+        )
+        self.behaviour_adam = FlatAdam(self.behaviour.value, self.behaviour.gradient, lr=config.critic_lr)
+        self.slow = {n: t.detach().clone() for n, t in self.behaviour.named.items() if n.startswith("q")}
+        self.sampling.behaviour = self.behaviour.named  # type: ignore[attr-defined]
+        self.behaviour_trainer = Trainer(self.behaviour, (self.behaviour_adam,), self.collective, BEHAVIOUR_METRICS)
+        self.trainers = (*self.trainers, self.behaviour_trainer)
+
+    def _critic_step(self, rows_BD: torch.Tensor, *following: torch.Tensor) -> torch.Tensor:
+        skipped = super()._critic_step(rows_BD, *following)
+        columns, named = self.layout.views(rows_BD), self.behaviour.named
+        joined_BI = rows_BD[:, : self.obs_dim + self.action_dim]
+        with torch.no_grad():
+            discount_B = self.config.gamma * columns.discount
+            units = self.support.units(columns.reward, discount_B, self.collective)
+            following_B = value("v", columns.next_obs, named)[0]
+            target_B = units.reward(columns.reward, discount_B) + discount_B * following_B
+            slow_B = value("q", joined_BI, self.slow).amin(0)
+        q_TB, v_B = value("q", joined_BI, named), value("v", columns.obs, named)[0]
+        loss = behaviour_loss(q_TB, target_B, v_B, slow_B, self.config.expectile)
+        step = self.behaviour_trainer.descend(Loss(loss))
+        values = (step.loss, q_TB.detach().mean(), v_B.detach().mean())
+        # A batch that was not finite has been counted with the critics.
+        self.behaviour_trainer.record(step._replace(nonfinite=step.nonfinite * (1.0 - skipped)), values)
+        return skipped
+
+    def _actor_step(self, columns: Columns, noise: torch.Tensor, critic_skipped: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            share = self.config.behaviour_copy * (1.0 - critic_skipped)
+            for name, slow in self.slow.items():
+                slow.lerp_(self.behaviour.named[name], share)
+        return super()._actor_step(columns, noise, critic_skipped)
+
+    def tensors(self) -> Tensors:
+        """The replay's critic and value as well, with their optimiser and slow copy."""
+        own: dict[str, Any] = {f"behaviour.{name}": tensor for name, tensor in self.behaviour.named.items()}
+        own |= {f"behaviour.slow.{name}": tensor for name, tensor in self.slow.items()}
+        own |= {f"behaviour.adam.{name}": tensor for name, tensor in self.behaviour_adam.state().items()}
+        return super().tensors() | own
+
+
+class FlowRLPolicy(RivalPolicy):
+    """FlowRL's acting side. ``noise`` is (B, A)."""
+
+    sampler = FlowRLActor
