@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import cluster.drive  # noqa: E402
 from algorithms import ALGORITHMS  # noqa: E402
 from cluster.cli import main  # noqa: E402
-from cluster.config import flatten, from_json, make_preset, override  # noqa: E402
+from cluster.config import flatten, from_json, make_preset, override, presets_of  # noqa: E402
 from cluster.run_dir import RunDirectory  # noqa: E402
 
 ENV, DATASET = "Pendulum-v1", "fuzz/pendulum-v0"
@@ -140,7 +140,7 @@ def run_case(number: int, seed: int, bases: Bases, folder: Path) -> tuple[Case, 
 def _settings(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A new run with random settings."""
     algorithm = rng.choice(list(ALGORITHMS))
-    preset = rng.choice(sorted({"cpu", "paper"} | ({"linear"} if algorithm == "gac" else set())))
+    preset = rng.choice(presets_of(algorithm))
     keys = [key for key in flatten(make_preset(algorithm, preset)) if key not in ("algorithm", "preset", "env")]
     chosen = {
         key: rng.choice(NUMBERS + WORDS if rng.random() < 0.7 else MODEST)

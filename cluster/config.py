@@ -138,7 +138,9 @@ class RunConfig:
     """Every setting of a run."""
 
     algorithm: str = option("softgac", "name", ", ".join(ALGORITHMS), tuple(ALGORITHMS))
-    preset: str = option("cpu", "name", "the named configuration this one started from", ("cpu", "linear", "paper"))
+    preset: str = option(
+        "cpu", "name", "the named configuration this one started from", ("cpu", "linear", "paper", "paper-fleet")
+    )
     env: str = option(
         "HalfCheetah-v5", "id", "Gymnasium environment id; ID?{...}: with these arguments of gymnasium.make"
     )
@@ -178,13 +180,26 @@ class RunConfig:
 
 
 def paper(algorithm: str) -> RunConfig:
-    """The published settings; those with critics take support, width and steps by the task; needs a GPU."""
+    """The published settings; needs a GPU. Those with critics: by the task, one environment, the newest weights at every step."""
     if ALGORITHMS[algorithm].items == "episodes":
         config = _on_episodes(algorithm, "paper")
         return dataclasses.replace(config, learner=dataclasses.replace(config.learner, gpus=1.0, cpus=1.0))
+    fleet = paper_fleet(algorithm)
+    cycle = fleet.agent.actor_every  # a CUDA graph makes no less
+    return dataclasses.replace(
+        fleet,
+        preset="paper",
+        backend="inline",
+        worker=dataclasses.replace(fleet.worker, workers=1, envs_per_worker=1, chunk_steps=1),
+        learner=dataclasses.replace(fleet.learner, updates_per_call=cycle, publish_updates=cycle),
+    )
+
+
+def paper_fleet(algorithm: str) -> RunConfig:
+    """The published equations, gathered by 16 environments with weights of up to 64 updates ago; not of algorithms of episodes."""
     return RunConfig(
         algorithm=algorithm,
-        preset="paper",
+        preset="paper-fleet",
         agent=ALGORITHMS[algorithm].presets["paper"](),
         worker=WorkerConfig(cpus=1.0),
         learner=LearnerConfig(gpus=1.0, cpus=1.0),
@@ -233,25 +248,31 @@ def linear(algorithm: str) -> RunConfig:
     return _on_episodes(algorithm, "linear")
 
 
-PRESETS = {"cpu": cpu, "linear": linear, "paper": paper}
+PRESETS = {"cpu": cpu, "linear": linear, "paper": paper, "paper-fleet": paper_fleet}
 SHOWN = 5  # keys of a list in an error
 REMOVED = {"timed": "it scored 5 to 29 on the mazes where linear scores 23 to 64"}  # presets, and why
+
+
+def presets_of(algorithm: str) -> list[str]:
+    """The presets that an algorithm has."""
+    found = ALGORITHMS[algorithm]
+    return [*found.presets, *(["paper-fleet"] if found.items == "transitions" else [])]
 
 
 def make_preset(algorithm: str, name: str, env: str | None = None) -> RunConfig:
     """The named preset for an algorithm; UsageError names the nearest when there is none, or whose it is.
 
     Args:
-        env: environment id, by which preset ``paper`` of those with critics takes what the paper sets by task.
+        env: environment id, by which presets ``paper`` and ``paper-fleet`` of those with critics take what the paper sets by task.
     """
     _known(algorithm, ALGORITHMS, "algorithm")
-    owners = [other for other, found in ALGORITHMS.items() if name in found.presets]
+    owners = [other for other in ALGORITHMS if name in presets_of(other)]
     if owners and algorithm not in owners:
         raise UsageError(
-            f"{algorithm} has no preset {name!r}, expected one of {', '.join(ALGORITHMS[algorithm].presets)}; nothing was started. "
+            f"{algorithm} has no preset {name!r}, expected one of {', '.join(presets_of(algorithm))}; nothing was started. "
             f"It is of {', '.join(owners)} alone: name that algorithm, or another preset"
         )
-    _known(name, ALGORITHMS[algorithm].presets, "preset")
+    _known(name, presets_of(algorithm), "preset")
     config = PRESETS[name](algorithm)
     return config if env is None else for_task(dataclasses.replace(config, env=env))
 

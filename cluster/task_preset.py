@@ -1,4 +1,4 @@
-"""Preset ``paper`` of the actor-critics by task: the paper has another support, width and length for some of them."""
+"""Presets ``paper`` and ``paper-fleet`` of the actor-critics by task: the paper has another support, width and length for some of them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def for_task(config: RunConfig) -> RunConfig:
 
 
 def unpublished(config: RunConfig) -> str:
-    """That preset ``paper`` could not be resolved for the run's task, which the paper does not have; "" where it could."""
+    """That the preset could not be resolved for the run's task, which the paper does not have; "" where it could."""
     if not _by_task(config) or published(config.env) is not None:
         return ""
     if (config.agent.v_min, config.agent.v_max) != (-GYM_SUPPORT, GYM_SUPPORT):
         return ""
     return (
-        f"preset paper: the paper has no task {config.env}, so its support for Gym MuJoCo, [-1600, 1600], stands; a task whose discounted "
+        f"preset {config.preset}: the paper has no task {config.env}, so its support for Gym MuJoCo, [-1600, 1600], stands; a task whose discounted "
         "returns are smaller learns better with --set agent.v_min and agent.v_max of its own, or with none for both: fitted to the rewards"
     )
 
 
 def _by_task(config: RunConfig) -> bool:
-    return config.preset == "paper" and hasattr(config.agent, "v_max")
+    return config.preset in ("paper", "paper-fleet") and hasattr(config.agent, "v_max")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import ROOT, read, train_words
 
 from cluster.cli import main
 from cluster.config import flatten, make_preset, override
+from cluster.inline import InlineFleet
 
 # arXiv 2605.08733: suite and name of each task, largest atom, width of the bridge, env steps of a run
 PUBLISHED = {
@@ -43,6 +45,9 @@ def test_preset_paper_has_the_published_constants_of_the_task(algorithm: str, en
     assert (config.env, config.agent.v_min, config.agent.v_max, config.steps) == (env, -v_max, v_max, steps)
     assert getattr(config.agent, "bridge_width", width) == width
     assert override(config, {"agent.v_max": "300"}).agent.v_max == 300
+    fleet = make_preset(algorithm, "paper-fleet", env)
+    assert (fleet.agent, fleet.steps, fleet.replay) == (config.agent, config.steps, config.replay)
+    assert fleet.backend == "ray" and fleet.worker.workers * fleet.worker.envs_per_worker == 16
     cpu = make_preset(algorithm, "cpu", env)
     assert (cpu.agent, cpu.steps) == (make_preset(algorithm, "cpu").agent, make_preset(algorithm, "cpu").steps)
 
@@ -87,3 +92,26 @@ def test_a_run_has_the_resolved_numbers_in_its_configuration_and_says_where_the_
     config, told = read(tmp_path / "run" / "config.json"), capsys.readouterr()
     assert (config["agent"]["v_min"], config["agent"]["v_max"], config["steps"]) == (-support, support, 80)
     assert ("the paper has no task Pendulum-v1" in told.out + told.err) == said
+
+
+def test_every_step_of_preset_paper_is_taken_with_the_newest_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int, int]] = []
+    take_turn = InlineFleet._take_turn
+
+    def watched(self: InlineFleet) -> None:
+        (worker,) = self.workers
+        assert worker.policy_order == (self.learner.generation, self.learner.version)
+        rows = sum(shard.store.inserted for shard in self.shards)
+        found.append((rows, self.learner.updates, self.learner.published_updates))
+        take_turn(self)
+
+    monkeypatch.setattr(InlineFleet, "_take_turn", watched)
+    small = [word for key, value in TINY.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+    words = ["train", "softgac", "--env", "Pendulum-v1", "--preset", "paper", "--steps", "80", "--run-dir"]
+    assert main([*words, str(tmp_path / "run"), *small]) == 0
+    assert [rows for rows, _, _ in found] == list(range(80))  # one environment, one row a turn
+    assert all(updates == published for _, updates, published in found)
+    learning = [updates for rows, updates, _ in found if rows > 64]
+    assert len(learning) == 15 and set(np.diff(learning)) == {2}

@@ -21,7 +21,7 @@ from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.arguments import seed
 from cluster.commands.status import status, status_in_words
-from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, to_json
+from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, presets_of, to_json
 from cluster.errors import RunError, UsageError
 from cluster.history import read_run
 from cluster.pictures.report import write_report
@@ -29,7 +29,7 @@ from cluster.run_dir import RunDirectory
 from replay.option import problem_with
 
 ENV = "InvertedPendulum-v5"
-PRESETS = [(algorithm, preset) for algorithm, found in ALGORITHMS.items() for preset in found.presets]
+PRESETS = [(algorithm, preset) for algorithm in ALGORITHMS for preset in presets_of(algorithm)]
 
 
 def fields(algorithm: str = "softgac") -> dict[str, Any]:

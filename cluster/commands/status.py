@@ -116,7 +116,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _presets(arguments: argparse.Namespace) -> int:
     for name, make in PRESETS.items():
-        print(f"{name:8} {(make.__doc__ or '').strip()}")
+        print(f"{name:11} {(make.__doc__ or '').strip()}")
     print("\n`drawbridge config PRESET` shows every field of one.")
     return 0
 

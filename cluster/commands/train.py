@@ -59,7 +59,8 @@ def add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--preset",
-        help="cpu (two cores), linear (gac: what cpu is today) or paper (published settings; needs a GPU) (default: the file's, else cpu)",
+        help="cpu (two cores), linear (gac: what cpu is today), paper (published settings; needs a GPU) or paper-fleet (the same, many "
+        "environments) (default: the file's, else cpu)",
     )
     train.add_argument(
         "--steps",
@@ -73,7 +74,9 @@ def add_train(commands: Any) -> None:
     train.add_argument("--shards", type=count, help="replay shard processes (default: 1)")
     train.add_argument("--learners", type=count, help="learner processes that share one update (default: 1)")
     train.add_argument(
-        "--backend", choices=["ray", "inline"], help="ray: actors; inline: one process, deterministic (default: ray)"
+        "--backend",
+        choices=["ray", "inline"],
+        help="ray: actors; inline: one process, deterministic (default: the preset's)",
     )
     train.add_argument(
         "--address", help="Ray cluster to run on, host:port (default: RAY_ADDRESS, else one of the run's own)"

@@ -110,7 +110,7 @@ class FleetConfig(AlgorithmConfig):
         """Sets how the fleet trains.
 
         Args:
-            preset: "cpu" or "paper".
+            preset: of `drawbridge presets`; "paper-fleet" is the published settings for a fleet.
             set: our settings by dotted key, as in ``drawbridge config PRESET``: {"replay.replay_ratio": 1.0}. Calls add up.
                 ``steps`` bounds the run, which has no end of its own.
             env_steps_per_iteration: env steps that one ``train()`` makes, to the end of the chunk that reaches them.
@@ -147,6 +147,8 @@ class FleetConfig(AlgorithmConfig):
             settings["learner.learners"] = "1"
         if self.num_env_runners == 0:
             settings |= {"worker.workers": "1", "backend": "inline"}
+        else:
+            settings.setdefault("backend", "ray")
         settings.setdefault("steps", str(ENDLESS))
         try:
             env_id, _ = self._own_env()
