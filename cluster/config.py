@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import parse_setting, unfit_labels
+from cluster.setting_text import check_known, parse_setting, unfit_labels
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
@@ -250,7 +250,6 @@ def linear(algorithm: str) -> RunConfig:
 
 PRESETS = {"cpu": cpu, "linear": linear, "paper": paper, "paper-fleet": paper_fleet}
 SHOWN = 5  # keys of a list in an error
-REMOVED = {"timed": "it scored 5 to 29 on the mazes where linear scores 23 to 64"}  # presets, and why
 
 
 def presets_of(algorithm: str) -> list[str]:
@@ -265,14 +264,14 @@ def make_preset(algorithm: str, name: str, env: str | None = None) -> RunConfig:
     Args:
         env: environment id, by which presets ``paper`` and ``paper-fleet`` of those with critics take what the paper sets by task.
     """
-    _known(algorithm, ALGORITHMS, "algorithm")
+    check_known(algorithm, ALGORITHMS, "algorithm")
     owners = [other for other in ALGORITHMS if name in presets_of(other)]
     if owners and algorithm not in owners:
         raise UsageError(
             f"{algorithm} has no preset {name!r}, expected one of {', '.join(presets_of(algorithm))}; nothing was started. "
             f"It is of {', '.join(owners)} alone: name that algorithm, or another preset"
         )
-    _known(name, presets_of(algorithm), "preset")
+    check_known(name, presets_of(algorithm), "preset")
     config = PRESETS[name](algorithm)
     return config if env is None else for_task(dataclasses.replace(config, env=env))
 
@@ -333,7 +332,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     for name, table in (("algorithm", ALGORITHMS), ("preset", PRESETS)):
         if not isinstance(data.get(name), str):
             raise UsageError(f"{name} is {data.get(name)!r}, expected one of {', '.join(table)}; nothing was started")
-        _known(data[name], table, name)
+        check_known(data[name], table, name)
     config = make_preset(data["algorithm"], data["preset"])
     seen, expected = dict(_leaves_of(data)), flatten(config)
     former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
@@ -371,20 +370,6 @@ def _named(keys: list[str]) -> str:
     """The first keys, and how many more."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return f"{keys[:SHOWN]}{more}"
-
-
-def _known(name: str, table: typing.Collection[str], kind: str) -> None:
-    if kind == "preset" and name in REMOVED:
-        raise UsageError(
-            f"preset {name!r} was removed ({REMOVED[name]}), expected one of {', '.join(sorted(table))}; nothing was started. Train again "
-            "with --preset linear, or use the version that wrote the run"
-        )
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
-        raise UsageError(
-            f"unknown {kind} {name!r}, expected one of {', '.join(sorted(table))}; nothing was started. {hint}".rstrip()
-        )
 
 
 def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:
