@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import check_known, parse_setting, unfit_labels
+from cluster.setting_text import check_known, named_keys, parse_setting, unfit_labels
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
@@ -249,7 +249,6 @@ def linear(algorithm: str) -> RunConfig:
 
 
 PRESETS = {"cpu": cpu, "linear": linear, "paper": paper, "paper-fleet": paper_fleet}
-SHOWN = 5  # keys of a list in an error
 
 
 def presets_of(algorithm: str) -> list[str]:
@@ -340,7 +339,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
         raise UsageError(
-            f"the configuration has unknown fields {_named(surplus)} and lacks {_named(missing)}: another version of drawbridge wrote it, "
+            f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: another version of drawbridge wrote it, "
             "which had other settings, and it would not mean the same here; nothing was started; check out the version named in its "
             "config.json, or train again with this one"
         )
@@ -364,12 +363,6 @@ def _leaves_of(data: dict[str, Any]) -> typing.Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{leaf}", item) for leaf, item in value.items())
         else:
             yield key, value
-
-
-def _named(keys: list[str]) -> str:
-    """The first keys, and how many more."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{keys[:SHOWN]}{more}"
 
 
 def _override_one(config: RunConfig, key: str, text: str) -> RunConfig:

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import UsageError
 
 REMOVED = {"timed": "it scored 5 to 29 on the mazes where linear scores 23 to 64"}  # presets, and why
+SHOWN = 5  # keys of a list in an error
 _EXAMPLES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -72,3 +73,9 @@ def check_known(name: str, table: Collection[str], kind: str) -> None:
         raise UsageError(
             f"unknown {kind} {name!r}, expected one of {', '.join(sorted(table))}; nothing was started. {hint}".rstrip()
         )
+
+
+def named_keys(keys: list[str]) -> str:
+    """The first keys, and how many more."""
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return f"{keys[:SHOWN]}{more}"
