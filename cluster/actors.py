@@ -13,6 +13,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_threads
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
+from cluster.saving import Outcome
+from cluster.usage import Meter, Usage, usage
 from replay import snapshot
 from replay.messages import Ack, Block, Chunk, RowTotals, Wait
 from rollout_workers.env_ids import take_code
@@ -146,20 +148,20 @@ class ShardActor:
 
     async def stats(self) -> dict[str, Any]:
         """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, when this
-        process started, on which node, and from what: the rows of a snapshot and warnings of newer ones, or None."""
+        process started, on which node, what it takes, and from what: the rows of a snapshot and warnings of newer ones, or None."""
         stats, now = self.shard.stats(), time.monotonic()
         silent_s = {worker: now - seen for worker, seen in stats.last_seen_s.items()}
         workers, full = self.shard.drain_stats(), self._full()
         restored = None if self.found is None else (self.found.inserted, self.found.warnings)
-        began = {"started": self.started, "restored": restored, "node": here()}
+        began = {"started": self.started, "restored": restored, "node": here(), "usage": usage()}
         return {"stats": stats, "full": full, "workers": workers, "silent_s": silent_s, **began}
 
-    async def save(self) -> int:
-        """Writes a snapshot, a segment at a time between the other calls; the rows stored over the run that it stands for."""
+    async def save(self) -> Outcome:
+        """Writes a snapshot, a segment at a time between the other calls."""
         saving = snapshot.Saving(self.shard, self.directory)
         while (info := saving.step()) is None:
             await asyncio.sleep(0)
-        return int(info.inserted)
+        return Outcome(seconds=info.seconds, bytes=info.bytes)
 
 
 class StoreActor:
@@ -176,9 +178,9 @@ class StoreActor:
             self.order = weights.order
             self.newest = [ray.put(weights)]
 
-    def started(self) -> tuple[float, str]:
-        """When this process started, and on which node: another one is empty until the next publication."""
-        return self.process_began, here()
+    def started(self) -> tuple[float, str, Usage]:
+        """When this process started (another one is empty until the next publication), on which node, and what it takes."""
+        return self.process_began, here(), usage()
 
     def fetch(self) -> list[ray.ObjectRef[Weights]]:
         """A list with the newest weights' reference, empty before the first publication."""
@@ -197,10 +199,11 @@ class WorkerActor:
         config = spec.config
         set_threads(config)
         take_code(spec.own_code, config.env)
-        self.store, self.timeout_s = store, config.ray.call_timeout_s
+        self.store, self.timeout_s, self.meter = store, config.ray.call_timeout_s, Meter()
+        self.shard = shards[index % len(shards)]
         self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),
-            send=shards[index % len(shards)].append.remote,
+            send=self._send,
             answer=_answer,
             fetch=self._fetch,
             max_unacked=config.worker.max_unacked,
@@ -224,6 +227,11 @@ class WorkerActor:
     def stop(self) -> None:
         """Lets ``run`` return once its chunks are settled."""
         self.client.stop()
+
+    def _send(self, chunk: Chunk) -> Any:
+        if (seen := self.meter.read()) is not None:
+            chunk.stats.update(seen._asdict())
+        return self.shard.append.remote(chunk)
 
     def _fetch(self) -> Weights | None:
         refs = _answer(self.store.fetch.remote(), self.timeout_s)

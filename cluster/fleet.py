@@ -171,9 +171,9 @@ class RayFleet:
         self._shards.begin_save()
         snapshots = self._shards.end_saves(self.watch, min(deadline, time.monotonic() + self.timeout_s)) | late
         self._next_save = time.monotonic() + self.config.replay.snapshot_s
-        learner = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
-        self.watch.checkpoint(learner)
-        return look_at_disk(self.spec, learner, snapshots)
+        checkpoint = self._learners.save(max(LEAST_S, min(self.timeout_s, deadline - time.monotonic())))
+        self.watch.checkpoint(checkpoint)
+        return look_at_disk(self.spec, checkpoint.problem, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
         """Ends the run in order: workers bring in what is on the way, shards take no more, learners end, everything is saved."""
@@ -270,6 +270,7 @@ class RayFleet:
             self._learners.astray = True
         self._worker_group.observe_reports(report["workers"], report["silent_s"])
         self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
+        self.aggregator.add_usage("shard", index, report["usage"])
 
     def _say_lost_nodes(self) -> None:
         """The end of a node is one event, with all parts of the run that were there; they are restarted without one of their own."""
@@ -299,7 +300,8 @@ class RayFleet:
                 ray.kill(self._store, no_restart=False)
                 self._store_pulse = Pulse(self._store.started.remote)
             return False
-        started_at, self._store_node = answer
+        started_at, self._store_node, used = answer
+        self.aggregator.add_usage("store", 0, used)
         if self._store_started and started_at != self._store_started:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
             self._learners.publish_again()
@@ -326,5 +328,5 @@ class RayFleet:
             return
         (_, ref), self._outcomes = self._outcomes, None
         with contextlib.suppress(RayActorError, RayTaskError):
-            for problem in ray.get(ref):
-                self.watch.checkpoint(problem)
+            for outcome in ray.get(ref):
+                self.watch.checkpoint(outcome)

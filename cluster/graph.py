@@ -226,15 +226,16 @@ def newest_checkpoint(spec: RunSpec) -> Checkpoint | None:
         raise RunError(str(error)) from error
 
 
-def save_checkpoint(spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> None:
-    """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes."""
+def save_checkpoint(spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> int:
+    """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes; its bytes on disk."""
     from learners import checkpoint
     from learners.learner import PART
 
     parts = checkpoint.prefixed(PART, learner.state()) | (others or {})
     made = {"env_steps": env_steps, "updates": learner.updates, "backend": spec.config.backend}
     keep = spec.config.learner.checkpoints_kept
-    checkpoint.save(spec.run_dir / "checkpoints", parts, {**spec.identity(), **made}, keep=keep)
+    path = checkpoint.save(spec.run_dir / "checkpoints", parts, {**spec.identity(), **made}, keep=keep)
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 def make_evaluator(spec: RunSpec) -> Evaluator:

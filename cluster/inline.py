@@ -7,7 +7,7 @@ resume and N more equal 2N steps.
 
 from __future__ import annotations
 
-import functools
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ from cluster.graph import (
     set_threads,
 )
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.saving import Saved, SaveWatch, look_at_disk
+from cluster.saving import Saved, SaveWatch, look_at_disk, timed
 from learners import checkpoint
 from learners.feed import DirectFeed
 from learners.learner import PART
@@ -75,6 +75,7 @@ class InlineFleet:
                 kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
                 self._say_cut(index, worker.load_state(kept))
         self.aggregator.workers = self.aggregator.workers_wanted = len(self.workers)
+        self.aggregator.worker_nodes = dict.fromkeys(range(len(self.workers)), platform.node())
         self.aggregator.workers_started += len(self.workers)
         if not exact:
             self.learner.publish()
@@ -118,13 +119,13 @@ class InlineFleet:
         """Writes the shards' snapshots, then a checkpoint of everything else that belongs to exactly them."""
         snapshots: dict[int, str] = {}
         for index, shard in enumerate(self.shards):
-            save = functools.partial(snapshot.save, shard, self.spec.shard_dir(index))
-            if problem := _tried(save):
-                snapshots[index] = problem
-            self.watch.snapshot(index, problem)
-        problem = _tried(self._save_checkpoint)
-        self.watch.checkpoint(problem)
-        return look_at_disk(self.spec, problem, snapshots)
+            outcome = timed(lambda shard=shard, index=index: snapshot.save(shard, self.spec.shard_dir(index)).bytes)  # type: ignore[misc]
+            if outcome.problem:
+                snapshots[index] = outcome.problem
+            self.watch.snapshot(index, outcome)
+        outcome = timed(self._save_checkpoint)
+        self.watch.checkpoint(outcome)
+        return look_at_disk(self.spec, outcome.problem, snapshots)
 
     def finish(self, limit_s: float | None = None) -> Saved:
         """Nothing is on its way in one process, so what is left is to save."""
@@ -149,7 +150,7 @@ class InlineFleet:
             "joins the two; exact are resumes of environments that follow from their seed and actions alone, up to 100,000 steps an episode"
         )
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self) -> int:
         parts: dict[str, Any] = {}
         for index, worker in enumerate(self.workers):
             parts |= checkpoint.prefixed(f"worker-{index}", worker.state())
@@ -157,7 +158,7 @@ class InlineFleet:
         parts |= checkpoint.prefixed(
             _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
         )
-        save_checkpoint(self.spec, self.learner, self._env_steps(), parts)
+        return save_checkpoint(self.spec, self.learner, self._env_steps(), parts)
 
     def _take_turn(self) -> None:
         config = self.spec.config
@@ -295,12 +296,3 @@ class InlineFleet:
         )
         for shard, rows in zip(self.shards, missing):
             shard.align(rows)
-
-
-def _tried(write: Callable[[], Any]) -> str:
-    """Why a write failed, "" when it did not."""
-    try:
-        write()
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""

@@ -28,7 +28,8 @@ from cluster.graph import (
 )
 from cluster.remote import root
 from cluster.run_dir import RunDirectory
-from cluster.saving import missing_checkpoint
+from cluster.saving import Outcome, missing_checkpoint, timed
+from cluster.usage import Usage, usage
 from replay.messages import Block, Wait
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class News:
     busy_s: float  # since ``run`` last began or ended a block, a checkpoint or a look for a block
     updates: int  # made until now: reports are of up to REPORT_S ago
     version: int  # of the weights, now
+    usage: Usage
 
 
 class LearnerActor:
@@ -85,7 +87,7 @@ class LearnerActor:
         self.asked = threading.Event()  # ``save`` wants the turn
         self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
-        self.outcomes: deque[str] = deque(maxlen=REPORTS)  # why a checkpoint was not written, "" where it was
+        self.outcomes: deque[Outcome] = deque(maxlen=REPORTS)  # of checkpoints
         self.troubles: deque[str] = deque(maxlen=REPORTS)  # what a person should know of
         self.reported = -1  # updates in the newest report
         self.moved = time.monotonic()  # when ``run`` last began or ended something
@@ -124,8 +126,7 @@ class LearnerActor:
         elif self.generation % GENERATIONS_A_START and (problem := missing_checkpoint(RunDirectory(self.spec.run_dir))):
             raise RunError(f"the learner was restarted: {problem}, so the run ends here")
         elif self.rank == 0:
-            self._save()
-            self.outcomes.append("")
+            self.outcomes.append(self._save())
         warnings = found.warnings if found else ()
         learner = self.learner
         self.fetched = self.learner.updates * self.spec.rank_batch
@@ -179,19 +180,14 @@ class LearnerActor:
 
     def _save_or_tell(self) -> None:
         """A checkpoint; where it cannot be written (a full disk) learning goes on, and it is tried again in time."""
-        try:
-            with self.turn:
-                self._save()
-        except OSError as error:
-            self.outcomes.append(f"{type(error).__name__}: {error}")
-        else:
-            self.outcomes.append("")
+        with self.turn:
+            self.outcomes.append(timed(self._write))
 
     def stop(self) -> None:
         """Lets ``run`` finish the block in hand, write a checkpoint and return."""
         self.stopping.set()
 
-    def save(self) -> None:
+    def save(self) -> Outcome:
         """Writes a checkpoint now, between two blocks."""
         limit = self.config.ray.call_timeout_s
         self.asked.set()
@@ -202,7 +198,7 @@ class LearnerActor:
                     "lower learner.updates_per_call or raise ray.call_timeout_s"
                 )
             try:
-                self._save()
+                return self._save()
             finally:
                 self.turn.release()
         finally:
@@ -226,10 +222,11 @@ class LearnerActor:
             busy_s=time.monotonic() - self.moved,
             updates=self.learner.updates,
             version=self.learner.version,
+            usage=usage(),
         )
 
-    def save_outcomes(self) -> list[str]:
-        """Of the checkpoints since the last call, ``save`` aside: why one was not written, "" for one that was."""
+    def save_outcomes(self) -> list[Outcome]:
+        """Of the checkpoints since the last call, ``save`` aside."""
         return [self.outcomes.popleft() for _ in range(len(self.outcomes))]
 
     def publish_again(self) -> None:
@@ -295,8 +292,14 @@ class LearnerActor:
                 "they do not see the same files, and none was started; put the run directory on storage that every node sees"
             )
 
-    def _save(self) -> None:
-        save_checkpoint(self.spec, self.learner, self.learner.env_steps)
+    def _save(self) -> Outcome:
+        """A checkpoint; OSError where it cannot be written."""
+        began = time.monotonic()
+        size = self._write()
+        return Outcome(seconds=time.monotonic() - began, bytes=size)
+
+    def _write(self) -> int:
+        return save_checkpoint(self.spec, self.learner, self.learner.env_steps)
 
     def _fetcher(self) -> Any:
         """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""

@@ -30,6 +30,7 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
 from cluster.remote import SAME_FAILURE, Budget, Pulse, cause, make_actor, no_place, root
+from cluster.saving import Outcome
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
@@ -130,6 +131,8 @@ class LearnerGroup:
                 news = pulse.answer()
             except RayActorError:
                 continue  # its run() tells
+            if news is not None:
+                self.aggregator.add_usage("learner", rank, news.usage)
             if news is not None and rank == 0:
                 self._take(news)
             hung = hung or self._hangs(rank, news)
@@ -146,19 +149,19 @@ class LearnerGroup:
             with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
                 self._take(ray.get(actor.news.remote(), timeout=limit_s))
 
-    def save(self, limit_s: float) -> str:
-        """Writes a checkpoint now; returns why that was not possible within ``limit_s``, "" when it was."""
+    def save(self, limit_s: float) -> Outcome:
+        """Writes a checkpoint now, if that is possible within ``limit_s``."""
         if self._phase == "none":
-            return "the learner had not started"
+            return Outcome(problem="the learner had not started")
         if self._phase != "running":
-            return "the learners were being restarted"
+            return Outcome(problem="the learners were being restarted")
         try:
-            ray.get(self.actors[0].save.remote(), timeout=limit_s)
+            outcome: Outcome = ray.get(self.actors[0].save.remote(), timeout=limit_s)
         except GetTimeoutError:
-            return f"not written within {limit_s:.0f} s"
+            return Outcome(problem=f"not written within {limit_s:.0f} s")
         except (RayTaskError, RayActorError) as error:
-            return root(error)
-        return ""
+            return Outcome(problem=root(error))
+        return outcome
 
     def publish_again(self) -> None:
         """Gives the store the newest policy once more: it was restarted, empty. Does not wait."""

@@ -81,8 +81,11 @@ class Nodes:
 
     def name(self, node: str) -> str:
         """A node's address and the first digits of its id; "" for none."""
-        address = self._table.get(node, {}).get("NodeManagerAddress", "")
-        return f"{address} ({node[:8]})" if node else ""
+        return f"{self.address(node)} ({node[:8]})" if node else ""
+
+    def address(self, node: str) -> str:
+        """A node's address; the first digits of its id while the head has not said."""
+        return str(self._table.get(node, {}).get("NodeManagerAddress", node[:8]))
 
     def why_lost(self, node: str) -> str:
         """What the head says of the end of a node."""

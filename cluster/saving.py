@@ -36,6 +36,31 @@ LINES = 4096  # of one file that wait in memory while it cannot be written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one checkpoint, or of one shard's snapshot.
+
+    Attributes:
+        problem: why it was not written; "" when it was.
+        seconds: that it took.
+        bytes: of the whole, on disk.
+    """
+
+    problem: str = ""
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+def timed(write: Callable[[], int]) -> Outcome:
+    """What becomes of ``write``, which gives the bytes that it has on disk then; an OSError is the problem."""
+    began = time.monotonic()
+    try:
+        size = write()
+    except OSError as error:
+        return Outcome(problem=f"{type(error).__name__}: {error}")
+    return Outcome(seconds=time.monotonic() - began, bytes=size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """The checkpoint, or one shard's snapshot.
 
@@ -136,20 +161,23 @@ class SaveWatch:
         self.every_s = aggregator.save_every_s = {"checkpoint": config.learner.checkpoint_s, "snapshot": snapshot_s}
         self._failures: dict[str, int] = {}  # one after the other, by part
         self._first: dict[str, str] = {}  # the first of them
-        self._complete: set[int] = set()  # shards with a snapshot since all of them had one
+        self._complete: dict[int, Outcome] = {}  # of shards with a snapshot since all of them had one
 
-    def checkpoint(self, problem: str) -> None:
-        """A checkpoint was written ("") or was not, because of ``problem``."""
-        if self._note("checkpoint", self.spec.run_dir / "checkpoints", problem, self.every_s["checkpoint"]):
-            self.aggregator.saved("checkpoint")
+    def checkpoint(self, outcome: Outcome) -> None:
+        """A checkpoint was written, or was not."""
+        where = self.spec.run_dir / "checkpoints"
+        if self._note("checkpoint", where, outcome.problem, self.every_s["checkpoint"]):
+            self.aggregator.saved("checkpoint", outcome.seconds, outcome.bytes)
 
-    def snapshot(self, shard: int, problem: str) -> None:
-        """A snapshot of ``shard`` was written ("") or was not, because of ``problem``."""
-        if self._note(f"snapshot of shard {shard}", self.spec.shard_dir(shard), problem, self.every_s["snapshot"]):
-            self._complete.add(shard)
+    def snapshot(self, shard: int, outcome: Outcome) -> None:
+        """A snapshot of ``shard`` was written, or was not."""
+        where = self.spec.shard_dir(shard)
+        if self._note(f"snapshot of shard {shard}", where, outcome.problem, self.every_s["snapshot"]):
+            self._complete[shard] = outcome
             if len(self._complete) == self.spec.config.replay.shards:
+                made = self._complete.values()
+                self.aggregator.saved("snapshot", max(one.seconds for one in made), sum(one.bytes for one in made))
                 self._complete.clear()
-                self.aggregator.saved("snapshot")
 
     def check(self) -> None:
         """RunError when the rule says that the run ends."""

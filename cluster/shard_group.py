@@ -16,7 +16,7 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
 from cluster.remote import Budget, Pulse, cause, make_actor, root, started
-from cluster.saving import SaveWatch
+from cluster.saving import Outcome, SaveWatch
 
 PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
 DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
@@ -173,10 +173,11 @@ class ShardGroup:
         for ref in ready:
             index = self._saves.pop(ref)
             try:
-                ray.get(ref)
+                outcome = ray.get(ref)
             except (RayTaskError, RayActorError) as error:
-                problems[index] = root(error)
-            watch.snapshot(index, problems.get(index, ""))
+                outcome = Outcome(problem=root(error))
+                problems[index] = outcome.problem
+            watch.snapshot(index, outcome)
         return problems
 
     def end_saves(self, watch: SaveWatch, deadline: float) -> dict[int, str]:

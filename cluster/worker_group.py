@@ -328,6 +328,11 @@ class WorkerGroup:
             starting[ref].began = time.monotonic()
             with contextlib.suppress(RayError):  # its run() tells
                 starting[ref].node = ray.get(ref)
+        self.aggregator.worker_nodes = {
+            index: self._nodes.address(member.node)
+            for index, member in living.items()
+            if member.node and member.down is None
+        }
         needed = [member for index, member in living.items() if self._is_needed(index)]
         self.aggregator.workers = sum(member.began > 0 and member.down is None for member in living.values())
         self.aggregator.workers_wanted = len(needed)

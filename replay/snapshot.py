@@ -60,6 +60,7 @@ class SnapshotInfo:
     segments: int  # it consists of
     segments_written: int  # of these by this save; 0 for a load
     bytes_written: int
+    bytes: int  # of all segments
     seconds: float
     warnings: tuple[str, ...] = ()  # newer snapshots that could not be used, and why
 
@@ -112,6 +113,7 @@ def load(shard: Shard, directory: str | Path) -> SnapshotInfo | None:
         segments=len(entries),
         segments_written=0,
         bytes_written=0,
+        bytes=sum(int(entry["bytes"]) for entry in entries),
         seconds=time.monotonic() - started,
         warnings=tuple(warnings),
     )
@@ -224,6 +226,7 @@ class Saving:
             segments=len(self._entries),
             segments_written=len(self._written),
             bytes_written=self._bytes + size,
+            bytes=sum(int(entry["bytes"]) for entry in self._entries.values()),
             seconds=time.monotonic() - self._started,
         )
         _remove_others(self.directory, numbers)

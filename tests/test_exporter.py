@@ -45,6 +45,8 @@ LINE = {
     "stage": 2, "online_episodes": 40, "held_dataset_episodes": 100, "held_online_episodes": 32, "episode_rows": 3600,
     "open_rows": 300, "lost_rows_end_lost": 90, "lost_rows_cut": 10, "planned_episodes": 6, "plan_s": 0.5,
     "plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0, "loss_elbo": -90.0,
+    "rss_bytes_worker": 4e8, "cpu_s_worker": 12.0, "checkpoint_seconds": 0.5, "snapshot_bytes": 4e6, "shard_stored_rows_1": 2000,
+    "shard_held_rows_1": 1500, "worker_steps_per_s_min": 12.0, "node_workers_10.0.0.3": 2, "node_steps_per_s_10.0.0.3": 24.5,
     "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
 }  # fmt: skip
 
@@ -64,12 +66,13 @@ def fetch(url: str, **headers: str) -> bytes:
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by its name and the labels it has beside run, role and shard, which are checked here."""
+    """Every sample by its name and the labels it has beside run, role and, but for figures of one, shard, which are checked here."""
     found = {}
     for family in text_string_to_metric_families(fetch(exporter.url).decode()):
         for sample in family.samples:
             labels = dict(sample.labels)
-            assert (labels.pop("run"), labels.pop("role"), labels.pop("shard")) == ("trial", "supervisor", "")
+            assert (labels.pop("run"), labels.pop("role")) == ("trial", "supervisor")
+            assert labels["shard"] or labels.pop("shard") == ""
             found[sample.name, frozenset(labels.items())] = sample.value
     return found
 
@@ -97,6 +100,10 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("workers", state="pending"): 2,
         key("restart_budget_left", part="shard"): 2,
         key("disk_free_bytes"): 7e9,
+        key("part_memory_bytes", part="worker"): 4e8,
+        key("shard_held_rows", shard="1"): 1500,
+        key("worker_env_steps_per_second", stat="min"): 12.0,
+        key("node_workers", node="10.0.0.3"): 2,
         key("save_interval_seconds", what="snapshot"): 300.0,
         key("learner_time_ratio", part="data_wait"): 0.02,
         key("blocked_seconds_total", side="insert"): 3.0,

@@ -57,8 +57,12 @@ class Nodes:
 
     def kill(self, name: str) -> None:
         """Every process of a node dies, and nobody says goodbye."""
+        assert any(process.name() == "raylet" for process in self.processes(name))
+        self.end(name)
+
+    def end(self, name: str) -> None:
+        """Kills what is left of a node."""
         ours = self.processes(name)
-        assert any(process.name() == "raylet" for process in ours)
         for process in ours:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -72,8 +76,7 @@ def nodes() -> Iterator[Nodes]:
         yield nodes
     finally:
         for name in ("core", "pool", "more", "spare", "head"):
-            with contextlib.suppress(AssertionError):
-                nodes.kill(name)
+            nodes.end(name)
         shutil.rmtree(nodes.folder, ignore_errors=True)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
+from cluster.metrics.parts import Parts
+from cluster.usage import Usage
 from replay.episode_assembly import LOST_REASONS
 from replay.messages import RowTotals
 from replay.shard import ShardStats
@@ -62,6 +64,9 @@ class MetricsAggregator:
         self.written = dict.fromkeys(SAVED, 0)  # complete saves, over the run
         self.evaluation: dict[str, Any] = {}
         self._saved_at = dict.fromkeys(SAVED, time.monotonic())
+        self._saves: dict[str, float] = {}  # what the newest of each kind took
+        self.worker_nodes: dict[int, str] = {}  # where the workers are that run
+        self._parts = Parts()
         self._began = time.monotonic() - before_s
         self._shards: dict[int, ShardStats] = {}
         self._grown = dict.fromkeys(_GROWN, 0.0)  # what shards count from their own start, over all their starts
@@ -129,7 +134,9 @@ class MetricsAggregator:
         Counters that were asked for before a writer ended do not say what is left of it: they are ignored.
         """
         for report in reports:
-            merge_stats(self._window, report.stats)
+            stats_of = dict(report.stats)
+            self._parts.add_worker(report.worker, stats_of)
+            merge_stats(self._window, stats_of)
         if asked_at < self._writer_ended_at:
             return
         self.ledger.add_shard(stats)
@@ -145,6 +152,7 @@ class MetricsAggregator:
     def end_writer(self, worker: int, incarnation: int, totals: RowTotals | None, reason: str) -> None:
         """A worker incarnation has ended: what it recorded and is not stored is dropped for ``reason``."""
         self._writer_ended_at = time.monotonic()
+        self._parts.forget("worker", worker)
         self.ledger.end((worker, incarnation), totals, reason)
 
     def observe_learner(self, updates: int, generation: int, version: int) -> None:
@@ -164,8 +172,13 @@ class MetricsAggregator:
         for name in _SHARES:
             self._share_s[name] += report.time.get(name, 0.0) * report.wall_s
 
-    def saved(self, what: str) -> None:
-        """A checkpoint is complete, or a snapshot of every shard."""
+    def add_usage(self, part: str, index: int, seen: Usage) -> None:
+        """Takes what a process of a part said of its memory and CPU time."""
+        self._parts.add_usage(part, index, seen)
+
+    def saved(self, what: str, seconds: float = 0.0, size: int = 0) -> None:
+        """A checkpoint is complete, or a snapshot of every shard; what it took."""
+        self._saves |= {f"{what}_seconds": seconds, f"{what}_bytes": size}
         self.written[what] += 1
         self._saved_at[what] = time.monotonic()
 
@@ -214,6 +227,10 @@ class MetricsAggregator:
             **{f"written_{what}s": count for what, count in self.written.items()},
             **{f"{what}_age_s": now - saved_at for what, saved_at in self._saved_at.items()},
             **{f"{what}_every_s": seconds for what, seconds in self.save_every_s.items()},
+            **self._saves,
+            **{f"shard_stored_rows_{s.shard}": s.stored_rows for s in shards},
+            **{f"shard_held_rows_{s.shard}": s.size for s in shards},
+            **self._parts.record(self.worker_nodes),
         }
         if self.disk_free_bytes is not None:
             line["disk_free_bytes"] = self.disk_free_bytes

@@ -8,12 +8,19 @@ from typing import Any
 from cluster.metrics.catalogue import CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
+SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
 
 
 def alarms(record: Mapping[str, Any]) -> dict[str, str]:
-    """A sentence for each alarm that sounds, by its name: clipping, collapse, plan_return, promise."""
+    """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise."""
     found = {}
+    slowest, median = record.get("worker_steps_per_s_min"), record.get("worker_steps_per_s_p50")
+    if slowest is not None and median is not None and slowest < SLOW_WORKER * median:
+        found["slow_workers"] = (
+            f"some workers make less than half of the median's {median:.1f} env steps a second ({record.get('slowest_workers')}), expected "
+            "about the same of all: look at the load of their nodes, or at what their environments do"
+        )
     clipped, collapsed = record.get("loss_clipped_mass") or 0.0, record.get("loss_collapse") or 0.0
     share, promised, limit = (record.get(key) for key in ("loss_plan_return", "eval_promise", "eval_promise_limit"))
     if clipped > CLIPPED_LIMIT:

@@ -104,6 +104,14 @@ PROGRESS = (
         "time of the newest metrics record; an old one means a stall",
     ),
     _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
+    Metric(
+        series="part_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"rss_bytes_*": ("*",)},
+        help="resident memory by part, as its processes say: driver, worker, learner, shard, store; inline all are the driver",
+    ),
+    Metric(
+        series="part_cpu_seconds", kind="counter", unit="s", labels=("part",), keys={"cpu_s_*": ("*",)},
+        help="CPU time by part, of all its processes since the run was started or resumed",
+    ),
     _metric("gauge", "disk_free_bytes", "bytes", "disk_free_bytes", "free on the file system of the run directory"),
     Metric(
         series="failed_writes", kind="counter", unit="writes", labels=("what",), resumed=True,
@@ -119,6 +127,16 @@ PROGRESS = (
         series="save_age_seconds", kind="gauge", unit="s", labels=("what",),
         keys={"checkpoint_age_s": ("checkpoint",), "snapshot_age_s": ("snapshot",)},
         help="time since the newest complete checkpoint, and since every shard wrote a snapshot; since the start before the first",
+    ),
+    Metric(
+        series="save_seconds", kind="gauge", unit="s", labels=("what",),
+        keys={"checkpoint_seconds": ("checkpoint",), "snapshot_seconds": ("snapshot",)},
+        help="time that the newest checkpoint took, and the newest snapshots (of the slowest shard)",
+    ),
+    Metric(
+        series="save_bytes", kind="gauge", unit="bytes", labels=("what",),
+        keys={"checkpoint_bytes": ("checkpoint",), "snapshot_bytes": ("snapshot",)},
+        help="size on disk of the newest checkpoint, and of the newest snapshots (all shards)",
     ),
     Metric(
         series="save_interval_seconds", kind="gauge", unit="s", labels=("what",),
@@ -140,6 +158,14 @@ REPLAY = (
         "again and not stored again",
     ),
     _metric("gauge", "", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
+    Metric(
+        series="shard_rows", kind="counter", unit="rows", labels=("shard",), keys={"shard_stored_rows_*": ("*",)},
+        help="transitions stored, by shard",
+    ),
+    Metric(
+        series="shard_held_rows", kind="gauge", unit="rows", labels=("shard",), keys={"shard_held_rows_*": ("*",)},
+        help="transitions held, by shard",
+    ),
     _metric("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
     _metric("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use", chart="Replay fill"),
     _metric(
@@ -166,6 +192,21 @@ ROLLOUT = (
         keys={"workers": ("running",), "workers_wanted": ("wanted",), "workers_pending": ("pending",)},
         help="rollout workers by state: wanted (by the run now; none once its shards are full), running (the process is up), pending "
         "(asked for; waits for CPUs or is starting)",
+    ),
+    Metric(
+        series="worker_env_steps_per_second", kind="gauge", unit="env steps/s", labels=("stat",),
+        keys={f"worker_steps_per_s_{stat}": (stat,) for stat in ("min", "p50", "max")},
+        help="env steps a second of single workers over the last 30 s: of the slowest, the median and the fastest",
+    ),
+    _metric("gauge", "", "text", "slowest_workers", "the slowest workers by name, with their env steps a second"),
+    Metric(
+        series="node_workers", kind="gauge", unit="processes", labels=("node",), keys={"node_workers_*": ("*",)},
+        help="workers that run, by the address of their node",
+    ),
+    Metric(
+        series="node_env_steps_per_second", kind="gauge", unit="env steps/s", labels=("node",),
+        keys={"node_steps_per_s_*": ("*",)},
+        help="env steps a second of all workers on a node over the last 30 s",
     ),
     Metric(
         series="restart_budget_left", kind="gauge", unit="restarts", labels=("part",),

@@ -165,13 +165,14 @@ class _Lines(Collector):
         with self._lock:
             line = {**self._line, **self.facts}
         for series in METRICS:
+            common = {name: value for name, value in self._labels.items() if name not in series.labels}
             family: Any = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
             metric = family(
-                f"drawbridge_{series.series}", f"{series.help} ({series.unit})", labels=(*self._labels, *series.labels)
+                f"drawbridge_{series.series}", f"{series.help} ({series.unit})", labels=(*common, *series.labels)
             )
             for labels, value in series.read(line):
                 if series.kind == "gauge" or math.isfinite(value):
-                    metric.add_metric((*self._labels.values(), *labels), value)
+                    metric.add_metric((*common.values(), *labels), value)
             yield metric
 
 

@@ -1,0 +1,91 @@
+"""What single workers, nodes and processes do, as far as a record holds it: distributions and sums, and the slowest workers by name."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from cluster.usage import Usage, usage
+
+WINDOW_S = 30.0  # over which a worker's rate is taken: a chunk may last for seconds
+SLOWEST = 3  # workers that are named
+
+
+class Parts:
+    """Env steps a second by worker and by node, memory and CPU time by part."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._rows: Counter[int] = Counter()  # by worker, since then
+        self._rates: dict[int, float] = {}  # of the last window
+        self._used: dict[tuple[str, int], Usage] = {}  # by part and index
+        self._cpu_s: Counter[str] = Counter()  # by part, over all of its processes
+        self._shown: set[str] = set()  # nodes of the last record
+
+    def add_worker(self, worker: int, stats: dict[str, float]) -> None:
+        """Takes the rows of one chunk, and out of ``stats`` what the worker's process takes, where it says so."""
+        self._rows[worker] += int(stats.get("recorded_rows", 0))
+        seen = [stats.pop(name, None) for name in Usage._fields]
+        if seen[0] is not None:
+            self.add_usage("worker", worker, Usage(*(value or 0.0 for value in seen)))
+
+    def add_usage(self, part: str, index: int, seen: Usage) -> None:
+        """Takes what a process takes now. CPU time that is less than before is of another process."""
+        before = self._used.get((part, index))
+        then = before.cpu_s if before is not None and before.cpu_s <= seen.cpu_s else 0.0
+        self._cpu_s[part] += seen.cpu_s - then  # type: ignore[assignment]
+        self._used[part, index] = seen
+
+    def forget(self, part: str, index: int) -> None:
+        """That process has ended."""
+        self._used.pop((part, index), None)
+
+    def record(self, nodes: dict[int, str]) -> dict[str, Any]:
+        """The keys of a record.
+
+        Args:
+            nodes: where each worker is that runs.
+        """
+        now = time.monotonic()
+        if now - self._since >= WINDOW_S or not self._rates:
+            seconds = max(now - self._since, 1e-9)
+            self._rates = {worker: self._rows[worker] / seconds for worker in nodes}
+            self._since, self._rows = now, Counter()
+        return self._of_workers(nodes) | self._of_nodes(nodes) | self._of_processes()
+
+    def _of_workers(self, nodes: dict[int, str]) -> dict[str, Any]:
+        rates = {worker: rate for worker, rate in self._rates.items() if worker in nodes}
+        if not rates:
+            return {}
+        low, middle, high = np.quantile(list(rates.values()), (0.0, 0.5, 1.0)).tolist()
+        slowest = sorted(rates.items(), key=lambda item: item[1])[:SLOWEST]
+        return {
+            "worker_steps_per_s_min": low,
+            "worker_steps_per_s_p50": middle,
+            "worker_steps_per_s_max": high,
+            "slowest_workers": ", ".join(f"worker {worker} on {nodes[worker]}: {rate:.1f}" for worker, rate in slowest),
+        }
+
+    def _of_nodes(self, nodes: dict[int, str]) -> dict[str, float]:
+        count: Counter[str] = Counter(dict.fromkeys(self._shown, 0))  # a node without workers is 0 once, then gone
+        rate: dict[str, float] = dict.fromkeys(self._shown, 0.0)
+        for worker, node in nodes.items():
+            count[node] += 1
+            rate[node] = rate.get(node, 0.0) + self._rates.get(worker, 0.0)
+        self._shown = set(nodes.values())
+        return {f"node_workers_{node}": n for node, n in count.items()} | {
+            f"node_steps_per_s_{node}": value for node, value in rate.items()
+        }
+
+    def _of_processes(self) -> dict[str, float]:
+        self.add_usage("driver", 0, usage())
+        rss: Counter[str] = Counter()
+        for (part, _), seen in self._used.items():
+            rss[part] += seen.rss_bytes  # type: ignore[assignment]
+        return {
+            **{f"rss_bytes_{part}": size for part, size in rss.items()},
+            **{f"cpu_s_{part}": seconds for part, seconds in self._cpu_s.items()},
+        }

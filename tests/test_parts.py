@@ -1,0 +1,44 @@
+"""What a record says of single workers, nodes and processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.metrics import parts
+from cluster.metrics.alarms import alarms
+from cluster.metrics.parts import Parts
+from cluster.usage import Usage
+
+
+def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_are_far_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now)
+    seen, nodes = Parts(), {0: "a", 1: "a", 2: "b", 3: "b"}
+    for worker, rows in enumerate((300.0, 360.0, 330.0, 90.0)):
+        seen.add_worker(worker, {"recorded_rows": rows})
+    now = 30.0
+    record = seen.record(nodes)
+    assert record["slowest_workers"] == "worker 3 on b: 3.0, worker 0 on a: 10.0, worker 2 on b: 11.0"
+    assert (record["worker_steps_per_s_min"], record["worker_steps_per_s_max"]) == (3.0, 12.0)
+    assert (record["node_workers_b"], record["node_steps_per_s_b"]) == (2, 14.0)
+    assert "worker 3 on b: 3.0" in alarms(record)["slow_workers"]
+    assert "slow_workers" not in alarms(record | {"worker_steps_per_s_min": 6.0})
+    gone = seen.record({0: "a", 1: "a"})
+    assert (gone["node_workers_b"], gone["node_steps_per_s_b"], gone["worker_steps_per_s_min"]) == (0, 0.0, 10.0)
+    assert "node_workers_b" not in seen.record({0: "a"})
+
+
+def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
+    seen = Parts()
+    stats = {"recorded_rows": 4.0} | Usage(1e8, 5.0)._asdict()
+    seen.add_worker(0, stats)
+    assert stats == {"recorded_rows": 4.0}, "what is merged over workers is a sum"
+    seen.add_usage("worker", 1, Usage(2e8, 7.0))
+    seen.add_usage("worker", 0, Usage(1e8, 6.0))
+    seen.forget("worker", 1)
+    seen.add_usage("worker", 1, Usage(3e8, 1.0))  # its next incarnation
+    record = seen.record({})
+    assert (record["rss_bytes_worker"], record["cpu_s_worker"]) == (4e8, 14.0)
+    assert record["rss_bytes_driver"] > 1e7
