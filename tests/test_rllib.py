@@ -304,7 +304,7 @@ def test_every_method_has_a_face_of_its_own() -> None:
     faces = {config.algorithm: config().environment("Pendulum-v1") for config in CONFIGS}
     assert list(faces) == [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
     for name, face in faces.items():
-        assert face.run_config().algorithm == name and face.algo_class is type(face).face
+        assert face.run_config().algorithm == name and face.algo_class is face.face()
         assert face.algo_class.get_default_config().algorithm == name
 
 

@@ -87,10 +87,10 @@ class FleetConfig(AlgorithmConfig):
     """
 
     algorithm: ClassVar[str]
-    face: ClassVar[type[FleetAlgorithm]]  # what it configures
+    face: ClassVar[Any]  # gives what it configures; no class itself: Ray would go round and round in it
 
     def __init__(self, algo_class: type[FleetAlgorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class or self.face)
+        super().__init__(algo_class=algo_class or self.face())
         for name in MAPPED:
             if name != "evaluation_duration":  # RLlib checks this one, and would not take None
                 setattr(self, name, None)

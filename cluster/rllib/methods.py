@@ -13,7 +13,7 @@ class SoftGAC(FleetAlgorithm):
 class SoftGACConfig(FleetConfig):
     """RLlib's configuration of SoftGAC."""
 
-    algorithm, face = "softgac", SoftGAC
+    algorithm, face = "softgac", staticmethod(lambda: SoftGAC)
 
 
 class SAC(FleetAlgorithm):
@@ -23,7 +23,7 @@ class SAC(FleetAlgorithm):
 class SACConfig(FleetConfig):
     """RLlib's configuration of this project's SAC."""
 
-    algorithm, face = "sac", SAC
+    algorithm, face = "sac", staticmethod(lambda: SAC)
 
 
 class CrossQSAC(FleetAlgorithm):
@@ -33,7 +33,7 @@ class CrossQSAC(FleetAlgorithm):
 class CrossQSACConfig(FleetConfig):
     """RLlib's configuration of CrossQ-SAC."""
 
-    algorithm, face = "crossq-sac", CrossQSAC
+    algorithm, face = "crossq-sac", staticmethod(lambda: CrossQSAC)
 
 
 class DIME(FleetAlgorithm):
@@ -43,7 +43,7 @@ class DIME(FleetAlgorithm):
 class DIMEConfig(FleetConfig):
     """RLlib's configuration of DIME."""
 
-    algorithm, face = "dime", DIME
+    algorithm, face = "dime", staticmethod(lambda: DIME)
 
 
 class FLAC(FleetAlgorithm):
@@ -53,7 +53,7 @@ class FLAC(FleetAlgorithm):
 class FLACConfig(FleetConfig):
     """RLlib's configuration of FLAC."""
 
-    algorithm, face = "flac", FLAC
+    algorithm, face = "flac", staticmethod(lambda: FLAC)
 
 
 class FlowRL(FleetAlgorithm):
@@ -63,7 +63,7 @@ class FlowRL(FleetAlgorithm):
 class FlowRLConfig(FleetConfig):
     """RLlib's configuration of FlowRL."""
 
-    algorithm, face = "flowrl", FlowRL
+    algorithm, face = "flowrl", staticmethod(lambda: FlowRL)
 
 
 class QSM(FleetAlgorithm):
@@ -73,7 +73,7 @@ class QSM(FleetAlgorithm):
 class QSMConfig(FleetConfig):
     """RLlib's configuration of QSM."""
 
-    algorithm, face = "qsm", QSM
+    algorithm, face = "qsm", staticmethod(lambda: QSM)
 
 
 class QVPO(FleetAlgorithm):
@@ -83,7 +83,7 @@ class QVPO(FleetAlgorithm):
 class QVPOConfig(FleetConfig):
     """RLlib's configuration of QVPO."""
 
-    algorithm, face = "qvpo", QVPO
+    algorithm, face = "qvpo", staticmethod(lambda: QVPO)
 
 
 CONFIGS: tuple[type[FleetConfig], ...] = (
@@ -91,4 +91,4 @@ CONFIGS: tuple[type[FleetConfig], ...] = (
 )  # fmt: skip
 
 for config in CONFIGS:
-    config.face.config_class = config
+    config.face().config_class = config
