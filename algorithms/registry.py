@@ -145,7 +145,12 @@ ALGORITHMS: dict[str, Algorithm] = {
             name="gac",
             title="GAC",
             config_class=gac_config.GACConfig,
-            presets={"cpu": gac_config.cpu, "linear": gac_config.linear, "paper": gac_config.paper},
+            presets={
+                "cpu": gac_config.cpu,
+                "linear": gac_config.linear,
+                "paper-cpu": gac_config.paper_cpu,
+                "paper": gac_config.paper,
+            },
             agent="algorithms.gac.agent:GAC",
             policy="algorithms.gac.policy:GACPolicy",
             items="episodes",

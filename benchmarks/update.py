@@ -130,7 +130,12 @@ def critic_update_flop(config: Any, obs_dim: int, action_dim: int, batch: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("cpu", "linear", "paper"), default="cpu", help="linear: of gac alone")
+    parser.add_argument(
+        "--preset",
+        choices=("cpu", "linear", "paper-cpu", "paper"),
+        default="cpu",
+        help="linear, paper-cpu: of gac alone",
+    )
     parser.add_argument("--algorithm", choices=(*ALGORITHMS, "all"), default="all")
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch, of an actor-critic")
     parser.add_argument("--obs", type=int, default=17, help="observation dim of an actor-critic (HalfCheetah: 17)")

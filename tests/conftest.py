@@ -22,7 +22,8 @@ if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broke
 WHOLE_RUNS = {
     "test_alerts", "test_cli", "test_collecting", "test_collective", "test_dataset_command", "test_demo_gac", "test_deploy",
     "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal", "test_full_disk",
-    "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_linear",
+    "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_learning",
+    "test_gac_linear",
     "test_gac_policy", "test_imitation", "test_inline", "test_kubernetes", "test_missing", "test_monitoring", "test_plan_cli", "test_plan_picture",
     "test_policy", "test_replay_client_plans", "test_resumed_envs", "test_resuming", "test_simulation", "test_toy",
     "test_values", "test_video",

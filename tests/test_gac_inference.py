@@ -100,10 +100,11 @@ def test_st_plans_reach_the_closed_form_of_a_linear_gaussian() -> None:
     assert torch.allclose(plan.predicted_K, torch.full((3,), 35.0), atol=0.5)
 
 
-def test_the_variance_of_an_exploring_plan_is_the_posterior_diagonal_of_a_linear_gaussian() -> None:
+@pytest.mark.parametrize("mode", ["explore", "st"])
+def test_the_variance_by_fresh_draws_is_the_posterior_diagonal_of_a_linear_gaussian(mode: str) -> None:
     model = LinearWorld()
-    config = bare(infer_steps=1500, infer_lr=0.02)
-    found = inferred(model, "explore", config, target=35.0, environments=8).log_variance_Knd.exp().mean(0)
+    config = bare(infer_steps=1500, infer_lr=0.02, infer_fresh=True)
+    found = inferred(model, mode, config, target=35.0, environments=8).log_variance_Knd.exp().mean(0)
     exact = 1 / (1 + model.w_nd.square() / TARGET_VARIANCE)
     assert torch.allclose(found, exact, rtol=0.35)
 
@@ -136,11 +137,13 @@ def test_prior_plans_are_the_draw_itself_and_search_nothing() -> None:
     assert not mean.z0_Knd.any()
 
 
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("mode", ["st", "kl", "max", "explore"])
-def test_every_plan_is_what_torchs_adam_finds_for_its_environment_alone(mode: str) -> None:
+def test_every_plan_is_what_torchs_adam_finds_for_its_environment_alone(mode: str, fresh: bool) -> None:
     model = LinearWorld(bend=0.4)
-    config = bare(infer_steps=40, infer_max_steps=40)
+    config = bare(infer_steps=40, infer_max_steps=40, infer_fresh=fresh)
     weights = mode_weights(config, mode)
+    assert weights.fresh == (fresh or mode == "explore")
     eps = draw_noise([np.random.default_rng(k) for k in range(3)], noise_draws(weights), N, D)
     obs_KO, target_K = torch.randn(3, OBS, generator=torch.Generator().manual_seed(1)), torch.tensor([10.0, 30.0, 50.0])
     plan = infer_plan(model, obs_KO, mode, target_K, config, eps)

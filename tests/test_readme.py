@@ -96,9 +96,9 @@ def test_the_demonstration_of_gac_is_made_of_commands_there_are() -> None:
 
 def test_the_constants_of_gac_are_those_of_its_presets() -> None:
     rows = re.findall(
-        r"(?m)^\| `(agent\.\w+)` \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs" / "gac.md").read_text()
+        r"(?m)^\| `(agent\.\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs" / "gac.md").read_text()
     )
-    presets = [flatten(make_preset("gac", name)) for name in ("linear", "paper")]
+    presets = [flatten(make_preset("gac", name)) for name in ("linear", "paper-cpu", "paper")]
     assert make_preset("gac", "cpu").agent == make_preset("gac", "linear").agent
     for key, *stated in rows:
         assert stated == [str(preset[key][0]) for preset in presets], key

@@ -79,11 +79,11 @@ def mode_weights(config: PlanningConfig, mode: str) -> Weights:
     if mode == "prior":
         return Weights(0.0, False, 0, False, True, 0.0, 0)
     if mode == "st":
-        return Weights(TARGET_KL_WEIGHT, True, c.infer_steps, False, False, 0.0, c.infer_draws)
+        return Weights(TARGET_KL_WEIGHT, True, c.infer_steps, c.infer_fresh, False, 0.0, c.infer_draws)
     if mode == "kl":
-        return Weights(c.infer_kl_weight, False, c.infer_steps, False, False, 0.0, c.infer_draws)
+        return Weights(c.infer_kl_weight, False, c.infer_steps, c.infer_fresh, False, 0.0, c.infer_draws)
     if mode == "max":
-        return Weights(0.0, False, c.infer_max_steps, False, False, 0.0, c.infer_draws)
+        return Weights(0.0, False, c.infer_max_steps, c.infer_fresh, False, 0.0, c.infer_draws)
     if mode == "explore":
         return Weights(TARGET_KL_WEIGHT, True, c.infer_steps, True, True, EXPLORING_LOG_VARIANCE, c.infer_draws)
     raise ValueError(

@@ -45,6 +45,11 @@ class PlanningConfig:
         at_least=0,
         why="straying from the prior would be rewarded",
     )
+    infer_fresh: bool = option(
+        False,
+        "bool",
+        "E_q of st, kl and max by a fresh draw a step, from the prior's deviation on [P]; else at q's mean",
+    )
     infer_draws: int = option(
         96,
         "draws",

@@ -59,8 +59,8 @@ def add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--preset",
-        help="cpu (two cores), linear (gac: what cpu is today), paper (published settings; needs a GPU) or paper-fleet (the same, many "
-        "environments) (default: the file's, else cpu)",
+        help="cpu (two cores), paper (published settings; needs a GPU), paper-fleet (the same, many environments), of gac: "
+        "linear (what cpu is), paper-cpu (the paper's form) (default: the file's, else cpu)",
     )
     train.add_argument(
         "--steps",

@@ -1,0 +1,183 @@
+"""What each part of GAC's preset `paper-cpu` is worth: the preset with one part changed, trained alike, and its diagnosis.
+
+    python benchmarks/ablations.py --out runs/ablations --dataset drawbridge/pointmaze-umaze-d0-v0
+
+The dataset is made first: `drawbridge dataset make maze --env PointMaze_UMaze-v3 --episodes 1000`. A run that is there is not
+trained again. Scores are of mode st, 50 starts from 20000 up; shares are of the variance of 64 recorded episodes. "Expert" acts
+from the same starts by the posteriors of episodes that the planner walked to the goal, scoring 100: a low score means that the
+generator knows no such behaviour, whatever plan is searched. Letters: K episodes, n tokens of width d.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from algorithms.gac.agent import GAC
+from algorithms.gac.diagnosis import posteriors
+from algorithms.gac.generator import Memory
+from algorithms.gac.policy import GACPolicy
+from algorithms.interface import PlanRequest
+from benchmarks.markdown import over_seeds, table
+from cluster.checks import spec_of
+from cluster.commands.evaluation import newest_learner
+from cluster.diagnosis import packed
+from cluster.graph import set_threads
+from cluster.run_dir import RunDirectory
+from rollout_workers.episodes import EpisodeRuns
+from rollout_workers.maze import maze_of
+from rollout_workers.waypoints import WaypointPlanner
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FIRST, STARTS = 20_000, 50  # seed of the first start, how many
+
+CHANGES: dict[str, tuple[str, ...]] = {
+    "preset `paper-cpu`": (),
+    "window 1": ("agent.window=1",),
+    "window 8": ("agent.window=8",),
+    "free bits 0": ("agent.free_bits=0",),
+    "free bits .1": ("agent.free_bits=0.1",),
+    "1 token": ("agent.tokens=1",),
+    "4 tokens": ("agent.tokens=4",),
+    "16 tokens": ("agent.tokens=16",),
+    "return head of one layer": ("agent.return_layers=1",),
+    "y told to the encoder": ("agent.posterior_return=true",),
+    "linear reading": ("agent.plan_reading=linear",),
+    "implicit prior": ("agent.prior=implicit",),
+    "stored posteriors, 3 steps": ("agent.posterior=stored", "agent.inner_steps=3"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations")
+    parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d0-v0")
+    parser.add_argument("--only", nargs="+", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--updates", type=int, default=1_500)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in options.only:
+        found = [diagnosed(options.out, name, options.dataset, seed, options.updates) for seed in options.seeds]
+        rows.append([name, *cells(found)])
+        print(rows[-1], file=sys.stderr, flush=True)
+    head = [
+        "",
+        "score",
+        "expert",
+        "plan hidden",
+        "redrawn",
+        "state",
+        "promise",
+        "plan",
+        "nats a token",
+        "of it the return",
+    ]
+    print(table(head, rows))
+
+
+def diagnosed(out: Path, name: str, dataset: str, seed: int, updates: int) -> dict[str, Any]:
+    """What `drawbridge diagnose` says of one run, which is trained unless it is there."""
+    words = (
+        dataset.rsplit("/", 1)[-1],
+        "".join(c if c.isalnum() else "-" for c in name).strip("-"),
+        str(updates),
+        str(seed),
+    )
+    run = out / "-".join(words)
+    kept = run.with_suffix(".json")
+    if not kept.exists():
+        train = [
+            "train",
+            "gac",
+            "--dataset",
+            dataset,
+            "--backend",
+            "inline",
+            "--seed",
+            str(seed),
+            "--run-dir",
+            str(run),
+        ]
+        train += ["--steps", str(updates)]
+        for setting in (*CHANGES[name], f"evaluation.every_steps={updates}", "evaluation.final_episodes=1"):
+            train += ["--set", setting]
+        if not run.exists():
+            drawbridge(*train)
+        kept.write_text(
+            drawbridge("diagnose", str(run), "--mode", "st", "--episodes", str(STARTS), "--seed", str(FIRST), "--json")
+        )
+    found: dict[str, Any] = json.loads(kept.read_text())
+    if "expert" not in found:
+        found["expert"] = expert(run)
+        kept.write_text(json.dumps(found))
+    return found
+
+
+class GivenPlans(GACPolicy):
+    """Acts by plans that are given, one an environment."""
+
+    z_Knd: torch.Tensor
+
+    def read(self, z_Knd: torch.Tensor, env_K: np.ndarray, obs_KO: np.ndarray) -> Memory:
+        """Of the given plans."""
+        return self.model.memory(self.z_Knd[torch.from_numpy(env_K)])
+
+
+def expert(run_dir: Path) -> float:
+    """Normalised score of acting by local posteriors of the planner's own episodes, each from its own start."""
+    run = RunDirectory.open(run_dir)
+    spec = spec_of(run.config(), run)
+    set_threads(spec.config)
+    learner = newest_learner(spec)
+    agent, maze, dataset = cast(GAC, learner.agent), maze_of(spec.config.env), spec.dataset
+    assert maze is not None and dataset is not None
+    seeds, streams = [FIRST + i for i in range(STARTS)], np.random.SeedSequence(0).spawn(STARTS)
+    runs = EpisodeRuns(spec.config.env)
+    walked = runs.run(WaypointPlanner(maze, noise=0.5, target=maze.goal_cell), seeds, streams)
+    batch = packed([episode for episode in walked if episode is not None])
+    agent.encoder = None  # it has not seen such episodes: search
+    q = posteriors(agent, batch)
+    policy = GivenPlans(agent.config, spec.obs_dim, spec.action_dim)
+    policy.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
+    policy.aim = PlanRequest(mode="prior")
+    with torch.no_grad():
+        policy.z_Knd = agent.model.plan(q.mean_Bnd, batch.rows_NF[batch.offset[:-1], : spec.obs_dim])
+    acted = runs.run(policy, seeds, streams)
+    runs.close()
+    return float(np.mean([dataset.normalised(float(one.reward_T.sum())) for one in acted if one is not None]))
+
+
+def drawbridge(*words: str) -> str:
+    """Its standard output."""
+    command = [sys.executable, "-m", "cluster", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+
+
+def cells(found: list[dict[str, Any]]) -> list[str]:
+    """Means over seeds: three scores, three shares, KL of a plan, share of it that is the return."""
+    scores = [
+        over_seeds([one["scores"][key]["normalised_mean"] for one in found])
+        for key in ("searched", "hidden", "redrawn")
+    ]
+    shares = [over_seeds([one["explained"][key] for one in found], 3) for key in ("state", "promise", "plan")]
+    nats = over_seeds([one["plan"]["kl_token"] for one in found], 2)
+    scores.insert(1, over_seeds([one["expert"] for one in found]))
+    return [*scores, *shares, nats, over_seeds([one["plan"]["return_share"] for one in found], 2)]
+
+
+if __name__ == "__main__":
+    main()
