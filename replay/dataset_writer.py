@@ -8,7 +8,9 @@ removed by the next that writes that id.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +82,7 @@ def write_files(
             gym.spaces.Box(np.asarray(action_low_A, np.float32), np.asarray(action_high_A, np.float32)),
             dataset_id,
         )
-        storage = _new_storage(data, layout, env_spec or EnvSpec(env_id))
+        storage = _new_storage(data, layout, _as_text(env_spec or EnvSpec(env_id)))
         storage.update_episodes(_buffer(episode, layout) for episode in _chain(first, stream))
         about = {"env_id": env_id, "expert": expert, "description": dict(description or {})}
         storage.update_metadata(
@@ -158,6 +160,24 @@ def publish(folder: Path, dataset_id: str, force: bool) -> None:
 
 def _slug(dataset_id: str) -> str:
     return check_id(dataset_id).replace("/", "--")
+
+
+def _as_text(spec: EnvSpec) -> EnvSpec:
+    """The registration without what JSON cannot hold: a class or a function is its name, an argument that is no JSON is left out."""
+    named: dict[str, Any] = {
+        field: f"{getattr(entry, '__module__', '')}:{getattr(entry, '__qualname__', type(entry).__name__)}"
+        for field in ("entry_point", "vector_entry_point")
+        if callable(entry := getattr(spec, field))
+    }
+    return dataclasses.replace(spec, kwargs={key: v for key, v in spec.kwargs.items() if _is_json(v)}, **named)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _new_storage(data: Path, layout: EpisodeLayout, env_spec: EnvSpec) -> Any:

@@ -34,6 +34,25 @@ def exit_error(env_id: str, error: SystemExit) -> EnvError:
     )
 
 
+def raised_error(env_id: str, error: Exception) -> EnvError:
+    """What an exception of an environment's own code counts as: with the environment, the place, and what to do."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    callers = (
+        os.path.dirname(__file__),
+        os.path.dirname(gym.__file__),
+    )  # which could not call it, or use what it returned
+    where = (
+        "reset or step"
+        if at.filename.startswith(callers)
+        else f"{at.name}, {os.path.basename(at.filename)}, line {at.lineno}"
+    )
+    return EnvError(
+        f"{env_id} raised {type(error).__name__} in {where} ({' '.join(str(error).split())}), expected Gymnasium's reset(seed=, options=) "
+        "-> (observation, info) and step(action) -> (observation, reward, terminated, truncated, info): no worker could run it; "
+        "correct the environment, or wrap it"
+    )
+
+
 @contextlib.contextmanager
 def without_exit(env_id: str) -> Iterator[None]:
     """Raises ``exit_error`` for a SystemExit of the code in the block."""

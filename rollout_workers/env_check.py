@@ -14,7 +14,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rollout_workers.env import BatchEnv, EnvError, StepResult, close_or_warn, flatten_observation, without_exit
+from rollout_workers.env import (
+    BatchEnv,
+    EnvError,
+    StepResult,
+    close_or_warn,
+    flatten_observation,
+    raised_error,
+    without_exit,
+)
 from rollout_workers.envs import EnvSpec, env_spec, make_batch_env, make_env
 
 SEED = 7
@@ -106,15 +114,10 @@ def _watched(env_id: str, work: Callable[[_Clock], None], deadline_s: float) -> 
                 f"{env_id} did not finish a reset or a step within worker.step_timeout_s {deadline_s:g} s: every worker would be taken "
                 "for a hung one; see what it waits for, or raise worker.step_timeout_s"
             )
-    if raised and isinstance(raised[0], EnvError):
-        raise raised[0]
+    if raised and isinstance(raised[0], Exception) and not isinstance(raised[0], EnvError):
+        raise raised_error(env_id, raised[0]) from raised[0]
     if raised:
-        error = raised[0]
-        raise EnvError(
-            f"{env_id} raised {type(error).__name__} in reset or step ({error}), expected Gymnasium's reset(seed=, options=) -> "
-            "(observation, info) and step(action) -> (observation, reward, terminated, truncated, info): no worker could run it; correct "
-            "the environment, or wrap it"
-        ) from error
+        raise raised[0]
 
 
 def _contract(env_id: str, fast: bool, clock: _Clock) -> None:

@@ -26,6 +26,7 @@ from rollout_workers.env import (
     flatten_observation,
     flatten_observations,
     observation_dim,
+    raised_error,
 )
 
 P = ParamSpec("P")
@@ -41,6 +42,10 @@ def _runs_env_code(method: Callable[Concatenate[VectorBatchEnv, P], R]) -> Calla
             return method(self, *args, **words)
         except SystemExit as error:
             raise exit_error(self.env_id, error) from error
+        except EnvError:
+            raise
+        except Exception as error:
+            raise raised_error(self.env_id, error) from error
 
     return guarded
 

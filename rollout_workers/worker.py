@@ -171,10 +171,11 @@ class RolloutWorker:
             if len(chunk.rows_ND):
                 return chunk
             merge_stats(self._pending, chunk.stats)
+        reasons = {name: count for name, count in self._pending.items() if name.startswith("dropped_") and count}
+        told = ", ".join(f"{count:,.0f} {name.removeprefix('dropped_')}" for name, count in reasons.items())
         raise FloatingPointError(
-            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs} env steps, "
-            f"{self._pending}), expected finite observations and rewards: this worker has nothing to send and stops; "
-            "check the environment"
+            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs:,} env steps: {told}), "
+            "expected finite observations and rewards: this worker has nothing to send and stops; check the environment"
         )
 
     def _collect(self) -> Chunk:

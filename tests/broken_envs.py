@@ -45,6 +45,17 @@ class Raises(Walk):
         raise RuntimeError("the simulator lost its licence")
 
 
+class OneRaises(Walk):
+    """Raises in one process alone: the first that removes the file that FAULT_SWITCH names."""
+
+    def go_wrong(self) -> None:
+        try:
+            os.unlink(os.environ["FAULT_SWITCH"])
+        except FileNotFoundError:
+            return
+        raise RuntimeError("the simulator lost its licence")
+
+
 class Exits(Walk):
     def go_wrong(self) -> None:
         sys.exit(0)
@@ -103,5 +114,6 @@ class WillNotStart(Walk):
         raise OSError("no display")
 
 
-for kind in (Walk, Raises, Exits, Hangs, SometimesNaN, Dies, Unbounded, Explodes, Slow, SlowStart, WillNotStart):
+KINDS = (Walk, Raises, OneRaises, Exits, Hangs, SometimesNaN, Dies, Unbounded, Explodes, Slow, SlowStart, WillNotStart)
+for kind in KINDS:
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import train_words
+from tiny_episodes import TINY, TINY_CLONE, pairs
+from tiny_runs import read, train_words
 
 from cluster.cli import main
+from cluster.commands import dataset_recipes
 from cluster.commands.dataset_recipes import env_name
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 
@@ -152,6 +154,31 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = train_words(path, "InvertedPendulum-v5", "--backend", "inline", "--steps", "400")
     assert main(words) == 0
     return path
+
+
+def test_of_ones_own_environment_that_is_registered_as_a_class(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fails halfway, once, which is a failure and leaves nothing; then its dataset is made and learned from."""
+    env, run, switch = "broken_envs:OneRaises-v0", tmp_path / "run", tmp_path / "switch"
+    monkeypatch.setenv("FAULT_SWITCH", str(switch))
+    monkeypatch.setattr(dataset_recipes, "REFERENCE_EPISODES", 2)
+    limit = ["--env-kwargs", '{"max_episode_steps": 100}']
+    assert main([*train_words(run, env, "--backend", "inline", "--steps", "96"), *limit]) == 0
+    switch.touch()
+    make = ["dataset", "make", "agent", "--run", str(run), "--kind", "expert", "--episodes", "4", "--env", env]
+    assert main(make) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the simulator lost its licence" in last and "no dataset was written" in last
+    assert not list(root.rglob("*.hdf5"))
+    assert main([*make, "--id", "own/walk-v0"]) == 0
+    assert open_dataset("own/walk-v0").env.entry_point == "broken_envs:OneRaises"
+    learn = ["train", "bc", "--dataset", "own/walk-v0", "--env", env, "--backend", "inline", "--steps", "4"]
+    capsys.readouterr()
+    assert main([*learn, "--run-dir", str(tmp_path / "bc"), *pairs(TINY, TINY_CLONE)]) == 0
+    told = capsys.readouterr().out
+    task = read(tmp_path / "bc" / "config.json")["env"]
+    assert "another task" not in told and task == env + '?{"max_episode_steps":100}'
 
 
 def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

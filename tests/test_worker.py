@@ -215,7 +215,10 @@ def test_chunks_without_a_row_are_not_sent_and_their_counts_are_not_lost(bad_ste
 
 def test_an_environment_that_gives_nothing_but_nan_stops_the_worker() -> None:
     worker = make_worker(make_env=type("Broken", (BrokenEnv,), {"bad_steps": 1_000}))
-    with pytest.raises(FloatingPointError, match="every row of 10 chunks was refused"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"every row of 10 chunks was refused \([\d,]+ env steps: [\d,]+ [a-z_]+\), expected finite",
+    ):
         worker.collect()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
+from cluster.errors import RunError
 from cluster.metrics.wording import clock
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
@@ -87,8 +89,19 @@ def _made(count: int, total: int | None, steps: int, spent_s: float, of: str = "
 
 def _measured(measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     print(f"measuring the references: twice {REFERENCE_EPISODES} episodes", file=sys.stderr, flush=True)
-    with counted("references", 2 * REFERENCE_EPISODES):
+    with counted("references", 2 * REFERENCE_EPISODES), _halfway():
         return measure()
+
+
+@contextlib.contextmanager
+def _halfway() -> Iterator[None]:
+    """Turns what an environment does wrong while episodes are made into a RunError: the command had begun."""
+    from rollout_workers.env import EnvError
+
+    try:
+        yield
+    except EnvError as error:
+        raise RunError(f"{error}; no dataset was written") from error
 
 
 def env_name(env_id: str) -> str:
@@ -150,18 +163,19 @@ def _write(
     from rollout_workers.envs import env_spec
 
     spec = env_spec(env_id)
-    return write_dataset(
-        dataset_id,
-        episodes,
-        env_id=id_of(env_id),
-        env_spec=find_env(env_id),
-        action_low_A=spec.low,
-        action_high_A=spec.high,
-        random_return=references[0],
-        expert_return=references[1],
-        reference_episodes=REFERENCE_EPISODES,
-        **about,
-    )
+    with _halfway():
+        return write_dataset(
+            dataset_id,
+            episodes,
+            env_id=id_of(env_id),
+            env_spec=find_env(env_id),
+            action_low_A=spec.low,
+            action_high_A=spec.high,
+            random_return=references[0],
+            expert_return=references[1],
+            reference_episodes=REFERENCE_EPISODES,
+            **about,
+        )
 
 
 def _command(words: str, **flags: Any) -> str:

@@ -1,0 +1,163 @@
+"""Runs that differ in their seed alone, side by side: ``train --seeds``, and ``resume`` of the directory that holds them.
+
+Each is a process that does what its own command would, in PARENT/seed-N; what it says goes to PARENT/seed-N.log. Nothing that ends one
+of them ends another. A signal is handed on to all: each saves and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from cluster.commands.listing import table_of
+from cluster.errors import RunError, UsageError
+from cluster.run_dir import seed_dirs
+from cluster.signals import Signals
+
+REFRESH_S = 1.0  # of the table on a terminal
+PLAIN_S = 30.0  # between two tables elsewhere
+
+
+def seed_name(seed: int) -> str:
+    return f"seed-{seed}"
+
+
+def check_seeds(arguments: argparse.Namespace) -> None:
+    """UsageError when the seeds of a ``train`` command cannot be run side by side."""
+    seeds = arguments.seeds
+    if arguments.seed is not None or any(pair.startswith("seed=") for pair in arguments.set):
+        raise UsageError("--seed and --seeds were both given, expected one of them: nothing was started; leave one out")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"--seeds {' '.join(map(str, seeds))}: expected each seed once: a second run would be the same; nothing was started"
+        )
+
+
+def check_parent(parent: Path) -> None:
+    """UsageError unless new runs may go into the directory."""
+    if parent.exists() and (not parent.is_dir() or any(parent.iterdir())):
+        raise UsageError(
+            f"run directory {parent} exists and is not empty, expected a new one for the runs of --seeds; nothing was started; go on with "
+            f"them by `drawbridge resume {parent}`, or choose another --run-dir"
+        )
+
+
+def members(parent: Path, arguments: argparse.Namespace, seeds: Iterable[int]) -> dict[Path, argparse.Namespace]:
+    """What each seed's process is to do of a ``train`` command."""
+    return {
+        parent / seed_name(seed): argparse.Namespace(
+            **vars(arguments) | {"seed": seed, "seeds": None, "run_dir": parent / seed_name(seed)}
+        )
+        for seed in seeds
+    }
+
+
+def resume_together(parent: Path, arguments: argparse.Namespace, finished: Callable[[Path], bool]) -> int:
+    """Goes on with the runs of a parent directory that are not ``finished``."""
+    runs = seed_dirs(parent)
+    left = [path for path in runs if not finished(path)]
+    if not left:
+        raise UsageError(
+            f"the {len(runs)} runs in {parent} are complete; nothing was started; give --steps more than theirs to go on"
+        )
+    return run_together(parent, {path: argparse.Namespace(**vars(arguments) | {"run_dir": path}) for path in left})
+
+
+def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
+    """Runs each member's command in a process of its own, and shows how they get on; the exit code.
+
+    Raises:
+        RunError: some did not complete; the others did.
+        Interrupted: a signal ended them, in order.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    processes = {path: spawn.Process(target=_work, args=(member, _log(path))) for path, member in members.items()}
+    print(f"{len(members)} runs in {parent}; each has its own log there")
+    with Signals() as signals:
+        for process in processes.values():
+            process.start()
+        handed = 0
+        view = _View(parent)
+        while any(process.is_alive() for process in processes.values()):
+            try:
+                _wait(processes.values())
+                view.show()
+            except KeyboardInterrupt:  # a second Ctrl-C: do not save
+                handed = 0
+            for _ in signals.caught[handed:]:
+                _hand_on(processes.values(), signals.caught[0])
+            handed = len(signals.caught)
+        view.show(last=True)
+        expected = {0, *(128 + signum for signum in signals.caught)}
+        bad = [path for path, process in processes.items() if process.exitcode not in expected]
+        how = "; ".join([*map(_why, bad), f"go on with `drawbridge resume {parent}`"])
+        if signals.caught:
+            raise signals.interrupted(f"with all its runs; {how}")
+        if bad:
+            raise RunError(f"{len(bad)} of {len(members)} runs did not complete: {how}")
+    print(f"compare them with `drawbridge report {parent}`")
+    return 0
+
+
+def _work(member: argparse.Namespace, log: Path) -> None:
+    os.setsid()  # Ctrl-C goes to the command alone, which hands it on
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(member.execute(member))
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}.log")
+
+
+def _wait(processes: Iterable[SpawnProcess]) -> None:
+    multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], timeout=REFRESH_S)
+
+
+def _hand_on(processes: Iterable[SpawnProcess], signum: int) -> None:
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signum)
+
+
+def _why(path: Path) -> str:
+    """Why a run ended before its end, and how to begin it again if it never did."""
+    begin = (
+        ""
+        if (path / "config.json").exists()
+        else "; it wrote nothing: begin it by `drawbridge train` with this --run-dir and --seed"
+    )
+    return f"{path.name} ({_last_line(_log(path))}{begin})"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1].removeprefix("drawbridge: error: ") if lines else "it said nothing"
+
+
+class _View:
+    """The table of ``drawbridge list PARENT``, again and again: in place on a terminal."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent, self._shown, self._due = parent, 0, 0.0
+
+    def show(self, last: bool = False) -> None:
+        terminal = sys.stdout.isatty()
+        if not last and time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + (REFRESH_S if terminal else PLAIN_S)
+        if not seed_dirs(self._parent):
+            return
+        lines = table_of(self._parent)
+        up = f"\x1b[{self._shown}A" if terminal and self._shown else ""
+        print(up + "\n".join(f"{line}\x1b[K" if terminal else line for line in lines), flush=True)
+        self._shown = len(lines)

@@ -1,0 +1,74 @@
+"""``train --seeds``: runs side by side in one directory, which the commands take like a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import command, live, read, start, train_words, wait_for
+
+from cluster.cli import main
+
+ENV = "broken_envs:OneRaises-v0"
+
+
+def words(parent: Path, *flags: str) -> list[str]:
+    return train_words(parent, ENV, "--backend", "inline", *flags)
+
+
+def test_one_failing_seed_ends_no_other_a_signal_saves_all_and_resume_takes_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (switch := tmp_path / "switch").touch()
+    monkeypatch.setenv("FAULT_SWITCH", str(switch))
+    parent, log = tmp_path / "runs", tmp_path / "log"
+    seeds = [parent / "seed-7", parent / "seed-8"]
+    both = start(*words(parent, "--seeds", "7", "8", "--steps", "1000000"), log=log)
+    try:
+        fails = wait_for(lambda: [s for s in seeds if (s / "failure.json").exists()], "a seed that fails", 90, log)[0]
+        goes_on = next(seed for seed in seeds if seed != fails)
+        wait_for(lambda: live(goes_on).get("env_steps", 0) > 1_500, "the other to go on", 90, log)
+        both.terminate()
+        assert both.wait(60) == 143, log.read_text()
+    finally:
+        both.kill()
+        both.wait(30)
+    said = log.read_text()
+    assert "RUN" in said and "seed-7" in said and "seed-8" in said  # the table
+    last = said.strip().splitlines()[-1]
+    assert f"ended by SIGTERM with all its runs; {fails.name} (" in last and "the simulator lost its licence" in last
+    assert f"go on with `drawbridge resume {parent}`" in last
+    assert read(goes_on / "summary.json")["exit"] == "interrupted"
+
+    steps = str(live(goes_on)["env_steps"] + 100)
+    again = command("resume", str(parent), "--steps", steps, "--env", ENV)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert all(read(seed / "summary.json")["exit"] == "completed" for seed in seeds)
+    assert main(["resume", str(parent), "--steps", steps, "--env", ENV]) == 2
+    assert f"the 2 runs in {parent} are complete" in capsys.readouterr().err
+    assert main(["status", str(parent)]) == 0
+    assert capsys.readouterr().out.count("evaluated") == 2
+    assert main(["report", str(parent), "--output", str(tmp_path / "report.html")]) == 0
+    assert "2 runs" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seeds", "1", "1"], "expected each seed once"),
+        (["--seeds", "1", "2", "--seed", "3"], "--seed and --seeds were both given"),
+        (["--seeds", "1", "2", "--set", "metrics.port=9000"], "metrics.port is 9000 for 2 runs"),
+        (["--seeds", "1", "2", "--env", "Nope-v0"], "unknown environment 'Nope-v0'"),
+    ],
+)
+def test_seeds_that_cannot_run_side_by_side_are_refused_before_anything_is_written(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words(tmp_path / "runs"), *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_directory_that_holds_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert main(words(tmp_path, "--seeds", "1", "2")) == 2
+    assert f"go on with them by `drawbridge resume {tmp_path}`" in capsys.readouterr().err
