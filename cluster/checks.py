@@ -12,13 +12,13 @@ import cluster
 import learners
 import replay
 import rollout_workers
-from cluster.config import RunConfig
+from cluster.config import RunConfig, make_preset
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.loggers import missing_package
 from cluster.run_dir import ROOT, RunDirectory
-from replay.option import range_problems
+from replay.option import range_problems, with_preset
 from rollout_workers.env import EnvError
 from rollout_workers.env_ids import find_env, own_code
 
@@ -26,16 +26,23 @@ PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest see
 RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
 
 
-def make_spec(config: RunConfig, run: RunDirectory, start: int, found: list[str] | None = None) -> RunSpec:
+def make_spec(
+    config: RunConfig, run: RunDirectory, start: int, found: list[str] | None = None, runs: int = 1
+) -> RunSpec:
     """Checks the configuration against the environment and this machine.
 
     Args:
         found: problems of the command line, which are listed with those found here.
+        runs: that many like it are to run side by side.
 
     Raises:
         UsageError: lists every problem; nothing has been started or written.
     """
     problems = [*(found or ()), *_problems(config), *device_problems(config), *endpoint_problems(config)]
+    if runs > 1 and config.metrics.port > 0:
+        problems.append(
+            f"metrics.port is {config.metrics.port} for {runs} runs, expected 0: only one could listen there; leave it out"
+        )
     spec = None
     try:
         spec = spec_of(config, run, start)
@@ -46,7 +53,7 @@ def make_spec(config: RunConfig, run: RunDirectory, start: int, found: list[str]
         if not problems:
             problems += _env_problems(config)
     if spec is not None and not problems:
-        problems += _memory_problems(spec)
+        problems += _memory_problems(spec, runs)
     if spec is None or problems:
         raise UsageError(
             "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
@@ -94,12 +101,12 @@ def check_tree() -> None:
 
 
 def _problems(config: RunConfig) -> list[str]:
-    kind = kind_of(config)
-    found = [*range_problems(config), *kind.problems(config)]
+    kind, preset = kind_of(config), make_preset(config.algorithm, config.preset, config.env)
+    found = [*(with_preset(text, preset) for text in range_problems(config)), *kind.problems(config)]
     if missing := missing_package(config.metrics.logger):
         found.append(missing)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
-        found += [f"{name}.{text}" for text in getattr(config, name).validate()]
+        found += [f"{name}.{with_preset(text, getattr(preset, name))}" for text in getattr(config, name).validate()]
     if 0 < kind.workers(config) < config.replay.shards:
         found.append(
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {config.worker.workers}: a worker writes to one shard, so "
@@ -136,18 +143,19 @@ def _dataset_problems(spec: RunSpec) -> list[str]:
     return []
 
 
-def _memory_problems(spec: RunSpec) -> list[str]:
+def _memory_problems(spec: RunSpec, runs: int) -> list[str]:
     """What this machine cannot hold. A running cluster has machines of its own, about which nothing is known here."""
     if not on_this_machine(spec.config):
         return []
     needed, machine = memory_bytes(spec), psutil.virtual_memory().total
-    total = sum(needed.values())
+    total = sum(needed.values()) * runs
     if total <= machine:
         return []
+    several = f"{runs} runs side by side need" if runs > 1 else "the run needs"
     parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in needed.items())
     return [
-        f"the run needs up to {total / 2**30:.1f} GiB of memory ({parts}), this machine has {machine / 2**30:.1f}: it would be killed on "
-        "the way; lower replay.capacity_rows or worker.workers"
+        f"{several} up to {total / 2**30:.1f} GiB of memory ({parts}), this machine has {machine / 2**30:.1f}: it would be killed on "
+        "the way; lower replay.capacity_rows or worker.workers" + (", or give fewer --seeds" if runs > 1 else "")
     ]
 
 

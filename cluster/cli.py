@@ -6,11 +6,10 @@ import argparse
 import functools
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 from cluster.bounded import leave_cluster
-from cluster.commands.arguments import add_command
+from cluster.commands.arguments import add_command, location
 from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.doctor import add_doctor
@@ -27,11 +26,20 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; the last line on standard error is the root cause when it fails."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    with Signals() as signals, signals.at_once("before the command had finished; give it again"):
-        code = _run(arguments)
-    if argv is None:  # this process is the command, and ends with it
-        leave_cluster(code)
+    arguments.execute = execute  # for commands that do theirs in several processes
+    return execute(arguments) if argv is None else _caught(arguments)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Runs the command that this process is for, and ends with."""
+    code = _caught(arguments)
+    leave_cluster(code)
     return code
+
+
+def _caught(arguments: argparse.Namespace) -> int:
+    with Signals() as signals, signals.at_once("before the command had finished; give it again"):
+        return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -117,7 +125,7 @@ def _with_paths(parser: argparse.ArgumentParser, file: Any, directory: Any) -> a
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 _with_paths(command, file, directory)
-        elif action.type is Path:
+        elif action.type is location:
             action.complete = directory if "DIR" in f"{action.metavar or action.dest}".upper() else file  # type: ignore[attr-defined]
     return parser
 

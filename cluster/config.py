@@ -343,10 +343,14 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     seen = {key: value for key, value in former.items() if value is not None} | seen
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
+        fields = dict(_leaves_of(data)).keys()
+        writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == fields), "")
+        why = f"they are those of {writer}, not of {data['algorithm']}; nothing was started; put algorithm back"
+        if not writer:
+            why = "another version of drawbridge wrote it, with other settings, so it would not mean the same here; nothing was started; "
+            why += "check out the version named in its config.json, or train again with this one"
         raise UsageError(
-            f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: another version of drawbridge wrote it, "
-            "which had other settings, and it would not mean the same here; nothing was started; check out the version named in its "
-            "config.json, or train again with this one"
+            f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: {why}"
         )
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
     for key, value in values.items():

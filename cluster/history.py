@@ -55,7 +55,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """Its directory; with the one above where that holds the same run with several seeds."""
+        return "/".join(self.path.parts[-2:]) if self.path.name.startswith("seed-") else self.path.name
 
     @property
     def algorithm(self) -> str:

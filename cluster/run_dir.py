@@ -271,10 +271,15 @@ class RunDirectory:
         write_atomic(self.control / "starts", str(count := self.starts() + 1).encode())
         return count
 
+    def is_complete(self, config: RunConfig) -> bool:
+        """Whether the run has ended with all of its steps."""
+        done = int(self.live().get(config.unit, 0))
+        return config.steps <= done and (self.summary() or {}).get("exit") == "completed"
+
     def check_resumable(self, config: RunConfig) -> None:
         """UsageError when there is nothing left to do."""
-        done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
-        if config.steps <= done and (self.summary() or {}).get("exit") == "completed":
+        if self.is_complete(config):
+            done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
             raise UsageError(
                 f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; give --steps more than that to go on"
             )
@@ -301,6 +306,14 @@ class RunDirectory:
             raise RunError(
                 f"{path} cannot be read ({error}); the run directory is damaged there; nothing was changed; put a good copy back"
             ) from error
+
+
+def seed_dirs(path: Path) -> list[Path]:
+    """The runs that ``train --seeds`` made in this directory, by their seeds; none where it is itself a run."""
+    if (path / "config.json").is_file():
+        return []
+    found = {config.parent.name.removeprefix("seed-"): config.parent for config in path.glob("seed-*/config.json")}
+    return [found[seed] for seed in sorted(filter(str.isdecimal, found), key=int)]
 
 
 @contextlib.contextmanager

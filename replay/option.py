@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 Number = int | float
+DEFAULT = "; the default is "  # how the line about a value ends
 
 COUNT_LIMIT = 10**15  # of any whole number that has no upper limit of its own
 SIZE_LIMIT = 1e9  # of any other number: its square is still a float32
@@ -188,7 +189,14 @@ def _told(field: dataclasses.Field[Any], value: Any, expected: str) -> str:
     seen = value if isinstance(value, float) or type(value) is int else repr(value)
     shown = str(seen) if len(str(seen)) <= 80 else f"{str(seen)[:77]}..."
     why = field.metadata["why"] or "nothing could work with it"
-    return f"{field.name} is {shown}, expected {expected}: {why}; the default is {_shown(field.default)}"
+    return f"{field.name} is {shown}, expected {expected}: {why}{DEFAULT}{_shown(field.default)}"
+
+
+def with_preset(problem: str, preset: Any) -> str:
+    """A line of ``range_problems`` with the value of ``preset``, a configuration of the same class, for the class's default."""
+    name = problem.partition(" ")[0]
+    said, default, _ = problem.rpartition(DEFAULT)
+    return f"{said}{DEFAULT}{_shown(getattr(preset, name))}" if default and hasattr(preset, name) else problem
 
 
 def _shown(value: Any) -> str:

@@ -211,6 +211,19 @@ def test_a_checkpoint_that_cannot_be_used_stops_resume_and_evaluate_and_is_never
     assert seen in read(run / "failure.json")["error"]
 
 
+def test_an_empty_path_is_not_the_current_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As "$RUNS" is where RUNS is not set."""
+    for words in (["train", "softgac", "--env", "Pendulum-v1", "--run-dir", ""], ["list", ""], ["status", " "]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert "it is empty, expected a path" in capsys.readouterr().err
+
+
+def test_config_finds_the_algorithm_that_has_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "linear"]) == 0
+    assert "agent.infer_" in capsys.readouterr().out
+
+
 def test_a_damaged_config_of_a_run_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -222,6 +235,10 @@ def test_a_damaged_config_of_a_run_is_named(finished: Path, tmp_path: Path, caps
     (run / "config.json").write_text(json.dumps(config))
     told = refused(["resume", str(run), "--steps", "256"], capsys)
     assert "unknown fields ['agent.warp']" in told and "another version" in told and "check out" in told
+    edited = read(finished / "config.json") | {"algorithm": "sac"}
+    (run / "config.json").write_text(json.dumps(edited))
+    told = refused(["resume", str(run), "--steps", "256"], capsys)
+    assert "they are those of softgac, not of sac" in told and "put algorithm back" in told
 
 
 def test_a_finished_run_is_not_resumed_without_more_steps_and_stays_finished(
@@ -280,8 +297,12 @@ def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
 ) -> None:
     run = tmp_path / "run"
     assert train_inline(run, "broken_envs:Raises-v0", 4_000, replay__replay_ratio=0.1) == 1
-    told = capsys.readouterr().err
-    assert "the simulator lost its licence" in told.strip().splitlines()[-1]
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        "broken_envs:Raises-v0 raised RuntimeError in go_wrong, broken_envs.py, line 45 (the simulator lost its licence)"
+        in last
+    )
+    assert "expected" in last and "correct the environment" in last
     failure = read(run / "failure.json")
     assert "the simulator lost its licence" in failure["error"] and "go_wrong" in failure["traceback"]
 

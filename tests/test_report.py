@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cluster.errors import UsageError
 from cluster.pictures.chart import Line, draw_chart, thin, tick_text, ticks
 from cluster.pictures.curve import draw_curve, learning_curve
-from cluster.pictures.report import NotARun, bootstrap_interval, grouped, read_run, write_report
+from cluster.pictures.report import NotARun, bootstrap_interval, compare, grouped, read_run, write_report
 
 
 def make_run(
@@ -183,6 +183,38 @@ def test_the_bootstrap_interval_agrees_with_drawing_runs_one_by_one() -> None:
     np.testing.assert_allclose(bootstrap_interval(values_RG), expected, atol=1e-12)
 
 
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=9))
+@settings(max_examples=25, deadline=None)
+def test_groups_are_compared_by_rliables_definitions(scores: list[float]) -> None:
+    """rliable, one task: the IQM is scipy's trim_mean(0.25), the interval the percentiles of it over runs drawn with replacement."""
+
+    def trim_mean(values: list[float]) -> float:
+        kept = sorted(values)[int(0.25 * len(values)) : len(values) - int(0.25 * len(values))]
+        return math.fsum(kept) / len(kept)
+
+    draws = np.random.default_rng(0).integers(0, len(scores), size=(2000, len(scores)))
+    found = compare(np.array(scores))
+    for name, statistic in {"mean": lambda values: math.fsum(values) / len(values), "IQM": trim_mean}.items():
+        drawn = [statistic([scores[run] for run in draw]) for draw in draws]
+        expected = statistic(scores), np.percentile(drawn, 2.5), np.percentile(drawn, 97.5)
+        np.testing.assert_allclose(found[name], expected, atol=1e-9)
+
+
+def test_the_page_compares_groups_of_seeds_and_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "slow" / f"seed-{seed}", seed=seed) for seed in (1, 2, 3)]
+    paths += [make_run(tmp_path / "fast" / f"seed-{seed}", seed=seed, lr=1e-3) for seed in (1, 2, 3, 4)]
+    text = write_report(paths, tmp_path / "report.html").read_text()
+    for row in (
+        'SoftGAC (agent.lr = 0.0003)</td><td class="n ">3</td><td class="n ">2,000</td>'
+        '<td class="n ">2,002 [2,001, 2,003]</td><td class="n ">2,002 [2,001, 2,003]</td>',
+        'SoftGAC (agent.lr = 0.001)</td><td class="n ">4</td>',
+        'agent.lr</td><td class="w">0.0003</td><td class="w">0.001</td>',
+        'seed</td><td class="w">1, 2, 3</td><td class="w">1, 2, 3, 4</td>',
+        "slow/seed-1<br>",
+    ):
+        assert row in text, row
+
+
 def test_the_page_shows_runs_failures_and_differences_and_escapes_what_it_shows(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2)]
     paths.append(make_run(tmp_path / "bad<b>", lr=1e-3, env="Ant-v5"))
@@ -303,6 +335,24 @@ def browse(page: Path, profile: Path, *options: str) -> str:
     result = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
+
+
+def test_at_1280_pixels_nothing_scrolls_sideways(tmp_path: Path) -> None:
+    kwargs = '?{"forward_reward_weight":2.5,"max_episode_steps":300}'
+    paths = [
+        make_run(tmp_path / "a-rather-long-name-of-runs" / f"seed-{n}", seed=n, env=f"mine:Walker2d-v5{kwargs}")
+        for n in (1, 2)
+    ]
+    paths += [make_run(tmp_path / f"learning-rate-{n}", lr=n / 1e4) for n in range(4, 8)]
+    write(paths[0] / "live.json", {"state": "running"})
+    (paths[0] / "summary.json").unlink()
+    report = write_report(paths, tmp_path / "report.html")
+    probe = """<script>
+      const wide = [document.documentElement, ...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth);
+      document.body.dataset.wide = wide.length;
+    </script></body>"""
+    report.write_text(report.read_text().replace("</body>", probe))
+    assert 'data-wide="0"' in browse(report, tmp_path / "profile", "--window-size=1280,900", "--dump-dom")
 
 
 def test_a_real_browser_draws_the_page_and_its_hover_values(tmp_path: Path) -> None:

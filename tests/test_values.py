@@ -66,7 +66,8 @@ def test_no_field_takes_another_type_a_nan_or_a_number_that_no_machine_holds(alg
 
 CANNOT_WORK: dict[str, tuple[str, ...]] = {
     "learner.batch_size=0": ("learner.batch_size is 0, expected at least 1", "needs rows", "the default is 256"),
-    "agent.critic_lr=1e308": ("agent.critic_lr is 1e+308, expected in (0, 1]", "lost in one step", "the default is 0.0003"),
+    "worker.workers=0": ("worker.workers is 0, expected at least 1", "the default is 2"),  # of preset cpu; of the class 8
+    "agent.critic_lr=1e308": ("agent.critic_lr is 1e+308, expected in (0, 1]", "lost in one step", "the default is 0.001"),
     "agent.actor_lr=inf": ("agent.actor_lr is inf, expected a finite number in (0, 1]",),
     "agent.critic_width=1e30": ("agent.critic_width is 1000000000000000019884624838656, expected at least 1 and at most 65536",),
     "worker.cpus=inf": ("worker.cpus is inf, expected a finite number in [0, 100000]", "no machine could reserve it"),

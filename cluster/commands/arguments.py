@@ -27,6 +27,13 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
+def location(text: str) -> Path:
+    """A path; no text would be the current directory, as it comes from a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty, expected a path; give one, or '.' for the current directory")
+    return Path(text)
+
+
 def count(text: str) -> int:
     """A whole number of at least 1, also written as 25e3 or 25_000."""
     return int(_number(text, 1, COUNT_LIMIT, f"a whole number of at least 1 and at most {COUNT_LIMIT:g}", whole=True))
@@ -89,7 +96,7 @@ def add_code(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--py-modules",
-        type=Path,
+        type=location,
         action="append",
         default=[],
         metavar="PATH",

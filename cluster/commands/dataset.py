@@ -12,6 +12,7 @@ from cluster.commands.arguments import (
     add_env_again,
     add_env_kwargs,
     count,
+    location,
     name_env_again,
     named_task,
     scale,
@@ -46,10 +47,10 @@ def add_dataset(commands: Any) -> None:
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
     show.add_argument("dataset", metavar="ID|PATH")
     show.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
+        "--plot", type=location, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
     )
     export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument("run_dir", type=location, metavar="RUN_DIR")
     export.add_argument("id", metavar="ID")
     add_env_again(export)
     _add_force(export)
@@ -70,7 +71,7 @@ def _add_maze(kinds: Any) -> None:
 def _add_agent(kinds: Any) -> None:
     agent = _command(kinds, "agent", _make_agent, "episodes of a trained agent")
     agent.add_argument(
-        "--run", type=Path, required=True, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)"
+        "--run", type=location, required=True, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)"
     )
     agent.add_argument(
         "--kind",

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.arguments import add_command
+from cluster.commands.arguments import add_command, location
 from cluster.errors import UsageError
 
 PORTS = {6379: "Ray's head", 8265: "Ray's dashboard", 10001: "Ray clients", 9464: "deploy/'s metrics endpoint"}
@@ -23,7 +23,7 @@ def add_doctor(commands: Any) -> None:
         "--address", help="Ray cluster to look at, host:port (default: RAY_ADDRESS, else this machine alone)"
     )
     doctor.add_argument(
-        "--run-dir", type=Path, default=Path("runs"), help="where run directories are to be (default: runs)"
+        "--run-dir", type=location, default=Path("runs"), help="where run directories are to be (default: runs)"
     )
 
 

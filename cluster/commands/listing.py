@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from cluster.commands.arguments import add_command
+from cluster.commands.arguments import add_command, location
 from cluster.commands.status import status
 from cluster.errors import RunError, UsageError
 
@@ -19,7 +19,9 @@ HEAD = ("RUN", "ALGORITHM", "ENVIRONMENT", "STATE", "DONE", "RETURN")
 
 def add_list(commands: Any) -> None:
     listing = add_command(commands, "list", _list, "the runs below a directory: state, progress, last evaluation")
-    listing.add_argument("directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="(default: runs)")
+    listing.add_argument(
+        "directory", type=location, nargs="?", default=Path("runs"), metavar="DIR", help="(default: runs)"
+    )
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -28,6 +30,12 @@ def _list(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{directory} is not a directory, expected one that holds runs; nothing was listed; give another DIR"
         )
+    print("\n".join(table_of(directory)))
+    return 0
+
+
+def table_of(directory: Path) -> list[str]:
+    """The lines of the table of all runs at or below a directory, or one that says that there are none."""
     rows: list[tuple[str, ...]] = [HEAD]
     problems: dict[int, str] = {}
     for path in run_dirs(directory):
@@ -38,17 +46,17 @@ def _list(arguments: argparse.Namespace) -> int:
             rows.append((name, "-", "-", "unreadable", "-", "-"))
             problems[len(rows) - 1] = shorten(str(error), LONGEST)
     if len(rows) == 1:
-        print(f"no runs below {directory}; `drawbridge train` makes one")
-        return 0
+        return [f"no runs below {directory}; `drawbridge train` makes one"]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    lines = []
     for index, row in enumerate(rows):
         words = [
             text.ljust(width) if at < 4 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
         ]
-        print("  ".join(words).rstrip())
+        lines.append("  ".join(words).rstrip())
         if index in problems:
-            print(f"  ! {problems[index]}")
-    return 0
+            lines.append(f"  ! {problems[index]}")
+    return lines
 
 
 def run_dirs(directory: Path) -> Iterator[Path]:

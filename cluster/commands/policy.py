@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from cluster.commands.arguments import (
@@ -12,6 +11,7 @@ from cluster.commands.arguments import (
     add_env_again,
     add_settings,
     count,
+    location,
     name_env_again,
     point,
     seed,
@@ -22,7 +22,7 @@ from cluster.errors import UsageError
 
 def add_evaluate(commands: Any) -> None:
     evaluate = add_command(commands, "evaluate", _evaluate, "run deterministic episodes with a run's newest policy")
-    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    evaluate.add_argument("run_dir", type=location, metavar="RUN_DIR")
     evaluate.add_argument("--episodes", type=count, default=10, help="episodes (default: 10)")
     evaluate.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
     evaluate.add_argument(
@@ -34,9 +34,9 @@ def add_evaluate(commands: Any) -> None:
         "--target-return", type=float, metavar="Y", help="return to ask for, in the environment's units (st, dt)"
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
-    evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also record a video of the first episode")
+    evaluate.add_argument("--video", type=location, metavar="FILE.mp4", help="also record a video of the first episode")
     evaluate.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
+        "--plot", type=location, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
     )
     add_env_again(evaluate)
     add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
@@ -44,16 +44,16 @@ def add_evaluate(commands: Any) -> None:
 
 def add_plan(commands: Any) -> None:
     plan = add_command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
-    plan.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    plan.add_argument("run_dir", type=location, metavar="RUN_DIR")
     plan.add_argument("--start", type=point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
-    plan.add_argument("--plot", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    plan.add_argument("--plot", type=location, required=True, metavar="FILE.png", help="where the picture goes")
     plan.add_argument("--seed", type=seed, default=10_000, help="of starts and samples (default: 10000)")
     add_env_again(plan)
 
 
 def add_diagnose(commands: Any) -> None:
     diagnose = add_command(commands, "diagnose", _diagnose, "what the behaviour of a run of gac depends on")
-    diagnose.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    diagnose.add_argument("run_dir", type=location, metavar="RUN_DIR")
     diagnose.add_argument("--episodes", type=count, default=100, help="episodes of each kind (default: 100)")
     diagnose.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
     diagnose.add_argument("--mode", choices=["st", "kl", "max"], help="how plans are searched (default: the run's)")
@@ -66,11 +66,11 @@ def add_export(commands: Any) -> None:
     export = add_command(
         commands, "export", _export, "write a run's newest noise-free policy as a file for other programs"
     )
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument("run_dir", type=location, metavar="RUN_DIR")
     export.add_argument(
-        "--onnx", type=Path, metavar="FILE.onnx", help="a graph for onnxruntime, which needs nothing else"
+        "--onnx", type=location, metavar="FILE.onnx", help="a graph for onnxruntime, which needs nothing else"
     )
-    export.add_argument("--torch", type=Path, metavar="FILE.pt2", help="a program for torch.export.load")
+    export.add_argument("--torch", type=location, metavar="FILE.pt2", help="a program for torch.export.load")
     add_env_again(export)
 
 

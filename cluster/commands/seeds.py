@@ -12,13 +12,14 @@ import multiprocessing.connection
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from cluster.commands.listing import table_of
+from cluster.commands.resuming import resumed
 from cluster.errors import RunError, UsageError
-from cluster.run_dir import seed_dirs
+from cluster.run_dir import RunDirectory, seed_dirs
 from cluster.signals import Signals
 
 REFRESH_S = 1.0  # of the table on a terminal
@@ -59,10 +60,11 @@ def members(parent: Path, arguments: argparse.Namespace, seeds: Iterable[int]) -
     }
 
 
-def resume_together(parent: Path, arguments: argparse.Namespace, finished: Callable[[Path], bool]) -> int:
-    """Goes on with the runs of a parent directory that are not ``finished``."""
-    runs = seed_dirs(parent)
-    left = [path for path in runs if not finished(path)]
+def resume_together(arguments: argparse.Namespace, settings: dict[str, str]) -> int:
+    """Goes on, with these settings, with the runs of a parent directory that are not complete then."""
+    parent = arguments.run_dir
+    runs = [RunDirectory.open(path) for path in seed_dirs(parent)]
+    left = [run.path for run in runs if not run.is_complete(resumed(run, settings))]
     if not left:
         raise UsageError(
             f"the {len(runs)} runs in {parent} are complete; nothing was started; give --steps more than theirs to go on"

@@ -9,38 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
-from cluster.commands.arguments import add_command, count, resume_words, seconds
-from cluster.config import PRESETS, RunConfig, flatten, make_preset
+from cluster.commands.arguments import add_command, count, location, resume_words, seconds
+from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number
 from cluster.metrics.alarms import alarms
-from cluster.run_dir import RunDirectory
+from cluster.run_dir import RunDirectory, seed_dirs
 from replay.option import range_of, type_of
 
 
 def add_status(commands: Any) -> None:
     scale = add_command(commands, "scale", _scale, "change the number of rollout workers while the run goes on")
-    scale.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    scale.add_argument("run_dir", type=location, metavar="RUN_DIR")
     scale.add_argument("--workers", type=count, required=True, help="rollout workers from now on, 1 to 4096")
     scale.add_argument(
         "--timeout", type=seconds, default=120.0, help="seconds to wait for the run's answer (default: 120)"
     )
     stop = add_command(commands, "stop", _stop, "end a run with a checkpoint, from any machine that sees its directory")
-    stop.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    stop.add_argument("run_dir", type=location, metavar="RUN_DIR")
     stop.add_argument("--timeout", type=seconds, default=120.0, help="seconds to wait for its end (default: 120)")
     status = add_command(commands, "status", _status, "how a run is going, or how it ended")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("run_dir", type=location, metavar="RUN_DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of words")
     report = add_command(commands, "report", _report, "one self-contained HTML page with the curves of these runs")
-    report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("run_dirs", type=location, nargs="+", metavar="RUN_DIR")
     report.add_argument(
-        "--output", type=Path, default=Path("report.html"), help="where the page goes (default: report.html)"
+        "--output", type=location, default=Path("report.html"), help="where the page goes (default: report.html)"
     )
     add_command(commands, "presets", _presets, "the named configurations")
     config = add_command(commands, "config", _config, "every field of a preset: value, unit, meaning")
     config.add_argument("preset", metavar="PRESET", help=", ".join(PRESETS))
     config.add_argument("--env", metavar="ID", help="resolve what preset paper sets by task (default: HalfCheetah-v5)")
-    config.add_argument("--algorithm", default="softgac", choices=list(ALGORITHMS), help="(default: softgac)")
+    config.add_argument(
+        "--algorithm", choices=list(ALGORITHMS), help="(default: softgac, or the first that has the preset)"
+    )
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -51,18 +53,22 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    run = RunDirectory.open(arguments.run_dir)
-    owner = _require_owner(run, "stop")
-    run.requests.write("stop", owner)
+    runs = [RunDirectory.open(path) for path in seed_dirs(arguments.run_dir) or [arguments.run_dir]]
+    asked = {run: owner for run in runs if (owner := run.owner()) is not None}
+    if not asked:
+        _require_owner(runs[0], "stop")
+    for run, owner in asked.items():
+        run.requests.write("stop", owner)
     deadline = time.monotonic() + arguments.timeout
-    while run.owner() == owner:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to and may "
-                "still do so; see `drawbridge status`, or send that process SIGTERM"
-            )
-        time.sleep(0.1)
-    print(_how_it_ended(run))
+    for run, owner in asked.items():
+        while run.owner() == owner:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to and "
+                    "may still do so; see `drawbridge status`, or send that process SIGTERM"
+                )
+            time.sleep(0.1)
+        print(_how_it_ended(run))
     return 0
 
 
@@ -96,8 +102,12 @@ def _require_owner(run: RunDirectory, verb: str) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    found = status(arguments.run_dir)
-    print(json.dumps(found) if arguments.json else status_in_words(found))
+    runs = seed_dirs(arguments.run_dir)
+    found = [status(path) for path in runs or [arguments.run_dir]]
+    if arguments.json:
+        print(json.dumps(found if runs else found[0]))
+    else:
+        print("\n".join(map(status_in_words, found)))
     return 0
 
 
@@ -105,7 +115,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from cluster.pictures.report import write_report
 
     try:
-        write_report(arguments.run_dirs, arguments.output)
+        write_report([run for path in arguments.run_dirs for run in seed_dirs(path) or [path]], arguments.output)
     except OSError as error:
         raise RunError(
             f"{arguments.output} could not be written ({error}); give --output a file that can be"
@@ -122,7 +132,9 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    print(_described(make_preset(arguments.algorithm, arguments.preset, arguments.env)))
+    owners = [name for name in ALGORITHMS if arguments.preset in presets_of(name)]
+    algorithm = arguments.algorithm or next(iter(owners), "softgac")
+    print(_described(make_preset(algorithm, arguments.preset, arguments.env)))
     return 0
 
 

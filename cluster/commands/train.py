@@ -16,15 +16,18 @@ from cluster.commands.arguments import (
     add_env_kwargs,
     add_settings,
     count,
+    location,
     name_env_again,
     named_task,
+    seed,
     settings_of,
 )
 from cluster.commands.config_file import read_settings
 from cluster.commands.resuming import resumed
+from cluster.commands.seeds import check_parent, check_seeds, members, resume_together, run_together, seed_name
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
-from cluster.run_dir import RunDirectory, written_at_start
+from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from replay.task import id_of, join_task, name_of
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--config",
-        type=Path,
+        type=location,
         metavar="FILE",
         help="settings to begin with, under all flags: a run's config.json, or JSON with some of its fields",
     )
@@ -82,7 +85,12 @@ def add_train(commands: Any) -> None:
         "--address", help="Ray cluster to run on, host:port (default: RAY_ADDRESS, else one of the run's own)"
     )
     train.add_argument("--seed", type=int, help="seed of everything random (default: 1)")
-    train.add_argument("--run-dir", type=Path, help="a new directory for the run (default: runs/ENV-ALGORITHM-SEED-N)")
+    train.add_argument(
+        "--seeds", type=seed, nargs="+", metavar="N", help="a run for each of these seeds, side by side in DIR/seed-N"
+    )
+    train.add_argument(
+        "--run-dir", type=location, help="a new directory for the run (default: runs/ENV-ALGORITHM-SEED-N)"
+    )
     train.add_argument("--device", choices=["cpu", "cuda", "auto"], help="where learners compute (default: auto)")
     add_settings(train)
 
@@ -91,7 +99,7 @@ def add_finetune(commands: Any) -> None:
     finetune = add_command(
         commands, "finetune", _finetune, "go on online with the newest policy of an offline run, as a new run"
     )
-    finetune.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    finetune.add_argument("run_dir", type=location, metavar="RUN_DIR")
     finetune.add_argument(
         "--stages", type=count, help="times that episodes are gathered and then learned from (default: 3)"
     )
@@ -108,14 +116,14 @@ def add_finetune(commands: Any) -> None:
     finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
     finetune.add_argument("--seed", type=int, help="(default: the base run's)")
     finetune.add_argument(
-        "--out", type=Path, metavar="DIR", help="directory of the new run (default: RUN_DIR-finetune-N)"
+        "--out", type=location, metavar="DIR", help="directory of the new run (default: RUN_DIR-finetune-N)"
     )
     add_settings(finetune)
 
 
 def add_resume(commands: Any) -> None:
     resume = add_command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
-    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    resume.add_argument("run_dir", type=location, metavar="RUN_DIR")
     resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
     resume.add_argument(
         "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
@@ -134,10 +142,17 @@ def add_resume(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
+    if arguments.seeds:
+        check_seeds(arguments)
     config = resolve(arguments, problems)  # before the imports of learning, which take seconds
     from cluster.checks import check_tree
 
     check_tree()
+    if arguments.seeds:
+        parent = arguments.run_dir or _new_run_dir(config, "seeds")
+        check_parent(parent)
+        _prove(config, parent / seed_name(arguments.seeds[0]), problems, len(arguments.seeds))
+        return run_together(parent, members(parent, arguments, arguments.seeds))
     return _start(config, arguments.run_dir or _new_run_dir(config), problems)
 
 
@@ -171,25 +186,39 @@ def _start(
     config: RunConfig, path: Path, problems: list[str], check: Callable[[RunSpec], None] = lambda spec: None
 ) -> int:
     """Drives a new run in ``path``; every problem, those that ``check`` raises included, is found before anything is written."""
-    from cluster.checks import make_spec
-
-    spec = make_spec(config, RunDirectory(path), 0, problems)
-    check(spec)
-    _read_dataset(spec)
-    _check_reachable(config)
+    spec = _prove(config, path, problems, check=check)
     from cluster.drive import drive  # imports torch: a refusal need not wait for it
 
     return drive(RunDirectory.create(path, config), spec)
 
 
+def _prove(
+    config: RunConfig,
+    path: Path,
+    problems: list[str],
+    runs: int = 1,
+    check: Callable[[RunSpec], None] = lambda spec: None,
+) -> RunSpec:
+    """Looks for everything that could keep a new run in ``path`` from starting; ``runs``: that many are to start like it."""
+    from cluster.checks import make_spec
+
+    spec = make_spec(config, RunDirectory(path), 0, problems, runs)
+    check(spec)
+    _read_dataset(spec)
+    _check_reachable(config)
+    return spec
+
+
 def _resume(arguments: argparse.Namespace) -> int:
+    settings = _given(arguments, "steps", "workers", "address")
+    if seed_dirs(arguments.run_dir):
+        return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
     from cluster.saving import check_parts
 
     check_tree()
     name_env_again(run.path, arguments.env)
-    settings = _given(arguments, "steps", "workers", "address")
     config = resumed(run, settings)
     with written_at_start(run.path):
         run.hold()
@@ -336,8 +365,8 @@ def _over(task: str, env_id: str, kwargs: dict[str, Any] | None) -> str:
     return join_task(env_id or id_of(task), kwargs or {})
 
 
-def _new_run_dir(config: RunConfig) -> Path:
-    stem = f"{id_of(config.env)}-{config.algorithm}-{config.seed}".replace("/", "_").replace(":", "_")
+def _new_run_dir(config: RunConfig, seeds: str = "") -> Path:
+    stem = f"{id_of(config.env)}-{config.algorithm}-{seeds or config.seed}".replace("/", "_").replace(":", "_")
     return _unused(Path("runs") / stem)
 
 

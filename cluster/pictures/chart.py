@@ -6,7 +6,7 @@ import dataclasses
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 COLOURS = 8  # classes c0 to c7 of the page's style sheet; further lines repeat them dashed
 MAX_POINTS = 240  # of one line; more are averaged, a screen has no more columns than that
@@ -198,7 +198,7 @@ max-width:90%}
 .tip div{overflow:hidden;text-overflow:ellipsis}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;min-width:100%}
 th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--rule);white-space:nowrap;vertical-align:top}
-th{color:var(--soft);font-weight:500}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.differs{font-weight:600}
+th{color:var(--soft);font-weight:500;white-space:normal}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.w,th.w{white-space:normal;overflow-wrap:anywhere}th{vertical-align:bottom}
 .split{display:flex;width:130px;height:10px;border-radius:3px;overflow:hidden;background:var(--rule);margin-top:6px}
 .split i{display:block;background:var(--c)}
 .callout{border-left:4px solid var(--soft);background:var(--card);padding:8px 14px;margin:10px 0;
@@ -255,9 +255,9 @@ def page(title: str, body: str) -> str:
     )
 
 
-def table(head: list[str], rows: list[list[str]], numeric: set[int] | None = None) -> str:
-    """A table whose cells are HTML already; columns in ``numeric`` are set right."""
-    marks = ['class="n"' if index in (numeric or set()) else "" for index in range(len(head))]
+def table(head: list[str], rows: list[list[str]], numeric: Collection[int] = (), wrapped: Collection[int] = ()) -> str:
+    """A table whose cells are HTML already; columns in ``numeric`` are set right, those in ``wrapped`` may break anywhere."""
+    marks = [f'class="{"n " * (i in numeric)}{"w" * (i in wrapped)}"' for i in range(len(head))]
     top = "".join(f"<th {mark}>{cell}</th>" for cell, mark in zip(head, marks))
     body = "".join("<tr>" + "".join(f"<td {m}>{c}</td>" for c, m in zip(row, marks)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import html
 import json
 import math
@@ -78,6 +79,25 @@ def bootstrap_interval(values_RG: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     return low, high
 
 
+def interquartile_mean(values_R: np.ndarray) -> np.ndarray:
+    """Mean of the middle half along the last axis: a quarter of the runs, rounded down, is left out at each end."""
+    cut = values_R.shape[-1] // 4
+    return np.sort(values_R)[..., cut : values_R.shape[-1] - cut].mean(axis=-1)
+
+
+def compare(scores_R: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Mean and interquartile mean over R runs, each with its 95 % percentile bootstrap interval: (value, low, high).
+
+    Source: Agarwal et al. (2021), "Deep RL at the edge of the statistical precipice", and its rliable, for one task.
+    """
+    drawn = scores_R[np.random.default_rng(seed).integers(0, len(scores_R), size=(RESAMPLES, len(scores_R)))]
+    found = {}
+    for name, statistic in (("mean", functools.partial(np.mean, axis=-1)), ("IQM", interquartile_mean)):
+        low, high = np.percentile(statistic(drawn), [2.5, 97.5])
+        found[name] = float(statistic(scores_R)), float(low), float(high)
+    return found
+
+
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of one environment as groups of repetitions, in the order of their first run."""
     sorted_out: dict[str, list[Run]] = {}
@@ -111,9 +131,28 @@ def _section(env: str, unit: str, runs: Sequence[Run]) -> Iterable[str]:
     yield draw_chart(
         "Evaluation return", "sum of rewards, deterministic policy", lines, wide=True, axis=AXES.get(unit, unit)
     ) or ('<p class="soft">No evaluation has been made yet.</p>')
+    yield from _comparison(groups)
     notes = {_band_note(group) for group in groups if any(run.evaluations for run in group.runs)}
     yield "".join(f'<p class="soft">{_text(note)}</p>' for note in sorted(notes))
     yield f'<div class="grid-of">{"".join(small_charts(_shown(groups), unit))}</div>'
+
+
+def _comparison(groups: Sequence[Group]) -> Iterable[str]:
+    """The last evaluations of groups of runs, where one of them has several."""
+    if all(len(_evaluated(group)) < 2 for group in groups):
+        return
+    rows = []
+    for group in groups:
+        last = [run.evaluations[-1] for run in _evaluated(group)]
+        if last:
+            steps = " to ".join(dict.fromkeys(f"{at:,}" for at in (min(e.at for e in last), max(e.at for e in last))))
+            found = compare(np.array([evaluation.mean for evaluation in last]))
+            cells = [f"{_figure(value)} [{_figure(low)}, {_figure(high)}]" for value, low, high in found.values()]
+            if len(last) == 1:
+                cells = [_figure(last[0].mean), "-"]
+            rows.append([_text(group.label), str(len(last)), steps, *cells])
+    head = ["last evaluation of", "runs", "at", "mean [95 % interval]", "interquartile mean [95 % interval]"]
+    yield table(head, rows, numeric=range(1, 5), wrapped={0})
 
 
 def _members(group: Group) -> str:
@@ -187,9 +226,9 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    head = ["run", "algorithm", "environment", "seed", "state", "env steps", "updates", "time", "steps/s", "updates/s"]
-    head += ["replay ratio", "last evaluation", "policy age p50 / p95", "rows dropped", "restarts", "learner's time"]
-    return table(head, [_summary_row(run) for run in runs], numeric={3, *range(5, 15)})
+    head = ["run", "state", "env steps", "updates", "time", "replay ratio", "last evaluation", "policy age p50 / p95"]
+    head += ["rows dropped", "restarts", "learner's time"]
+    return table(head, [_summary_row(run) for run in runs], numeric=range(2, 10), wrapped={0})
 
 
 def _summary_row(run: Run) -> list[str]:
@@ -200,13 +239,23 @@ def _summary_row(run: Run) -> list[str]:
     lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
     parts = facts.get("learner_time") or {k: last.get(f"learner_{k}") for k in ("update", "data_wait", "publish")}
     ages = [age.get(q, last.get(f"policy_age_{q}")) for q in ("p50", "p95")]
-    cells = [run.name, algorithm_name(run.algorithm), run.env, "-" if run.seed is None else str(run.seed), run.state]
-    cells += [number(run.env_steps), number(_whole(facts.get("updates", last.get("updates"))))]
-    cells += [clock(facts.get("wall_s", last.get("time_s")))]
-    cells += [_figure(facts.get(key, last.get(key))) for key in ("env_steps_per_s", "updates_per_s", "replay_ratio")]
+    rates = [_figure(facts.get(key, last.get(key))) for key in ("env_steps_per_s", "updates_per_s")]
+    about = ", ".join([algorithm_name(run.algorithm), run.env, *([] if run.seed is None else [f"seed {run.seed}"])])
+    cells = [
+        run.state,
+        clock(facts.get("wall_s", last.get("time_s"))),
+        _figure(facts.get("replay_ratio", last.get("replay_ratio"))),
+    ]
     cells += [_evaluation_cell(run), " / ".join("-" if a is None else f"{a:g}" for a in ages), number(_whole(lost))]
     cells += [number(_whole(workers.get("restarted", last.get("workers_restarted"))))]
-    return [*map(_text, cells), _split(parts)]
+    state, *others = map(_text, cells)
+    counts = number(run.env_steps), number(_whole(facts.get("updates", last.get("updates"))))
+    counted = [_two_lines(count, f"{rate}/s") for count, rate in zip(counts, rates)]
+    return [_two_lines(run.name, about), state, *counted, *others, _split(parts)]
+
+
+def _two_lines(first: str, second: str) -> str:
+    return f'{_text(first)}<br><span class="soft">{_text(second)}</span>'
 
 
 def _evaluation_cell(run: Run) -> str:
@@ -236,14 +285,22 @@ def _split(parts: dict[str, Any]) -> str:
 def _differences(runs: Sequence[Run]) -> Iterable[str]:
     if len(runs) < 2:
         return
-    flat = [_flat(run.config) for run in runs]
-    keys = [key for key in dict.fromkeys(k for c in flat for k in c) if len({str(c.get(key, "-")) for c in flat}) > 1]
+    groups = grouped(runs)
+    flat = [[_flat(run.config) for run in group.runs] for group in groups]
+    every = [config for configs in flat for config in configs]
+    keys = [key for key in dict.fromkeys(k for c in every for k in c) if len({str(c.get(key, "-")) for c in every}) > 1]
     yield "<h2>Differences of configuration</h2>"
     if not keys:
         yield '<p class="soft">There are none.</p>'
         return
-    rows = [[_text(key), *(_text(config.get(key, "-")) for config in flat)] for key in keys]
-    yield table(["field", *(_text(run.name) for run in runs)], rows)
+    rows = [[_text(key), *(_text(_values(configs, key)) for configs in flat)] for key in keys]
+    columns = [_two_lines(group.label, _members(group)) for group in groups]
+    yield table(["field", *columns], rows, wrapped=range(1, len(columns) + 1))
+
+
+def _values(configs: Sequence[dict[str, Any]], key: str) -> str:
+    """What the runs of a group have there, each value once."""
+    return ", ".join(dict.fromkeys(str(config.get(key, "-")) for config in configs))
 
 
 def _configurations(runs: Sequence[Run]) -> Iterable[str]:
