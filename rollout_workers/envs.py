@@ -129,7 +129,14 @@ def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
         return BatchedMujocoEnv(env_id, num_envs, autoreset_mode=AutoresetMode.DISABLED)
     spec = find_env(env_id)
     if spec.vector_entry_point is not None:
-        return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+        try:
+            return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+        except Exception as error:
+            raise EnvError(
+                f"{env_id} is registered with a vector entry point that did not start ({type(error).__name__}: {error}), expected "
+                "gymnasium.make_vec to build it, which passes num_envs and max_episode_steps: no worker can run it; correct it, or "
+                "register the environment without it"
+            ) from error
     return SyncEnvs([functools.partial(make_env, env_id)] * num_envs, env_id)
 
 

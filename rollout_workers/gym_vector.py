@@ -6,13 +6,14 @@ Letters: E environments, O observation dim, A action dim.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from rollout_workers.action_log import ActionLog
 from rollout_workers.batched_mujoco import BatchedMujocoEnv
 from rollout_workers.env import (
     ActionBox,
@@ -56,8 +57,10 @@ class VectorBatchEnv:
     DISABLED (what this project makes itself): this class resets what has ended, with seeds of its own, inside the step.
     SAME_STEP: the vector environment has done so; the last observation is taken from ``infos["final_obs"]``.
     NEXT_STEP: the step after an end resets and ignores the action: ``valid_E`` is False there, ``next_obs_EO`` equals
-    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours, and the
-    state cannot be saved.
+    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours.
+
+    A user's vector environment cannot give its state: ``load_state`` begins new episodes and says so. One that takes no list
+    of seeds is given one int, which follows from the list.
 
     Args:
         vec: the gymnasium.vector.VectorEnv to wrap; its ``metadata["autoreset_mode"]`` says the mode.
@@ -83,6 +86,8 @@ class VectorBatchEnv:
         self._mujoco = vec if isinstance(vec, BatchedMujocoEnv) else None
         if isinstance(vec, SyncVectorEnv | AsyncVectorEnv):
             vec._add_info = functools.partial(_only_final_obs, vec.num_envs)  # type: ignore[method-assign]
+        known = isinstance(vec, SyncVectorEnv | AsyncVectorEnv | BatchedMujocoEnv)
+        self._one_seed = False if known else None  # whether it takes one int instead of a list; None: nobody knows yet
         self._all_E = np.ones(vec.num_envs, dtype=bool)
         self.not_replayed: dict[int, str] = {}
 
@@ -97,7 +102,7 @@ class VectorBatchEnv:
             self._seeds = [int(seed) for seed in seeds]
         self._episode_E[:] = 0
         self._ended_E = np.zeros(self.num_envs, dtype=bool)
-        obs, _ = self._vec.reset(seed=list(self._seeds))
+        obs = self._reset(list(self._seeds))
         if self._log is not None:
             self._log.clear(range(self.num_envs))
         self._obs_EO = flatten_observations(obs, self.num_envs)
@@ -150,9 +155,7 @@ class VectorBatchEnv:
         }
         if self._mujoco is not None and self._mode is AutoresetMode.DISABLED:
             return common | self._mujoco.state()
-        if self._log is None or self._mode is not AutoresetMode.DISABLED:
-            raise self._unsupported("give its state")
-        return common | self._log.state()
+        return common if self._log is None or self._mode is not AutoresetMode.DISABLED else common | self._log.state()
 
     @_runs_env_code
     def load_state(self, state: dict[str, np.ndarray]) -> np.ndarray:
@@ -168,10 +171,10 @@ class VectorBatchEnv:
         self.not_replayed = {}
         if self._mujoco is not None:
             self._mujoco.load_state(state)
-        elif self._log is not None:
+        elif self._log is not None and self._mode is AutoresetMode.DISABLED:
             self._replay(self._log, state)
         else:
-            raise self._unsupported("take a state")
+            self._begin_anew()
         return self._obs_EO.copy()
 
     def close(self) -> None:
@@ -183,7 +186,7 @@ class VectorBatchEnv:
 
     def _replay(self, log: ActionLog, state: dict[str, np.ndarray]) -> None:
         """Replays the running episodes; those that do not arrive at the saved observations are ended."""
-        first, _ = self._vec.reset(seed=[self._episode_seed(i) for i in range(self.num_envs)])
+        first = self._reset([self._episode_seed(i) for i in range(self.num_envs)])
         first_EO = flatten_observations(first, self.num_envs)
         for i, (obs, problem) in enumerate(log.replay(state)):
             obs_O = first_EO[i] if obs is None else flatten_observation(obs)
@@ -194,6 +197,29 @@ class VectorBatchEnv:
             mask_E[list(self.not_replayed)] = True
             self._obs_EO = self._restart(mask_E, self._obs_EO)
 
+    def _begin_anew(self) -> None:
+        """New episodes everywhere, with seeds that no earlier load had: there is no way back to the saved ones."""
+        self._episode_E += 1
+        self._ended_E = np.zeros(self.num_envs, dtype=bool)
+        obs = self._reset([self._episode_seed(i) for i in range(self.num_envs)])
+        self._obs_EO = flatten_observations(obs, self.num_envs)
+        self.not_replayed = dict.fromkeys(
+            range(self.num_envs), "it comes as a vector environment, which gives no state"
+        )
+
+    def _reset(self, seeds: Sequence[int | None], **options: Any) -> Any:
+        """The observations after a reset with these seeds, or with one int that follows from them."""
+        if self._one_seed is None:
+            try:
+                obs, _ = self._vec.reset(seed=list(seeds), **options)
+                self._one_seed = False
+                return obs
+            except Exception:
+                self._one_seed = True
+        given = [seed for seed in seeds if seed is not None]
+        one = given[0] if len(given) == 1 else int(np.random.SeedSequence(given).generate_state(1)[0])
+        return self._vec.reset(seed=one if self._one_seed else list(seeds), **options)[0]
+
     def _restart(self, mask_E: np.ndarray, obs_EO: np.ndarray) -> np.ndarray:
         """Resets the environments of the mask with their next episodes' seeds; ``obs_EO`` with their first observations."""
         chosen = np.flatnonzero(mask_E).tolist()
@@ -201,7 +227,7 @@ class VectorBatchEnv:
         for i in chosen:
             self._episode_E[i] += 1
             seeds[i] = self._episode_seed(i)
-        obs, _ = self._vec.reset(seed=seeds, options={"reset_mask": mask_E})
+        obs = self._reset(seeds, options={"reset_mask": mask_E})
         if self._log is not None:
             self._log.clear(chosen)
         return np.where(mask_E[:, None], flatten_observations(obs, self.num_envs), obs_EO)
@@ -309,80 +335,3 @@ class SyncEnvs(SyncVectorEnv):
                 f"{self._env_id} returned the reward {str(reward)[:80]!r} of type {type(reward).__name__}, expected one real "
                 "number: the step cannot be recorded and the worker stops; return a float from step()"
             ) from error
-
-
-_LIMIT = 100_000  # steps of one episode that are remembered
-
-
-class Replayed(NamedTuple):
-    """Where an environment is after its actions were replayed."""
-
-    obs: Any  # its last observation; None where no step was replayed
-    problem: str  # why the replay stopped early; "" where it did not
-
-
-class ActionLog:
-    """The actions of every environment's running episode, as long as it has at most 100,000 steps: a longer one is not replayed.
-
-    Exact for environments that are deterministic given a seed and the actions; whoever replays must compare where the
-    others arrive.
-    """
-
-    def __init__(self, vec: SyncVectorEnv) -> None:
-        self._vec = vec
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(vec.num_envs)]
-        self._steps = [0] * vec.num_envs
-
-    def clear(self, indices: Iterable[int]) -> None:
-        """A new episode has begun in these environments."""
-        for i in indices:
-            self._actions[i] = []
-            self._steps[i] = 0
-
-    def append(self, actions: np.ndarray) -> None:
-        """Remembers a copy of one step's actions (E, ...): environments may change those that they are given."""
-        actions = actions.copy()
-        for i, log in enumerate(self._actions):
-            self._steps[i] += 1
-            if self._steps[i] <= _LIMIT:
-                log.append(actions[i])
-            else:
-                log.clear()
-
-    def state(self) -> dict[str, np.ndarray]:
-        """``steps`` int64 (E,) and ``actions`` (E, T, ...), of which an environment's first ``steps`` count, if it has them."""
-        longest = max(len(log) for log in self._actions)
-        space = self._vec.single_action_space
-        actions = np.zeros((len(self._actions), longest, *(space.shape or ())), dtype=space.dtype)
-        for row, log in zip(actions, self._actions):
-            row[: len(log)] = np.array(log).reshape(-1, *row.shape[1:])
-        return {"steps": np.array(self._steps, dtype=np.int64), "actions": actions}
-
-    def replay(self, state: dict[str, np.ndarray]) -> list[Replayed]:
-        """Takes what ``state`` gave, and replays the actions in environments that were just reset with their episodes' seeds.
-
-        Returns:
-            Where each environment is now.
-        """
-        self._steps = state["steps"].tolist()
-        self._actions = [
-            list(row[:steps]) if steps <= _LIMIT else [] for row, steps in zip(state["actions"], self._steps)
-        ]
-        return [
-            _replay(env, actions)
-            if steps <= _LIMIT
-            else Replayed(None, f"it had {steps:,} steps, of which at most {_LIMIT:,} are kept")
-            for env, actions, steps in zip(self._vec.envs, self._actions, self._steps)
-        ]
-
-
-def _replay(env: gym.Env, actions: list[np.ndarray]) -> Replayed:
-    obs = None
-    for step, action in enumerate(actions, 1):
-        try:
-            obs, _, terminated, truncated, _ = env.step(action.copy())
-        except (Exception, SystemExit) as error:  # in a state that the saved episode never had, perhaps
-            return Replayed(obs, f"step {step} of {len(actions)} raised {type(error).__name__}: {error}")
-        if terminated or truncated:
-            return Replayed(obs, f"the episode ended at step {step} of {len(actions)}")
-    return Replayed(obs, "")

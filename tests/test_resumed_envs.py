@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from remembering_policy import RememberingPolicy
 from test_inline import assert_same, rows
 from tiny_runs import lines, read, train_inline
@@ -97,13 +98,54 @@ class InPlace(Hidden):
         return super().step(action)
 
 
+class IntSeeded(VectorEnv):
+    """A simulator of many that takes one int as its seed and leaves resets to its caller."""
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, num_envs: int, max_episode_steps: int) -> None:
+        self.num_envs, self.limit = num_envs, max_episode_steps
+        self.single_observation_space, self.single_action_space = Hidden.observation_space, Hidden.action_space
+        self.parts = [Hidden() for _ in range(num_envs)]
+        self.obs = np.zeros((num_envs, 4), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        if not isinstance(seed, int):
+            raise TypeError(f"seed is {seed!r}, expected an int")
+        draws = np.random.default_rng(seed).integers(2**31, size=self.num_envs).tolist()
+        for i in np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, bool))):
+            self.obs[i] = self.parts[i].reset(seed=draws[i])[0]
+        return self.obs.copy(), {}
+
+    def step(self, actions: Any) -> Any:
+        results = [part.step(action) for part, action in zip(self.parts, actions)]
+        self.obs = np.stack([result[0] for result in results])
+        ended = np.array([part.steps >= self.limit for part in self.parts])
+        return self.obs.copy(), np.array([result[1] for result in results]), np.zeros(self.num_envs, bool), ended, {}
+
+
+def several(mode: AutoresetMode) -> Any:
+    """A vector entry point of Gymnasium's kind in this mode."""
+    return lambda num_envs, max_episode_steps: SyncVectorEnv([Hidden] * num_envs, autoreset_mode=mode)
+
+
+VECTORS = {
+    "IntSeeded": IntSeeded,
+    "SameStep": several(AutoresetMode.SAME_STEP),
+    "NextStep": several(AutoresetMode.NEXT_STEP),
+}
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Any:
-    for env in (Kernel, OwnGenerator, EndsEarlier, RaisesWhenReplayed, InPlace):
-        gym.registry[env.__name__ + "-v0"] = Registration(env.__name__ + "-v0", entry_point=env, max_episode_steps=50)
+    names = [env.__name__ for env in (Kernel, OwnGenerator, EndsEarlier, RaisesWhenReplayed, InPlace)]
+    ids = {f"{name}-v0": {"entry_point": globals()[name]} for name in names}
+    ids |= {f"{name}-v0": {"entry_point": Hidden, "vector_entry_point": entry} for name, entry in VECTORS.items()}
+    for env_id, about in ids.items():
+        gym.registry[env_id] = Registration(env_id, max_episode_steps=50, **about)
     yield
-    for env in (Kernel, OwnGenerator, EndsEarlier, RaisesWhenReplayed, InPlace):
-        gym.registry.pop(env.__name__ + "-v0")
+    for env_id in ids:
+        gym.registry.pop(env_id)
 
 
 def torn(found: np.ndarray) -> int:
@@ -114,8 +156,8 @@ def torn(found: np.ndarray) -> int:
     return int((~whole).sum())
 
 
-@pytest.mark.parametrize("env", ["Kernel-v0", "OwnGenerator-v0", "EndsEarlier-v0"])
-def test_a_resume_of_an_environment_with_hidden_randomness_cuts_says_and_counts_and_tears_no_row(
+@pytest.mark.parametrize("env", ["Kernel-v0", "OwnGenerator-v0", "EndsEarlier-v0", *(f"{name}-v0" for name in VECTORS)])
+def test_a_resume_of_an_environment_with_hidden_randomness_or_a_vector_entry_point_cuts_says_and_counts_and_tears_no_row(
     tmp_path: Path, env: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     EndsEarlier.limit = 1_000
