@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import check_known, named_keys, parse_setting, unfit_labels
+from cluster.setting_text import check_known, parse_setting, unfit_fields, unfit_labels
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
@@ -345,13 +345,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     if surplus or missing:
         fields = dict(_leaves_of(data)).keys()
         writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == fields), "")
-        why = f"they are those of {writer}, not of {data['algorithm']}; nothing was started; put algorithm back"
-        if not writer:
-            why = "another version of drawbridge wrote it, with other settings, so it would not mean the same here; nothing was started; "
-            why += "check out the version named in its config.json, or train again with this one"
-        raise UsageError(
-            f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: {why}"
-        )
+        raise UsageError(unfit_fields(surplus, missing, writer, data["algorithm"]))
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
     for key, value in values.items():
         config = _replace(config, key, value)

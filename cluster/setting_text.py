@@ -79,3 +79,14 @@ def named_keys(keys: list[str]) -> str:
     """The first keys, and how many more."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return f"{keys[:SHOWN]}{more}"
+
+
+def unfit_fields(surplus: list[str], missing: list[str], writer: str, algorithm: str) -> str:
+    """Why a configuration of ``algorithm`` with other fields cannot be used; ``writer``: the algorithm whose they are, if any."""
+    why = (
+        f"they are those of {writer}, not of {algorithm}; nothing was started; put algorithm back"
+        if writer
+        else "another version of drawbridge wrote it, with other settings, so it would not mean the same here; nothing was started; check "
+        "out the version named in its config.json, or train again with this one"
+    )
+    return f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: {why}"
