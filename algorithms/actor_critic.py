@@ -166,6 +166,11 @@ class ActorCritic(TrainedAgent):
         Args:
             rows_UBD: float32 packed rows on the agent's device; this learner's share of each batch.
         """
+        self.advance(rows_UBD)
+        return self.read_metrics()
+
+    def advance(self, rows_UBD: torch.Tensor) -> None:
+        """The same, but the metrics add up until ``read_metrics``."""
         done, total = 0, rows_UBD.shape[0]
         with runtime.library(self.matmul):
             while done < total:
@@ -174,7 +179,6 @@ class ActorCritic(TrainedAgent):
                 self._group(rows_UBD[done : done + take], with_actor=take == to_actor)
                 done += take
                 self.updates += take
-        return self.read_metrics()
 
     def step_cycle(self, rows_CBD: torch.Tensor) -> None:
         """One whole cycle on ``cycle`` batches, ending with the actor: tensors alone, so a CUDA graph can hold it.

@@ -7,6 +7,7 @@ waited for and an update can be part of a CUDA graph: a non-finite update is und
 from __future__ import annotations
 
 import abc
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from algorithms.interface import AgentSpec, Collective
 from algorithms.runtime import keep_freed_memory
 from algorithms.weights import check_state
 
+GENERATOR_BYTES = (16, 5056)  # of the state of a generator on CUDA (seed and offset) and on the CPU (Mersenne twister)
 LEAST_WEIGHT = 1e-12  # what a sum is divided by where no row has weight; that update is skipped
 
 
@@ -163,11 +165,23 @@ class TrainedAgent(abc.ABC):
         return named | {"generator": self.generator.get_state(), "updates": torch.tensor(self.updates)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        check_state(self.state(), state)
+        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry.
+
+        The state of a generator fits only the kind of device that it was made on. On another one the noise goes on from a seed that
+        follows from it.
+        """
+        own, given = self.state(), state.get("generator", torch.empty(0)).cpu()
+        foreign = (
+            given.dtype == torch.uint8 and given.numel() in GENERATOR_BYTES and given.shape != own["generator"].shape
+        )
+        check_state(own, state | {"generator": own["generator"]} if foreign else state)
         for name, tensor in self.tensors().items():
             tensor.detach().copy_(state[name])
-        self.generator.set_state(state["generator"].cpu())
+        if foreign:
+            digest = hashlib.blake2b(given.numpy().tobytes(), digest_size=7).digest()
+            self.generator.manual_seed(int.from_bytes(digest, "big"))
+        else:
+            self.generator.set_state(given)
         self.updates = int(state["updates"])
 
 

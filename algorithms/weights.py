@@ -35,19 +35,7 @@ class Weights:
     @classmethod
     def pack(cls, tensors: dict[str, Any], *, generation: int, version: int, env_steps: int, updates: int) -> Weights:
         """Copies named tensors (or arrays), of any device, into one flat buffer in the order given: one copy, one transfer."""
-        named = {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in tensors.items()}
-        flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]).cpu().numpy()
-        starts = itertools.accumulate((tensor.numel() for tensor in named.values()), initial=0)
-        manifest = tuple((name, tuple(tensor.shape), at) for (name, tensor), at in zip(named.items(), starts))
-        return cls(
-            flat=flat,
-            manifest=manifest,
-            digest=_digest(flat, manifest),
-            generation=generation,
-            version=version,
-            env_steps=env_steps,
-            updates=updates,
-        )
+        return Packing(tensors).done(generation=generation, version=version, env_steps=env_steps, updates=updates)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -63,6 +51,37 @@ class Weights:
                 "not used, and the newest good ones stay in place; fetch them again"
             )
         return {name: self.flat[at : at + _size(shape)].reshape(shape) for name, shape, at in self.manifest}
+
+
+class Packing:
+    """Named tensors (or arrays) on their way into one flat buffer, as they are now. On CUDA nobody waits until ``done``."""
+
+    def __init__(self, tensors: dict[str, Any]) -> None:
+        named = {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in tensors.items()}
+        starts = itertools.accumulate((tensor.numel() for tensor in named.values()), initial=0)
+        self._manifest = tuple((name, tuple(tensor.shape), at) for (name, tensor), at in zip(named.items(), starts))
+        self._flat = torch.cat([tensor.reshape(-1) for tensor in named.values()])
+        self._arrived: torch.cuda.Event | None = None
+        if self._flat.is_cuda:
+            pinned = torch.empty(self._flat.shape, pin_memory=True)
+            self._flat = pinned.copy_(self._flat, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def done(self, *, generation: int, version: int, env_steps: int, updates: int) -> Weights:
+        """The weights, once they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        flat = self._flat.numpy()
+        return Weights(
+            flat=flat,
+            manifest=self._manifest,
+            digest=_digest(flat, self._manifest),
+            generation=generation,
+            version=version,
+            env_steps=env_steps,
+            updates=updates,
+        )
 
 
 def _size(shape: tuple[int, ...]) -> int:

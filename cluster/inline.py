@@ -231,6 +231,7 @@ class InlineFleet:
         self.newest = weights
 
     def _deal_weights(self) -> None:
+        self.learner.flush()
         for worker in self.workers:
             if self.newest is not None and worker.policy_order < self.newest.order:
                 worker.load_weights(self.newest)

@@ -264,6 +264,8 @@ class LearnerActor:
                 return None
             if everybody and ready is not None:
                 return dataclasses.replace(ready, waited_s=feed.waited_s - waited_s)
+            with self.turn:
+                self.learner.flush()  # no block comes for a while
             if kind_of(self.config).acts_on_versions and self.learner.updates > self.learner.published_updates:
                 with self.turn:
                     self.learner.publish()
@@ -272,7 +274,7 @@ class LearnerActor:
         """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
         if self.collective is None:
             return ready, ended
-        shares = torch.tensor([float(ready), float(ended)], device=self.learner.device)
+        shares = torch.tensor([float(ready), float(ended)])  # on the CPU: nobody waits for a device
         self.collective.mean_(shares)
         share_ready, share_ended = shares.tolist()
         return share_ready == 1.0, share_ended > 0.0
@@ -283,7 +285,7 @@ class LearnerActor:
         if self.collective is None:
             return
         mine = -1.0 if found is None else float(found.meta["updates"])
-        mean = torch.tensor(mine, dtype=torch.float64, device=self.learner.device)
+        mean = torch.tensor(mine, dtype=torch.float64)
         self.collective.mean_(mean)
         if mean.item() != mine:
             seen = "no checkpoint" if found is None else f"{found.path.name} of {mine:.0f} updates"

@@ -36,18 +36,21 @@ class TorchCollective:
     """``interface.Collective`` over gloo (CPU) or NCCL (CUDA); one a process, as torch's default group is.
 
     Args:
-        backend: "gloo" or "nccl".
+        backend: "gloo", or "nccl" for tensors on CUDA beside gloo for those on the CPU.
         rank: of this learner, in [0, world_size).
         world_size: number of learners.
         init_method: where rank 0's store listens or the file that all share: "tcp://host:port", "file:///path".
         timeout_s: deadline of the meeting, of every reduction and of every barrier.
-        device: where ``barrier`` and NCCL run; the reductions take tensors that lie there.
+        device: where ``barrier`` and NCCL run; the reductions take tensors that lie there. A reduction of a tensor on the CPU does
+            not wait for the device.
         listener: rank 0's socket, bound to the host and port of ``init_method`` and taken over; without one, torch's store
             listens on every interface.
 
     Raises:
         CollectiveError: the learners did not all meet in time; or, later, a reduction failed. On NCCL a reduction
-            runs behind the host, and one that misses its deadline ends the process (torch's watchdog) with an error.
+            runs behind the host, and one that misses its deadline ends the process (torch's watchdog) with an error. One in a
+            CUDA graph has no deadline of its own: the learners meet on the CPU before each block, where a lost one is noticed, and
+            the driver replaces one that stays busy.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class TorchCollective:
         self._guarded(
             "meeting the others",
             lambda: dist.init_process_group(
-                backend,
+                "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
                 **self._place(init_method, listener),
                 rank=rank,
                 world_size=world_size,

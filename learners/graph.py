@@ -8,6 +8,7 @@ which is registered with the graph so that every replay draws anew, and metrics 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -25,6 +26,9 @@ class CyclicAgent(Protocol):
     def step_cycle(self, rows_CBD: torch.Tensor) -> None:
         """``cycle`` updates by tensor operations alone; metrics add up on the device, ``updates`` stays."""
 
+    def advance(self, rows_UBD: torch.Tensor) -> None:
+        """U updates, counted in ``updates``, whose metrics add up as those of ``step_cycle`` do."""
+
     def read_metrics(self) -> dict[str, torch.Tensor]:
         """What added up since the last call, as ``Agent.update`` returns it."""
 
@@ -39,52 +43,64 @@ class CapturedCycle:
 
     Capturing leaves the agent's parameters, statistics and noise as they were.
 
+    Updates that make no whole cycle, as the first after a resume in the middle of one, are made without the graph.
+
     Args:
         agent: on a CUDA device.
         batch: B, rows of one update on this learner.
         width: D, floats of one packed row.
+        capture: gives what replays ``step_cycle`` on the buffer that it takes.
     """
 
-    def __init__(self, agent: CyclicAgent, *, batch: int, width: int) -> None:
-        device = agent.generator.device
-        if device.type != "cuda":
-            raise ValueError(
-                f"a graph of updates needs an agent on CUDA, this one is on {device}: set cuda_graph=false"
-            )
+    def __init__(
+        self,
+        agent: CyclicAgent,
+        *,
+        batch: int,
+        width: int,
+        capture: Callable[[CyclicAgent, torch.Tensor], Callable[[], None]] | None = None,
+    ) -> None:
         self._agent = agent
-        self._rows_CBD = torch.zeros(agent.cycle, batch, width, device=device)
+        self._rows_CBD = torch.zeros(agent.cycle, batch, width, device=agent.generator.device)
         before = {name: tensor.clone() for name, tensor in agent.state().items()}
-        _warm_up(agent, self._rows_CBD)
-        self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(agent.generator)
-        # Records; runs nothing. thread_local: the feed's thread may pin and allocate memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            agent.step_cycle(self._rows_CBD)
+        self._replay = (capture or captured)(agent, self._rows_CBD)
         agent.load_state(before)
         agent.read_metrics()  # throws the warm-up's away
 
     def update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
-        """U updates, as ``Agent.update`` makes them; U must be a multiple of the agent's cycle and B, D as captured."""
-        check_cycles(rows_UBD.shape[0], self._agent.updates, self._agent.cycle)
+        """U updates, as ``Agent.update`` makes them; B and D as captured."""
+        agent, cycle = self._agent, self._agent.cycle
         if rows_UBD.shape[1:] != self._rows_CBD.shape[1:]:
             raise ValueError(
                 f"batches of shape {tuple(rows_UBD.shape[1:])} came to a graph captured for "
                 f"{tuple(self._rows_CBD.shape[1:])}: none was used; batch size and layout are fixed for a run"
             )
-        for rows_CBD in rows_UBD.split(self._agent.cycle):
-            self._rows_CBD.copy_(rows_CBD, non_blocking=True)
-            self._graph.replay()
-            self._agent.updates += self._agent.cycle
-        return self._agent.read_metrics()
+        first = min(-agent.updates % cycle, len(rows_UBD))
+        whole = (len(rows_UBD) - first) // cycle * cycle
+        begun_UBD, whole_UBD, rest_UBD = rows_UBD.split([first, whole, len(rows_UBD) - first - whole])
+        agent.advance(begun_UBD)
+        for rows_CBD in whole_UBD.split(cycle):
+            if len(rows_CBD):  # an empty tensor splits into itself
+                self._rows_CBD.copy_(rows_CBD, non_blocking=True)
+                self._replay()
+                agent.updates += cycle
+        agent.advance(rest_UBD)
+        return agent.read_metrics()
 
 
-def check_cycles(block: int, made: int, cycle: int) -> None:
-    """Raises ValueError when ``block`` updates after ``made`` ones are no whole cycles: a graph makes nothing else."""
-    if block % cycle or made % cycle:
+def captured(agent: CyclicAgent, rows_CBD: torch.Tensor) -> Callable[[], None]:
+    """``agent.step_cycle(rows_CBD)`` as a CUDA graph; ValueError where there is no CUDA."""
+    if rows_CBD.device.type != "cuda":
         raise ValueError(
-            f"a block of {block} updates came after {made} updates, and a graph makes {cycle} at a time: expected "
-            f"whole cycles, nothing was updated; set updates_per_call to a multiple of {cycle}, or cuda_graph=false"
+            f"a graph of updates needs an agent on CUDA, this one is on {rows_CBD.device}: set cuda_graph=false"
         )
+    _warm_up(agent, rows_CBD)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(agent.generator)
+    # Records; runs nothing. thread_local: the feed's thread may pin and allocate memory meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        agent.step_cycle(rows_CBD)
+    return graph.replay
 
 
 def _warm_up(agent: CyclicAgent, rows_CBD: torch.Tensor) -> None:

@@ -2,9 +2,9 @@
 
 Letters: U updates of a block, B batch, D packed row width.
 
-One ``step`` takes one block, of transitions or of whole episodes. Nothing in it waits for the device but the publication
-of weights; metrics are one stacked tensor and one transfer a block, on CUDA read when the next block is already queued, so
-the guard and the report are one block late there. The same code runs alone and among L learners: each takes its own B/L
+One ``step`` takes one block, of transitions or of whole episodes. Nothing in it waits for the device: weights to publish and
+metrics, one stacked tensor a block, are transferred and, on CUDA, read when the next block is already queued, so publication, the
+guard and the report are one block late there. The same code runs alone and among L learners: each takes its own B/L
 rows, the agent reduces through ``collective``, and rank 0 publishes.
 
 Among L learners construction, ``load_state``, ``step`` and ``publish`` are made by all in the same order; ``state`` and
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from algorithms.interface import Agent, Collective, EpisodeAgent, Solo
-from algorithms.weights import Weights
+from algorithms.weights import Packing, Weights
 from learners.checkpoint import Checkpoint
 from learners.clock import Clock
 from learners.collective import TorchCollective, share_state
@@ -95,6 +95,7 @@ class Learner:
         self._blocks_late = 1 if self.device.type == "cuda" else 0
         self._pending: deque[_Pending] = deque()  # at most one more than _blocks_late
         self._graph: CapturedCycle | None = None
+        self._leaving: tuple[Packing, dict[str, int]] | None = None  # weights to publish, on their way to the host
         self._inserted: dict[int, int] = {}  # by shard
         self._returns: dict[int, ReturnSummary] = {}  # by shard, of those that hold whole episodes
         self._published_updates = 0
@@ -111,7 +112,7 @@ class Learner:
 
     @property
     def published_updates(self) -> int:
-        """Updates that the newest published policy has seen."""
+        """Updates that the newest policy has seen that was published, or taken for it (see ``flush``)."""
         return self._published_updates
 
     def step(self, ready: ReadyBatch) -> None:
@@ -130,34 +131,49 @@ class Learner:
             self._pending.append(_Pending(ready.block, self.updates, metrics))
             if len(self._pending) > self._blocks_late:
                 self._look(self._pending.popleft())
+        self.flush()  # what was taken before this block has arrived while it was queued
         if self.updates - self._published_updates >= self.config.publish_updates:
-            self.publish()
+            self._take_weights()
+            if not self._blocks_late:
+                self.flush()
 
     def publish(self) -> None:
-        """Publishes the policy as the next version; call it once before the first step, so that workers can act.
+        """Publishes the policy as the next version; call it once before the first step, so that workers can act."""
+        self._take_weights()
+        self.flush()
+
+    def flush(self) -> None:
+        """Publishes what was taken for it: on CUDA that is one block later, so that no block waits for the transfer.
 
         Weights that are not finite are not published: the learner rolls back first.
         """
+        if self._leaving is None:
+            return
         with self._clock.measure("publish"):
-            weights = self.weights()
+            packing, facts = self._leaving
+            weights = packing.done(**facts)
             if not bool(np.isfinite(weights.flat).all()):
-                self._guard.note(f"the policy's weights were not finite at update {self.updates}")
+                self._guard.note(f"the policy's weights were not finite at update {weights.updates}")
                 self._roll_back()
                 weights = self.weights()
+            self._leaving = None
             self.version += 1
-            self._published_updates = self.updates
             if self._collective.rank == 0:
                 self._publish(dataclasses.replace(weights, version=self.version))
 
     def weights(self) -> Weights:
         """The policy as it is now, under the version published last."""
-        return Weights.pack(
-            self.agent.policy_weights(),
-            generation=self.generation,
-            version=self.version,
-            env_steps=self.env_steps,
-            updates=self.updates,
-        )
+        return Packing(self.agent.policy_weights()).done(**self._facts())
+
+    def _take_weights(self) -> None:
+        with self._clock.measure("publish"):
+            self._leaving = Packing(self.agent.policy_weights()), self._facts()
+            self._published_updates = self.updates
+
+    def _facts(self) -> dict[str, int]:
+        return {
+            "generation": self.generation, "version": self.version, "env_steps": self.env_steps, "updates": self.updates
+        }  # fmt: skip
 
     def report(self) -> LearnerReport:
         """What happened since the last report; metrics and counts lag one block on CUDA. Never waits for the device."""
@@ -225,6 +241,7 @@ class Learner:
         known = state["returns_SF"].tolist() if "returns_SF" in state else []
         self._returns = {int(shard): ReturnSummary.of(*summary) for shard, *summary in known}
         self._pending.clear()
+        self._leaving = None
 
     def _update(self, ready: ReadyBatch) -> dict[str, torch.Tensor]:
         if isinstance(ready.block, EpisodeBlock):

@@ -31,10 +31,13 @@ class LineAgent:
         self._lr = lr
 
     def update(self, rows_UBD: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.advance(rows_UBD)
+        return self.read_metrics()
+
+    def advance(self, rows_UBD: torch.Tensor) -> None:
         for rows_BD in rows_UBD:
             self._step(rows_BD)
         self.updates += len(rows_UBD)
-        return self.read_metrics()
 
     def step_cycle(self, rows_CBD: torch.Tensor) -> None:
         for rows_BD in rows_CBD:

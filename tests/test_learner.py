@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from algorithms.weights import Weights
 from learners.checkpoint import load_newest, prefixed, save
 from learners.config import LearnerConfig
 from learners.feed import ReadyBatch
-from learners.graph import CapturedCycle, check_cycles
+from learners.graph import CapturedCycle
 from learners.learner import PART, Learner
 from replay.messages import Block, EpisodeBlock
 from replay.schema import ReturnSummary, RowLayout
@@ -194,11 +195,39 @@ def test_no_update_reads_anything_back_on_the_host(tmp_path: Path) -> None:
     assert reads.seen != []  # the mode does see what it looks for
 
 
-def test_a_graph_takes_whole_cycles_only() -> None:
-    check_cycles(8, 4, 2)
-    for block, made in ((5, 4), (4, 5)):
-        with pytest.raises(ValueError, match=f"block of {block} updates came after {made} updates.*multiple of 2"):
-            check_cycles(block, made, 2)
+def test_one_block_late_as_on_cuda_the_same_weights_are_published(tmp_path: Path) -> None:
+    told: list[list[Weights]] = [[], []]
+    for late, published in enumerate(told):
+        config = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=4)
+        learner = Learner(LineAgent(), config, directory=tmp_path, publish=published.append)
+        learner._blocks_late = late
+        for seed in range(3):
+            learner.step(ready(seed))
+        assert len(published) == 3 - late and learner.published_updates == learner.updates
+        learner.flush()
+        learner.flush()  # there is nothing left
+    now, later = told
+    assert [(w.version, w.updates, w.env_steps) for w in later] == [(w.version, w.updates, w.env_steps) for w in now]
+    assert [w.digest for w in later] == [w.digest for w in now] and len({w.digest for w in now}) == 3
+
+
+def test_a_graph_replays_whole_cycles_and_leaves_the_rest_to_the_agent() -> None:
+    """The cycle's own function stands for the graph: what is replayed, and when, is the same."""
+    replayed, agents = [], [LineAgent(), LineAgent()]
+    rows = torch.randn(3 + 5 + 4, 8, LAYOUT.width, generator=torch.Generator().manual_seed(0))
+
+    def capture(agent: Any, rows_CBD: torch.Tensor) -> Callable[[], None]:
+        agent.step_cycle(rows_CBD)  # what a warm-up leaves behind does not count
+        return lambda: replayed.append(agent.step_cycle(rows_CBD))
+
+    for agent in agents:
+        agent.update(rows[:3])  # in the middle of a cycle, as a resumed run may be
+    graph = CapturedCycle(agents[0], batch=8, width=LAYOUT.width, capture=capture)
+    for block in (rows[3:8], rows[8:]):
+        seen, expected = graph.update(block), agents[1].update(block)
+        assert torch.equal(seen["loss"], expected["loss"])
+    assert torch.equal(agents[0].w, agents[1].w) and agents[0].updates == 12
+    assert len(replayed) == 4
 
 
 def test_a_graph_needs_cuda() -> None:

@@ -91,7 +91,9 @@ class Others:
 def actor(path: Path, *shards: Shard, algorithm: str = "softgac") -> LearnerActor:
     spec = RunSpec(config=make_preset(algorithm, "cpu"), obs_dim=3, action_dim=1, run_dir=path)
     made = LearnerActor(spec, 1, 0, list(shards), None)
-    made.learner = types.SimpleNamespace(generation=0, version=0, device=torch.device("cpu"))  # type: ignore[assignment]
+    # What the ranks agree on lies on the CPU: on the device of the learner nothing could be read without waiting for it.
+    device = torch.device("meta")
+    made.learner = types.SimpleNamespace(generation=0, version=0, device=device, flush=lambda: None)  # type: ignore[assignment]
     return made
 
 
@@ -185,7 +187,7 @@ def test_what_a_stage_taught_is_published_once_while_the_next_one_is_gathered(
         told.append(learner.learner.updates)
         learner.learner.published_updates = learner.learner.updates
 
-    parts = {"updates": 130, "published_updates": 100, "publish": publish, "device": torch.device("cpu")}
+    parts = {"updates": 130, "published_updates": 100, "publish": publish, "flush": lambda: None}
     learner.learner = types.SimpleNamespace(**parts)  # type: ignore[assignment]
     assert learner._next(Twice(misses=3), 60.0) is not None  # type: ignore[arg-type]
     assert told == published

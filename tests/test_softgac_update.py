@@ -125,6 +125,25 @@ def test_an_update_looks_at_no_device_value_and_makes_no_tensor_from_host_data(n
     assert forbidden.isdisjoint(seen)
 
 
+def test_a_state_from_a_gpu_is_taken_on_the_cpu_and_its_noise_follows_from_it():
+    """A generator on CUDA gives 16 bytes: its seed and its offset."""
+    agent, rows = _agent(), _rows(2)
+    agent.update(rows)
+    told = {}
+    for offset in (0, 4, 0):
+        state = agent.state() | {
+            "generator": torch.tensor([7, 0, 0, 0, 0, 0, 0, 0, offset, *[0] * 7], dtype=torch.uint8)
+        }
+        other = _agent(seed=offset + 1)
+        other.load_state(state)
+        assert [name for name in _equal(agent, other) if name != "generator"] == []
+        noise = other.draw_noise(3)
+        assert torch.equal(told.setdefault(offset, noise), noise)  # the same state, the same noise
+    assert not torch.equal(told[0], told[4])
+    with pytest.raises(ValueError, match="generator is torch.uint8"):
+        agent.load_state(agent.state() | {"generator": torch.zeros(9, dtype=torch.uint8)})
+
+
 @pytest.mark.parametrize("name", FITTED)
 def test_the_next_updates_after_a_loaded_state_are_bit_identical(name):
     agent, rows = _agent(name), _rows(9)
