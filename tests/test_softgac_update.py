@@ -140,7 +140,7 @@ def test_a_state_from_a_gpu_is_taken_on_the_cpu_and_its_noise_follows_from_it():
         noise = other.draw_noise(3)
         assert torch.equal(told.setdefault(offset, noise), noise)  # the same state, the same noise
     assert not torch.equal(told[0], told[4])
-    with pytest.raises(ValueError, match="generator is torch.uint8"):
+    with pytest.raises(ValueError, match=r"generator is torch\.uint8"):
         agent.load_state(agent.state() | {"generator": torch.zeros(9, dtype=torch.uint8)})
 
 
