@@ -208,6 +208,7 @@ def test_ones_own_module_is_found_in_the_current_directory_and_where_the_command
     own_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert main(["check-env", "Pendulum-v1", "--episodes", "1"]) == 0 and str(tmp_path) not in sys.path
     check = ["check-env", "Strange-v0", "--episodes", "1"]
     assert main([*check, "--import", MODULE]) == 2
     assert f"--import {MODULE} names the module" in (told := capsys.readouterr().err) and "--py-modules PATH" in told

@@ -117,7 +117,8 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
         return
     from rollout_workers.env_ids import name_module
 
-    find_in(Path.cwd())
+    if ":" in env_id:
+        find_in(Path.cwd())
     theirs = run.config().env
     if env_id not in (theirs, id_of(theirs)):
         raise UsageError(
@@ -142,7 +143,8 @@ def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> t
         return "", None
     from rollout_workers.env_ids import name_module
 
-    find_in(Path.cwd())
+    if ":" in f"{env} {env_kwargs}":  # a module may be named; otherwise nothing here is to be imported
+        find_in(Path.cwd())
     try:
         env_id, kwargs = split_task(env or "")
         if env_kwargs is not None:
