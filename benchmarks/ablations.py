@@ -2,10 +2,10 @@
 
     python benchmarks/ablations.py --out runs/ablations --dataset drawbridge/pointmaze-umaze-d0-v0
 
-The dataset is made first: `drawbridge dataset make maze --env PointMaze_UMaze-v3 --episodes 1000`. A run that is there is not
-trained again. Scores are of mode st, 50 starts from 20000 up; shares are of the variance of 64 recorded episodes. "Expert" acts
-from the same starts by the posteriors of episodes that the planner walked to the goal, scoring 100: a low score means that the
-generator knows no such behaviour, whatever plan is searched. Letters: K episodes, n tokens of width d.
+The dataset is made first: `drawbridge dataset make maze --env PointMaze_UMaze-v3 --episodes 1000`. A run that is there is
+trained to its end and not again. Scores are of mode st, 50 starts from 20000 up; shares are of the variance of 64 recorded
+episodes. "Expert" acts from the same starts by the posteriors of episodes that the planner walked to the goal, scoring 100: a
+low score means that the generator knows no such behaviour, whatever plan is searched. Letters: K episodes, n tokens of width d.
 """
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def diagnosed(out: Path, name: str, dataset: str, seed: int, updates: int) -> di
         train += ["--steps", str(updates)]
         for setting in (*CHANGES[name], f"evaluation.every_steps={updates}", "evaluation.final_episodes=1"):
             train += ["--set", setting]
-        if not run.exists():
+        if not run.exists() or RunDirectory(run).never_began():
             drawbridge(*train)
+        elif (RunDirectory(run).summary() or {}).get("exit") != "completed":
+            drawbridge("resume", str(run))
         kept.write_text(
             drawbridge("diagnose", str(run), "--mode", "st", "--episodes", str(STARTS), "--seed", str(FIRST), "--json")
         )
