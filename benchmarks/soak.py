@@ -1,10 +1,11 @@
-"""Memory of every process of a run that goes on: resident size over time, and its slope in MiB a minute.
+"""Memory of every process of a run that goes on: resident size over time, and its slope in MiB a minute; beside it that of the private part.
 
     python benchmarks/soak.py                    60 minutes
     python benchmarks/soak.py --minutes 10       the same for less
 
 The first third is left out: replay fills, caches warm up. A slope comes with its standard error; of several processes of one kind the
-steepest is shown. The exit code is 1 if a slope is above LIMIT by more than two standard errors.
+steepest is shown. What is resident and not private is files and the object store, which every process maps as it touches it: bounded by
+ray.object_store_bytes. The exit code is 1 if a private slope is above LIMIT by more than two standard errors.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def main() -> int:
 
 def watch(
     driver: subprocess.Popen[bytes], run: Path, seconds: float
-) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    """(minutes, MiB) of every process, by its kind and id, from the first metrics record on."""
+) -> dict[tuple[str, int], list[tuple[float, float, float]]]:
+    """(minutes, resident MiB, private MiB) of every process, by its kind and id, from the first metrics record on."""
     while not (run / "metrics.jsonl").exists():
         if driver.poll() is not None:
             raise SystemExit((run.parent / "log").read_text()[-3_000:])
         time.sleep(0.5)
-    sizes: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    sizes: dict[tuple[str, int], list[tuple[float, float, float]]] = defaultdict(list)
     began = time.monotonic()
     while (now := time.monotonic() - began) < seconds:
         if driver.poll() is not None:
@@ -74,7 +75,8 @@ def watch(
         for process in [whole, *whole.children(recursive=True)]:
             try:
                 kind = "driver" if process.pid == driver.pid else kind_of(process)
-                sizes[kind, process.pid].append((now / 60, process.memory_info().rss / 2**20))
+                memory = process.memory_info()
+                sizes[kind, process.pid].append((now / 60, memory.rss / 2**20, (memory.rss - memory.shared) / 2**20))
             except psutil.Error:
                 continue
         time.sleep(EVERY_S)
@@ -91,23 +93,29 @@ def kind_of(process: psutil.Process) -> str:
     return Path(script).stem if "python" in Path(title).name and script else Path(title).name
 
 
-def report(sizes: dict[tuple[str, int], list[tuple[float, float]]]) -> int:
-    """Prints a line for each kind of process; 1 if one of them grows too fast."""
-    found: dict[str, tuple[float, float, float, float, int]] = {}
+def report(sizes: dict[tuple[str, int], list[tuple[float, float, float]]]) -> int:
+    """Prints a line for each kind of process; 1 if the private memory of one of them grows too fast."""
+    found: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     last = max(samples[-1][0] for samples in sizes.values())
     for (kind, _), samples in sizes.items():
-        minutes, mib = np.array([pair for pair in samples if pair[0] >= last / 3]).reshape(-1, 2).T
+        minutes, resident, private = np.array([one for one in samples if one[0] >= last / 3]).reshape(-1, 3).T
         if len(minutes) < 10 or minutes[-1] - minutes[0] < last / 3:
             continue  # it lived for too short a time
-        (slope, _), covariance = np.polyfit(minutes, mib, 1, cov=True)
-        here = (float(slope), float(covariance[0, 0] ** 0.5), float(mib[0]), float(mib[-1]))
-        count = 1 + (found[kind][4] if kind in found else 0)
-        found[kind] = (*max(here, found.get(kind, here)[:4]), count)
-    print(f"{'process':28} {'count':>5} {'MiB at 1/3':>10} {'at the end':>10} {'MiB/min':>8} {'+/-':>6}")
-    for kind, (slope, error, first, end, count) in sorted(found.items(), key=lambda item: -item[1][0]):
-        print(f"{kind:28} {count:5} {first:10.1f} {end:10.1f} {slope:8.2f} {error:6.2f}")
-    steep = [kind for kind, (slope, error, *_) in found.items() if slope - 2 * error > LIMIT]
-    print(f"above {LIMIT:g} MiB/min: {', '.join(steep) or 'none'}")
+        slopes = []
+        for mib in (private, resident):
+            (slope, _), covariance = np.polyfit(minutes, mib, 1, cov=True)
+            slopes += [float(slope), float(covariance[0, 0] ** 0.5)]
+        found[kind].append((*slopes, float(resident[0]), float(resident[-1])))
+    print(
+        f"{'process':18} {'count':>5} {'MiB at 1/3':>10} {'at the end':>10} {'MiB/min':>8} {'+/-':>5} {'private':>8} {'+/-':>5}"
+    )
+    for kind, all_ in sorted(found.items(), key=lambda item: -max(item[1])[0]):
+        slope, error, whole, whole_error, first, end = max(all_)
+        print(
+            f"{kind:18} {len(all_):5} {first:10.1f} {end:10.1f} {whole:8.2f} {whole_error:5.2f} {slope:8.2f} {error:5.2f}"
+        )
+    steep = [kind for kind, all_ in found.items() if any(slope - 2 * error > LIMIT for slope, error, *_ in all_)]
+    print(f"private above {LIMIT:g} MiB/min: {', '.join(steep) or 'none'}")
     return 1 if steep else 0
 
 

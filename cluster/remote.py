@@ -25,8 +25,11 @@ SAME_FAILURE = 3  # failures of one part without progress between them that end 
 
 
 def make_actor(kind: Any, **options: Any) -> Any:
-    """A Ray actor class. Outside any placement group unless ``options`` name one: inside a Tune trial's it would never start."""
-    return _remote_class(kind).options(**{"scheduling_strategy": "DEFAULT"} | options)
+    """A Ray actor class. Outside any placement group unless ``options`` name one: inside a Tune trial's it would never start.
+
+    Its calls leave no events at the head, which would keep 100,000 of them: a run makes that many in minutes.
+    """
+    return _remote_class(kind).options(**{"scheduling_strategy": "DEFAULT", "enable_task_events": False} | options)
 
 
 @functools.cache

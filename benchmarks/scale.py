@@ -1,0 +1,428 @@
+"""What every hop of a run costs, and what breaks first with many workers.
+
+    python benchmarks/scale.py hops              shards, store and driver as W workers load them, from two processes
+    python benchmarks/scale.py runs --hops FILE  real runs with 2, 4, 8 and 16 workers on several raylets, against the prediction
+    python benchmarks/scale.py predict --hops FILE   what 100, 1,000 and 10,000 workers would need
+
+`hops` drives the real shard, store, aggregator and endpoint: each of two processes plays half of the workers, which send chunks of made-up
+HalfCheetah rows, as many at a time as real ones, and fetch weights. Figures are CPU times of the part that serves, so that other load on
+the machine matters little. The model is in `predict`; docs/scaling.md explains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import pickle
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import psutil
+
+from cluster.actors import ShardActor, StoreActor
+from cluster.checks import make_spec
+from cluster.config import RunConfig, make_preset, override
+from cluster.connection import connect, disconnect
+from cluster.graph import RunSpec
+from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.exporter import Exporter
+from cluster.remote import make_actor
+from cluster.run_dir import RunDirectory
+from replay.limiter import Limiter
+from replay.messages import Chunk, RowTotals
+from replay.schema import RowLayout
+
+LAYOUT = RowLayout(obs_dim=17, action_dim=6)
+ENVS, STEPS = 4, 4  # of a chunk of preset cpu
+BATCH, UPDATES = 256, 16  # of a block
+PARAMETERS = 75_000  # of a policy: float32, as preset cpu publishes for HalfCheetah-v5
+PROCESSES = 2
+
+
+class Shard(ShardActor):
+    """The real shard, with a limiter that never holds anybody back."""
+
+    def __init__(self, spec: RunSpec, index: int) -> None:
+        super().__init__(spec, index, None)
+        self.shard.limiter = Limiter(BATCH, 1.0, 1e18)
+
+    async def cpu(self) -> float:
+        return _cpu_s()
+
+
+class Store(StoreActor):
+    """The real store."""
+
+    def cpu(self) -> float:
+        return _cpu_s()
+
+
+class Crowd:
+    """Plays workers ``first``, ``first`` + PROCESSES, ... of ``count``, as a rollout worker's replay client does."""
+
+    def __init__(self, first: int, count: int, shards: list[Any], store: Any) -> None:
+        self.mine, self.shards, self.store = list(range(first, count, PROCESSES)), shards, store
+        self.sequence = dict.fromkeys(self.mine, 0)
+        rng = np.random.default_rng(first)
+        self.rows_ND = rng.uniform(-1, 1, (ENVS * STEPS, LAYOUT.width)).astype(np.float32)
+        LAYOUT.views(self.rows_ND).discount[:] = 1
+
+    def chunk(self, worker: int) -> Chunk:
+        sequence = self.sequence[worker]
+        self.sequence[worker] += 1
+        counter_N = np.repeat(np.arange(ENVS, dtype=np.int64), STEPS)
+        step_N = np.tile(np.arange(STEPS, dtype=np.int32), ENVS) + np.int32(sequence * STEPS)
+        rows = ENVS * STEPS * (sequence + 1)
+        return Chunk(
+            worker=worker, incarnation=0, sequence=sequence, generation=0, version=0, rows_ND=self.rows_ND,
+            episode_N=counter_N | worker << 48, step_N=step_N, flag_N=np.zeros(len(step_N), np.uint8),
+            stats={"recorded_rows": float(ENVS * STEPS), "env_s": 0.01, "act_s": 0.01, "record_s": 0.001},
+            totals=RowTotals(recorded=rows, acknowledged=rows - ENVS * STEPS),
+        )  # fmt: skip
+
+    async def append(self, seconds: float, max_unacked: int = 2) -> int:
+        """Sends chunks for ``seconds``, each worker at most ``max_unacked`` at a time; how many were stored."""
+        end = time.monotonic() + seconds
+
+        async def work(worker: int) -> int:
+            stored = 0
+            while time.monotonic() < end:
+                acks = await asyncio.gather(
+                    *(
+                        self.shards[worker % len(self.shards)].append.remote(self.chunk(worker))
+                        for _ in range(max_unacked)
+                    )
+                )
+                assert all(ack.status == "ok" for ack in acks), acks
+                stored += len(acks)
+            return stored
+
+        return sum(await asyncio.gather(*(work(worker) for worker in self.mine)))
+
+    async def fetch(self) -> int:
+        """Every worker fetches the newest weights once; bytes."""
+
+        async def work() -> int:
+            refs = await self.store.fetch.remote()
+            return int((await refs[0]).flat.nbytes)
+
+        return sum(await asyncio.gather(*(work() for _ in self.mine)))
+
+    async def forever(self) -> None:
+        """A call that does not return, as a worker's ``run``."""
+        await asyncio.Event().wait()
+
+    async def up(self) -> None:
+        """There is an answer once the process is up."""
+
+
+def _cpu_s() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
+
+
+def settings(run_dir: Path, **changed: Any) -> RunConfig:
+    given = {"env": "HalfCheetah-v5", "replay.capacity_rows": 200_000, **changed}
+    return override(make_preset("softgac", "cpu"), {key.replace("__", "."): str(value) for key, value in given.items()})
+
+
+# --- the hops ---------------------------------------------------------------------------------------------------------
+
+
+def hops(counts: list[int], seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"append": {}, "stats": {}, "fetch": {}, "driver": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(Path(folder))
+        spec = make_spec(config, RunDirectory(Path(folder) / "run"), 0)
+        own = connect(None, cpus=6, object_store_bytes=300_000_000)
+        try:
+            for count in counts:
+                through_ray(spec, count, seconds, found)
+        finally:
+            disconnect(own)
+    for count in [*counts, 10_000]:
+        found["driver"][str(count)] = in_driver(count)
+    return found
+
+
+def through_ray(spec: RunSpec, count: int, seconds: float, found: dict[str, Any]) -> None:
+    """Append, sample, stats, fetch, publish and the driver's wait with ``count`` workers on one shard."""
+    import ray
+
+    get: Any = ray.get
+
+    from algorithms.weights import Weights
+
+    shard = make_actor(Shard, num_cpus=0).remote(dataclasses.replace(spec, run_dir=spec.run_dir / str(count)), 0)
+    store = make_actor(Store, num_cpus=0).remote()
+    crowd = [
+        make_actor(Crowd, num_cpus=0, max_concurrency=2 * count + 10).remote(i, count, [shard], store)
+        for i in range(PROCESSES)
+    ]
+    get([part.up.remote() for part in crowd], timeout=120)
+    get([part.append.remote(1.0) for part in crowd], timeout=120)  # every worker has a writer now
+    before, began = get(shard.cpu.remote()), time.monotonic()
+    stored = sum(get([part.append.remote(seconds) for part in crowd], timeout=seconds + 120))
+    cpu_s, wall_s = get(shard.cpu.remote()) - before, time.monotonic() - began
+    found["append"][str(count)] = {"cpu_us": 1e6 * cpu_s / stored, "per_s": stored / wall_s}
+    print(
+        f"{count:6} workers: append {1e6 * cpu_s / stored:.0f} us CPU of the shard for a chunk, {stored / wall_s:,.0f} chunks/s"
+    )
+
+    before, blocks = get(shard.cpu.remote()), 0
+    end = time.monotonic() + min(seconds, 3)
+    while time.monotonic() < end:
+        get(shard.sample.remote(UPDATES, BATCH, 0, 0, 1.0))
+        blocks += 1
+    found["sample"] = {"cpu_us": 1e6 * (get(shard.cpu.remote()) - before) / blocks}
+    print(
+        f"               sample {found['sample']['cpu_us']:.0f} us CPU of the shard for a block of {UPDATES} x {BATCH} rows"
+    )
+
+    get([part.append.remote(0.2) for part in crowd], timeout=120)
+    began, before = time.monotonic(), get(shard.cpu.remote())
+    report = get(shard.stats.remote())
+    wall_s, cpu_s = time.monotonic() - began, get(shard.cpu.remote()) - before
+    found["stats"][str(count)] = {
+        "wall_ms": 1e3 * wall_s,
+        "cpu_ms": 1e3 * cpu_s,
+        "kib": len(pickle.dumps(report)) / 1024,
+    }
+    print(f"               stats of the shard: {1e3 * wall_s:.1f} ms, {len(pickle.dumps(report)) / 1024:,.0f} KiB")
+
+    tensors = {"actor": np.zeros(PARAMETERS, np.float32)}
+    publish = []
+    before, began, version = get(store.cpu.remote()), time.monotonic(), 0
+    while time.monotonic() < began + min(seconds, 3):
+        version += 1
+        weights = Weights.pack(tensors, generation=0, version=version, env_steps=0, updates=0)
+        at = time.monotonic()
+        get(store.publish.remote(weights))
+        publish.append(time.monotonic() - at)
+        get([part.fetch.remote() for part in crowd], timeout=120)
+    cpu_s = get(store.cpu.remote()) - before
+    found["publish"] = {"wall_ms": 1e3 * float(np.median(publish)), "kib": 4 * PARAMETERS / 1024}
+    found["fetch"][str(count)] = {
+        "cpu_us": 1e6 * cpu_s / version / count,
+        "all_ms": 1e3 * (time.monotonic() - began) / version,
+    }
+    print(f"               fetch {found['fetch'][str(count)]['cpu_us']:.0f} us CPU of the store for a worker; all have a new version after "
+          f"{found['fetch'][str(count)]['all_ms']:.0f} ms")  # fmt: skip
+
+    runs = [crowd[i % PROCESSES].forever.remote() for i in range(count)]
+    times = []
+    for _ in range(50):
+        at = time.process_time()
+        ray.wait(runs, num_returns=1, timeout=0)
+        times.append(time.process_time() - at)
+    found["wait"] = {**found.get("wait", {}), str(count): {"cpu_us": 1e6 * float(np.median(times))}}
+    print(f"               ray.wait of the driver {found['wait'][str(count)]['cpu_us']:.0f} us")
+    for actor in (*crowd, shard, store):
+        ray.kill(actor)
+
+
+def in_driver(count: int) -> dict[str, float]:
+    """CPU milliseconds of the driver once a second, for the counters of ``count`` workers, and a scrape of its endpoint."""
+    import replay.shard as module
+    from replay.config import ReplayConfig
+    from replay.transition_store import TransitionStore
+
+    shard = module.Shard(
+        TransitionStore(LAYOUT, ReplayConfig(capacity_rows=2 * ENVS * STEPS * count)), Limiter(BATCH, 1.0, 1e18), shard=0, seed=0,
+        batch_size=BATCH,
+    )  # fmt: skip
+    crowd = Crowd(0, 1, [], None)
+    crowd.sequence = dict.fromkeys(range(count), 0)
+    aggregator = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
+    add, line = [], []
+    for _ in range(5):
+        for worker in range(count):
+            shard.append(crowd.chunk(worker))
+        stats, reports = shard.stats(), shard.drain_stats()
+        at = time.process_time()
+        aggregator.add_shard(stats, reports)
+        add.append(time.process_time() - at)
+        at = time.process_time()
+        record = aggregator.line()
+        line.append(time.process_time() - at)
+    exporter = Exporter("trial")
+    try:
+        exporter.update(record)
+        at = time.process_time()
+        with urllib.request.urlopen(exporter.url, timeout=30) as answer:
+            size = len(answer.read())
+        scrape = time.process_time() - at
+    finally:
+        exporter.close()
+    print(f"{count:6} workers: the driver takes {1e3 * min(add):.1f} ms a second for their counters, {1e3 * min(line):.1f} ms for a record; a "
+          f"scrape {1e3 * scrape:.1f} ms, {size / 1024:.0f} KiB")  # fmt: skip
+    return {
+        "counters_ms": 1e3 * min(add),
+        "record_ms": 1e3 * min(line),
+        "scrape_ms": 1e3 * scrape,
+        "scrape_kib": size / 1024,
+    }
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def fit(points: dict[str, dict[str, float]], key: str) -> tuple[float, float]:
+    """(a, b) of a + b W, through the figures at the smallest and the largest number of workers; b is 0 if they do not grow."""
+    counts = sorted(map(int, points))
+    low, high = (points[str(count)][key] for count in (counts[0], counts[-1]))
+    if high <= low or len(counts) == 1:
+        return high, 0.0
+    slope = (high - low) / (counts[-1] - counts[0])
+    return low - slope * counts[0], slope
+
+
+def predict(
+    found: dict[str, Any], workers: int, chunks_per_s: float, blocks_per_s: float, versions_per_s: float
+) -> dict[str, float]:
+    """CPU seconds a second of one shard that has all workers, of the store and of the driver.
+
+    shard = chunks (a + b W) + blocks s + stats(W);  store = W versions f;  driver = counters(W) + record / 2 + 20 wait(W)
+    """
+
+    def at(name: str, key: str, scale: float) -> float:
+        a, b = fit(found[name], key)
+        return max(0.0, a + b * workers) / scale
+
+    return {
+        "shard": chunks_per_s * at("append", "cpu_us", 1e6) + blocks_per_s * found["sample"]["cpu_us"] / 1e6 + at("stats", "cpu_ms", 1e3),
+        "store": workers * versions_per_s * at("fetch", "cpu_us", 1e6),
+        "driver": at("driver", "counters_ms", 1e3) + at("driver", "record_ms", 1e3) / 2 + 20 * at("wait", "cpu_us", 1e6),
+    }  # fmt: skip
+
+
+def predictions(found: dict[str, Any], steps_per_s: float, updates_per_s: float) -> None:
+    """What 100, 1,000 and 10,000 workers need; a shard is to be busy for 70 % of its time."""
+    print(
+        f"workers that make {steps_per_s:g} env steps/s each, chunks of {ENVS * STEPS} rows, {updates_per_s:g} updates/s, a version a second"
+    )
+    print(
+        "workers  env steps/s  updates/step  CPUs of all shards  shards  CPUs of the store  of the driver  weights GB/s"
+    )
+    for workers in (100, 1_000, 10_000):
+        rows = workers * steps_per_s
+        need = predict(found, workers, rows / (ENVS * STEPS), updates_per_s / UPDATES, 1.0)
+        shards, gb = np.ceil(need["shard"] / 0.7), workers * found["publish"]["kib"] * 1024 / 1e9
+        print(f"{workers:7,} {rows:12,.0f} {updates_per_s / rows:13.4f} {need['shard']:19.2f} {shards:7.0f} {need['store']:18.2f} "
+              f"{need['driver']:14.3f} {gb:13.2f}")  # fmt: skip
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def real_runs(found: dict[str, Any], counts: list[int], seconds: float) -> None:
+    """Runs of light environments on a head and two more raylets: CPU of shard, store and driver against the model.
+
+    What a part takes beside the hops (Ray's own threads, being asked once a second) is fitted to the first run, and added to the others.
+    """
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": 200_000_000})
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=8, object_store_memory=200_000_000)
+        nodes.wait_for_nodes(120)
+        print("workers  env steps/s  CPUs used (predicted) of shard, store, driver")
+        beside: dict[str, float] = {}
+        for count in counts:
+            rate, used, hops_alone = one_run(found, nodes.address, count, seconds)
+            beside = beside or {part: used[part] - hops_alone[part] for part in used}
+            pairs = (f"{part} {used[part]:.3f} ({hops_alone[part] + beside[part]:.3f})" for part in used)
+            print(f"{count:7} {rate:12,.0f}  {', '.join(pairs)}", flush=True)
+        print(
+            "beside the hops, fitted to the first: " + ", ".join(f"{part} {cpus:.3f}" for part, cpus in beside.items())
+        )
+    finally:
+        disconnect(True)
+        nodes.shutdown()
+
+
+def one_run(
+    found: dict[str, Any], address: str, count: int, seconds: float
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Env steps/s, CPUs used by each part, and what the hops alone predict."""
+    from cluster.session import Session
+
+    with tempfile.TemporaryDirectory() as folder:
+        light = {
+            "env": "InvertedPendulum-v5", "ray.address": address, "steps": 10**9, "worker.workers": count, "worker.cpus": 0.1,
+            "learner.cpus": 0.1, "ray.shard_cpus": 0.1, "agent.critic_width": 16, "agent.bridge_width": 16, "agent.bridge_steps": 1,
+            "learner.batch_size": 32, "replay.min_size_rows": 500, "worker.random_steps": 500, "evaluation.every_steps": 0,
+            "replay.snapshot_s": 600, "learner.checkpoint_s": 600, "replay.replay_ratio": 0.25,
+        }  # fmt: skip
+        config = override(make_preset("softgac", "cpu"), {key: str(value) for key, value in light.items()})
+        run = RunDirectory.create(Path(folder) / "run", config)
+        with Session(run, make_spec(config, run, 0)) as session:
+            deadline = time.monotonic() + 120
+            while session.aggregator.workers < count or session.aggregator.updates < 100:
+                session.advance()
+                assert time.monotonic() < deadline, "the run did not get under way"
+            parts = {"shard": "ray::ShardActor", "store": "ray::StoreActor"}
+            processes = {name: _find(title) for name, title in parts.items()} | {"driver": psutil.Process()}
+            before = {name: _total(process) for name, process in processes.items()}
+            began, steps, versions, updates = (
+                time.monotonic(), session.env_steps, session.aggregator.version, session.aggregator.updates
+            )  # fmt: skip
+            while time.monotonic() < began + seconds:
+                session.advance()
+            wall_s = time.monotonic() - began
+            rate = (session.env_steps - steps) / wall_s
+            blocks, fetched = (
+                (session.aggregator.updates - updates) / UPDATES / wall_s,
+                (session.aggregator.version - versions) / wall_s,
+            )
+            used = {name: (_total(process) - before[name]) / wall_s for name, process in processes.items()}
+        run.release()
+    return rate, used, predict(found, count, rate / (ENVS * STEPS), blocks, fetched)
+
+
+def _find(title: str) -> psutil.Process:
+    return next(p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(title))
+
+
+def _total(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def main() -> None:
+    global STEPS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["hops", "runs", "predict"])
+    parser.add_argument("--workers", type=int, nargs="+", help="(default: 10 100 1000; of runs: 2 4 8 16)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (default: 5)")
+    parser.add_argument(
+        "--hops", type=Path, default=Path("hops.json"), help="where hops writes its figures (default: hops.json)"
+    )
+    parser.add_argument("--steps-per-s", type=float, default=200.0, help="of one worker, for predict (default: 200)")
+    parser.add_argument("--updates-per-s", type=float, default=1000.0, help="of the learner (default: 1000)")
+    parser.add_argument(
+        "--chunk-steps", type=int, default=STEPS, help=f"of a chunk of {ENVS} environments (default: {STEPS})"
+    )
+    arguments = parser.parse_args()
+    STEPS = arguments.chunk_steps
+    if arguments.what == "hops":
+        arguments.hops.write_text(json.dumps(hops(arguments.workers or [10, 100, 1000], arguments.seconds), indent=1))
+        return
+    found = json.loads(arguments.hops.read_text())
+    if arguments.what == "runs":
+        real_runs(found, arguments.workers or [2, 4, 8, 16], arguments.seconds)
+    predictions(found, arguments.steps_per_s, arguments.updates_per_s)
+
+
+if __name__ == "__main__":
+    main()
