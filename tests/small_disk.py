@@ -34,6 +34,10 @@ class SmallDisk:
 
         return asked
 
+    def read_only(self, value: bool) -> None:
+        """What a kernel does after an I/O error, and what undoes it."""
+        subprocess.run(["mount", "-o", f"remount,{'ro' if value else 'rw'}", str(self.path)], check=True)
+
     def free(self) -> None:
         self._ballast.unlink()
 

@@ -32,6 +32,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     }
     with ray_run(run_dir, "--steps", str(STEPS), "--workers", "2", **settings) as run:
         run.wait_for_steps(FIRST_ROWS)
+        run.kill_one("ray::EvaluatorActor")  # the next evaluation fails
         run.children()
         assert run.end() == 0, run.output()[-3_000:]
         yield run
@@ -74,8 +75,11 @@ def test_the_replay_ratio_is_kept_after_warm_up(completed: RayRun) -> None:
         assert abs(line["updates"] - due) <= untold + 0.02 * due, line
 
 
-def test_evaluations_come_along_while_it_trains_and_at_the_end(completed: RayRun) -> None:
+def test_evaluations_come_along_while_it_trains_and_at_the_end_although_an_evaluator_is_killed(
+    completed: RayRun,
+) -> None:
     told = lines(completed.run_dir / "evaluations.jsonl")
+    assert completed.output().count("an evaluation failed") == 1, "its evaluator was killed"
     assert len(told) >= 2 and len(told[-1]["returns"]) == 2
     summary = read(completed.run_dir / "summary.json")
     assert told[-1]["updates"] == summary["updates"] and summary["eval_env_steps"] == told[-1]["env_steps"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,11 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
+from cluster.config import make_preset
+from cluster.graph import RunSpec
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.run_dir import RESERVE_BYTES, RunDirectory
-from cluster.saving import CHECKPOINTS_FAILED, LINES, Reports
+from cluster.saving import CHECKPOINTS_FAILED, LINES, Reports, SaveWatch, timed
 
 PENDULUM = "InvertedPendulum-v5"
 
@@ -156,6 +161,42 @@ def test_a_line_that_did_not_fit_is_taken_back_and_comes_whole_later(disk: Small
     reports.line("metrics.jsonl", {"fourth": 4})
     assert lines(run.path / "metrics.jsonl") == [{"first": 1}, long, {"third": 3}, {"fourth": 4}]
     assert "written again, after 2 failed writes" in told[-1]
+
+
+def test_a_disk_that_is_read_only_for_a_while_costs_no_line(disk: SmallDisk) -> None:
+    run, told = RunDirectory(disk.path), []
+    reports = Reports(run, failed := {"report": 0}, told.append)
+    reports.line("metrics.jsonl", {"first": 1})
+    disk.read_only(True)
+    reports.line("metrics.jsonl", {"second": 2})
+    assert not reports.attempt("live.json", lambda: run.write_live({}, "running"))
+    assert timed(lambda: (disk.path / "new").write_bytes(b"x")).problem.endswith(
+        f"Read-only file system: '{disk.path}/new'"
+    )
+    assert failed["report"] == 2 and "Read-only file system" in told[0]
+    disk.read_only(False)
+    reports.line("metrics.jsonl", {"third": 3})
+    assert lines(run.path / "metrics.jsonl") == [{"first": 1}, {"second": 2}, {"third": 3}]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EDQUOT])
+def test_whatever_error_the_storage_gives_a_save_that_fails_is_counted_and_the_next_one_is_complete(
+    number: int, tmp_path: Path
+) -> None:
+    spec = RunSpec(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=tmp_path)
+    aggregator, told = MetricsAggregator(min_size_rows=64, replay_ratio=1.0), []
+
+    def fails() -> int:
+        raise OSError(number, os.strerror(number))
+
+    watch = SaveWatch(spec, aggregator, told.append)
+    watch.checkpoint(timed(fails))
+    watch.snapshot(0, timed(fails))
+    assert aggregator.failed == {"checkpoint": 1, "snapshot": 1, "report": 0}
+    assert len(told) == 2 and all(os.strerror(number) in text for text in told)
+    watch.checkpoint(timed(lambda: 7))
+    assert aggregator.written["checkpoint"] == 1 and aggregator.line()["checkpoint_bytes"] == 7
+    assert "the checkpoint is written again" in told[-1]
 
 
 def test_lines_that_wait_are_bounded_and_those_lost_are_said(tmp_path: Path) -> None:
