@@ -13,6 +13,7 @@ Exit code 1: a row is doubled or torn, the counters do not add up, or more rows 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -28,6 +29,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
 
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 from counting_env import FOLDER, counted  # noqa: E402
 from ray_runs import RayRun  # noqa: E402
 from tiny_runs import lines, read, train_words  # noqa: E402
@@ -76,8 +78,9 @@ class Storm:
                 self._resume(kill=True)
                 break
             if living := self.run.children(f"ray::{part.capitalize()}Actor"):
-                self.rng.choice(living).kill()
-                break
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself a moment ago: another one
+                    self.rng.choice(living).kill()
+                    break
         self.killed[part] += 1
 
     def _resume(self, kill: bool) -> None:

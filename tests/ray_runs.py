@@ -30,7 +30,7 @@ class RayRun:
 
     def alive(self) -> list[psutil.Process]:
         """Those of the run's processes seen so far that still live."""
-        return [p for p in self.known.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self.known.values() if _lives(process)]
 
     def live(self) -> dict[str, Any]:
         return live(self.run_dir)
@@ -90,6 +90,12 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
             if process.environ().get(name) == value:
                 found |= {p.pid: p for p in (process, *process.children(recursive=True))}
     return list(found.values())
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may go between the two questions
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _title(process: psutil.Process) -> str:

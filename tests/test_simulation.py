@@ -127,6 +127,14 @@ def test_rows_of_workers_that_die_are_counted_but_for_the_last_chunks(ended: Sim
     assert set(+ended.fired) >= {"worker killed", "environment raised", "counters untold"}
 
 
+@runs(range(37, 38), faults=EVERYTHING, rows=240)
+def test_rows_that_a_late_copy_of_a_chunk_brings_back_after_its_worker_and_its_shard_died_are_not_counted_as_lost(
+    ended: SimulatedRun,
+) -> None:
+    assert_promises(ended)
+    assert_conserved_exactly(ended)
+
+
 @runs(range(1), faults=EVERYTHING, rows=800, replay=dataclasses.replace(REPLAY, capacity_rows=512))
 def test_rows_that_were_overwritten_stay_gone_across_crashes(ended: SimulatedRun) -> None:
     assert all(shard.store.inserted > 2 * shard.store.capacity for shard in ended.shards)

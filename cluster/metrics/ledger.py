@@ -55,6 +55,11 @@ class _Account:
         self.peak = max(self.peak, self.stored)
         known = max(self.totals.acknowledged, self.peak if self.ended else 0)  # what ended sends nothing again
         self.lost = max(self.lost, known - self.stored)
+        if (
+            self.totals.recorded
+        ):  # a late copy of a chunk may bring back what was lost with the shard, also after the writer's end
+            dropped = _settled(self.totals) - self.totals.acknowledged
+            self.lost = min(self.lost, max(0, self.totals.recorded - dropped - self.stored))
         self.over = bool(self.ended)
 
     @property
