@@ -233,7 +233,7 @@ class SimulatedRun:
         key = (chunk.worker, chunk.incarnation, chunk.sequence)
         known = shard.writers.status(*key) == "duplicate"
         if shard.store.inserted >= self.rows and not known:
-            self.rejected[key] = RUN_COMPLETE
+            self.rejected.setdefault(key, RUN_COMPLETE)  # a late copy of one that was refused keeps its reason
             return Ack(status="rejected", generation=shard.newest[0], version=shard.newest[1], reason=RUN_COMPLETE)
         ack = shard.append(chunk)
         self.fired[f"told {ack.status}"] += 1
