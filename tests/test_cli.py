@@ -293,7 +293,10 @@ def test_a_config_file_gives_the_settings_and_the_command_line_wins(run_dir: Pat
             '{"worker": {"wrkers": 2}, "seed": "x"}',
             r"(?s)some.json: worker.wrkers: .* nearest: worker.workers.*some.json: seed=x",
         ),
-        ('{"env": "broken_envs:Hangs-v0"}', "was read from a file, expected a module to be named on the command line"),
+        (
+            '{"env": "envs_that_no_test_names:Hangs-v0"}',
+            "was read from a file, expected a module to be named on the command line",
+        ),
     ),
 )
 def test_a_config_file_that_cannot_be_used_is_refused(text: str, words: str, tmp_path: Path, capsys: Any) -> None:
