@@ -281,7 +281,7 @@ LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
 FIGURES = {  # of live.json, summary.json and failure.json, beside those of a metrics record
     "written", "pid", "metrics_port", "when", "wall_s", "eval_return_std", "eval_episodes", "policy_version",
 }  # fmt: skip
-TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback", "workers_in_words"}
+TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback", "workers_in_words", "slowest_workers"}
 GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
 
 
@@ -334,7 +334,7 @@ def misfits(data: Mapping[str, Any], groups: Collection[str] = GROUPS) -> dict[s
             bad, expected = not all(_counted(name, item) for name, item in value.items()), "an object of numbers"
         elif is_resumed(key):
             bad, expected = not (number(value) and value >= 0), "a number of at least 0"
-        elif key in FIGURES or (key not in groups and find_metric(key)):
+        elif key in FIGURES or (key not in groups and key not in TEXTS and find_metric(key)):
             bad = not (value is None or number(value) or (isinstance(value, float) and not math.isfinite(value)))
             expected = "a number"
         elif key in groups:
