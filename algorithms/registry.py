@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from algorithms.gac import config as gac_config
 from algorithms.imitation import config as imitation_config
+from algorithms.offline import config as offline_config
 from algorithms.rivals import config as rivals_config
 from algorithms.sac import config as sac_config
 from algorithms.softgac import config as softgac_config
@@ -196,6 +197,56 @@ ALGORITHMS: dict[str, Algorithm] = {
             policy="algorithms.imitation.decision_transformer:DecisionTransformerPolicy",
             items="episodes",
             online="never",
+        ),
+        Algorithm(
+            name="iql",
+            title="IQL",
+            config_class=offline_config.IQLConfig,
+            presets={"cpu": offline_config.iql_cpu, "paper": offline_config.IQLConfig},
+            agent="algorithms.offline.iql:IQL",
+            policy="algorithms.offline.policy:ValuePolicy",
+            items="episodes",
+            online="stages",
+        ),
+        Algorithm(
+            name="td3-bc",
+            title="TD3+BC",
+            config_class=offline_config.TD3BCConfig,
+            presets={"cpu": offline_config.td3_bc_cpu, "paper": offline_config.TD3BCConfig},
+            agent="algorithms.offline.td3_bc:TD3BC",
+            policy="algorithms.offline.policy:ValuePolicy",
+            items="episodes",
+            online="stages",
+        ),
+        Algorithm(
+            name="cql",
+            title="CQL",
+            config_class=offline_config.CQLConfig,
+            presets={"cpu": offline_config.cql_cpu, "paper": offline_config.CQLConfig},
+            agent="algorithms.offline.cql:CQL",
+            policy="algorithms.offline.policy:ValuePolicy",
+            items="episodes",
+            online="stages",
+        ),
+        Algorithm(
+            name="cal-ql",
+            title="Cal-QL",
+            config_class=offline_config.CalQLConfig,
+            presets={"cpu": offline_config.cal_ql_cpu, "paper": offline_config.CalQLConfig},
+            agent="algorithms.offline.cql:CQL",
+            policy="algorithms.offline.policy:ValuePolicy",
+            items="episodes",
+            online="stages",
+        ),
+        Algorithm(
+            name="rlpd",
+            title="RLPD",
+            config_class=offline_config.RLPDConfig,
+            presets={"cpu": offline_config.rlpd_cpu, "paper": offline_config.RLPDConfig},
+            agent="algorithms.offline.rlpd:RLPD",
+            policy="algorithms.offline.policy:ValuePolicy",
+            items="episodes",
+            online="stages",
         ),
     )
 }

@@ -231,12 +231,17 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     Its length is that of the agent's own schedule, where it has one (Chen et al., 2021, without one: 10^5 updates).
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
-    steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
+    steps = getattr(agent, "updates", IMITATION_UPDATES[preset])
+    online = OnlineConfig()
+    if algorithm == "rlpd":  # it has no offline part
+        online = OnlineConfig(stages=3)
+        steps = online.stages * online.updates_per_stage
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
         steps=steps,
         agent=agent,
+        online=online,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
         learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),
         evaluation=EvaluationConfig(every_steps=steps // 10, episodes=20, final_episodes=100),

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from algorithms import runtime
-from algorithms.imitation.config import ImitationConfig
+from algorithms.imitation.config import FeatureConfig, ImitationConfig
 from algorithms.interface import AgentSpec, PlanRequest
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from algorithms.weights import load_weights
 from replay.schema import DataSummary, ReturnSummary, Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")
-C = TypeVar("C", bound=ImitationConfig)
+C = TypeVar("C", bound=FeatureConfig)
 
 
 class ImitationAgent(TrainedAgent):

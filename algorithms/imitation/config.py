@@ -9,22 +9,9 @@ from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT,
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImitationConfig:
-    """The optimiser that all of them share: Adam with decoupled weight decay, linear warm-up, clipped gradient."""
+class FeatureConfig:
+    """What all baselines on whole episodes share: how observations are seen."""
 
-    lr: float = option(3e-4, "1", "Adam step size after the warm-up (Fujimoto & Gu, 2021: 3e-4)", **RATE)
-    weight_decay: float = option(
-        0.0, "1", "decoupled weight decay: each step shrinks parameters by lr times this", **DECAY
-    )
-    warmup: int = option(0, "updates", "updates over which the step size rises linearly from 0", **COUNT)
-    grad_clip: float = option(
-        math.inf,
-        "1",
-        "largest norm of the gradient; a longer one is scaled down to it",
-        above=0,
-        infinite=True,
-        why="no step would be taken; inf clips none",
-    )
     obs_waves: int = option(
         4,
         "octaves",
@@ -50,6 +37,25 @@ class ImitationConfig:
         """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
         if found := self.validate():
             raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImitationConfig(FeatureConfig):
+    """The optimiser that all of them share: Adam with decoupled weight decay, linear warm-up, clipped gradient."""
+
+    lr: float = option(3e-4, "1", "Adam step size after the warm-up (Fujimoto & Gu, 2021: 3e-4)", **RATE)
+    weight_decay: float = option(
+        0.0, "1", "decoupled weight decay: each step shrinks parameters by lr times this", **DECAY
+    )
+    warmup: int = option(0, "updates", "updates over which the step size rises linearly from 0", **COUNT)
+    grad_clip: float = option(
+        math.inf,
+        "1",
+        "largest norm of the gradient; a longer one is scaled down to it",
+        above=0,
+        infinite=True,
+        why="no step would be taken; inf clips none",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

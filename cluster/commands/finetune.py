@@ -56,11 +56,13 @@ def finetuned(
             "was started; give --stages and --updates-per-stage instead"
         )
     online = dataclasses.replace(online, stages=3)
+    plans = hasattr(config.agent, "explore_target")
+    if target is not None and not plans:
+        _refuse(config, {}, target)
     asked = {} if target is None else {"agent.explore_target": target}
-    config = override(
-        dataclasses.replace(config, online=online), {**STAGES_ARE_LEARNED_BY, **asked, **settings}, problems
-    )
-    if "agent.cycle" not in settings:
+    learned = STAGES_ARE_LEARNED_BY if plans else {}
+    config = override(dataclasses.replace(config, online=online), {**learned, **asked, **settings}, problems)
+    if plans and "agent.cycle" not in settings:
         agent = dataclasses.replace(config.agent, cycle=config.online.updates_per_stage)
         config = dataclasses.replace(config, agent=agent)
     if not config.online.stages:
