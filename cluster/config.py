@@ -231,7 +231,7 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     Its length is that of the agent's own schedule, where it has one (Chen et al., 2021, without one: 10^5 updates).
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
-    steps = getattr(agent, "updates", IMITATION_UPDATES[preset])
+    steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
     online = OnlineConfig()
     if algorithm == "rlpd":  # it has no offline part
         online = OnlineConfig(stages=3)

@@ -32,9 +32,9 @@ def export_policy(policy: LoadedPolicy, onnx_path: Path | None, torch_path: Path
     """Writes the files that were asked for; a line for each. UsageError for a policy that no graph holds."""
     if not hasattr(_acting(policy), "onnx_model"):
         raise UsageError(
-            f"{policy.run_dir} is a run of {policy.algorithm}, expected bc, percent-bc, {online_names()}: its policy carries "
-            f"{_carried(policy.algorithm)} through each episode, which a graph from observation to action cannot hold, so nothing was "
-            "written; act with drawbridge.load"
+            f"{policy.run_dir} is a run of {policy.algorithm}, expected bc, percent-bc, {online_names()}, or one that learns values: its "
+            f"policy carries {_carried(policy.algorithm)} through each episode, which a graph from observation to action cannot hold, so "
+            "nothing was written; act with drawbridge.load"
         )
     parts = leaves(policy.observation_space)
     lines = []

@@ -233,7 +233,7 @@ def test_episodes_of_one_step_are_learned_from_by_all_but_gac(
 
 
 def test_what_learns_from_episodes_asks_for_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt"):
+    for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"):
         told = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
         holds(told, f"train {algorithm} without --dataset", "recorded episodes", "nothing was started", "dataset make")
 
@@ -504,7 +504,9 @@ def test_a_target_of_exploration_may_be_set_taken_back_and_written_down() -> Non
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("algorithm", ["gac", "bc", "percent-bc", "rvs", "dt"])
+@pytest.mark.parametrize(
+    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
+)
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_every_field_of_every_preset_takes_its_own_value_as_text(algorithm: str, preset: str) -> None:
     config = make_preset(algorithm, preset)

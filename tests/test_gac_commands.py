@@ -167,7 +167,7 @@ def test_a_fine_tuned_run_is_fine_tuned_once_more_and_its_stages_count_anew(onli
     assert state["learner/agent/target"][2] == 1  # stage
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "rvs", "dt"])
+@pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "rvs", "dt", "cal-ql"])
 def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +175,7 @@ def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
     assert train(run, 10, algorithm=algorithm) == 0
     told = read(run / "summary.json")
     assert told.keys() >= SUMMARY and (told["algorithm"], told["updates"]) == (algorithm, 10)
-    assert lines(run / "metrics.jsonl")[-1]["loss_action_mse"] > 0
+    assert lines(run / "metrics.jsonl")[-1]["loss_critic_loss" if algorithm == "cal-ql" else "loss_action_mse"] > 0
     found = json.loads(said(capsys, "evaluate", str(run), "--episodes", "2", "--json"))
     assert len(found["returns"]) == len(found["normalised"]) == len(found["path_length"]) == 2
     assert found["mode"] == "" and found["predicted"] == []
@@ -284,7 +284,9 @@ def test_a_report_takes_runs_of_both_kinds(run_dir: Path, online: Path, tmp_path
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize("algorithm", ["gac", "bc", "percent-bc", "rvs", "dt"])
+@pytest.mark.parametrize(
+    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
+)
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_config_shows_every_field_with_unit_value_and_meaning(
     algorithm: str, preset: str, capsys: pytest.CaptureFixture[str]

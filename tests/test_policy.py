@@ -163,7 +163,7 @@ def test_what_cannot_be_answered_says_what_was_seen_expected_its_consequence_and
     with pytest.raises(ValueError, match="has parts of 0 observations"):
         policy(np.zeros((0, 3)))
     for name in ("bc", "gac"):
-        with pytest.raises(ValueError, match=r"sample=True was asked of a policy of .*, expected softgac, sac,"):
+        with pytest.raises(ValueError, match=r"sample=True was asked of a policy of .*, expected softgac, sac"):
             drawbridge.load(runs[name])(obs_O, sample=True)
     remembering = drawbridge.load(runs["dt"])
     remembering(obs_O)
@@ -240,6 +240,6 @@ def test_what_no_graph_holds_is_refused_by_name(runs: Runs, tmp_path: Path, caps
         capsys.readouterr()
         assert main(["export", run, "--onnx", str(tmp_path / "x.onnx")]) == 2
         told = capsys.readouterr().err
-        assert f"is a run of {name}, expected bc, percent-bc, softgac, sac," in told and why in told
+        assert f"is a run of {name}, expected bc, percent-bc, softgac, sac" in told and why in told
     assert main(["export", run]) == 2 and not list(tmp_path.iterdir())
     assert "neither --onnx nor --torch was given" in capsys.readouterr().err

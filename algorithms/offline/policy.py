@@ -77,11 +77,15 @@ class ValuePolicy(ImitationPolicy[ValueConfig]):
         return traced_alone(act, self.obs_dim, self.action_dim, used)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Where each episode is in its noise."""
+        """Where each episode is in its noise; empty where none explores: the next actions depend on the observations alone."""
+        if self.aim.mode != EXPLORE:
+            return {}
         return {"seed": self._seed_E.copy(), "step": self._step_E.copy()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Takes what ``state`` gave, for any number of environments; raises ValueError for anything else."""
+        if not state and self.aim.mode != EXPLORE:
+            return
         if state.keys() != {"seed", "step"} or any(a.dtype != np.int64 or a.ndim != 1 for a in state.values()):
             raise ValueError(
                 f"this state has {sorted(state)}, expected 'seed' and 'step', int64 (E,): its episodes cannot go on from it; build "

@@ -68,7 +68,7 @@ def add_train(commands: Any) -> None:
     train.add_argument(
         "--steps",
         type=count,
-        help="env steps of the whole run; of gac, bc, percent-bc, rvs and dt: updates (default: the preset's)",
+        help="env steps of the whole run; of algorithms that learn from whole episodes: updates (default: the preset's)",
     )
     train.add_argument("--workers", type=count, help="rollout worker processes (default: the preset's)")
     train.add_argument(
