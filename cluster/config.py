@@ -228,7 +228,7 @@ IMITATION_UPDATES = {"cpu": 5_000, "paper": 100_000}
 def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     """What every algorithm that learns from whole episodes has in common.
 
-    Its length is that of the agent's own schedule, where it has one (Chen et al., 2021, without one: 10^5 updates).
+    Of gac its length is that of the agent's own schedule; of the others Chen et al. (2021) make 10^5 updates.
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
     steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
