@@ -231,11 +231,9 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
     Of gac its length is that of the agent's own schedule; of the others Chen et al. (2021) make 10^5 updates.
     """
     agent = ALGORITHMS[algorithm].presets[preset]()
-    steps = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
-    online = OnlineConfig()
-    if algorithm == "rlpd":  # it has no offline part
-        online = OnlineConfig(stages=3)
-        steps = online.stages * online.updates_per_stage
+    online = OnlineConfig(stages=3 if algorithm == "rlpd" else 0)  # rlpd has no offline part
+    offline = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
+    steps = online.stages * online.updates_per_stage or offline
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
