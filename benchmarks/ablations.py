@@ -99,18 +99,8 @@ def diagnosed(out: Path, name: str, dataset: str, seed: int, updates: int) -> di
     run = out / "-".join(words)
     kept = run.with_suffix(".json")
     if not kept.exists():
-        train = [
-            "train",
-            "gac",
-            "--dataset",
-            dataset,
-            "--backend",
-            "inline",
-            "--seed",
-            str(seed),
-            "--run-dir",
-            str(run),
-        ]
+        train = ["train", "gac", "--preset", "paper-cpu", "--dataset", dataset, "--backend", "inline"]
+        train += ["--seed", str(seed), "--run-dir", str(run)]
         train += ["--steps", str(updates)]
         for setting in (*CHANGES[name], f"evaluation.every_steps={updates}", "evaluation.final_episodes=1"):
             train += ["--set", setting]
