@@ -8,9 +8,10 @@
 
 Offline: every algorithm is trained on the same dataset. What there is to choose (the weight of the KL, the number of ascent steps,
 the return asked for) is chosen for each mode on 50 starts (seeds 20000 and up) and reported on 100 others (seeds 10000 and up).
-Online: three stages from the offline run of the same seed, by exploring plans whose target y+ moves or stays what it first was
+Online: three stages of GAC from the offline run of the same seed, by exploring plans whose target y+ moves or stays what it first was
 (nothing else differs), or by exploiting plans, at equal episodes, with the weight of the KL that was chosen offline; each mode is
-chosen and reported again.
+chosen and reported again. Rivals that learn values make as many stages, episodes and updates; rlpd has no offline part, so its one
+run makes them too.
 Scores: 0 is the random policy, 100 the planner. One torch thread.
 """
 
@@ -38,7 +39,8 @@ TASKS = {
     "hopper": "Hopper-v5",
 }
 DATA = {"d0": 0, "d50": 50, "medium": None}  # steps that the planner stays at a target; of a partly trained agent
-COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "softgac")
+COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
+STAGED = ("iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
 TRAINING = {  # settings that are not the preset's own
     ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
@@ -116,9 +118,11 @@ def main() -> None:
                 if arguments.what == "offline":
                     for algorithm in arguments.algorithms:
                         offline(arguments.out, maze, data, algorithm, seed, arguments.set, arguments.name)
-                else:
-                    for plan in arguments.plans:
-                        online(arguments.out, maze, data, plan, seed, arguments.set, arguments.name)
+                    continue
+                for plan in arguments.plans if "gac" in arguments.algorithms else ():
+                    online(arguments.out, maze, data, plan, seed, arguments.set, arguments.name)
+                for algorithm in (name for name in arguments.algorithms if name in STAGED):
+                    online_rival(arguments.out, maze, data, algorithm, seed)
 
 
 def dataset_id(maze: str, data: str) -> str:
@@ -175,6 +179,15 @@ def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list
         for key, value in base["scores"]["kl"]["chosen"]["settings"].items():
             command += ["--set", f"{key}={value}"]
     scored(out, stem, about, "gac", [*command, "--out"], settings)
+
+
+def online_rival(out: Path, maze: str, data: str, algorithm: str, seed: int) -> None:
+    """As many stages, episodes and updates as GAC has, from the offline run of the same seed."""
+    base = json.loads((out / f"{algorithm}-{maze}-{data}-{seed}.json").read_text())
+    about = {"kind": "online", "plan": "", "name": "", "maze": maze, "data": data, "seed": seed}
+    episodes = ["--episodes-per-stage", "100"] if maze in STAGES else []
+    command = ["finetune", str(out / base["run_dir"]), *episodes, "--out"]
+    scored(out, f"online-{algorithm}-{maze}-{data}-{seed}", about, algorithm, command, [])
 
 
 def scored(
@@ -242,7 +255,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def table(out: Path) -> str:
-    """Mean over seeds, with each seed's score behind it."""
+    """Mean over seeds with its bootstrap interval, and each seed's score; with one seed there is no interval."""
     records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     lines = []
     for kind in ("offline", "online"):
@@ -253,12 +266,21 @@ def table(out: Path) -> str:
                 column = groups.setdefault((kind, record["maze"], record["data"]), {})
                 column.setdefault(row, []).append(found["score"])
         for (_, maze, data), rows in groups.items():
-            lines += [f"\n{maze} {data}, {kind}\n", "| | mean | seeds |", "|---|---|---|"]
+            lines += [f"\n{maze} {data}, {kind}\n", "| | mean | 95 % | seeds |", "|---|---|---|---|"]
             lines += [
-                f"| {row} | {np.mean(scores):.1f} | {' / '.join(f'{score:.1f}' for score in scores)} |"
+                f"| {row} | {np.mean(scores):.1f} | {interval(scores)} | {' / '.join(f'{score:.1f}' for score in scores)} |"
                 for row, scores in rows.items()
             ]
     return "\n".join(lines)
+
+
+def interval(scores: Sequence[float]) -> str:
+    """Where 95 % of the means of 10,000 resamples of the seeds lie."""
+    if len(scores) < 2:
+        return "one seed"
+    drawn = np.random.default_rng(0).choice(scores, (10_000, len(scores)))
+    low, high = np.percentile(drawn.mean(1), (2.5, 97.5))
+    return f"{low:.1f} to {high:.1f}"
 
 
 if __name__ == "__main__":
