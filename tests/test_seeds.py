@@ -37,7 +37,7 @@ def test_one_failing_seed_ends_no_other_a_signal_saves_all_and_resume_takes_the_
     assert "RUN" in said and "seed-7" in said and "seed-8" in said  # the table
     last = said.strip().splitlines()[-1]
     assert f"ended by SIGTERM with all its runs; {fails.name} (" in last and "the simulator lost its licence" in last
-    assert f"go on with `drawbridge resume {parent}`" in last
+    assert f"go on with `drawbridge resume {parent} --env {ENV}`" in last
     assert read(goes_on / "summary.json")["exit"] == "interrupted"
 
     steps = str(live(goes_on)["env_steps"] + 100)

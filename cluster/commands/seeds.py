@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from cluster.commands.arguments import resume_words
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
 from cluster.errors import RunError, UsageError
@@ -100,7 +101,8 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         view.show(last=True)
         expected = {0, *(128 + signum for signum in signals.caught)}
         bad = [path for path, process in processes.items() if process.exitcode not in expected]
-        how = "; ".join([*map(_why, bad), f"go on with `drawbridge resume {parent}`"])
+        again = resume_words(parent, next(iter(members.values())).env or "")
+        how = "; ".join([*map(_why, bad), f"go on with `{again}`"])
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")
         if bad:
