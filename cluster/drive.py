@@ -26,6 +26,8 @@ from cluster.session import Session
 from cluster.signals import Signals
 from cluster.task_preset import unpublished
 
+FEW = 3  # evaluations after which the curve is drawn again
+
 
 def drive(run: RunDirectory, spec: RunSpec) -> int:
     """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint, its start at once."""
@@ -79,7 +81,11 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         )
         try:
             with session:
+                in_curve = 0
                 while session.advance():
+                    if len(session.evaluations) >= in_curve + FEW:
+                        in_curve = len(session.evaluations)
+                        _draw_curve(session)
                     if signals.caught or session.asked_to_stop:
                         session.finish("interrupted")
                         left = _what_is_left(session)
@@ -99,7 +105,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
 
 
 def _draw_curve(session: Session) -> bool:
-    """Whether the curve was drawn. It is at every end, of whatever there is; nothing here may hide why the run ended."""
+    """Whether the curve was drawn, of whatever there is; nothing here may end a run or hide why it ended."""
     path = session.run.path
     if not (path / "metrics.jsonl").exists():
         return False

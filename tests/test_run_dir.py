@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tiny_runs import train_inline
+from tiny_runs import lines, train_inline
 
 import cluster.run_dir
 from cluster.checks import spec_of, uneven_shards
@@ -87,6 +87,20 @@ def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
     assert train_inline(path, "Pendulum-v1", 1_000_000, metrics__line_s=0.01) == 1
     told = capsys.readouterr().err
     assert f"run directory {path} is gone" in told and "Traceback" not in told and not path.exists()
+
+
+def test_the_curve_is_drawn_every_few_evaluations_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def draw(path: Path, picture: Path) -> None:
+        seen.append(len(lines(path / "evaluations.jsonl")))
+
+    monkeypatch.setattr("cluster.drive.draw_curve", draw)
+    assert train_inline(tmp_path / "run", "Pendulum-v1", 400, evaluation__every_steps=80) == 0
+    made = len(lines(tmp_path / "run" / "evaluations.jsonl"))
+    assert made >= 6 and seen == [*range(3, made, 3), made]
 
 
 def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(
