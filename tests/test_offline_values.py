@@ -18,6 +18,8 @@ from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 from algorithms.offline.config import CalQLConfig, CQLConfig, IQLConfig, RLPDConfig, TD3BCConfig
 from algorithms.offline.steps import draw_steps, returns_to_go
+from cluster.config import make_preset, override
+from cluster.data_kind import kind_of
 
 SIZES: dict[str, Any] = {
     "width": 16,
@@ -273,3 +275,8 @@ def test_every_preset_is_without_a_problem_and_a_bad_value_is_named(name: str) -
     assert all(preset().validate() == [] for preset in ALGORITHMS[name].presets.values())
     with pytest.raises(ValueError, match="cannot work:\n- tau is"):
         ALGORITHMS[name].make_agent(type(CONFIGS[name])(tau=0.0), AgentSpec(obs_dim=2, action_dim=1))
+
+
+def test_a_way_to_plan_that_a_rival_does_not_have_is_refused_before_the_run() -> None:
+    config = override(make_preset("rlpd", "cpu"), {"online.plan": "kl"})
+    assert [text.split(",")[0] for text in kind_of(config).problems(config)] == ["online.plan is kl for rlpd"]
