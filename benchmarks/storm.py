@@ -39,6 +39,7 @@ from cluster.checks import spec_of  # noqa: E402
 from cluster.graph import make_shard  # noqa: E402
 from cluster.run_dir import RunDirectory  # noqa: E402
 from replay import snapshot  # noqa: E402
+from rollout_workers.env_ids import name_module  # noqa: E402
 
 ENV, SHARDS, CHUNK, UNACKED, LINE_S = "counting_env:Counting-v0", 2, 4, 2, 0.5
 PARTS = {  # how often each part is hit, of 20
@@ -111,6 +112,7 @@ class Storm:
 
 def rows_on_disk(run_dir: Path) -> tuple[int, int, int]:
     """Rows in the shards' snapshots; of them those that are there again, and those that are no step of the environment."""
+    name_module(ENV)
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
     held = doubled = torn = 0

@@ -1,6 +1,6 @@
 """The nodes of the Ray cluster: which of them live, and whether a part failed by itself or together with its node.
 
-The head declares a node lost only after its health checks, which take 5 s to a minute. Until then a part would be placed there again.
+The head declares a node lost only after its health checks (RAY_health_check_*). Until then a part would be placed there again.
 So the driver looks for itself: a node that accepts no connection is dying, and what was there waits until the head knows.
 """
 

@@ -158,7 +158,7 @@ def check_end_without_head(run: RayRun, code: str) -> None:
     assert run.end() == 1, run.output()[-3_000:]
     last = run.output().strip().splitlines()[-1]
     assert "the head of the Ray cluster (GCS) at 127.0.0.1:" in last and code in last, run.output()[-3_000:]
-    assert f"go on with `drawbridge resume {run.run_dir}`" in last
+    assert f"go on with `drawbridge resume {run.run_dir}" in last
     assert last.endswith(read(run.run_dir / "failure.json")["error"]) and run.live()["state"] == "failed"
     wait_for(lambda: not run.alive(), "the run's processes to end", 60)
 
