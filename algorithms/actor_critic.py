@@ -139,7 +139,14 @@ class ActorCritic(TrainedAgent):
         self.layout = RowLayout(obs_dim=spec.obs_dim, action_dim=spec.action_dim)
         inputs = spec.obs_dim + spec.action_dim
         self.critic = TwinCritic(
-            inputs, config.critic_width, config.critic_layers, config.atoms, renorm_of(config), draw, self.device
+            inputs,
+            config.critic_width,
+            config.critic_layers,
+            config.atoms,
+            renorm_of(config),
+            draw,
+            self.device,
+            bf16=config.precision == "bf16",
         )
         alpha = config if isinstance(config, ActorCriticConfig) else None
         self.tempered = alpha is not None and alpha.alpha_mode == "auto"
@@ -172,7 +179,7 @@ class ActorCritic(TrainedAgent):
     def advance(self, rows_UBD: torch.Tensor) -> None:
         """The same, but the metrics add up until ``read_metrics``."""
         done, total = 0, rows_UBD.shape[0]
-        with runtime.library(self.matmul):
+        with runtime.library(self.matmul, self.config.precision):
             while done < total:
                 to_actor = self.cycle - self.updates % self.cycle
                 take = min(to_actor, total - done)
@@ -187,7 +194,7 @@ class ActorCritic(TrainedAgent):
         the last. ``updates`` stays, because no graph can count on the host: whole cycles leave the actor's turn where
         it is. For capture, register ``generator`` with the graph.
         """
-        with runtime.library(self.matmul):
+        with runtime.library(self.matmul, self.config.precision):
             self._group(rows_CBD, with_actor=True)
 
     def update_with(self, rows_BD: torch.Tensor, noise: UpdateNoise, *, with_actor: bool) -> dict[str, torch.Tensor]:
@@ -195,7 +202,7 @@ class ActorCritic(TrainedAgent):
 
         The actor's step sees the same states and the updated critics. For checks against another implementation.
         """
-        with runtime.library(self.matmul):
+        with runtime.library(self.matmul, self.config.precision):
             columns = self.layout.views(rows_BD)
             following = self._follow(columns.next_obs, noise.next)
             skipped = self._critic_step(rows_BD, following.action_RA, following.cost_R)

@@ -117,6 +117,13 @@ class CriticConfig:
         ("crossq", "ioffe"),
         former="ioffe",
     )
+    precision: str = option(
+        "float32",
+        "name",
+        "matrix products on a GPU: float32, its tensor cores' tf32, or the critics' in bf16 and all others in tf32",
+        ("float32", "tf32", "bf16"),
+        former="float32",
+    )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 
     def validate(self) -> list[str]:

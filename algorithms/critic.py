@@ -44,7 +44,10 @@ class TwinCritic:
         constants: Renorm,
         draw: torch.Generator,
         device: torch.device,
+        *,
+        bf16: bool = False,
     ) -> None:
+        self.bf16 = bf16  # products take their factors in bfloat16
         sizes = [inputs, *[width] * layers, atoms]
         self.layers, self.constants = layers + 1, constants
         initial: dict[str, torch.Tensor] = {}
@@ -82,7 +85,7 @@ class TwinCritic:
                 self.constants,
                 collective,
             )
-            h = torch.baddbmm(p[f"linear{l}.bias"].unsqueeze(1), y, p[f"linear{l}.weight"])
+            h = _affine(p[f"linear{l}.bias"].unsqueeze(1), y, self._factor(p[f"linear{l}.weight"]))
             passes.append(seen)
             outputs.append(y)
         means = [passes[0].mean_TI + origin_TI, *(seen.mean_TI for seen in passes[1:])]
@@ -100,9 +103,15 @@ class TwinCritic:
         grads, g = self.parameters.grads, grad_TBN
         for l in reversed(range(self.layers)):
             seen, y = joint.passes[l], joint.outputs[l][:, : g.shape[1]]
-            torch.bmm(y.mT, g, out=grads[f"linear{l}.weight"])
             torch.sum(g, 1, out=grads[f"linear{l}.bias"])
-            g = torch.bmm(g, self.parameters.named[f"linear{l}.weight"].mT)
+            weight = self.parameters.named[f"linear{l}.weight"]
+            if self.bf16:
+                low = g.bfloat16()
+                grads[f"linear{l}.weight"].copy_(torch.bmm(y.bfloat16().mT, low))
+                g = torch.bmm(low, weight.bfloat16().mT).float()
+            else:
+                torch.bmm(y.mT, g, out=grads[f"linear{l}.weight"])
+                g = torch.bmm(g, weight.mT)
             scale_grad, bias_grad, centred_TI = batch_renorm.affine_grads(g, seen)
             grads[f"norm{l}.scale"].copy_(scale_grad)
             grads[f"norm{l}.bias"].copy_(bias_grad)
@@ -119,24 +128,29 @@ class TwinCritic:
     def frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Weights (T, in, out), biases (T, 1, out) of the eval-mode critics, renormalisation folded in, no gradient."""
         p, s = self.parameters.named, self.statistics
+        folded = []
         with torch.no_grad():
-            return [
-                batch_renorm.folded(
-                    p[f"linear{l}.weight"],
-                    p[f"linear{l}.bias"],
-                    p[f"norm{l}.scale"],
-                    p[f"norm{l}.bias"],
-                    s[f"norm{l}.mean"],
-                    s[f"norm{l}.var"],
-                    self.constants.eps,
-                )
-                for l in range(self.layers)
-            ]
+            for l in range(self.layers):
+                linear, norm = (p[f"linear{l}.weight"], p[f"linear{l}.bias"]), (p[f"norm{l}.scale"], p[f"norm{l}.bias"])
+                statistics = s[f"norm{l}.mean"], s[f"norm{l}.var"]
+                weight, bias = batch_renorm.folded(*linear, *norm, *statistics, self.constants.eps)
+                folded.append((self._factor(weight), bias))
+        return folded
+
+    def _factor(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.bfloat16() if self.bf16 else weight
+
+
+def _affine(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """bias + x weight, float32; the product in the weight's type."""
+    if weight.dtype == torch.float32:
+        return torch.baddbmm(bias, x, weight)
+    return bias + torch.bmm(x.to(weight.dtype), weight)
 
 
 def evaluate(frozen: list[tuple[torch.Tensor, torch.Tensor]], x_BI: torch.Tensor) -> torch.Tensor:
     """Logits (T, B, N) of the eval-mode critics; gradients reach the input alone."""
     h = x_BI.expand(2, *x_BI.shape)
     for l, (weight, bias) in enumerate(frozen):
-        h = torch.baddbmm(bias, h if l == 0 else torch.relu(h), weight)
+        h = _affine(bias, h if l == 0 else torch.relu(h), weight)
     return h

@@ -36,15 +36,18 @@ def choose(setting: str) -> str:
 
 
 @contextlib.contextmanager
-def library(choice: str) -> Iterator[None]:
-    """Float32 products inside the block use ``choice`` ("mkl" or "onednn"); what was set before comes back after it."""
-    switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = switch.fp32_precision
-    switch.fp32_precision = "bf16" if choice == "onednn" else "none"
+def library(choice: str, precision: str = "float32") -> Iterator[None]:
+    """Float32 products inside the block use ``choice`` ("mkl" or "onednn") on the CPU, and on CUDA the tensor cores' TF32 unless
+    ``precision`` is float32; what was set before comes back after it."""
+    cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda: Any = torch.backends.cuda.matmul
+    before = cpu.fp32_precision, cuda.fp32_precision
+    cpu.fp32_precision = "bf16" if choice == "onednn" else "none"
+    cuda.fp32_precision = "ieee" if precision == "float32" else "tf32"
     try:
         yield
     finally:
-        switch.fp32_precision = before
+        cpu.fp32_precision, cuda.fp32_precision = before
 
 
 @functools.cache

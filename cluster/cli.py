@@ -13,6 +13,7 @@ from cluster.commands.arguments import add_command, location
 from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.doctor import add_doctor
+from cluster.commands.gpu_check import add_gpu_check
 from cluster.commands.listing import add_list
 from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="the version of this tree, and its commit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_doctor(commands)
+    add_gpu_check(commands)
     add_check_env(commands)
     add_train(commands)
     add_finetune(commands)

@@ -92,6 +92,20 @@ def test_the_joint_pass_and_its_gradient_equal_autograd(warmup, layers, form):
         torch.testing.assert_close(tensor.grad, twin[name].grad, rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
+def test_in_bfloat16_critics_and_their_gradients_differ_by_its_rounding_alone():
+    exact, rough = _critic(), _critic()
+    rough.bf16 = True
+    x = torch.randn(64, 5)
+    weight, seen = torch.randn(2, 32, 7), []
+    for critic in (exact, rough):
+        joint = critic.joint(x, Solo())
+        critic.backward(joint, weight, Solo())
+        seen.append((joint.now_TBN, joint.next_TBN, critic.parameters.gradient, evaluate(critic.frozen(), x)))
+    for one, other in zip(*seen):
+        error = ((one - other).norm() / one.norm()).item()
+        assert 1e-4 < error < 0.05 and other.dtype == torch.float32
+
+
 def test_the_second_half_shapes_the_gradient_only_through_the_shared_statistics():
     critic = _critic()
     x = torch.randn(24, 5)

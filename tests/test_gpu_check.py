@@ -1,0 +1,73 @@
+"""The checks of gpu-check on the CPU, where the cycle is called instead of replayed; and that each of them can fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cluster import checks
+from cluster.cli import main
+from cluster.commands.gpu_check import run_checks
+from cluster.errors import RunError
+from learners import gpu_check
+from learners.gpu_check import CHECKS, Bench, Failed, Sizes
+
+SMALL = Sizes(critic_width=16, bridge_width=8, timed_width=16, timed_updates=4, replays=2, blocks=3)
+
+
+def test_every_check_passes_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """But that of two learners, whose processes take long to start: tests/test_collective.py has it on the CPU."""
+    monkeypatch.delitem(CHECKS, "two learners on two devices")
+    assert run_checks("cpu", SMALL) == 0
+    told = capsys.readouterr().out
+    assert told.count("ok  ") == len(CHECKS) and told.count("us an update; loss") == 3
+
+
+def test_a_check_that_fails_is_named_and_the_others_are_still_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(bench: Bench) -> str:
+        raise Failed("seen")
+
+    monkeypatch.setattr(gpu_check, "CHECKS", {"first": broken, "second": lambda bench: "fine"})
+    with pytest.raises(RunError, match=r"1 of 2 checks failed \(first\)"):
+        run_checks("cpu")
+    told = capsys.readouterr().out
+    assert "FAILED  first" in told and "ok      second" in told
+
+
+def test_a_graph_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale capture: replays go on with the rows and the noise that were captured."""
+
+    def stale(agent, rows_CBD):  # type: ignore[no-untyped-def]
+        generator = agent.generator.get_state()
+
+        def replay() -> None:
+            agent.generator.set_state(generator)
+            agent.step_cycle(torch.ones_like(rows_CBD))
+
+        return replay
+
+    monkeypatch.setattr(gpu_check, "_called", stale)
+    bench = Bench("cpu", SMALL)
+    for check in (gpu_check.captured_as_eager, gpu_check.noise, gpu_check.nan_row):
+        with pytest.raises(Failed):
+            check(bench)
+
+
+def test_another_agent_on_the_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, made = Bench("cpu", SMALL), Bench.agent
+    monkeypatch.setattr(
+        Bench, "agent", lambda self, device=None: made(self, device, critic_lr=1e-3 if device else 1e-2)
+    )
+    with pytest.raises(Failed, match="differ by more than"):
+        gpu_check.same_as_cpu(bench)
+
+
+def test_without_a_device_one_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "cuda_devices", lambda: 0)
+    monkeypatch.setattr("cluster.commands.gpu_check.cuda_devices", lambda: 0)
+    assert main(["gpu-check"]) == 2
+    assert "this machine has no CUDA device that torch can use" in capsys.readouterr().err
