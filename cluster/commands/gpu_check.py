@@ -12,9 +12,7 @@ from cluster.errors import RunError, UsageError
 
 
 def add_gpu_check(commands: Any) -> None:
-    add_command(
-        commands, "gpu-check", _gpu_check, "prove updates on this machine's GPU against the CPU"
-    )
+    add_command(commands, "gpu-check", _gpu_check, "prove updates on this machine's GPU against the CPU")
 
 
 def _gpu_check(arguments: argparse.Namespace) -> int:
