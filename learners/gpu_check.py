@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import UpdateNoise
@@ -251,7 +252,7 @@ def two_learners(bench: Bench) -> str:
     alone.update(rows)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (folder, bench.cuda, bench.sizes, rows.cpu()), nprocs=2)  # type: ignore[attr-defined]
-        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+        first, second = (load_file(Path(folder) / f"{rank}.safetensors") for rank in (0, 1))
     if unequal := [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]:
         raise Failed(f"the two learners differ in {', '.join(unequal[:3])}")
     one = alone.critic.statistics["norm0.var"].cpu()
@@ -276,7 +277,8 @@ def _rank(rank: int, folder: str, cuda: bool, sizes: Sizes, rows: torch.Tensor) 
     agent = bench.agent(collective=collective)
     cycles = CapturedCycle(agent, batch=half, width=LAYOUT.width, capture=None if cuda else _called)
     cycles.update(rows[:, rank * half : (rank + 1) * half].contiguous().to(device))
-    torch.save({name: tensor.detach().cpu() for name, tensor in agent.tensors().items()}, Path(folder) / f"{rank}.pt")
+    state = {name: tensor.detach().cpu().clone() for name, tensor in agent.tensors().items()}
+    save_file(state, Path(folder) / f"{rank}.safetensors")
     collective.close()
 
 
