@@ -68,6 +68,5 @@ def test_without_a_device_one_sentence_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checks, "cuda_devices", lambda: 0)
-    monkeypatch.setattr("cluster.commands.gpu_check.cuda_devices", lambda: 0)
     assert main(["gpu-check"]) == 2
     assert "this machine has no CUDA device that torch can use" in capsys.readouterr().err

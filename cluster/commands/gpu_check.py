@@ -6,7 +6,6 @@ import argparse
 import time
 from typing import Any
 
-from cluster.checks import cuda_devices
 from cluster.commands.arguments import add_command
 from cluster.errors import RunError, UsageError
 
@@ -16,6 +15,8 @@ def add_gpu_check(commands: Any) -> None:
 
 
 def _gpu_check(arguments: argparse.Namespace) -> int:
+    from cluster.checks import cuda_devices  # reads every part of a run
+
     if not cuda_devices():
         raise UsageError(
             "this machine has no CUDA device that torch can use, expected one: nothing was checked; run gpu-check where there is a GPU, "
