@@ -55,6 +55,8 @@ def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_
     partial = target.with_name(f".{target.stem}.partial.mp4")
 
     def stop(group: EpisodeGroup, *_: object) -> None:
+        if camera.failure is not None:
+            raise camera.failure
         if group.length_E[0] >= max_steps:
             group.running_E[:] = False
 
@@ -112,6 +114,7 @@ class _Camera(gym.Wrapper):
         self.fps = int(env.metadata.get("render_fps", 30))
         self.writer: Any = None
         self.frames = 0
+        self.failure: Exception | None = None  # raised in a step it would count as the environment's
         self.ended = False  # an environment is reset when its episode ends: the next one is not recorded
 
     def reset(self, **words: Any) -> Any:
@@ -129,8 +132,13 @@ class _Camera(gym.Wrapper):
         return found
 
     def _write(self) -> None:
-        if not self.ended:
+        if self.ended or self.failure is not None:
+            return
+        try:
             self.writer.append_data(self.frame())
+        except Exception as error:
+            self.failure = error
+        else:
             self.frames += 1
 
     def frame(self) -> np.ndarray:
