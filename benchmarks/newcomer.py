@@ -106,7 +106,7 @@ def stable_baselines3(out: Path) -> list[tuple[float, float]]:
     place.mkdir()
     python = str(place / ".venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", str(place / ".venv")], check=True)
-    packages = ["stable-baselines3", "gymnasium", "mujoco", "matplotlib", "pandas", "torch"]
+    packages = ["stable-baselines3", "gymnasium[mujoco]", "matplotlib", "pandas", "torch"]
     words = ["-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), *packages]
     with open(log_path, "w", encoding="utf-8") as log:
         subprocess.run([python, *words], check=True, stdout=log, stderr=log)
