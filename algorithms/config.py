@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from replay.option import COUNT, RATE, WIDTH, WIDTH_LIMIT, option, range_problems
 from replay.task import name_of
 
+INITIAL_ALPHA: dict[str, Any] = {"at_least": 0, "why": "its logarithm is what is learned"}
+ALPHA_BUDGET: dict[str, Any] = {"at_least": -1_000, "at_most": 1_000, "why": "alpha would grow or vanish without end"}
+# What the presets cpu of all actor-critics share: narrow critics, larger steps, a support fitted to the rewards, Ioffe's form.
+CPU: dict[str, Any] = {
+    "critic_width": 256,
+    "renorm_form": "ioffe",
+    "critic_lr": 1e-3,
+    "actor_lr": 1e-3,
+    "v_min": None,
+    "v_max": None,
+}
+
+
+class AgentConfig:
+    """How settings of an agent, a dataclass of options, are checked."""
+
+    def validate(self) -> list[str]:
+        """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
+        return range_problems(self)
+
+    def check(self) -> None:
+        """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
+        if found := self.validate():
+            raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CriticConfig:
+class CriticConfig(AgentConfig):
     """Twin C51 critics with batch renormalisation and no target network, and who updates when.
 
     Defaults are those of "Generative Actor-Critic with Soft Bridge Policies", arXiv 2605.08733, for Gym MuJoCo; preset paper
@@ -128,14 +154,7 @@ class CriticConfig:
 
     def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        found = range_problems(self)
-        found += _support_problems(self.v_min, self.v_max, self.atoms)
-        return found
-
-    def check(self) -> None:
-        """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.validate():
-            raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
+        return super().validate() + _support_problems(self.v_min, self.v_max, self.atoms)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,8 +167,7 @@ class ActorCriticConfig(CriticConfig):
         0.1,
         "1",
         "temperature at the start (paper: .1); 0 is allowed when it is constant",
-        at_least=0,
-        why="its logarithm is what is learned",
+        **INITIAL_ALPHA,
     )
 
     def validate(self) -> list[str]:

@@ -36,6 +36,7 @@ RATE: dict[str, Any] = {  # of Adam: a step of 1 moves every parameter by about 
 }
 SHARE: dict[str, Any] = {"at_least": 0, "at_most": 1, "why": "it is a share"}
 WEIGHT: dict[str, Any] = {"at_least": 0, "why": "its effect would be reversed"}
+FOLLOW: dict[str, Any] = {"above": 0, "at_most": 1, "why": "the copy would never move"}  # of a slow copy, in one update
 DECAY: dict[str, Any] = {"at_least": 0, "why": "parameters would grow on their own"}
 LOG_VARIANCE: dict[str, Any] = {"at_least": -40, "at_most": 40, "why": "no float32 holds such a variance"}
 

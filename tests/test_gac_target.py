@@ -108,8 +108,8 @@ def test_a_target_that_is_no_number_is_refused() -> None:
 
 
 def test_settings_that_cannot_work_are_named_with_their_remedy() -> None:
-    assert PlanningConfig().planning_problems() == []
+    assert PlanningConfig().validate() == []
     bad = PlanningConfig(infer_mode="best", infer_lr=0.0, explore_gain=9.0, replan_every=0)
-    found = "\n".join(bad.planning_problems())
+    found = "\n".join(bad.validate())
     for name in ("infer_mode", "infer_lr", "explore_gain", "replan_every"):
         assert name in found

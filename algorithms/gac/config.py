@@ -148,7 +148,7 @@ class GACConfig(PlanningConfig):
 
     def validate(self) -> list[str]:
         """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        return self.planning_problems() + self._mismatches()
+        return super().validate() + self._mismatches()
 
     def _mismatches(self) -> list[str]:
         found = [
@@ -181,11 +181,6 @@ class GACConfig(PlanningConfig):
                 "would be chance; train with next_state_weight=1, or set replan=scheduled or none"
             )
         return found
-
-    def check(self) -> None:
-        """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.validate():
-            raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 
 def linear() -> GACConfig:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from replay.option import COUNT, WIDTH_LIMIT, option, range_problems
+from algorithms.config import AgentConfig
+from replay.option import COUNT, WIDTH_LIMIT, option
 
 MODES = ("prior", "st", "kl", "max", "explore")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanningConfig:
+class PlanningConfig(AgentConfig):
     """Everything between a trained model and an action. Defaults are ours unless a source is named."""
 
     infer_mode: str = option("kl", "name", "plan of an episode when none is asked for by name", MODES)
@@ -99,7 +100,3 @@ class PlanningConfig:
         at_least=1,
         why="there is no step between two plans",
     )
-
-    def planning_problems(self) -> list[str]:
-        """Every value here that cannot work, each with the consequence and a fix; empty when all is well."""
-        return range_problems(self)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option, range_problems
+from algorithms.config import AgentConfig
+from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
+class FeatureConfig(AgentConfig):
     """What all baselines on whole episodes share: how observations are seen."""
 
     obs_waves: int = option(
@@ -28,15 +29,6 @@ class FeatureConfig:
     def posterior_floats(self) -> int:
         """Nothing is written back beside the episodes."""
         return 0
-
-    def validate(self) -> list[str]:
-        """Every value that cannot work, each with the consequence and a fix; empty when all is well."""
-        return range_problems(self)
-
-    def check(self) -> None:
-        """Raises ValueError with every problem at once; nothing is built from settings that cannot work."""
-        if found := self.validate():
-            raise ValueError("these settings cannot work:\n" + "\n".join(f"- {problem}" for problem in found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

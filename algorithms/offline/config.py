@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from algorithms.config import ALPHA_BUDGET
 from algorithms.imitation.config import FeatureConfig
 from replay.option import COUNT, DRAWS, LAYERS, RATE, SHARE, WEIGHT, WIDTH, option
 
@@ -68,9 +69,8 @@ class SoftConfig(ValueConfig):
         1.0, "1", "temperature at the start (CQL, RLPD: 1)", above=0, why="its logarithm is learned"
     )
     target_entropy: float = option(
-        -1.0, "nats", "entropy that alpha holds, per action coordinate (CQL: -1; RLPD: -.5)", at_least=-1e3, at_most=1e3,
-        why="alpha would grow or vanish without end",
-    )  # fmt: skip
+        -1.0, "nats", "entropy that alpha holds, per action coordinate (CQL: -1; RLPD: -.5)", **ALPHA_BUDGET
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,8 @@ class RLPDConfig(SoftConfig):
     """RLPD (Ball et al., 2023, arXiv 2302.02948): SAC with ten normalised critics, half of each batch from the dataset."""
 
     target_entropy: float = option(
-        -0.5, "nats", "entropy that alpha holds, per action coordinate (RLPD: -.5)", at_least=-1e3, at_most=1e3,
-        why="alpha would grow or vanish without end",
-    )  # fmt: skip
+        -0.5, "nats", "entropy that alpha holds, per action coordinate (RLPD: -.5)", **ALPHA_BUDGET
+    )
     critics: int = option(10, "critics", "ensemble of critics (RLPD: 10)", at_least=1, at_most=256, why="no value")
     layer_norm: bool = option(True, "bool", "critics normalise each hidden layer (RLPD: true)")
     actor_every: int = option(20, "updates", "critic updates to one of the actor (RLPD: 20)", **DRAWS)

@@ -1,12 +1,14 @@
-"""Settings of FLAC, FlowRL, QSM, QVPO and DIME. Defaults are those of SoftGAC's comparison (arXiv 2605.08733)."""
+"""Settings of FLAC, FlowRL, QSM, QVPO and DIME. Defaults, preset paper, are those of SoftGAC's comparison
+(arXiv 2605.08733), meant for a GPU; presets cpu have narrow networks and larger steps, for a core or two (ours).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from algorithms.config import ActorCriticConfig, CriticConfig
-from replay.option import COUNT, LAYERS, WEIGHT, WIDTH, option
+from algorithms.config import ALPHA_BUDGET, CPU, INITIAL_ALPHA, ActorCriticConfig, CriticConfig
+from replay.option import COUNT, FOLLOW, LAYERS, WEIGHT, WIDTH, option
 
 STEPS: dict[str, Any] = {"at_least": 1, "at_most": 1_000, "why": "an action would be noise alone, or take too long"}
 DRAWS: dict[str, Any] = {"at_least": 1, "at_most": 4_096, "why": "there would be nothing to choose from"}
@@ -14,15 +16,7 @@ DRAWS: dict[str, Any] = {"at_least": 1, "at_most": 4_096, "why": "there would be
 # the returns that they allow are 800 units, where those of the paper's DMC tasks are 100: what is weighed against Q is weighed by
 # UNITS to the same effect, unless a temperature learns it soon.
 UNITS = 8.0
-CPU: dict[str, Any] = {
-    "critic_width": 256,
-    "renorm_form": "ioffe",
-    "critic_lr": 1e-3,
-    "actor_lr": 1e-3,
-    "v_min": None,
-    "v_max": None,
-    "actor_width": 128,
-}
+NARROW: dict[str, Any] = CPU | {"actor_width": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +36,7 @@ class FLACConfig(ActorCriticConfig, NetworkConfig):
         1.0,
         "1",
         "temperature at the start (paper: 1); 0 is allowed when it is constant",
-        at_least=0,
-        why="its logarithm is what is learned",
+        **INITIAL_ALPHA,
     )
     alpha_lr: float = option(3e-5, "1", "Adam step size of log alpha (paper: 3e-5)", above=0, at_most=1)
     target_energy: float = option(0.5, "nats", "kinetic energy that alpha holds, per coordinate (paper: .5)", **WEIGHT)
@@ -68,9 +61,7 @@ class FlowRLConfig(CriticConfig, NetworkConfig):
         0.95,
         "1",
         "share of the replay's critic that its slow copy takes over at each step of the actor (paper: .95)",
-        above=0,
-        at_most=1,
-        why="the copy would never move",
+        **FOLLOW,
     )
     match_weight: float = option(0.1, "1", "weight of the flow-matching loss (paper: .1)", **WEIGHT)
     match_least: float = option(1e-3, "1", "smallest weight of a row's flow-matching loss (paper: .001)", **WEIGHT)
@@ -97,9 +88,7 @@ class QVPOConfig(CriticConfig, NetworkConfig):
         0.005,
         "1",
         "share of the actor that its slow copy, which gives the next actions, takes over in an update (paper: .005)",
-        above=0,
-        at_most=1,
-        why="the copy would never move",
+        **FOLLOW,
     )
     uniform_actions: int = option(
         10, "actions", "uniform actions beside each sample (paper: 10)", **COUNT, at_most=4_096
@@ -134,66 +123,38 @@ class DIMEConfig(ActorCriticConfig, NetworkConfig):
         1.0,
         "1",
         "temperature at the start (paper: 1); 0 is allowed when it is constant",
-        at_least=0,
-        why="its logarithm is what is learned",
+        **INITIAL_ALPHA,
     )
     target_cost: float = option(
         4.0,
         "nats",
         "run cost that alpha holds, per coordinate (paper: 4)",
-        at_least=-1_000,
-        at_most=1_000,
-        why="alpha would grow or vanish without end",
+        **ALPHA_BUDGET,
     )
-
-
-def flac_paper() -> FLACConfig:
-    """The paper's settings; meant for a GPU."""
-    return FLACConfig()
 
 
 def flac_cpu() -> FLACConfig:
     """Narrow networks and larger steps, for a core or two (ours)."""
-    return FLACConfig(**CPU, alpha_init=UNITS, alpha_lr=1e-4)
-
-
-def flowrl_paper() -> FlowRLConfig:
-    """The paper's settings; meant for a GPU."""
-    return FlowRLConfig()
+    return FLACConfig(**NARROW, alpha_init=UNITS, alpha_lr=1e-4)
 
 
 def flowrl_cpu() -> FlowRLConfig:
     """Narrow networks and larger steps, for a core or two (ours)."""
     return FlowRLConfig(
-        **CPU, behaviour_width=128, match_weight=0.1 * UNITS, match_least=1e-3 * UNITS, match_most=UNITS
+        **NARROW, behaviour_width=128, match_weight=0.1 * UNITS, match_least=1e-3 * UNITS, match_most=UNITS
     )
-
-
-def qsm_paper() -> QSMConfig:
-    """The paper's settings; meant for a GPU."""
-    return QSMConfig()
 
 
 def qsm_cpu() -> QSMConfig:
     """Narrow networks and larger steps, for a core or two (ours)."""
-    return QSMConfig(**CPU, q_scale=50.0 / UNITS)
-
-
-def qvpo_paper() -> QVPOConfig:
-    """The paper's settings; meant for a GPU."""
-    return QVPOConfig()
+    return QSMConfig(**NARROW, q_scale=50.0 / UNITS)
 
 
 def qvpo_cpu() -> QVPOConfig:
     """Narrow networks, larger steps and a quarter of the samples, for a core or two (ours)."""
-    return QVPOConfig(**CPU, train_samples=16, entropy_updates=25_000)
-
-
-def dime_paper() -> DIMEConfig:
-    """The paper's settings; meant for a GPU."""
-    return DIMEConfig()
+    return QVPOConfig(**NARROW, train_samples=16, entropy_updates=25_000)
 
 
 def dime_cpu() -> DIMEConfig:
     """Narrow networks and larger steps, for a core or two (ours)."""
-    return DIMEConfig(**CPU, alpha_lr=3e-3)
+    return DIMEConfig(**NARROW, alpha_lr=3e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from algorithms.config import ActorCriticConfig
+from algorithms.config import ALPHA_BUDGET, CPU, ActorCriticConfig
 from replay.option import WIDTH, option
 
 
@@ -28,9 +28,7 @@ class SACConfig(ActorCriticConfig):
         -1.0,
         "nats",
         "entropy that alpha holds, per action coordinate (SAC: -1)",
-        at_least=-1_000,
-        at_most=1_000,
-        why="alpha would grow or vanish without end",
+        **ALPHA_BUDGET,
     )
     log_std_min: float = option(
         -20.0,
@@ -67,38 +65,19 @@ def paper() -> SACConfig:
 
 def cpu() -> SACConfig:
     """The same equations with narrow critics, a larger step and a support fitted to the rewards, for a core or two (ours)."""
-    return SACConfig(
-        critic_width=256,
-        renorm_form="ioffe",
-        critic_lr=1e-3,
-        actor_lr=1e-3,
-        alpha_lr=3e-3,
-        v_min=None,
-        v_max=None,
-    )
+    return SACConfig(**CPU, alpha_lr=3e-3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossQConfig(SACConfig):
-    """CrossQ-SAC, the paper's control: its actor has batch renormalisation, with the settings of the critics' (``renorm_*``)."""
+    """CrossQ-SAC, the paper's control: its actor has batch renormalisation, with the settings of the critics' (``renorm_*``).
+
+    Defaults: the paper's control; meant for a GPU.
+    """
 
     actor_width: int = option(512, "units", "hidden units of each actor layer (paper: 512)", **WIDTH)
 
 
-def crossq_paper() -> CrossQConfig:
-    """The paper's control; meant for a GPU."""
-    return CrossQConfig()
-
-
 def crossq_cpu() -> CrossQConfig:
     """Narrow networks, a larger step and a support fitted to the rewards, for a core or two (ours)."""
-    return CrossQConfig(
-        critic_width=256,
-        actor_width=128,
-        renorm_form="ioffe",
-        critic_lr=1e-3,
-        actor_lr=1e-3,
-        alpha_lr=3e-3,
-        v_min=None,
-        v_max=None,
-    )
+    return CrossQConfig(**CPU, actor_width=128, alpha_lr=3e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from algorithms.config import ActorCriticConfig
+from algorithms.config import CPU, ActorCriticConfig
 from replay.option import WIDTH, WIDTH_LIMIT, option
 
 
@@ -68,14 +68,4 @@ def paper() -> SoftGACConfig:
 
 def cpu() -> SoftGACConfig:
     """Narrow networks, a larger step, a support fitted to the rewards and inputs that keep their scale, for a core or two (ours)."""
-    return SoftGACConfig(
-        critic_width=256,
-        bridge_width=64,
-        input_norm="running",
-        renorm_form="ioffe",
-        critic_lr=1e-3,
-        actor_lr=1e-3,
-        alpha_lr=3e-3,
-        v_min=None,
-        v_max=None,
-    )
+    return SoftGACConfig(**CPU, bridge_width=64, input_norm="running", alpha_lr=3e-3)
