@@ -15,17 +15,18 @@ import numpy as np
 import torch
 
 from algorithms import runtime
+from algorithms.fitted_agent import FittedAgent
 from algorithms.imitation.config import FeatureConfig, ImitationConfig
 from algorithms.interface import AgentSpec, PlanRequest
-from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer
 from algorithms.weights import load_weights
-from replay.schema import DataSummary, ReturnSummary, Trajectories
+from replay.schema import Trajectories
 
 METRICS = ("action_mse", "grad_norm", "imitated")
 C = TypeVar("C", bound=FeatureConfig)
 
 
-class ImitationAgent(TrainedAgent):
+class ImitationAgent(FittedAgent):
     """The learner's side; a subclass says what is drawn from a batch and how its loss arises.
 
     Args:
@@ -50,28 +51,11 @@ class ImitationAgent(TrainedAgent):
             self.parameters, (self.adam,), spec.collective, METRICS, clip=config.grad_clip, clip_eps=1e-6
         )
         self.trainers = (self.trainer,)
-        self.fitted = False
         self._settings = config
-
-    @abc.abstractmethod
-    def _statistics(self, summary: DataSummary) -> dict[str, object]:
-        """What each entry of ``data`` beyond the observations' mean and standard deviation becomes."""
 
     @abc.abstractmethod
     def losses(self, batch: Trajectories) -> Loss:
         """The summed error on one batch, its weight, and the share of the drawn steps that had weight; noise by ``uniform``."""
-
-    def fit(self, summary: DataSummary) -> None:
-        """Takes the statistics of the dataset; raises ValueError where it cannot be learned from with these settings."""
-        if (seen := summary.obs_mean_O.shape) != (self.obs_dim,):
-            raise ValueError(
-                f"the dataset's observations have shape {seen}, expected ({self.obs_dim},) as the environment's: the "
-                "policy could not act there; take a dataset of this environment"
-            )
-        taken = {"obs_mean": summary.obs_mean_O, "obs_std": summary.obs_std_O, **self._statistics(summary)}
-        for name, value in taken.items():
-            self.data[name].copy_(torch.as_tensor(value))
-        self.fitted = True
 
     def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
         """U updates; metrics (0-d): ``action_mse`` (a coordinate), ``grad_norm``, ``imitated`` (share of the drawn steps
@@ -79,36 +63,11 @@ class ImitationAgent(TrainedAgent):
 
         Raises ValueError for rows of another width, RuntimeError when ``fit`` was not called.
         """
-        if not self.fitted:
-            raise RuntimeError("update came before fit: inputs would not be normalised; call fit(summary) first")
-        for batch in batches:
-            self._check(batch)
-        with runtime.library(self.matmul):
-            for batch in batches:
-                self._step(batch)
-        return self.read_metrics() | {"learning_rate": torch.full((), self.adam.lr, device=self.device)}
-
-    def posteriors(self) -> list[torch.Tensor]:
-        """None: imitation infers nothing about episodes."""
-        return []
-
-    def start_finetuning(self) -> None:
-        """Does nothing: imitation gathers no episodes."""
-
-    def update_returns(self, returns: ReturnSummary) -> None:
-        """Does nothing: imitation has no exploration target."""
+        return super().update(batches) | {"learning_rate": torch.full((), self.adam.lr, device=self.device)}
 
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The network's parameters, then the entries of ``data``; views, float32."""
         return {name: tensor.detach() for name, tensor in self.parameters.named.items()} | self.data
-
-    def _check(self, batch: Trajectories) -> None:
-        expected = self.obs_dim + self.action_dim + 1
-        if batch.rows_NF.shape[1] != expected:
-            raise ValueError(
-                f"a batch has rows of {batch.rows_NF.shape[1]} floats, expected {expected} = O + A + 1: columns would be "
-                "taken for others; feed episodes of the environment that the agent was made for"
-            )
 
     def learning_rate(self) -> float:
         """The step size of this update, which ``updates`` counts; linear over the warm-up."""
@@ -120,15 +79,6 @@ class ImitationAgent(TrainedAgent):
         self.adam.lr = self.learning_rate()
         step = self.trainer.descend(loss)
         self.trainer.record(step, (step.loss, step.norm, *step.shared))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of everything that a bit-exact resume needs: parameters, Adam's moments, data, generator, counters."""
-        return super().state() | {"fitted": torch.tensor(self.fitted)}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        super().load_state(state)
-        self.fitted = bool(state["fitted"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, Adam's moments and the data's statistics."""

@@ -6,17 +6,16 @@ Letters: U updates, B episodes, R steps of a batch, E critics, X features, O, A.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 
 import torch
 
-from algorithms import runtime
+from algorithms.fitted_agent import FittedAgent
 from algorithms.fourier import features, featurise
 from algorithms.interface import AgentSpec
 from algorithms.offline.config import ValueConfig
 from algorithms.offline.steps import Steps, actor_parameters, critic_parameters, draw_steps, values
-from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
-from replay.schema import DataSummary, ReturnSummary, Trajectories
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer
+from replay.schema import DataSummary, Trajectories
 
 CRITIC_METRICS, ACTOR_METRICS = (
     ("critic_loss", "q_mean", "critic_grad_norm"),
@@ -24,7 +23,7 @@ CRITIC_METRICS, ACTOR_METRICS = (
 )
 
 
-class ValueAgent(TrainedAgent):
+class ValueAgent(FittedAgent):
     """A subclass gives the two losses, each a sum over steps. Raises ValueError with every problem of ``config`` at once.
 
     Args:
@@ -55,7 +54,6 @@ class ValueAgent(TrainedAgent):
         self.critic_trainer = Trainer(self.critic, (self.critic_adam,), spec.collective, CRITIC_METRICS)
         self.actor_trainer = Trainer(self.policy, (self.actor_adam,), spec.collective, ACTOR_METRICS)
         self.trainers = (self.critic_trainer, self.actor_trainer)
-        self.fitted = False
 
     @abc.abstractmethod
     def critic_loss(self, steps: Steps, seen_RX: torch.Tensor, next_RX: torch.Tensor) -> torch.Tensor:
@@ -65,38 +63,12 @@ class ValueAgent(TrainedAgent):
     def actor_loss(self, steps: Steps, seen_RX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What each step costs the actor, and the temperature where there is one, (R,)."""
 
-    def fit(self, summary: DataSummary) -> None:
-        """Takes the statistics of the dataset; raises ValueError where it is of another environment."""
-        if (seen := summary.obs_mean_O.shape) != (self.obs_dim,):
-            raise ValueError(
-                f"the dataset's observations have shape {seen}, expected ({self.obs_dim},) as the environment's: the "
-                "policy could not act there; take a dataset of this environment"
-            )
-        self.data["obs_mean"].copy_(torch.as_tensor(summary.obs_mean_O))
-        self.data["obs_std"].copy_(torch.as_tensor(summary.obs_std_O))
-        self.data["longest"].fill_(summary.max_length)
+    def _statistics(self, summary: DataSummary) -> dict[str, object]:
+        """The longest episode, and what rewards are scaled by."""
+        taken: dict[str, object] = {"longest": summary.max_length}
         if wanted := getattr(self.config, "return_range", 0.0):
-            self.data["reward_scale"].fill_(wanted / max(summary.return_max - summary.return_min, 1e-6))
-        self.fitted = True
-
-    def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
-        """U updates of the critics, and of the actor on every ``actor_every``-th; see docs/metrics.md.
-
-        Raises ValueError for rows of another width, RuntimeError when ``fit`` was not called.
-        """
-        if not self.fitted:
-            raise RuntimeError("update came before fit: inputs would not be normalised; call fit(summary) first")
-        expected = self.obs_dim + self.action_dim + 1
-        for batch in batches:
-            if batch.rows_NF.shape[1] != expected:
-                raise ValueError(
-                    f"a batch has rows of {batch.rows_NF.shape[1]} floats, expected {expected} = O + A + 1: columns would be "
-                    "taken for others; feed episodes of the environment that the agent was made for"
-                )
-        with runtime.library(self.matmul):
-            for batch in batches:
-                self._step(batch)
-        return self.read_metrics()
+            taken["reward_scale"] = wanted / max(summary.return_max - summary.return_min, 1e-6)
+        return taken
 
     def see(self, obs_RO: torch.Tensor) -> torch.Tensor:
         """Features (R, X) of raw observations."""
@@ -140,29 +112,10 @@ class ValueAgent(TrainedAgent):
         for name, tensor in of.named.items():
             self.slow[name].lerp_(tensor, share)
 
-    def posteriors(self) -> list[torch.Tensor]:
-        """None: nothing is inferred about episodes."""
-        return []
-
-    def start_finetuning(self) -> None:
-        """Goes on as it is: online episodes come into the batches, nothing else changes."""
-
-    def update_returns(self, returns: ReturnSummary) -> None:
-        """Does nothing: no return is asked for."""
-
     def policy_weights(self) -> dict[str, torch.Tensor]:
         """The actor's parameters and the observations' mean and standard deviation; views, float32."""
         named = {n: t.detach() for n, t in self.policy.named.items() if n != "log_alpha"}
         return named | {name: self.data[name] for name in ("obs_mean", "obs_std")}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of everything that a bit-exact resume needs."""
-        return super().state() | {"fitted": torch.tensor(self.fitted)}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        super().load_state(state)
-        self.fitted = bool(state["fitted"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, slow copies, Adam's moments and the data's statistics."""
