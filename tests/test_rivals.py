@@ -15,7 +15,6 @@ from scipy.stats import norm
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import ActorBatch
 from algorithms.interface import AgentSpec
-from algorithms.rivals.config import CPU
 from algorithms.rivals.flowrl import behaviour_loss, value
 
 OBS, ACTION, ROWS = 3, 2, 6
@@ -356,4 +355,4 @@ def test_preset_paper_has_the_papers_critics_and_cpu_those_of_softgac(name: str)
     for preset in ("cpu", "paper"):
         ours, theirs = presets[preset](), softgac[preset]()
         assert [getattr(ours, field) for field in critic] == [getattr(theirs, field) for field in critic]
-    assert presets["paper"]() == ALGORITHMS[name].config_class() and CPU["actor_width"] == 128
+    assert presets["paper"]() == ALGORITHMS[name].config_class() and presets["cpu"]().actor_width == 128

@@ -9,12 +9,13 @@ import abc
 
 import torch
 
+from algorithms.ensemble import ensemble_parameters, ensemble_values
 from algorithms.fitted_agent import FittedAgent
 from algorithms.fourier import features, featurise
 from algorithms.interface import AgentSpec
 from algorithms.offline.config import ValueConfig
-from algorithms.offline.steps import Steps, actor_parameters, critic_parameters, draw_steps, values
-from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer
+from algorithms.offline.steps import Steps, actor_parameters, draw_steps
+from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer, lecun_normal
 from replay.schema import DataSummary, Trajectories
 
 CRITIC_METRICS, ACTOR_METRICS = (
@@ -44,7 +45,9 @@ class ValueAgent(FittedAgent):
         self.config, draw = config, torch.Generator().manual_seed(spec.seed)
         self.data = {k: t.to(self.device) for k, t in no_data(spec.obs_dim).items()}
         seen, c = features(config.obs_waves, config.obs_wave_dims, spec.obs_dim), config
-        q = critic_parameters(seen + spec.action_dim, c.critics, c.width, c.layers, c.layer_norm, "q", draw)
+        q = ensemble_parameters(
+            "q", c.critics, [seen + spec.action_dim, *[c.width] * c.layers, 1], lecun_normal, draw, c.layer_norm
+        )
         pi = actor_parameters(seen, outputs, c.width, c.layers, draw)
         self.critic = FlatParameters(q | (more_critic or {}), self.device, extra=2)
         self.policy = FlatParameters(pi | (more_actor or {}), self.device, extra=2)
@@ -76,7 +79,7 @@ class ValueAgent(FittedAgent):
 
     def q(self, p: dict[str, torch.Tensor], seen_RX: torch.Tensor, action_RA: torch.Tensor) -> torch.Tensor:
         """What each critic gives each step, (E, R)."""
-        return values(p, torch.cat([seen_RX, action_RA], -1), self.config.layers)
+        return ensemble_values("q", torch.cat([seen_RX, action_RA], -1), p)
 
     def frozen(self) -> dict[str, torch.Tensor]:
         """The critics without gradient, for the actor."""

@@ -10,11 +10,13 @@ import math
 
 import torch
 
+from algorithms.ensemble import ensemble_parameters, ensemble_values
 from algorithms.fourier import features
 from algorithms.interface import AgentSpec
 from algorithms.offline.agent import ValueAgent
 from algorithms.offline.config import IQLConfig
-from algorithms.offline.steps import LOG_STD, Steps, critic_parameters, outputs, values
+from algorithms.offline.steps import LOG_STD, Steps, outputs
+from algorithms.trainer import lecun_normal
 
 MOST_WEIGHT = 100.0  # of an advantage [IQL]
 
@@ -27,7 +29,7 @@ class IQL(ValueAgent):
     def __init__(self, config: IQLConfig, spec: AgentSpec) -> None:
         seen = features(config.obs_waves, config.obs_wave_dims, spec.obs_dim)
         draw = torch.Generator().manual_seed(spec.seed + 1)
-        v = critic_parameters(seen, 1, config.width, config.layers, False, "v", draw)
+        v = ensemble_parameters("v", 1, [seen, *[config.width] * config.layers, 1], lecun_normal, draw)
         super().__init__(config, spec, spec.action_dim, v, {"log_std": torch.zeros(spec.action_dim)})
 
     def critic_loss(self, steps: Steps, seen_RX: torch.Tensor, next_RX: torch.Tensor) -> torch.Tensor:
@@ -35,9 +37,9 @@ class IQL(ValueAgent):
         config, p = self.config, self.critic.named
         with torch.no_grad():
             least_R = self.q(self.slow, seen_RX, steps.action_RA).amin(0)
-            next_R = values(p, next_RX, config.layers, "v")[0]
+            next_R = ensemble_values("v", next_RX, p)[0]
             target_R = steps.reward_R + config.gamma * steps.going_R * next_R
-        u_R = least_R - values(p, seen_RX, config.layers, "v")[0]
+        u_R = least_R - ensemble_values("v", seen_RX, p)[0]
         share_R = torch.where(u_R < 0, 1.0 - config.expectile, config.expectile)
         return share_R * u_R.square() + (self.q(p, seen_RX, steps.action_RA) - target_R).square().sum(0)
 
@@ -45,7 +47,7 @@ class IQL(ValueAgent):
         """- exp(temperature (min_j Q_j' - V)) log pi(a | s), the weight at most 100."""
         config = self.config
         with torch.no_grad():
-            v_R = values(self.frozen(), seen_RX, config.layers, "v")[0]
+            v_R = ensemble_values("v", seen_RX, self.frozen())[0]
             advantage_R = self.q(self.slow, seen_RX, steps.action_RA).amin(0) - v_R
             weight_R = (config.temperature * advantage_R).exp().clamp(max=MOST_WEIGHT)
         mean_RA = torch.tanh(outputs(self.policy.named, seen_RX, config.layers))

@@ -1,6 +1,6 @@
-"""Steps drawn from whole episodes, critics that read them, and actors; what all value-learning rivals compute with.
+"""Steps drawn from whole episodes, and actors; what all value-learning rivals compute with.
 
-Letters: B episodes, P steps of each, R = B P, N packed rows, E critics, X features, O, A, W width.
+Letters: B episodes, P steps of each, R = B P, N packed rows, X features, O, A, W width.
 """
 
 from __future__ import annotations
@@ -65,34 +65,6 @@ def returns_to_go(reward_N: torch.Tensor, offset: torch.Tensor, gamma: float) ->
         total_N = total_N + gamma**shift * torch.where(row_N + shift < end_N, later_N, 0.0)
         shift *= 2
     return total_N
-
-
-def critic_parameters(
-    inputs: int, critics: int, width: int, layers: int, layer_norm: bool, name: str, draw: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """``{name}{l}.weight`` (E, in, out) LeCun-normal and ``.bias`` (E, 1, out) zero; with ``layer_norm`` ``.scale``, ``.shift``."""
-    sizes, named = [inputs, *[width] * layers, 1], {}
-    for l, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        named[f"{name}{l}.weight"] = lecun_normal((critics, fan_in, fan_out), draw)
-        named[f"{name}{l}.bias"] = torch.zeros(critics, 1, fan_out)
-        if layer_norm and l < layers:
-            named[f"{name}{l}.scale"], named[f"{name}{l}.shift"] = (
-                torch.ones(critics, 1, fan_out),
-                torch.zeros(critics, 1, fan_out),
-            )
-    return named
-
-
-def values(p: dict[str, torch.Tensor], x_RX: torch.Tensor, layers: int, name: str = "q") -> torch.Tensor:
-    """What each critic gives each row, (E, R)."""
-    h = x_RX.expand(len(p[f"{name}0.weight"]), *x_RX.shape)
-    for l in range(layers + 1):
-        h = torch.baddbmm(p[f"{name}{l}.bias"], h, p[f"{name}{l}.weight"])
-        if l < layers:
-            if f"{name}{l}.scale" in p:
-                h = F.layer_norm(h, h.shape[-1:]) * p[f"{name}{l}.scale"] + p[f"{name}{l}.shift"]
-            h = torch.relu(h)
-    return h.squeeze(-1)
 
 
 def actor_parameters(

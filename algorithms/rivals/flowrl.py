@@ -10,13 +10,14 @@ Letters: R rows, O, A, H width, T = 2 critics.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from algorithms.actor_critic import ActorBatch, ActorLoss
+from algorithms.ensemble import ensemble_parameters, ensemble_values
 from algorithms.interface import AgentSpec
 from algorithms.rivals.config import FlowRLConfig
 from algorithms.rivals.flac import FlowActor
@@ -30,23 +31,17 @@ BEHAVIOUR_METRICS = ("behaviour_loss", "behaviour_q", "behaviour_v")
 def behaviour_parameters(config: FlowRLConfig, obs_dim: int, action_dim: int, draw: torch.Generator) -> Tensors:
     """``q{l}.weight`` (T, in, out), ``q{l}.bias`` (T, 1, out), and ``v{l}`` of one network."""
     hidden = [config.behaviour_width] * config.behaviour_layers
-    initial: Tensors = {}
-    for name, stack, inputs in (("q", 2, obs_dim + action_dim), ("v", 1, obs_dim)):
-        for l, sizes in enumerate(itertools.pairwise([inputs, *hidden, 1])):
-            initial[f"{name}{l}.weight"] = xavier_uniform((stack, *sizes), draw)
-            initial[f"{name}{l}.bias"] = torch.zeros(stack, 1, sizes[1])
-    return initial
+    sizes = {"q": (2, obs_dim + action_dim), "v": (1, obs_dim)}
+    return {
+        key: tensor
+        for name, (networks, inputs) in sizes.items()
+        for key, tensor in ensemble_parameters(name, networks, [inputs, *hidden, 1], xavier_uniform, draw).items()
+    }
 
 
 def value(name: str, x_RI: torch.Tensor, parameters: Tensors) -> torch.Tensor:
     """(T, R) of the twin critics "q" on joined states and actions, (1, R) of "v" on states."""
-    layers = sum(key.startswith(name) for key in parameters) // 2
-    h = x_RI.expand(parameters[f"{name}0.weight"].shape[0], *x_RI.shape)
-    for l in range(layers):
-        h = torch.baddbmm(
-            parameters[f"{name}{l}.bias"], F.gelu(h, approximate="tanh") if l else h, parameters[f"{name}{l}.weight"]
-        )
-    return h.squeeze(-1)
+    return ensemble_values(name, x_RI, parameters, functools.partial(F.gelu, approximate="tanh"))
 
 
 def behaviour_loss(
