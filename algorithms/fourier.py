@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -29,9 +30,16 @@ def featurise(
     scored_RO = (obs_RO - data["obs_mean"]) / data["obs_std"]
     if not (waved := waved_dims(obs_waves, obs_wave_dims, obs_dim)):
         return scored_RO
-    spread = torch.kron(torch.eye(waved), octaves(obs_waves).unsqueeze(0))  # (W, W len(octave)); exact: the rest is 0
-    angle_RX = obs_RO[:, :waved] @ (spread.to(obs_RO.device) if isinstance(obs_RO, torch.Tensor) else spread)
+    device = obs_RO.device if isinstance(obs_RO, torch.Tensor) else torch.device("cpu")
+    angle_RX = obs_RO[:, :waved] @ _spread(waved, obs_waves, device)
     return torch.cat([scored_RO, torch.sin(angle_RX), torch.cos(angle_RX)], 1)
+
+
+@functools.cache
+def _spread(waved: int, obs_waves: int, device: torch.device) -> torch.Tensor:
+    """(W, W len(octave)): each coordinate by each frequency; the product is exact, the rest is 0."""
+    with torch.inference_mode(False):  # learners take it too
+        return torch.kron(torch.eye(waved), octaves(obs_waves).unsqueeze(0)).to(device)
 
 
 def append_waves(scored: torch.Tensor, obs: torch.Tensor, waved: int, octave: torch.Tensor) -> torch.Tensor:

@@ -168,15 +168,34 @@ def check_reachable(address: str | None) -> None:
     there = _found() if address == "auto" else address
     if not there:
         return
-    parts = urlsplit(there if "://" in there else f"ray-gcs://{there}")
     try:
-        host, port = parts.hostname or "", parts.port or (10001 if parts.scheme == "ray" else 6379)
+        host, port, method = _endpoint(there)
         with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as peer:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 _greet(peer)
     except (OSError, ValueError) as error:
         raise UsageError(_unreachable(address, str(error))) from error
-    _show_token(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", ASKED[parts.scheme == "ray"])
+    _show_token(address, _target(host, port), method)
+
+
+def _endpoint(address: str) -> tuple[str, int, str]:
+    """Host and port of a head or of a client server, and the method that asks it anything; ValueError for a port that is none."""
+    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    client = parts.scheme == "ray"
+    return parts.hostname or "", parts.port or (10001 if client else 6379), ASKED[client]
+
+
+def _target(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def accepts(host: str, port: int, limit_s: float) -> bool:
+    """Whether somebody takes a connection there."""
+    try:
+        socket.create_connection((host, port), timeout=limit_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def _found() -> str:
@@ -224,12 +243,10 @@ def asks_for_token(address: str) -> bool:
 
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return True
-    there = _found() if address == "auto" else address
-    parts = urlsplit(there if "://" in there else f"ray-gcs://{there}")
-    target = f"{parts.hostname}:{parts.port or (10001 if parts.scheme == 'ray' else 6379)}"
-    with contextlib.closing(grpc.insecure_channel(target)) as channel:
+    host, port, method = _endpoint(_found() if address == "auto" else address)
+    with contextlib.closing(grpc.insecure_channel(_target(host, port))) as channel:
         try:
-            channel.unary_unary(ASKED[parts.scheme == "ray"])(b"", timeout=CONNECT_TIMEOUT_S)
+            channel.unary_unary(method)(b"", timeout=CONNECT_TIMEOUT_S)
         except grpc.RpcError as error:
             return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED
     return False

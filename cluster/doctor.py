@@ -14,7 +14,6 @@ import platform
 import resource
 import secrets
 import shutil
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.connection import accepts
 from cluster.errors import RunError
 from cluster.metrics.wording import number
 from cluster.run_dir import PACKAGES
@@ -111,7 +111,7 @@ def _cuda_devices() -> int:
 
 
 def _try_storage(mark: Path, nonce: str) -> Storage:
-    """Reads and tries to lock ``mark``, and writes beside it."""
+    """Reads and tries to lock ``mark``, and writes a file next to it."""
     problem, excluded, times = "", True, [0.0]
     try:
         with open(mark, encoding="ascii") as file:
@@ -138,17 +138,11 @@ def _try_storage(mark: Path, nonce: str) -> Storage:
 
 
 def _closed(peers: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    def refused(peer: tuple[str, int]) -> bool:
-        try:
-            socket.create_connection(peer, timeout=CONNECT_S).close()
-            return False
-        except OSError:
-            return True
-
     if not peers:
         return ()
     with ThreadPoolExecutor(min(32, len(peers))) as pool:
-        return tuple(f"{host}:{port}" for (host, port), bad in zip(peers, pool.map(refused, peers)) if bad)
+        taken = pool.map(lambda peer: accepts(peer[0], peer[1], CONNECT_S), peers)
+        return tuple(f"{host}:{port}" for (host, port), open_ in zip(peers, taken) if not open_)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import socket
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import ray
 
 from cluster.bounded import in_thread
+from cluster.connection import accepts
 
 LOOK_S = 2.0  # between two looks; at once where a part has failed
 REACH_S = 1.0  # for a node to accept a connection
@@ -97,13 +97,9 @@ class Nodes:
     def _see(self, suspects: frozenset[str]) -> Table:
         table = {entry["NodeID"]: entry for entry in ray.nodes()}
         living = [node for node in suspects if table.get(node, {}).get("Alive")]
-        dying = {node for node in living if not (self._through_client or _reachable(table[node]))}
+        dying = {node for node in living if not (self._through_client or _accepts(table[node]))}
         return table, dying
 
 
-def _reachable(entry: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), timeout=REACH_S).close()
-    except OSError:
-        return False
-    return True
+def _accepts(entry: dict[str, Any]) -> bool:
+    return accepts(entry["NodeManagerAddress"], entry["NodeManagerPort"], REACH_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -28,32 +29,41 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster.doctor import NODES_S, Check, Question, ask_nodes, gather_facts, judge, marked, node_checks
+    from cluster.connection import connect
+    from cluster.doctor import (
+        NODES_S,
+        Answer,
+        Check,
+        Facts,
+        Question,
+        ask_nodes,
+        gather_facts,
+        judge,
+        marked,
+        node_checks,
+    )
 
     address = arguments.address or os.environ.get("RAY_ADDRESS") or ""
     found: list[Check] = [_auth(address), _tree()]
-    joined = bool(address) and found[0].state != "fail"
+
+    def look(question: Question) -> tuple[Facts, list[Answer]]:
+        question = dataclasses.replace(question, torch=True)
+        here = gather_facts(question)
+        if not address or found[0].state == "fail":
+            return here, []
+        connect(address, cpus=0, object_store_bytes=0)
+        return here, ask_nodes(question, NODES_S)
+
     try:
         with marked(arguments.run_dir) as question:
-            here = gather_facts(Question(mark=question.mark, nonce=question.nonce, torch=True))
-            answers = ask_nodes(_join(address, question), NODES_S) if joined else []
+            here, answers = look(question)
     except OSError as error:
         fix = "put --run-dir where this user can write, with room for files"
         found.append(Check("fail", "run directory", "this machine", str(error), fix))
-        here = gather_facts(Question(torch=True))
-        answers = ask_nodes(_join(address, Question(torch=True)), NODES_S) if joined else []
+        here, answers = look(Question())
     found += [*judge(here, here, "this machine"), *([] if address else [_ports()]), *node_checks(answers, here)]
     print(table(found))
     return 1 if any(check.state == "fail" for check in found) else 0
-
-
-def _join(address: str, question: Any) -> Any:
-    import dataclasses
-
-    from cluster.connection import connect
-
-    connect(address, cpus=0, object_store_bytes=0)
-    return dataclasses.replace(question, torch=True)
 
 
 def _auth(address: str) -> Any:
