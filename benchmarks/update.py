@@ -153,10 +153,10 @@ def main() -> None:
         if args.preset not in ALGORITHMS[name].presets:
             continue
         measure = on_episodes if ALGORITHMS[name].items == "episodes" else on_transitions
-        rates, told = measure(name, args)
+        rates, notes = measure(name, args)
         print(
             f"{name:10s} {args.preset:6s} {statistics.median(rates):8.2f} updates/CPU-s "
-            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {told})",
+            f"(lowest {min(rates):.2f}, highest {max(rates):.2f}; {notes})",
             flush=True,
         )
 

@@ -90,7 +90,7 @@ class RayConfig:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""
         labels = {name: getattr(self, name) for name in ("learner_labels", "shard_labels", "worker_labels")}
         return range_problems(self) + [
-            f"{name} is {told}" for name, text in labels.items() if (told := unfit_labels(text))
+            f"{name} is {problem}" for name, text in labels.items() if (problem := unfit_labels(text))
         ]
 
 

@@ -1,4 +1,4 @@
-"""What a part of a run takes of its machine, told by the part itself: the driver sees only processes of its own machine."""
+"""Memory and CPU time of a part of a run, reported by the part itself: the driver sees only processes of its own machine."""
 
 from __future__ import annotations
 

@@ -238,9 +238,9 @@ def speed(bench: Bench, precision: str) -> str:
         bench.wait()
         took += time.monotonic() - began
         losses.append(float(metrics["critic_loss"]))
-    told = ", ".join(f"{loss:.3f}" for loss in losses)
+    curve = ", ".join(f"{loss:.3f}" for loss in losses)
     return _require(
-        bool(np.isfinite(losses).all()), f"{took / (4 * quarter * len(rows)) * 1e6:,.0f} us an update; loss {told}"
+        bool(np.isfinite(losses).all()), f"{took / (4 * quarter * len(rows)) * 1e6:,.0f} us an update; loss {curve}"
     )
 
 

@@ -172,9 +172,9 @@ class RolloutWorker:
                 return chunk
             merge_stats(self._pending, chunk.stats)
         reasons = {name: count for name, count in self._pending.items() if name.startswith("dropped_") and count}
-        told = ", ".join(f"{count:,.0f} {name.removeprefix('dropped_')}" for name, count in reasons.items())
+        shown = ", ".join(f"{count:,.0f} {name.removeprefix('dropped_')}" for name, count in reasons.items())
         raise FloatingPointError(
-            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs:,} env steps: {told}), "
+            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs:,} env steps: {shown}), "
             "expected finite observations and rewards: this worker has nothing to send and stops; check the environment"
         )
 

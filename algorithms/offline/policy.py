@@ -102,7 +102,7 @@ def acted(
     obs_dim: int,
     action_dim: int,
 ) -> torch.Tensor:
-    """Actions (B, A): tanh(mean) and noise beside it (IQL, TD3+BC), or tanh(mean + std noise)."""
+    """Actions (B, A): tanh(mean) plus noise (IQL, TD3+BC), or tanh(mean + std noise)."""
     out = outputs(weights, featurise(obs_BO, weights, config.obs_waves, config.obs_wave_dims, obs_dim), config.layers)
     if isinstance(config, IQLConfig | TD3BCConfig):
         mean = torch.tanh(out)

@@ -3,7 +3,7 @@
     sampler:  x_0 = clip((x - sqrt(1 - abar_k) e) / sqrt(abar_k));  x <- clip(c_k x_0 + d_k x + s_k z), the posterior's mean and
               standard deviation, k = T-1 .. 0, no z at 0
     acting:   the best of 4 samples by Q = min_j Q_j;  next actions: the same, from a slow copy of the actor (rate .005)
-    actor:    of 64 samples a state the best one a*, with weight w = max(0, Q(s, a*) - mean of the 64 Q), and beside it 10
+    actor:    of 64 samples a state the best one a*, with weight w = max(0, Q(s, a*) - mean of the 64 Q), and also 10
               uniform actions of weight .02 w (falls to .002):  mean of w (e(s, x_k, k) - eps)^2 over all of them
 
 The gradient's norm is at most 2, Adam's eps 1e-5. Acting takes the critics, whose weights are published with the actor's.

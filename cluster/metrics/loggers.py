@@ -37,7 +37,7 @@ class Logger(Protocol):
 
 
 class About(NamedTuple):
-    """What a service is told of a run: its name and settings; ``id``: by which it knows the run already, "" if it does not."""
+    """What a service gets of a run: its name and settings; ``id``: by which it knows the run already, "" if it does not."""
 
     name: str
     settings: dict[str, Any]

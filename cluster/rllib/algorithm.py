@@ -283,8 +283,8 @@ class FleetAlgorithm(Algorithm):
         with self._lock:
             if self._failed or self._stopped:
                 why = "was ended by `drawbridge stop`" if self._stopped else "has failed"
-                told = self.run_dir / ("summary.json" if self._stopped else "failure.json")
-                raise RunError(f"this run {why} (see {told}); go on from its newest checkpoint in a new one")
+                record = self.run_dir / ("summary.json" if self._stopped else "failure.json")
+                raise RunError(f"this run {why} (see {record}); go on from its newest checkpoint in a new one")
             try:
                 if self._session is None:
                     self._start()
