@@ -230,7 +230,7 @@ class WorkerActor:
 
     def _send(self, chunk: Chunk) -> Any:
         if (seen := self.meter.read()) is not None:
-            chunk.stats.update(seen._asdict())
+            chunk.stats.update(seen.stats())
         return self.shard.append.remote(chunk)
 
     def _fetch(self) -> Weights | None:

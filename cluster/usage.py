@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import NamedTuple
 
@@ -15,13 +16,24 @@ class Usage(NamedTuple):
 
     rss_bytes: float
     cpu_s: float  # since it began
+    gpu_bytes: float | None = None  # that torch holds of its device; None without one
+
+    def stats(self) -> dict[str, float]:
+        """What is known, as a chunk's stats carry it."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def usage() -> Usage:
     """Of this process, now."""
     process = psutil.Process()
     times = process.cpu_times()
-    return Usage(float(process.memory_info().rss), times.user + times.system)
+    return Usage(float(process.memory_info().rss), times.user + times.system, _gpu_bytes())
+
+
+def _gpu_bytes() -> float | None:
+    """Never the first to import torch or to start CUDA: a worker without a device does neither."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return float(cuda.memory_reserved()) if cuda is not None and cuda.is_initialized() else None
 
 
 class Meter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cluster.metrics import parts
 from cluster.metrics.alarms import alarms
 from cluster.metrics.parts import Parts
-from cluster.usage import Usage
+from cluster.usage import Usage, usage
 
 
 def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_are_far_behind(
@@ -32,7 +33,7 @@ def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_a
 
 def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
     seen = Parts()
-    stats = {"recorded_rows": 4.0} | Usage(1e8, 5.0)._asdict()
+    stats = {"recorded_rows": 4.0} | Usage(1e8, 5.0).stats()
     seen.add_worker(0, stats)
     assert stats == {"recorded_rows": 4.0}, "what is merged over workers is a sum"
     seen.add_usage("worker", 1, Usage(2e8, 7.0))
@@ -42,3 +43,22 @@ def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
     record = seen.record({})
     assert (record["rss_bytes_worker"], record["cpu_s_worker"]) == (4e8, 14.0)
     assert record["rss_bytes_driver"] > 1e7
+    assert not any(key.startswith("gpu_bytes") for key in record), "a series of a device that is not there"
+
+
+def test_gpu_memory_is_that_of_the_parts_that_have_a_device() -> None:
+    seen = Parts()
+    seen.add_usage("learner", 0, Usage(1e8, 1.0, 3e8))
+    seen.add_usage("learner", 1, Usage(1e8, 1.0, 2e8))
+    seen.add_usage("shard", 0, Usage(1e8, 1.0))
+    found = {key: value for key, value in seen.record({}).items() if key.startswith("gpu_bytes")}
+    assert found == {"gpu_bytes_learner": 5e8}
+
+
+def test_a_process_reports_its_gpu_memory_once_it_uses_a_device_and_starts_none_to_find_out() -> None:
+    started = torch.cuda.is_initialized()
+    assert (usage().gpu_bytes is None) == (not started)
+    assert torch.cuda.is_initialized() == started
+    if torch.cuda.is_available():
+        held = torch.ones(1 << 20, device="cuda")
+        assert (usage().gpu_bytes or 0) >= held.nbytes

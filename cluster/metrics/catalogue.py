@@ -93,6 +93,14 @@ FACTS = Metric(
 )  # fmt: skip
 PROGRESS = (
     FACTS,
+    _metric(
+        "gauge", "run_start_time_seconds", "s since 1970", "started_at",
+        "when this process of the run was started; a resume is another one",
+    ),
+    _metric(
+        "gauge", "run_ended", "0 or 1", "ended",
+        "1 once the run has ended in order; a run whose last value is 0 and that is gone failed or was killed",
+    ),
     _metric("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
     _metric("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),
     _metric("gauge", "", "env steps/s", "env_steps_per_s", "since the previous record", chart="Environment steps"),
@@ -107,6 +115,10 @@ PROGRESS = (
     Metric(
         series="part_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"rss_bytes_*": ("*",)},
         help="resident memory by part, as its processes say: driver, worker, learner, shard, store; inline all are the driver",
+    ),
+    Metric(
+        series="part_gpu_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"gpu_bytes_*": ("*",)},
+        help="GPU memory that torch holds for each part that computes on a GPU; no value without one",
     ),
     Metric(
         series="part_cpu_seconds", kind="counter", unit="s", labels=("part",), keys={"cpu_s_*": ("*",)},

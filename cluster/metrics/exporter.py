@@ -56,7 +56,7 @@ class Exporter:
     ) -> None:
         self._labels = {"run": run, "role": role, "shard": shard}
         self._lines = _Lines(self._labels)
-        self._lines.facts = dict(facts or {})
+        self._lines.facts = {**(facts or {}), "started_at": time.time(), "ended": 0.0}
         self._state_at = -math.inf
         self._scraped_at = -math.inf, -math.inf  # the last two times, monotonic clock
         registry = CollectorRegistry(auto_describe=False)
@@ -85,12 +85,11 @@ class Exporter:
 
     def set_state(self, state: str) -> None:
         """What the run does now: starting, running, finishing, ended or failed."""
-        if state != "ended":  # finishing said as much
-            self._state_at = time.monotonic()
-        self._lines.facts = {**self._lines.facts, "state": state}
+        self._state_at = time.monotonic()
+        self._lines.facts = {**self._lines.facts, "state": state, "ended": float(state == "ended")}
 
     def await_last_scrape(self) -> None:
-        """Lets a scraper that comes every few seconds see that the run finishes, ended or failed: else it only vanishes."""
+        """Lets a scraper that comes every few seconds see that the run ended or failed: else it only vanishes."""
         every_s = self._scraped_at[1] - self._scraped_at[0]
         if 0 < every_s <= LAST_SCRAPE_S:
             by = self._scraped_at[1] + 1.5 * every_s
@@ -135,7 +134,7 @@ class _Lines(Collector):
         self._labels = labels
         self._line: dict[str, Any] = {}
         self._counts: dict[str, float] = {}  # as the newest line has them
-        self.facts: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def resume_from(self, line: Line) -> None:

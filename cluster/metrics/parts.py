@@ -28,9 +28,9 @@ class Parts:
     def add_worker(self, worker: int, stats: dict[str, float]) -> None:
         """Takes the rows of one chunk, and out of ``stats`` what the worker's process takes, where it says so."""
         self._rows[worker] += int(stats.get("recorded_rows", 0))
-        seen = [stats.pop(name, None) for name in Usage._fields]
-        if seen[0] is not None:
-            self.add_usage("worker", worker, Usage(*(value or 0.0 for value in seen)))
+        seen = {name: stats.pop(name) for name in Usage._fields if name in stats}
+        if seen:
+            self.add_usage("worker", worker, Usage(**seen))
 
     def add_usage(self, part: str, index: int, seen: Usage) -> None:
         """Takes what a process takes now. CPU time that is less than before is of another process."""
@@ -83,9 +83,13 @@ class Parts:
     def _of_processes(self) -> dict[str, float]:
         self.add_usage("driver", 0, usage())
         rss: Counter[str] = Counter()
+        gpu: Counter[str] = Counter()  # only of parts that have a device
         for (part, _), seen in self._used.items():
             rss[part] += seen.rss_bytes  # type: ignore[assignment]
+            if seen.gpu_bytes is not None:
+                gpu[part] += seen.gpu_bytes  # type: ignore[assignment]
         return {
             **{f"rss_bytes_{part}": size for part, size in rss.items()},
+            **{f"gpu_bytes_{part}": size for part, size in gpu.items()},
             **{f"cpu_s_{part}": seconds for part, seconds in self._cpu_s.items()},
         }
