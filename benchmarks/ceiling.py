@@ -53,7 +53,7 @@ class Recorded(WaypointPlanner):
         return action_EA
 
 
-class Told(torch.nn.Module):
+class Informed(torch.nn.Module):
     """Actions by state and knowledge."""
 
     def __init__(self, knowledge: int, obs_NO: torch.Tensor) -> None:
@@ -70,8 +70,8 @@ class Told(torch.nn.Module):
 class Oracle:
     """Acts by a regression that is told one target for good."""
 
-    def __init__(self, told: Told, maze: Maze, target: int) -> None:
-        self.told, self.maze, self.target = told, maze, target
+    def __init__(self, result: Informed, maze: Maze, target: int) -> None:
+        self.result, self.maze, self.target = result, maze, target
 
     def reset(self, num_envs: int) -> None: ...
 
@@ -81,7 +81,7 @@ class Oracle:
     @torch.inference_mode()
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         knowledge = torch.from_numpy(ways(self.maze, obs_EO)[:, self.target])
-        return self.told(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
+        return self.result(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
 
 
 def ways(maze: Maze, obs_NO: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     assert maze is not None
     data = recorded(dataset, maze)
     cut = TRAIN * (len(data["obs"]) // (TRAIN + HELD_OUT))
-    told, shares = {}, {}
+    result, shares = {}, {}
     for name, parts in {
         "the state": (),
         f"and {PAST} steps of the past": ("past",),
@@ -116,10 +116,10 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
         "and the past and the target": ("past", "target"),
     }.items():
         knowledge = torch.cat([data["obs"][:, :0], *(data[part] for part in parts)], 1)
-        told[name] = fitted(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
+        result[name] = fitted(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
         with torch.inference_mode():
             predicted = torch.cat(
-                [told[name](*pair) for pair in zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))]
+                [result[name](*pair) for pair in zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))]
             )
         shares[name] = explained(data["action"][cut:], predicted)
     shares["all but the planner's noise"] = explained(data["action"][cut:], data["mean"][cut:])
@@ -127,7 +127,7 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     goal = maze.index_of(maze.goal_cell)
     runs = EpisodeRuns(dataset.env_id)
     streams = np.random.SeedSequence(0).spawn(STARTS[1])
-    reached = runs.mean_return(Oracle(told["and the target"], maze, goal), STARTS[0], streams)
+    reached = runs.mean_return(Oracle(result["and the target"], maze, goal), STARTS[0], streams)
     cells = {name: f"{share:.3f}" for name, share in shares.items()}
     return cells | {"score of the oracle that is told the goal": f"{dataset.normalised(reached):.1f}"}
 
@@ -160,19 +160,19 @@ def recorded(dataset: Dataset, maze: Maze) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(part.reshape(-1, part.shape[-1]).astype(np.float32)) for name, part in parts.items()}
 
 
-def fitted(obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> Told:
+def fitted(obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> Informed:
     """The regression of least squares, as deep as the generator of GAC's preset ``cpu``."""
     torch.manual_seed(0)
-    told = Told(knowledge_NX.shape[1], obs_NO)
-    adam = torch.optim.Adam(told.parameters(), lr=2e-3)
+    result = Informed(knowledge_NX.shape[1], obs_NO)
+    adam = torch.optim.Adam(result.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, UPDATES)
     for _ in range(UPDATES):
         at = torch.randint(len(obs_NO), (BATCH,))
         adam.zero_grad()
-        (told(obs_NO[at], knowledge_NX[at]) - action_NA[at]).square().mean().backward()
+        (result(obs_NO[at], knowledge_NX[at]) - action_NA[at]).square().mean().backward()
         adam.step()
         schedule.step()
-    return told
+    return result
 
 
 def explained(action_NA: torch.Tensor, predicted_NA: torch.Tensor) -> float:

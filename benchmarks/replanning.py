@@ -51,9 +51,9 @@ def _row(found: list[tuple[float, float, Alarms, Alarms]], rule: str) -> list[st
 def _measure(run: Trained, rule: str) -> tuple[float, float, Alarms, Alarms]:
     """Scores without and with pushes, and the alarms with and without them."""
     calm, quiet = _episodes(run, rule, pushed=False)
-    shaken, heard = _episodes(run, rule, pushed=True)
+    shaken, received = _episodes(run, rule, pushed=True)
     print(f"{run.run_dir.name}, {rule}: {calm:.1f}, {shaken:.1f} with pushes", file=sys.stderr, flush=True)
-    return calm, shaken, heard, quiet
+    return calm, shaken, received, quiet
 
 
 def _episodes(run: Trained, rule: str, *, pushed: bool) -> tuple[float, Alarms]:

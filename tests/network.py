@@ -73,6 +73,6 @@ def reached(host: Host, ports: list[int]) -> list[int]:
     with socket.create_server((host.address_of_ours, 0)) as known:
         port = known.getsockname()[1]
         words = host.words("python3", "-c", REACH, host.address_of_ours, *map(str, [port, *ports]))
-        told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert str(port) in told, "the other host does not reach this one at all"
-    return [int(word) for word in told if word != str(port)]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert str(port) in result, "the other host does not reach this one at all"
+    return [int(word) for word in result if word != str(port)]

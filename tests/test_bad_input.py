@@ -24,9 +24,9 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2)
     """What the command says on its way out with ``code``."""
     capsys.readouterr()
     assert main(words) == code
-    told = capsys.readouterr().err
-    assert "drawbridge: error: " in told and "Traceback" not in told
-    return told
+    result = capsys.readouterr().err
+    assert "drawbridge: error: " in result and "Traceback" not in result
+    return result
 
 
 # env or settings -> (seen, expected, consequence, what to do)
@@ -102,26 +102,26 @@ def test_bad_settings_are_refused_with_the_four_parts_and_leave_nothing_behind(
     given, parts = REFUSED[case]
     settings = dict(given)
     env = str(settings.pop("env", "InvertedPendulum-v5"))
-    told = refused(train_words(tmp_path / "run", env, "--backend", "inline", **settings), capsys)
-    missing = [part for part in parts if part not in told]
-    assert not missing, told
+    result = refused(train_words(tmp_path / "run", env, "--backend", "inline", **settings), capsys)
+    missing = [part for part in parts if part not in result]
+    assert not missing, result
     assert not (tmp_path / "run").exists()
 
 
 def test_all_problems_of_a_configuration_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(train_words(tmp_path / "run", agent__gamma=1.5, worker__chunk_steps=0, learner__threads=0), capsys)
-    assert "agent.gamma" in told and "worker.chunk_steps" in told and "learner.threads" in told
-    told = refused(train_words(tmp_path / "run", agent__gamm=1, worker__chunk="x"), capsys)
-    assert "agent.gamma" in told and "worker.chunk_steps" in told
+    result = refused(train_words(tmp_path / "run", agent__gamma=1.5, worker__chunk_steps=0, learner__threads=0), capsys)
+    assert "agent.gamma" in result and "worker.chunk_steps" in result and "learner.threads" in result
+    result = refused(train_words(tmp_path / "run", agent__gamm=1, worker__chunk="x"), capsys)
+    assert "agent.gamma" in result and "worker.chunk_steps" in result
 
 
 def test_a_run_directory_that_exists_is_refused_and_not_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    told = refused(train_words(tmp_path, "InvertedPendulum-v5", "--backend", "inline"), capsys)
+    result = refused(train_words(tmp_path, "InvertedPendulum-v5", "--backend", "inline"), capsys)
     for part in (f"run directory {tmp_path} exists", "expected a new one", "nothing in it was touched", "choose another --run-dir"):  # fmt: skip
-        assert part in told
+        assert part in result
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -144,10 +144,10 @@ def test_a_run_directory_of_a_living_run_is_refused_by_train_and_resume(
     try:
         assert here.recv(4) == b"held"
         for words in (train_words(run.path, "InvertedPendulum-v5"), ["resume", str(run.path)]):
-            told = refused(words, capsys)
+            result = refused(words, capsys)
             for part in (f"belongs to a living run (process {holder.pid})", "nothing was started"):
-                assert part in told
-            assert "choose another" in told or "end that process" in told
+                assert part in result
+            assert "choose another" in result or "end that process" in result
     finally:
         here.send(b"x")
         holder.join(30)
@@ -157,8 +157,8 @@ def test_a_directory_that_is_no_run_is_refused_by_every_command_that_reads_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["resume"], ["evaluate"], ["status"], ["scale", "--workers", "2"]):
-        told = refused([command[0], str(tmp_path), *command[1:]], capsys)
-        assert "is not a run directory" in told and "config.json" in told and "give the directory that" in told
+        result = refused([command[0], str(tmp_path), *command[1:]], capsys)
+        assert "is not a run directory" in result and "config.json" in result and "give the directory that" in result
     assert main(["report", str(tmp_path)]) in (1, 2)
 
 
@@ -204,9 +204,9 @@ def test_a_checkpoint_that_cannot_be_used_stops_resume_and_evaluate_and_is_never
     harm(run)
     before = sorted(path.name for path in (run / "checkpoints").iterdir())
     for words in (["resume", str(run), "--steps", "256"], ["evaluate", str(run)]):
-        told = refused(words, capsys, code=1)
+        result = refused(words, capsys, code=1)
         for part in (seen, "none of the 1 checkpoints", "would throw the run's training away", "Put a good copy back"):
-            assert part in told
+            assert part in result
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
     assert seen in read(run / "failure.json")["error"]
 
@@ -228,30 +228,30 @@ def test_a_damaged_config_of_a_run_is_named(finished: Path, tmp_path: Path, caps
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "config.json").write_text((finished / "config.json").read_text()[:200])
-    told = refused(["resume", str(run), "--steps", "256"], capsys, code=1)
-    assert "config.json cannot be read" in told and "damaged" in told
+    result = refused(["resume", str(run), "--steps", "256"], capsys, code=1)
+    assert "config.json cannot be read" in result and "damaged" in result
     config = read(finished / "config.json")
     config["agent"]["warp"] = 1
     (run / "config.json").write_text(json.dumps(config))
-    told = refused(["resume", str(run), "--steps", "256"], capsys)
-    assert "unknown fields ['agent.warp']" in told and "another version" in told and "check out" in told
+    result = refused(["resume", str(run), "--steps", "256"], capsys)
+    assert "unknown fields ['agent.warp']" in result and "another version" in result and "check out" in result
     edited = read(finished / "config.json") | {"algorithm": "sac"}
     (run / "config.json").write_text(json.dumps(edited))
-    told = refused(["resume", str(run), "--steps", "256"], capsys)
-    assert "they are those of softgac, not of sac" in told and "put algorithm back" in told
+    result = refused(["resume", str(run), "--steps", "256"], capsys)
+    assert "they are those of softgac, not of sac" in result and "put algorithm back" in result
 
 
 def test_a_finished_run_is_not_resumed_without_more_steps_and_stays_finished(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(["resume", str(finished)], capsys)
-    assert "has made its 128 env steps" in told and "nothing was started" in told and "--steps more" in told
+    result = refused(["resume", str(finished)], capsys)
+    assert "has made its 128 env steps" in result and "nothing was started" in result and "--steps more" in result
     assert read(finished / "summary.json")["exit"] == "completed"
 
 
 def test_scaling_a_run_that_is_not_running_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(["scale", str(finished), "--workers", "3"], capsys)
-    assert "no process drives" in told and "nothing to scale" in told and "drawbridge resume" in told
+    result = refused(["scale", str(finished), "--workers", "3"], capsys)
+    assert "no process drives" in result and "nothing to scale" in result and "drawbridge resume" in result
 
 
 def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
@@ -262,7 +262,9 @@ def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         for given in (address, f"ray://{address}", "no.such.host.invalid:6379"):
             begun = time.monotonic()
-            told = refused(train_words(tmp_path / given[:3], "InvertedPendulum-v5", "--address", given), capsys, code=2)
+            result = refused(
+                train_words(tmp_path / given[:3], "InvertedPendulum-v5", "--address", given), capsys, code=2
+            )
             assert time.monotonic() - begun < 10
             parts = (
                 f"--address {given}: no Ray cluster answers",
@@ -271,7 +273,7 @@ def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
                 "ray start --head",
             )
             for part in parts:
-                assert part in told
+                assert part in result
             assert not (tmp_path / given[:3]).exists()
 
 
@@ -287,9 +289,9 @@ def test_a_listener_that_is_no_ray_head_is_refused_at_once(tmp_path: Path, capsy
         thread = threading.Thread(target=answer)
         thread.start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        told = refused(train_words(tmp_path / "run", "InvertedPendulum-v5", "--address", address), capsys)
+        result = refused(train_words(tmp_path / "run", "InvertedPendulum-v5", "--address", address), capsys)
         thread.join(30)
-    assert "does not speak gRPC" in told and "expected host:port" in told and not (tmp_path / "run").exists()
+    assert "does not speak gRPC" in result and "expected host:port" in result and not (tmp_path / "run").exists()
 
 
 def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
@@ -328,5 +330,5 @@ def test_code_of_others_that_exits_anywhere_makes_the_command_fail(
 def test_the_memory_of_the_machine_is_what_a_run_is_measured_against(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(train_words(tmp_path / "run", replay__capacity_rows=10**12), capsys)
-    assert f"this machine has {psutil.virtual_memory().total / 2**30:.1f}" in told and "replay" in told
+    result = refused(train_words(tmp_path / "run", replay__capacity_rows=10**12), capsys)
+    assert f"this machine has {psutil.virtual_memory().total / 2**30:.1f}" in result and "replay" in result

@@ -52,17 +52,17 @@ def exit_code(*words: str) -> int:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help_and_exits_with_0(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(name, "--help") == 0
-    told = capsys.readouterr().out
-    assert f"usage: drawbridge {name}" in told and "help" in told
+    result = capsys.readouterr().out
+    assert f"usage: drawbridge {name}" in result and "help" in result
 
 
 def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("train", "--help") == 0
-    told = " ".join(capsys.readouterr().out.split())
+    result = " ".join(capsys.readouterr().out.split())
     for option, unit in (("--steps", "env steps"), ("--workers", "processes"), ("--envs-per-worker", "environments"),
                          ("--shards", "processes"), ("--learners", "processes"), ("--seed", "seed"), ("--address", "host:port"),
                          ("--run-dir", "directory"), ("--device", "compute"), ("--backend", "one process")):  # fmt: skip
-        described = told[told.rindex(f"{option} ") :].split(" --")[0]
+        described = result[result.rindex(f"{option} ") :].split(" --")[0]
         assert unit in described and "default" in described, described
 
 
@@ -78,11 +78,11 @@ def test_a_usage_error_exits_with_2(words: list[str], capsys: pytest.CaptureFixt
 
 
 def test_the_module_is_the_same_program_and_its_exit_codes_reach_the_shell(tmp_path: Path) -> None:
-    told = command("presets")
-    assert told.returncode == 0 and "cpu" in told.stdout and "paper" in told.stdout
-    told = command("status", str(tmp_path))
-    assert told.returncode == 2 and told.stderr.strip().splitlines()[-1].startswith("drawbridge: error: ")
-    assert "Traceback" not in told.stderr
+    result = command("presets")
+    assert result.returncode == 0 and "cpu" in result.stdout and "paper" in result.stdout
+    result = command("status", str(tmp_path))
+    assert result.returncode == 2 and result.stderr.strip().splitlines()[-1].startswith("drawbridge: error: ")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_failure_exits_with_1_and_its_root_cause_last(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_a_failure_exits_with_1_and_its_root_cause_last(tmp_path: Path) -> None:
         "--run-dir",
         str(tmp_path / "run"),
     )
-    told = command(*words, "--set", "replay.replay_ratio=0.05", "--set", "learner.batch_size=32", "--set", "metrics.port=-1")  # fmt: skip
-    assert told.returncode == 1
-    assert "the simulator lost its licence" in told.stderr.strip().splitlines()[-1]
+    result = command(*words, "--set", "replay.replay_ratio=0.05", "--set", "learner.batch_size=32", "--set", "metrics.port=-1")  # fmt: skip
+    assert result.returncode == 1
+    assert "the simulator lost its licence" in result.stderr.strip().splitlines()[-1]
     failure = read(tmp_path / "run" / "failure.json")
     assert "the simulator lost its licence" in failure["error"] and "Traceback" in failure["traceback"]
     live = read(tmp_path / "run" / "live.json")
@@ -122,20 +122,20 @@ def test_a_run_directory_holds_what_is_promised(run_dir: Path) -> None:
 
 
 def test_the_config_of_a_run_has_every_resolved_field_versions_and_the_commit(run_dir: Path) -> None:
-    told = read(run_dir / "config.json")
+    result = read(run_dir / "config.json")
     for key in flatten(make_preset("softgac", "cpu")):
         part, _, leaf = key.partition(".")
-        assert leaf in told[part] if leaf else part in told, key
-    assert told["env"] == "Pendulum-v1" and told["seed"] == 7 and told["agent"]["critic_width"] == 32
-    assert {"python", "torch", "ray", "gymnasium", "mujoco", "numpy"} <= told["versions"].keys()
-    assert told["git"] == "unknown" or len(told["git"].rstrip("+")) == 40
+        assert leaf in result[part] if leaf else part in result, key
+    assert result["env"] == "Pendulum-v1" and result["seed"] == 7 and result["agent"]["critic_width"] == 32
+    assert {"python", "torch", "ray", "gymnasium", "mujoco", "numpy"} <= result["versions"].keys()
+    assert result["git"] == "unknown" or len(result["git"].rstrip("+")) == 40
 
 
 def test_metrics_and_evaluations_have_their_fields_on_every_line(run_dir: Path) -> None:
-    told = lines(run_dir / "metrics.jsonl")
-    assert told and all({"time_s", "env_steps", "updates"} <= line.keys() for line in told)
-    assert [line["env_steps"] for line in told] == sorted(line["env_steps"] for line in told)
-    assert told[-1]["env_steps"] >= STEPS
+    result = lines(run_dir / "metrics.jsonl")
+    assert result and all({"time_s", "env_steps", "updates"} <= line.keys() for line in result)
+    assert [line["env_steps"] for line in result] == sorted(line["env_steps"] for line in result)
+    assert result[-1]["env_steps"] >= STEPS
     evaluated = lines(run_dir / "evaluations.jsonl")
     at = [line["env_steps"] for line in evaluated]
     assert at == [0, 80, 160, STEPS]  # at the start and early, where there were updates; then as asked
@@ -143,24 +143,24 @@ def test_metrics_and_evaluations_have_their_fields_on_every_line(run_dir: Path) 
 
 
 def test_the_summary_has_every_promised_field_and_its_numbers_agree(run_dir: Path) -> None:
-    told = read(run_dir / "summary.json")
-    assert told.keys() >= SUMMARY
-    assert (told["algorithm"], told["env"], told["seed"], told["backend"], told["exit"]) == (
+    result = read(run_dir / "summary.json")
+    assert result.keys() >= SUMMARY
+    assert (result["algorithm"], result["env"], result["seed"], result["backend"], result["exit"]) == (
         "softgac", "Pendulum-v1", 7, "inline", "completed")  # fmt: skip
-    assert told["rows"] == {"recorded": told["env_steps"], "stored": told["env_steps"], "dropped": {}}
-    assert told["workers"] == {"started": 2, "restarted": 0}
-    assert {"data_wait", "update", "publish"} <= told["learner_time"].keys()
-    assert sum(told["learner_time"].values()) == pytest.approx(1.0)
-    assert told["policy_age_versions"].keys() == {"p50", "p95"}
-    assert told["env_steps_per_s"] == pytest.approx(told["env_steps"] / told["wall_s"])
-    assert told["eval_episodes"] == 2 and told["eval_return_mean"] < 0 <= told["eval_return_std"]
+    assert result["rows"] == {"recorded": result["env_steps"], "stored": result["env_steps"], "dropped": {}}
+    assert result["workers"] == {"started": 2, "restarted": 0}
+    assert {"data_wait", "update", "publish"} <= result["learner_time"].keys()
+    assert sum(result["learner_time"].values()) == pytest.approx(1.0)
+    assert result["policy_age_versions"].keys() == {"p50", "p95"}
+    assert result["env_steps_per_s"] == pytest.approx(result["env_steps"] / result["wall_s"])
+    assert result["eval_episodes"] == 2 and result["eval_return_mean"] < 0 <= result["eval_return_std"]
 
 
 def test_status_of_an_ended_run_in_words_and_as_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = said(capsys, "status", str(run_dir))
+    result = said(capsys, "status", str(run_dir))
     for part in ("ended", "env steps", "updates", "replay ratio", "workers", "evaluated", "version"):
-        assert part in told
-    assert "note" not in told and "workers    2 " in told
+        assert part in result
+    assert "note" not in result and "workers    2 " in result
     found = json.loads(said(capsys, "status", str(run_dir), "--json"))
     assert found["state"] == "ended" and found["pid"] is None and found["summary"]["exit"] == "completed"
     assert found["live"]["env_steps"] >= STEPS and found["last_evaluation"]["env_steps"] == STEPS
@@ -176,8 +176,8 @@ def test_evaluate_gives_the_same_returns_for_the_same_seed_and_others_for_anothe
 
     assert returns() == returns() != returns("--seed", "5")
     assert returns() == lines(run_dir / "evaluations.jsonl")[-1]["returns"]  # the run's own last evaluation
-    told = said(capsys, "evaluate", str(run_dir), "--episodes", "2")
-    assert "Pendulum-v1" in told and "2 deterministic episodes" in told
+    result = said(capsys, "evaluate", str(run_dir), "--episodes", "2")
+    assert "Pendulum-v1" in result and "2 deterministic episodes" in result
 
 
 def test_evaluate_films_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,16 +200,16 @@ def test_report_writes_one_page_about_several_runs(
 def test_config_shows_every_field_of_a_preset_with_unit_default_and_meaning(
     preset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = {line.split()[0]: line for line in said(capsys, "config", preset).splitlines()}
+    result = {line.split()[0]: line for line in said(capsys, "config", preset).splitlines()}
     for key, (value, field) in flatten(make_preset("softgac", preset)).items():
         shown = str(value).lower() if isinstance(value, bool) else str(value)
-        assert shown in told[key] and field.metadata["unit"] in told[key] and field.metadata["help"] in told[key]
+        assert shown in result[key] and field.metadata["unit"] in result[key] and field.metadata["help"] in result[key]
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "papper"]) == 2
-    told = capsys.readouterr().err
-    assert "unknown preset 'papper'" in told and "did you mean 'paper'?" in told and "nothing was started" in told
+    result = capsys.readouterr().err
+    assert "unknown preset 'papper'" in result and "did you mean 'paper'?" in result and "nothing was started" in result
 
 
 def test_sac_is_trained_by_the_same_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

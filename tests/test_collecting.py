@@ -89,9 +89,9 @@ def test_an_episode_depends_on_the_seed_and_its_number_alone():
 
 
 def test_episodes_come_while_others_are_still_to_be_made():
-    told = []
-    stream = collect_maze_episodes(UMAZE, episodes=10**9, seed=0, progress=told.append)
-    assert [episode.index for episode in islice(stream, 2)] == [0, 1] and told == [1, 2]
+    result = []
+    stream = collect_maze_episodes(UMAZE, episodes=10**9, seed=0, progress=result.append)
+    assert [episode.index for episode in islice(stream, 2)] == [0, 1] and result == [1, 2]
     stream.close()
 
 

@@ -147,13 +147,13 @@ def _unlike(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:
         {"a": torch.zeros(2, dtype=torch.float64) if collective.rank else torch.zeros(2)},
         {"a": torch.zeros(2, 3) if collective.rank else torch.zeros(3, 2)},
     )  # fmt: skip
-    told = {}
+    found = {}
     for number, state in enumerate(states):
         try:
             share_state(state, collective)
         except CollectiveError as error:
-            told[str(number)] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
-    return told
+            found[str(number)] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
+    return found
 
 
 def _rolled_back(collective: TorchCollective, path: Path) -> dict[str, torch.Tensor]:

@@ -60,13 +60,13 @@ def plain(**options: Any) -> tuple[Console, io.StringIO]:
 def test_the_live_view_shows_what_matters_within_80_columns() -> None:
     text = drawn(80)
     assert max(map(len, text.splitlines())) <= 80
-    for told in (
+    for result in (
         "SoftGAC on HalfCheetah-v5, seed 1", "60 %", "12,000 of 20,000 env steps", "ETA 0:00:49", "evaluation 1,742",
         "training 1,204", "164 env steps/s", "328 updates/s", "replay ratio 2.00 (target 2.00)", "1.2 % full",
         "32 dropped (nonfinite 32)", "4 running", "1 restarted", "version 388", "age p50 / p95 1 / 3 versions",
         "update 92 %", "data wait 3.0 %", "publish 1.0 %", "alpha 0.0831", "Q 104", "0:03:12 elapsed", "▁▄█",
     ):  # fmt: skip
-        assert told in text, told
+        assert result in text, result
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 79, 80, 120, 200])
@@ -135,8 +135,10 @@ def test_the_end_is_reckoned_by_the_pace_since_the_first_update_and_unknown_befo
     console, stream = plain(plain_every_s=0.0)
     for time_s, env_steps, updates in ((1, 1_000, 0), (11, 1_100, 100), (111, 2_100, 1_100)):
         console.update({"time_s": time_s, "env_steps": env_steps, "updates": updates})
-    told = stream.getvalue().splitlines()
-    assert told[0].endswith("ETA -") and told[1].endswith("ETA -") and told[2].endswith("ETA 0:29:50")  # 17,900 at 10/s
+    result = stream.getvalue().splitlines()
+    assert (
+        result[0].endswith("ETA -") and result[1].endswith("ETA -") and result[2].endswith("ETA 0:29:50")
+    )  # 17,900 at 10/s
 
 
 def test_the_reward_of_a_step_is_shown_until_an_episode_has_ended() -> None:
@@ -267,7 +269,7 @@ def test_the_summary_in_words_tells_every_figure() -> None:
     text = in_words(SUMMARY)
     assert max(map(len, text.splitlines())) <= 80
     flat = " ".join(text.split())
-    for told in (
+    for result in (
         "SoftGAC on HalfCheetah-v5 (seed 1, ray backend) finished: 20,000 env steps and 40,000 updates in 3 min 12 s",
         "104 env steps/s and 208 updates/s",
         "returns 3,514 on average over 10 episodes, with a standard deviation of 123",
@@ -277,7 +279,7 @@ def test_the_summary_in_words_tells_every_figure() -> None:
         "20,000 rows of experience recorded, 19,968 stored, 32 dropped (nonfinite 32)",
         "4 rollout workers started, 1 restarted",
     ):
-        assert told in flat, told
+        assert result in flat, result
 
 
 def test_a_run_that_stopped_early_says_so_and_missing_figures_are_left_out() -> None:

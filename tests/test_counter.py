@@ -38,9 +38,9 @@ def seen(episodes: int, terminal: bool, max_envs: int = 2) -> str:
 
 def test_episodes_are_counted_over_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counter, "REFRESH_S", 0.0)
-    told = seen(5, terminal=True)
-    assert told.startswith("\r\x1b[Kevaluating: 0 of 5 episodes, step 1\r") and told.endswith("\n")
-    counts = [int(text) for text in re.findall(r"(\d) of 5", told)]
+    result = seen(5, terminal=True)
+    assert result.startswith("\r\x1b[Kevaluating: 0 of 5 episodes, step 1\r") and result.endswith("\n")
+    counts = [int(text) for text in re.findall(r"(\d) of 5", result)]
     assert counts == sorted(counts) and set(counts) == {0, 2, 4, 5}
     assert "\r\x1b[Kevaluating: step 7\r" in seen(1, terminal=True)  # of a film or one episode: its steps
 

@@ -48,13 +48,13 @@ def on_disk(run_dir: Path) -> list[int]:
 
 def kill_shard_after_acks(run: RayRun, also: str = "") -> None:
     """Kills a shard right after it stored and acknowledged more, most of which the driver has not heard of."""
-    told = run.output().count("was restarted by Ray")
+    result = run.output().count("was restarted by Ray")
     before = run.live()["env_steps"]
     run.wait(lambda: run.live()["env_steps"] > before, "rows to be acknowledged")
     if also:
         run.kill_one(also)
     run.kill_one("ray::ShardActor")
-    run.wait(lambda: run.output().count("was restarted by Ray") > told, "the shard's restart")
+    run.wait(lambda: run.output().count("was restarted by Ray") > result, "the shard's restart")
 
 
 def totals(run_dir: Path) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def stormy(folder: Path) -> Iterator[RayRun]:
         run.wait_for_steps(300)
         kill_shard_after_acks(run)
         kill_shard_after_acks(run)
-        told = command("scale", str(run.run_dir), "--workers", "2")
-        assert told.returncode == 0, told.stderr
+        result = command("scale", str(run.run_dir), "--workers", "2")
+        assert result.returncode == 0, result.stderr
         restarts = run.live()["workers_restarted"]
         (folder / "raise").touch()
         run.wait(lambda: run.live()["workers_restarted"] > restarts, "the worker that raised to be replaced")

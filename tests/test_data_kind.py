@@ -85,14 +85,14 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_could_never_be_gathered_or_learned_is_refused(tmp_path: Path, name: str) -> None:
     settings, words = REFUSED[name]
-    told = refused(tmp_path, config_of(**settings))
-    assert all(word in told for word in words), told
+    result = refused(tmp_path, config_of(**settings))
+    assert all(word in result for word in words), result
 
 
 @pytest.mark.parametrize("algorithm", ["softgac", "bc"])
 def test_stages_of_an_algorithm_that_makes_none_are_refused(tmp_path: Path, algorithm: str) -> None:
-    told = refused(tmp_path, config_of(algorithm, online__stages=3, online__episodes_per_stage=20))
-    assert "online.stages is 3" in told and "online.episodes_per_stage is 20" in told and "leave it out" in told
+    result = refused(tmp_path, config_of(algorithm, online__stages=3, online__episodes_per_stage=20))
+    assert "online.stages is 3" in result and "online.episodes_per_stage is 20" in result and "leave it out" in result
 
 
 @pytest.mark.parametrize("algorithm", ["gac", "bc", "dt"])
@@ -115,7 +115,7 @@ def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, sta
     sizes = {"online__stages": stages, "online__updates_per_stage": 5, "steps": 20, "replay__shards": shards}
     config = config_of(agent__posterior="stored", replay__capacity_rows=4_000, **sizes)
     plan = spec_of(config, RunDirectory(tmp_path / "run"))
-    told = memory_bytes(plan)["replay"]
+    result = memory_bytes(plan)["replay"]
     held = 0
     for index in range(shards):
         shard = make_shard(plan, index)
@@ -126,4 +126,4 @@ def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, sta
         held += used * shard.store.arena.width * 4 + sum(
             getattr(shard.store.arena, name).nbytes for name in shard.store.arena.columns
         )
-    assert held <= told <= 40 * 2**20, (held, told)
+    assert held <= result <= 40 * 2**20, (held, result)

@@ -176,9 +176,9 @@ def test_of_ones_own_environment_that_is_registered_as_a_class(
     learn = ["train", "bc", "--dataset", "own/walk-v0", "--env", env, "--backend", "inline", "--steps", "4"]
     capsys.readouterr()
     assert main([*learn, "--run-dir", str(tmp_path / "bc"), *pairs(TINY, TINY_CLONE)]) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     task = read(tmp_path / "bc" / "config.json")["env"]
-    assert "another task" not in told and task == env + '?{"max_episode_steps":100}'
+    assert "another task" not in result and task == env + '?{"max_episode_steps":100}'
 
 
 def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

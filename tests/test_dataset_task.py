@@ -77,10 +77,10 @@ def evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def refused(command: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     capsys.readouterr()
     assert main(command) == 2
-    told = capsys.readouterr().err
-    assert "drawbridge: error: " in told and "Traceback" not in told
-    missing = [part for part in (*parts, "expected", "nothing was started") if part not in told]
-    assert not missing, f"{missing} not in: {told}"
+    result = capsys.readouterr().err
+    assert "drawbridge: error: " in result and "Traceback" not in result
+    missing = [part for part in (*parts, "expected", "nothing was started") if part not in result]
+    assert not missing, f"{missing} not in: {result}"
 
 
 def test_a_dataset_is_learned_and_evaluated_in_the_task_that_it_was_recorded_in(
@@ -97,8 +97,8 @@ def test_a_dataset_is_learned_and_evaluated_in_the_task_that_it_was_recorded_in(
     assert main(["resume", str(run), "--steps", "8"]) == 0
     assert evaluated(run, capsys)["returns"] == [LIMIT] * 2
     assert main(["dataset", "show", PLAIN]) == 0
-    told = capsys.readouterr().out
-    assert '"forward_reward_weight": 0.0' in told and f"time limit {LIMIT} steps" in told
+    result = capsys.readouterr().out
+    assert '"forward_reward_weight": 0.0' in result and f"time limit {LIMIT} steps" in result
 
 
 def test_an_environment_that_the_command_line_names_wins_and_every_difference_is_named(
@@ -108,14 +108,14 @@ def test_an_environment_that_the_command_line_names_wins_and_every_difference_is
     assert main(words(same, "--env", "Hopper-v5")) == 0
     assert read(same / "config.json")["env"] == TASK, "the id alone says nothing of its arguments"
     assert main(words(run, "--env-kwargs", '{"forward_reward_weight": 2, "max_episode_steps": 9}')) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     for part in (
         f"dataset {PLAIN} is of another task than Hopper-v5?",
         "its ctrl_cost_weight is 0.0, not given",
         "its forward_reward_weight is 0.0, not 2",
         f"its max_episode_steps is {LIMIT}, not 9",
     ):
-        assert part in told, told
+        assert part in result, result
     found = evaluated(run, capsys)
     assert max(found["lengths"]) == 9 and "its forward_reward_weight is 0.0, not 2" in found["warnings"][0]
 
@@ -156,10 +156,10 @@ def test_metadata_that_leaves_the_task_open_is_warned_of_by_name(
 ) -> None:
     edit(datasets, tmp_path, monkeypatch, max_episode_steps=None, entry_point="elsewhere:Hopper")
     assert main(words(tmp_path / "run")) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     for part in ("may be of another task", "was elsewhere:Hopper, here it is gymnasium.envs.mujoco.hopper_v5:HopperEnv",
                  "recorded without a time limit, here it is 1000 steps"):  # fmt: skip
-        assert part in told, told
+        assert part in result, result
 
 
 def test_an_argument_of_a_dataset_that_may_name_code_is_refused(
@@ -173,8 +173,8 @@ def test_an_argument_of_a_dataset_that_may_name_code_is_refused(
     )
     capsys.readouterr()
     assert main(words(tmp_path / "run")) == 2
-    told = capsys.readouterr().err
-    assert all(part in told for part in parts), told
+    result = capsys.readouterr().err
+    assert all(part in result for part in parts), result
 
 
 def edit(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

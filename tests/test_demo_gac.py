@@ -78,15 +78,15 @@ def test_interrupted_at_every_step_the_same_command_goes_on_there_and_does_no_st
             begun.append(step.what)
             if step.run is None:
                 return 1
-        told = io.StringIO()
-        with monkeypatch.context() as patch, contextlib.redirect_stdout(told):
+        result = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(result):
             if first:
                 patch.setattr(InlineFleet, "advance", lambda *a: interrupted(advance, *a))
             code = main(step.words)
         if not code:
             done.append(step.words)
             if step.into is not None:
-                step.into.write_text(told.getvalue())
+                step.into.write_text(result.getvalue())
         return code
 
     monkeypatch.setattr(demo_gac, "run", run)
@@ -124,12 +124,12 @@ RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 0, "seed": 1}
     ],
 )
 def test_a_dataset_of_another_recipe_is_refused_before_anything_is_started(
-    other: dict[str, Any], told: str, root: Path, capsys: pytest.CaptureFixture[str]
+    other: dict[str, Any], result: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     maze_data(**RECIPE | other)
     assert demo_gac.main([*SMALL, "--out", str(root / "out")]) == 2
     error = capsys.readouterr().err
-    assert told in error and "nothing was started; give --dataset with another id" in error and "--force" in error
+    assert result in error and "nothing was started; give --dataset with another id" in error and "--force" in error
     assert not (root / "out").exists()
 
 

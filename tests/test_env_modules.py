@@ -57,8 +57,8 @@ def test_a_module_that_exits_when_it_is_imported_is_refused(
 ) -> None:
     (tmp_path / f"{MODULE}.py").write_text(f"import sys\nsys.exit({code})\n")
     assert main(train_words(tmp_path / "run", ENV, "--backend", "inline")) == 2
-    told = capsys.readouterr().err
-    assert f"called sys.exit({code}) in <module> ({MODULE}.py, line 2)" in told and not (tmp_path / "run").exists()
+    result = capsys.readouterr().err
+    assert f"called sys.exit({code}) in <module> ({MODULE}.py, line 2)" in result and not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,10 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The command ends with 2 and an error of four parts that names the module and the flag."""
     capsys.readouterr()
     assert main(words) == 2, words
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     for part in (f"names the module '{MODULE}'", "expected a module to be named on the command line", "nothing was imported",
                  f"repeat the command with --env {ENV}"):  # fmt: skip
-        assert part in told, told
+        assert part in result, result
 
 
 def test_no_command_imports_a_module_that_a_run_directory_names(
@@ -158,8 +158,8 @@ def test_a_dataset_of_a_module_is_learned_in_its_own_task_when_the_command_line_
     assert main(words) == 2
     assert "unknown environment 'Strange-v0'" in capsys.readouterr().err and not marker.exists()
     assert main([*words, "--env", ENV]) == 0
-    told = capsys.readouterr().out
-    assert marker.exists() and "another task" not in told, told
+    result = capsys.readouterr().out
+    assert marker.exists() and "another task" not in result, result
     task = f'{ENV}?{{"g":1.5,"max_episode_steps":9}}'
     assert read(run / "config.json")["env"] == task
     assert main(["evaluate", str(run), "--env", ENV, "--json"]) == 0
@@ -181,10 +181,10 @@ def test_the_command_line_names_the_module_of_a_run_and_names_it_again(
     assert main(["resume", str(run), "--steps", "160", "--env", ENV]) == 0
     capsys.readouterr()
     assert main(["resume", str(run), "--steps", "200", "--env", "Pendulum-v1"]) == 2
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     assert (
-        f"--env Pendulum-v1 was given to a run of {ENV}, expected its own environment" in told
-        and "leave --env out" in told
+        f"--env Pendulum-v1 was given to a run of {ENV}, expected its own environment" in result
+        and "leave --env out" in result
     )
 
 
@@ -211,7 +211,9 @@ def test_ones_own_module_is_found_in_the_current_directory_and_where_the_command
     assert main(["check-env", "Pendulum-v1", "--episodes", "1"]) == 0 and str(tmp_path) not in sys.path
     check = ["check-env", "Strange-v0", "--episodes", "1"]
     assert main([*check, "--import", MODULE]) == 2
-    assert f"--import {MODULE} names the module" in (told := capsys.readouterr().err) and "--py-modules PATH" in told
+    assert (
+        f"--import {MODULE} names the module" in (result := capsys.readouterr().err) and "--py-modules PATH" in result
+    )
     assert main([*check, "--py-modules", str(own_module)]) == 2  # it may be found, but nobody has asked for it
     assert "give --import MODULE" in capsys.readouterr().err
     assert main([*check, "--py-modules", str(own_module), "--import", MODULE]) == 0
@@ -259,8 +261,8 @@ def test_rllib_imports_no_module_that_a_checkpoint_names(tmp_path: Path, marker:
     from cluster.rllib import SoftGAC
     from cluster.rllib.results import FORMAT, SAVED
 
-    told = {"format": FORMAT, "algorithm": "softgac", "settings": {"env": ENV}}
-    (tmp_path / SAVED).write_text(json.dumps(told))
+    result = {"format": FORMAT, "algorithm": "softgac", "settings": {"env": ENV}}
+    (tmp_path / SAVED).write_text(json.dumps(result))
     with pytest.raises(UsageError, match=f"names the environment '{ENV}'.*give config= with environment"):
         SoftGAC.from_checkpoint(tmp_path)
     assert not marker.exists()

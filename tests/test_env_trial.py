@@ -208,8 +208,10 @@ def test_an_environment_that_no_worker_can_step_is_refused_before_anything_is_wr
 ) -> None:
     name = f"trial/{kind.__name__}-v0"
     assert main(train_words(tmp_path / "run", name, "--backend", "inline", "--steps", "100")) == 2
-    told = capsys.readouterr().err
-    assert name in told and REFUSED[kind] in told and "nothing was started" in told and "Traceback" not in told, told
+    result = capsys.readouterr().err
+    assert (
+        name in result and REFUSED[kind] in result and "nothing was started" in result and "Traceback" not in result
+    ), result
     assert not (tmp_path / "run").exists()
 
 
@@ -236,22 +238,24 @@ def checked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 
 def test_check_env_says_what_an_environment_is_like(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = checked(capsys, "trial/Good-v0", "--episodes", "3", "--env-kwargs", '{"max_episode_steps": 5}')
-    assert code == 0 and "can be trained on" in told, told
+    code, result = checked(capsys, "trial/Good-v0", "--episodes", "3", "--env-kwargs", '{"max_episode_steps": 5}')
+    assert code == 0 and "can be trained on" in result, result
     for part in ("2 numbers", "1 number in [-1, 1]", "3 with random actions: 5 steps", "0 terminated, 3 truncated; time limit 5 steps",
                  "seeds        repeat", "every seed starts at the same observation", "steps/s, one environment"):  # fmt: skip
-        assert part in told, told
-    assert "note" not in told, told
+        assert part in result, result
+    assert "note" not in result, result
 
 
 def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = checked(capsys, "trial/NeverTheSame-v0", "--episodes", "2")
-    assert code == 0 and "with one seed and the same actions, the first observation differed" in told, told
-    assert "every reward was 0" in told and "outside" not in told, told  # the first observations alone are outside
-    code, told = checked(capsys, "trial/Continuing-v0", "--episodes", "1")
-    assert code == 0 and "no time limit: a continuing task" in told and "1,000 steps, returns" in told, told
+    code, result = checked(capsys, "trial/NeverTheSame-v0", "--episodes", "2")
+    assert code == 0 and "with one seed and the same actions, the first observation differed" in result, result
+    assert "every reward was 0" in result and "outside" not in result, (
+        result
+    )  # the first observations alone are outside
+    code, result = checked(capsys, "trial/Continuing-v0", "--episodes", "1")
+    assert code == 0 and "no time limit: a continuing task" in result and "1,000 steps, returns" in result, result
 
 
 def test_check_env_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = checked(capsys, "trial/EndsAsText-v0")
-    assert code == 2 and REFUSED[EndsAsText] in told and "Traceback" not in told, told
+    code, result = checked(capsys, "trial/EndsAsText-v0")
+    assert code == 2 and REFUSED[EndsAsText] in result and "Traceback" not in result, result

@@ -93,8 +93,8 @@ def test_an_aim_for_a_policy_that_makes_no_plans_is_refused() -> None:
 def test_an_evaluation_is_strict_json(predicts: bool) -> None:
     policy = RememberingPolicy(4, 2, predicts=predicts)
     result = Evaluator(MAZE, policy, episodes=2).evaluate(policy.weights(0), record_paths=True)
-    told = json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False))
-    assert Evaluation(**told) == result
+    found = json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False))
+    assert Evaluation(**found) == result
     assert len(result.predicted) == len(result.variance) == (2 if predicts else 0)
 
 

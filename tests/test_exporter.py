@@ -254,11 +254,11 @@ def test_values_that_are_no_numbers_do_not_break_a_scrape(exporter: Exporter) ->
 
 def test_the_page_of_metrics_lists_exactly_what_is_exported() -> None:
     rows = [line for line in DOC.splitlines() if line.startswith("| `drawbridge_")]
-    told = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
+    output = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
     made = [
         (f"`{m.full_name}`", m.kind, m.unit, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in METRICS
     ]
-    assert told == made
+    assert output == made
 
 
 def test_every_expression_of_the_page_names_series_that_exist() -> None:

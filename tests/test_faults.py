@@ -77,7 +77,7 @@ def test_a_killed_shard_comes_back_from_its_snapshot_and_loses_no_more_than_one_
     assert victim not in [child.pid for child in going.children("ray::ShardActor")]
     line = going.live()
     assert conserved(line), line
-    rate = max(told["env_steps_per_s"] for told in lines(going.run_dir / "metrics.jsonl"))
+    rate = max(result["env_steps_per_s"] for result in lines(going.run_dir / "metrics.jsonl"))
     assert line.get("rows_dropped_shard_restart", 0) <= rate * (SAVE_S + 5.0) + 512, line
 
 
@@ -112,8 +112,8 @@ def test_a_driver_killed_by_sigkill_leaves_no_process_and_its_state_is_lost(resu
     resumed.process.kill()
     resumed.process.wait(30)
     wait_for(lambda: not [p for p in resumed.alive() if p.name() not in RAYS_AGENTS], "the run's processes to end", 30)
-    told = command("status", str(resumed.run_dir))
-    assert ", lost" in told.stdout and "drawbridge resume" in told.stdout
+    result = command("status", str(resumed.run_dir))
+    assert ", lost" in result.stdout and "drawbridge resume" in result.stdout
 
 
 def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_its_recovery_points(
@@ -121,7 +121,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
 ) -> None:
     assert resumed.process.poll() is not None, "the test before this one kills the driver"
     killed = resumed.live()
-    rate = max(told["env_steps_per_s"] for told in lines(resumed.run_dir / "metrics.jsonl"))
+    rate = max(result["env_steps_per_s"] for result in lines(resumed.run_dir / "metrics.jsonl"))
     steps = killed["env_steps"] + 1_000
     with driven(resumed.run_dir, "resume", str(resumed.run_dir), "--steps", str(steps)) as run:
         assert run.end() == 0, run.output()[-3_000:]

@@ -120,11 +120,11 @@ def test_one_seed_gives_one_run_and_a_resumed_run_equals_one_that_never_stopped(
 def test_a_run_that_ends_before_its_first_env_step_goes_on_bit_by_bit(base: Path, tmp_path: Path) -> None:
     assert finetune(base, tmp_path / "run", 8, "--dataset", ID, data__pretrain_updates=48) == 0
     config = RunDirectory.open(tmp_path / "run").config()
-    told: list[str] = []
+    result: list[str] = []
 
     def fleet(folder: Path, start: int = 0) -> InlineFleet:
         spec = RunSpec(config=config, obs_dim=4, action_dim=1, run_dir=folder, start=start)
-        made = InlineFleet(spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), told.append)
+        made = InlineFleet(spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), result.append)
         made.start()
         return made
 
@@ -141,13 +141,13 @@ def test_a_run_that_ends_before_its_first_env_step_goes_on_bit_by_bit(base: Path
     shutil.copytree(tmp_path / "parts", tmp_path / "torn")
     shutil.rmtree(min((tmp_path / "parts" / "checkpoints").iterdir()))
     second = blocks(fleet(tmp_path / "parts", start=1), 2)
-    assert through.learner.updates == second.learner.updates == 32 and not told
+    assert through.learner.updates == second.learner.updates == 32 and not result
     assert sum(shard.store.inserted for shard in second.shards) == 0
     one, other = through.learner.state(), second.learner.state()
     assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "generation")
     shutil.rmtree(max((tmp_path / "torn" / "checkpoints").iterdir()))  # an older learner beside the newest snapshot
     torn = fleet(tmp_path / "torn", start=1)
-    assert "not of one moment" in told[-1] and torn.shards[0].limiter.sampled == 8 * 32
+    assert "not of one moment" in result[-1] and torn.shards[0].limiter.sampled == 8 * 32
     for made in (through, first, second, torn):
         made.close()
 
@@ -187,9 +187,9 @@ def test_a_dataset_larger_than_its_room_is_mixed_in_as_a_subset_and_the_run_says
 def refused(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
     capsys.readouterr()
     assert main(words) == code
-    told = capsys.readouterr().err
-    assert "drawbridge: error: " in told and "Traceback" not in told
-    return told
+    result = capsys.readouterr().err
+    assert "drawbridge: error: " in result and "Traceback" not in result
+    return result
 
 
 REFUSED = {
@@ -222,8 +222,8 @@ def test_what_cannot_be_gone_on_with_is_refused_before_anything_is_written(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     words, parts = REFUSED[case]
-    told = refused(["finetune", str(base), "--out", str(tmp_path / "run"), *words], capsys)
-    assert all(part in told for part in parts), told
+    result = refused(["finetune", str(base), "--out", str(tmp_path / "run"), *words], capsys)
+    assert all(part in result for part in parts), result
     assert not (tmp_path / "run").exists()
 
 
@@ -231,9 +231,10 @@ def test_fewer_episodes_than_shards_end_the_run_with_what_to_do(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["finetune", str(base), "--out", str(tmp_path / "run"), "--dataset", FEW, "--set", "replay.shards=2"]
-    told = refused(words, capsys, code=1)
+    result = refused(words, capsys, code=1)
     assert (
-        f"{FEW}: the dataset gave no episode to shard 1" in told and "as many sound episodes as replay.shards" in told
+        f"{FEW}: the dataset gave no episode to shard 1" in result
+        and "as many sound episodes as replay.shards" in result
     )
 
 

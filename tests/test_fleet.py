@@ -56,9 +56,9 @@ def test_no_row_is_stored_twice(completed: RayRun) -> None:
 
 
 def test_policy_versions_never_go_backwards_and_rows_are_made_with_recent_ones(completed: RayRun) -> None:
-    told = lines(completed.run_dir / "metrics.jsonl")
+    result = lines(completed.run_dir / "metrics.jsonl")
     for name in ("version", "env_steps", "updates", "time_s", "rows_recorded"):
-        values = [line[name] for line in told]
+        values = [line[name] for line in result]
         assert values == sorted(values), name
     summary = read(completed.run_dir / "summary.json")
     assert summary["policy_version"] > 20
@@ -71,18 +71,20 @@ def test_the_replay_ratio_is_kept_after_warm_up(completed: RayRun) -> None:
     all_lines = lines(completed.run_dir / "metrics.jsonl")
     for line in all_lines:
         due = max(0, line["env_steps"] - FIRST_ROWS)
-        untold = 128 + 1.5 * max(told["updates_per_s"] for told in all_lines)  # updates are told of later than rows
-        assert abs(line["updates"] - due) <= untold + 0.02 * due, line
+        unreported = 128 + 1.5 * max(
+            result["updates_per_s"] for result in all_lines
+        )  # updates are reported later than rows
+        assert abs(line["updates"] - due) <= unreported + 0.02 * due, line
 
 
 def test_evaluations_come_along_while_it_trains_and_at_the_end_although_an_evaluator_is_killed(
     completed: RayRun,
 ) -> None:
-    told = lines(completed.run_dir / "evaluations.jsonl")
+    result = lines(completed.run_dir / "evaluations.jsonl")
     assert completed.output().count("an evaluation failed") == 1, "its evaluator was killed"
-    assert len(told) >= 2 and len(told[-1]["returns"]) == 2
+    assert len(result) >= 2 and len(result[-1]["returns"]) == 2
     summary = read(completed.run_dir / "summary.json")
-    assert told[-1]["updates"] == summary["updates"] and summary["eval_env_steps"] == told[-1]["env_steps"]
+    assert result[-1]["updates"] == summary["updates"] and summary["eval_env_steps"] == result[-1]["env_steps"]
 
 
 def test_nothing_of_the_run_is_left_behind_on_the_machine(completed: RayRun) -> None:
@@ -91,9 +93,9 @@ def test_nothing_of_the_run_is_left_behind_on_the_machine(completed: RayRun) -> 
 
 
 def test_status_evaluate_and_report_read_the_run_afterwards(completed: RayRun, tmp_path: Path) -> None:
-    told = command("status", str(completed.run_dir))
-    assert told.returncode == 0 and "ended" in told.stdout and "workers" in told.stdout
-    told = command("evaluate", str(completed.run_dir), "--episodes", "2", "--json")
-    assert told.returncode == 0 and '"returns"' in told.stdout
-    told = command("report", str(completed.run_dir), "--output", str(tmp_path / "page.html"))
-    assert told.returncode == 0 and (tmp_path / "page.html").stat().st_size > 5_000
+    result = command("status", str(completed.run_dir))
+    assert result.returncode == 0 and "ended" in result.stdout and "workers" in result.stdout
+    result = command("evaluate", str(completed.run_dir), "--episodes", "2", "--json")
+    assert result.returncode == 0 and '"returns"' in result.stdout
+    result = command("report", str(completed.run_dir), "--output", str(tmp_path / "page.html"))
+    assert result.returncode == 0 and (tmp_path / "page.html").stat().st_size > 5_000

@@ -63,7 +63,7 @@ def test_an_inline_run_goes_on_while_its_disk_is_full_counts_it_and_completes(di
         wait_for(disk.kept_full(failing), "failed writes of every kind", log=log)
         steps = scraped(port)["env_steps"]
         wait_for(disk.kept_full(lambda: scraped(port)["env_steps"] > steps), "env steps on a full disk", log=log)
-        told = log.read_text()
+        result = log.read_text()
         for part in (
             f"{run}/live.json cannot be written ([Errno 28] No space left on device",
             f"{run}/metrics.jsonl cannot be written",
@@ -72,8 +72,8 @@ def test_an_inline_run_goes_on_while_its_disk_is_full_counts_it_and_completes(di
             f"the snapshot of shard 0 could not be written to {run}/replay/shard-0",
             "free there, the last one takes ",
         ):
-            assert part in told, (part, told)
-        assert told.count("live.json cannot be written") == 1
+            assert part in result, (part, result)
+        assert result.count("live.json cannot be written") == 1
         disk.free()
         wait_for(lambda: "the checkpoint is written again" in log.read_text(), "a checkpoint", log=log)
         wait_for(lambda: live(run).get("failed_reports", 0) >= 3, "live.json", log=log)
@@ -105,9 +105,9 @@ def test_a_run_whose_disk_stays_full_ends_by_the_rule_with_a_clear_last_line_and
         wait_for(disk.kept_full(lambda: process.poll() is not None), "the end", log=log)
     finally:
         process.kill()
-    told = log.read_text()
-    assert process.returncode == 1 and "Traceback" not in told, told
-    last = told.strip().splitlines()[-1]
+    result = log.read_text()
+    assert process.returncode == 1 and "Traceback" not in result, result
+    last = result.strip().splitlines()[-1]
     for part in (
         f"drawbridge: error: {CHECKPOINTS_FAILED} checkpoints one after the other could not be written to {run}/checkpoints",
         "No space left on device",
@@ -117,8 +117,8 @@ def test_a_run_whose_disk_stays_full_ends_by_the_rule_with_a_clear_last_line_and
         f"drawbridge resume {run}",
     ):
         assert part in last, last
-    assert "WARNING: 3 one after the other: the checkpoint could not be written" in told
-    assert f"{CHECKPOINTS_FAILED - 3} more end the run" in told
+    assert "WARNING: 3 one after the other: the checkpoint could not be written" in result
+    assert f"{CHECKPOINTS_FAILED - 3} more end the run" in result
     failure = read(run / "failure.json")
     assert "checkpoints one after the other" in failure["error"] and "RunError" in failure["traceback"]
     assert not (run / "control" / "reserve").exists()  # it became failure.json
@@ -134,38 +134,38 @@ def test_a_start_on_a_full_disk_is_refused_and_the_same_command_starts_once_ther
 ) -> None:
     disk.fill()
     assert train_inline(disk.path / "run", PENDULUM, 128) == 2
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     for part in (
         f"run directory {disk.path / 'run'} cannot be written",
         "No space left",
         "nothing was started",
         "free some",
     ):
-        assert part in told
-    assert "Traceback" not in told
+        assert part in result
+    assert "Traceback" not in result
     disk.free()
     assert train_inline(disk.path / "run", PENDULUM, 128) == 0
 
 
 def test_a_line_that_did_not_fit_is_taken_back_and_comes_whole_later(disk: SmallDisk) -> None:
-    run, told = RunDirectory(disk.path), []
-    reports = Reports(run, failed := {"report": 0}, told.append)
+    run, result = RunDirectory(disk.path), []
+    reports = Reports(run, failed := {"report": 0}, result.append)
     reports.line("metrics.jsonl", {"first": 1})
     disk.fill()
     long = {"second": "x" * 100_000}
     reports.line("metrics.jsonl", long)
     reports.line("metrics.jsonl", {"third": 3})
-    assert failed["report"] == 2 and len(told) == 1
+    assert failed["report"] == 2 and len(result) == 1
     assert (run.path / "metrics.jsonl").read_text() == '{"first": 1}\n'
     disk.free()
     reports.line("metrics.jsonl", {"fourth": 4})
     assert lines(run.path / "metrics.jsonl") == [{"first": 1}, long, {"third": 3}, {"fourth": 4}]
-    assert "written again, after 2 failed writes" in told[-1]
+    assert "written again, after 2 failed writes" in result[-1]
 
 
 def test_a_disk_that_is_read_only_for_a_while_costs_no_line(disk: SmallDisk) -> None:
-    run, told = RunDirectory(disk.path), []
-    reports = Reports(run, failed := {"report": 0}, told.append)
+    run, result = RunDirectory(disk.path), []
+    reports = Reports(run, failed := {"report": 0}, result.append)
     reports.line("metrics.jsonl", {"first": 1})
     disk.read_only(True)
     reports.line("metrics.jsonl", {"second": 2})
@@ -173,7 +173,7 @@ def test_a_disk_that_is_read_only_for_a_while_costs_no_line(disk: SmallDisk) -> 
     assert timed(lambda: (disk.path / "new").write_bytes(b"x")).problem.endswith(
         f"Read-only file system: '{disk.path}/new'"
     )
-    assert failed["report"] == 2 and "Read-only file system" in told[0]
+    assert failed["report"] == 2 and "Read-only file system" in result[0]
     disk.read_only(False)
     reports.line("metrics.jsonl", {"third": 3})
     assert lines(run.path / "metrics.jsonl") == [{"first": 1}, {"second": 2}, {"third": 3}]
@@ -184,31 +184,31 @@ def test_whatever_error_the_storage_gives_a_save_that_fails_is_counted_and_the_n
     number: int, tmp_path: Path
 ) -> None:
     spec = RunSpec(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=tmp_path)
-    aggregator, told = MetricsAggregator(min_size_rows=64, replay_ratio=1.0), []
+    aggregator, result = MetricsAggregator(min_size_rows=64, replay_ratio=1.0), []
 
     def fails() -> int:
         raise OSError(number, os.strerror(number))
 
-    watch = SaveWatch(spec, aggregator, told.append)
+    watch = SaveWatch(spec, aggregator, result.append)
     watch.checkpoint(timed(fails))
     watch.snapshot(0, timed(fails))
     assert aggregator.failed == {"checkpoint": 1, "snapshot": 1, "report": 0}
-    assert len(told) == 2 and all(os.strerror(number) in text for text in told)
+    assert len(result) == 2 and all(os.strerror(number) in text for text in result)
     watch.checkpoint(timed(lambda: 7))
     assert aggregator.written["checkpoint"] == 1 and aggregator.line()["checkpoint_bytes"] == 7
-    assert "the checkpoint is written again" in told[-1]
+    assert "the checkpoint is written again" in result[-1]
 
 
 def test_lines_that_wait_are_bounded_and_those_lost_are_said(tmp_path: Path) -> None:
-    run, told = RunDirectory(tmp_path / "gone"), []
-    reports = Reports(run, failed := {"report": 0}, told.append)
+    run, result = RunDirectory(tmp_path / "gone"), []
+    reports = Reports(run, failed := {"report": 0}, result.append)
     for number in range(LINES + 5):
         reports.line("metrics.jsonl", {"number": number})
     run.path.mkdir()
     reports.line("metrics.jsonl", {"number": -1})
     kept = [line["number"] for line in lines(run.path / "metrics.jsonl")]
     assert kept == [*range(6, LINES + 5), -1] and failed["report"] == LINES + 5
-    assert "6 of its lines are lost" in told[-1]
+    assert "6 of its lines are lost" in result[-1]
 
 
 def test_half_a_line_of_another_writer_does_not_join_the_next_one(tmp_path: Path) -> None:

@@ -113,10 +113,10 @@ def test_one_trajectory_is_learned_by_heart_actions_and_return() -> None:
     steps = torch.linspace(0, 4, length)
     one.rows_NF[:, :OBS] = torch.stack([steps.sin(), steps.cos(), steps / 4], 1)
     one.rows_NF[:, OBS:-1] = 0.8 * torch.stack([(2 * steps).sin(), (3 * steps).cos()], 1)
-    told = dataclasses.replace(summary(one), return_mean=30.0, return_std=10.0)
+    result = dataclasses.replace(summary(one), return_mean=30.0, return_std=10.0)
     one = dataclasses.replace(one, return_B=torch.tensor([42.0]))
     agent = GAC(config, AgentSpec(obs_dim=OBS, action_dim=2))
-    agent.fit(told)
+    agent.fit(result)
     for _ in range(4):
         metrics = agent.update([one] * 100)
     assert agent.encoder is not None

@@ -102,14 +102,14 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the command says on its way out with 2: one message, no traceback."""
     capsys.readouterr()
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert "drawbridge: error: " in told and "Traceback" not in told
-    return told
+    result = capsys.readouterr().err
+    assert "drawbridge: error: " in result and "Traceback" not in result
+    return result
 
 
-def holds(told: str, *parts: str) -> None:
-    missing = [part for part in parts if part not in told]
-    assert not missing, f"{missing} not in: {told}"
+def holds(result: str, *parts: str) -> None:
+    missing = [part for part in parts if part not in result]
+    assert not missing, f"{missing} not in: {result}"
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,8 @@ def test_a_dataset_that_cannot_be_learned_from_is_refused_and_leaves_nothing_beh
 ) -> None:
     harm, flags, parts = DATASETS[case]
     harm(datasets)
-    told = refused(train_words(tmp_path / "run", *flags), capsys)
-    holds(told, *parts)
+    result = refused(train_words(tmp_path / "run", *flags), capsys)
+    holds(result, *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -216,9 +216,9 @@ def test_refused_episodes_are_counted_by_reason_and_told_when_training_begins(
     spoil_rewards(datasets, range(2))
     shorten(datasets, range(2, 3), 1)
     assert main(train_words(tmp_path / "run")) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     event = f"dataset {ID}: 3 of 8 episodes are refused: 2 reward not finite, 1 too short"
-    assert event in told and told.index(event) < told.index("0 %")
+    assert event in result and result.index(event) < result.index("0 %")
     assert read(tmp_path / "run" / "live.json")["size_rows"] == 5 * 12
 
 
@@ -234,8 +234,10 @@ def test_episodes_of_one_step_are_learned_from_by_all_but_gac(
 
 def test_what_learns_from_episodes_asks_for_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"):
-        told = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
-        holds(told, f"train {algorithm} without --dataset", "recorded episodes", "nothing was started", "dataset make")
+        result = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
+        holds(
+            result, f"train {algorithm} without --dataset", "recorded episodes", "nothing was started", "dataset make"
+        )
 
 
 AIMS = {
@@ -268,8 +270,8 @@ def test_what_cannot_be_asked_of_a_policy_is_refused_before_any_episode(
     case: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     algorithm, flags, parts = AIMS[case]
-    told = refused(["evaluate", str(request.getfixturevalue(algorithm)), "--episodes", "2", *flags], capsys)
-    holds(told, *parts, "nothing was evaluated")
+    result = refused(["evaluate", str(request.getfixturevalue(algorithm)), "--episodes", "2", *flags], capsys)
+    holds(result, *parts, "nothing was evaluated")
 
 
 def evaluated(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
@@ -329,8 +331,8 @@ def test_a_run_that_cannot_be_fine_tuned_as_asked_is_refused_and_leaves_nothing_
     algorithm, flags, parts = FINETUNES[case]
     base = request.getfixturevalue(algorithm)
     write("tiny/other-v0", "Elsewhere-v0")
-    told = refused(finetune_words(base, tmp_path / "run", *flags), capsys)
-    holds(told, *parts)
+    result = refused(finetune_words(base, tmp_path / "run", *flags), capsys)
+    holds(result, *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -340,8 +342,8 @@ def test_no_stages_to_fine_tune_in_is_a_usage_error(
     with pytest.raises(SystemExit, match="2"):
         main(["finetune", str(gac), "--stages", "0", "--out", str(tmp_path / "run")])
     holds(capsys.readouterr().err, "--stages: '0' is not a whole number of at least 1")
-    told = refused(["finetune", str(gac), "--set", "online.stages=0", "--out", str(tmp_path / "run")], capsys)
-    holds(told, "online.stages is 0", "nothing would be gathered", "--stages 1 or more")
+    result = refused(["finetune", str(gac), "--set", "online.stages=0", "--out", str(tmp_path / "run")], capsys)
+    holds(result, "online.stages is 0", "nothing would be gathered", "--stages 1 or more")
 
 
 def test_a_base_run_without_a_checkpoint_or_a_dataset_is_refused(
@@ -350,13 +352,15 @@ def test_a_base_run_without_a_checkpoint_or_a_dataset_is_refused(
     base = tmp_path / "base"
     shutil.copytree(gac, base)
     shutil.rmtree(base / "checkpoints")
-    told = refused(finetune_words(base, tmp_path / "run"), capsys)
-    holds(told, f"{base} has no checkpoint", "nothing to go on from", "let that run learn first", "nothing was started")
-    told = refused(finetune_words(tmp_path / "nowhere", tmp_path / "run"), capsys)
-    holds(told, "is not a run directory", "config.json")
+    result = refused(finetune_words(base, tmp_path / "run"), capsys)
+    holds(
+        result, f"{base} has no checkpoint", "nothing to go on from", "let that run learn first", "nothing was started"
+    )
+    result = refused(finetune_words(tmp_path / "nowhere", tmp_path / "run"), capsys)
+    holds(result, "is not a run directory", "config.json")
     shutil.rmtree(datasets)
-    told = refused(finetune_words(gac, tmp_path / "run"), capsys)
-    holds(told, f"no dataset '{ID}'", "nothing was started", "dataset make")
+    result = refused(finetune_words(gac, tmp_path / "run"), capsys)
+    holds(result, f"no dataset '{ID}'", "nothing was started", "dataset make")
     assert not (tmp_path / "run").exists()
 
 
@@ -397,8 +401,8 @@ def test_a_run_whose_environment_has_changed_since_is_neither_evaluated_nor_gone
         assert main([*train_words(run, dataset="tiny/changing-v0"), "--env", env]) == 0
         del sys.modules[module], gym.registry["Changing-v0"]
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(CHANGING.format(dims=17)))  # longer: no stale bytecode
-        told = refused([*finetune_words(run, tmp_path / "other"), "--env", env], capsys)
-        holds(told, f"expected {env} (observations of 17", "nothing was started")
+        result = refused([*finetune_words(run, tmp_path / "other"), "--env", env], capsys)
+        holds(result, f"expected {env} (observations of 17", "nothing was started")
         assert not (tmp_path / "other").exists()
         capsys.readouterr()
         assert main(["evaluate", str(run), "--env", env]) == 1
@@ -413,10 +417,10 @@ def test_an_actor_critic_is_not_fine_tuned_in_another_environment(
 ) -> None:
     base = tmp_path / "base"
     assert train_inline(base, ENV, 96) == 0
-    told = refused(["finetune", str(base), "--env", "InvertedPendulum-v5", "--out", str(tmp_path / "run")], capsys)
-    holds(told, f"{base} cannot be gone on from", "another configuration", "nothing was started")
-    told = refused(["finetune", str(base), "--stages", "2", "--out", str(tmp_path / "run")], capsys)
-    holds(told, "online.stages was given to a run of softgac", "no stages", "give --steps")
+    result = refused(["finetune", str(base), "--env", "InvertedPendulum-v5", "--out", str(tmp_path / "run")], capsys)
+    holds(result, f"{base} cannot be gone on from", "another configuration", "nothing was started")
+    result = refused(["finetune", str(base), "--stages", "2", "--out", str(tmp_path / "run")], capsys)
+    holds(result, "online.stages was given to a run of softgac", "no stages", "give --steps")
     assert not (tmp_path / "run").exists()
 
 
@@ -449,10 +453,10 @@ def test_missing_packages_are_named_with_what_to_install_and_stop_nothing_else(d
     )
     _, show, trained, made, robotics, _ = done.stderr.split("told\n")
     assert ID in done.stdout and "Traceback" not in done.stderr
-    for told in (show, trained):
-        holds(told, f"{ID} is stored as hdf5, which needs h5py", "nothing was read", "pip install h5py")
-    for told in (made, robotics):
-        holds(told, "gymnasium-robotics", "is not installed", "pip install -c constraints.txt gymnasium-robotics")
+    for result in (show, trained):
+        holds(result, f"{ID} is stored as hdf5, which needs h5py", "nothing was read", "pip install h5py")
+    for result in (made, robotics):
+        holds(result, "gymnasium-robotics", "is not installed", "pip install -c constraints.txt gymnasium-robotics")
     assert not (tmp_path / "run").exists()
 
 

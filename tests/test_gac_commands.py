@@ -70,8 +70,8 @@ def train(run: Path, steps: int, *flags: str, algorithm: str = "gac", **more: An
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An offline GAC run that ended."""
     path = tmp_path_factory.mktemp("commands") / "run"
-    told: dict[str, Any] = {"metrics__tensorboard": "true", "metrics__line_s": 0, "evaluation__every_steps": 10}
-    assert train(path, 20, "--seed", "7", **told) == 0
+    result: dict[str, Any] = {"metrics__tensorboard": "true", "metrics__line_s": 0, "evaluation__every_steps": 10}
+    assert train(path, 20, "--seed", "7", **result) == 0
     return path
 
 
@@ -99,19 +99,22 @@ def test_an_offline_run_leaves_what_every_run_leaves(run_dir: Path) -> None:
 
 
 def test_the_summary_of_an_offline_run_has_every_field_and_its_numbers_agree(run_dir: Path) -> None:
-    told = read(run_dir / "summary.json")
-    assert told.keys() >= SUMMARY
-    assert (told["algorithm"], told["env"], told["seed"], told["backend"], told["exit"]) == ("gac", ENV, 7, "inline", "completed")  # fmt: skip
-    assert (told["env_steps"], told["updates"], told["workers"]["started"]) == (0, 20, 0)
-    assert told["rows"] == {"recorded": 0, "stored": 0, "dropped": {}} and told["eval_episodes"] == 1
-    assert sum(told["learner_time"].values()) == pytest.approx(1.0)
+    result = read(run_dir / "summary.json")
+    assert result.keys() >= SUMMARY
+    assert (result["algorithm"], result["env"], result["seed"]) == ("gac", ENV, 7)
+    assert (result["backend"], result["exit"]) == ("inline", "completed")
+    assert (result["env_steps"], result["updates"], result["workers"]["started"]) == (0, 20, 0)
+    assert result["rows"] == {"recorded": 0, "stored": 0, "dropped": {}} and result["eval_episodes"] == 1
+    assert sum(result["learner_time"].values()) == pytest.approx(1.0)
 
 
 def test_metrics_have_the_parts_of_the_bound_and_evaluations_those_of_plans(run_dir: Path) -> None:
-    told = lines(run_dir / "metrics.jsonl")
-    learned = [line for line in told if "loss_elbo" in line]
+    result = lines(run_dir / "metrics.jsonl")
+    learned = [line for line in result if "loss_elbo" in line]
     assert learned and all(line.keys() >= PARTS | {"time_s", "env_steps", "updates"} for line in learned)
-    assert [line["updates"] for line in told] == sorted(line["updates"] for line in told) and told[-1]["updates"] == 20
+    assert [line["updates"] for line in result] == sorted(line["updates"] for line in result) and result[-1][
+        "updates"
+    ] == 20
     last = learned[-1]
     assert last["loss_kl_total"] == pytest.approx(last["loss_kl_token"] * TINY_GAC["agent.tokens"], rel=1e-5)
     assert np.isfinite([last[name] for name in PARTS]).all() and last["loss_nonfinite"] == 0
@@ -137,18 +140,18 @@ def test_every_record_of_an_offline_run_is_on_the_scale_of_its_dataset(
 def test_status_of_an_offline_run_says_nothing_of_environments(
     run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told, theirs = said(capsys, "status", str(run_dir)), said(capsys, "status", str(online))
-    assert "updates              20 of 20" in told
+    result, theirs = said(capsys, "status", str(run_dir)), said(capsys, "status", str(online))
+    assert "updates              20 of 20" in result
     for word in ("env steps", "workers", "age p50"):
-        assert word not in told and word in theirs
+        assert word not in result and word in theirs
 
 
 def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Path, run_dir: Path) -> None:
     assert {path.name for path in online.iterdir()} >= FILES - {"events"}
-    told, config = read(online / "summary.json"), read(online / "config.json")
-    assert told.keys() >= SUMMARY and (told["updates"], told["exit"]) == (10, "completed")
-    assert told["env_steps"] == told["rows"]["stored"] >= 2 * 3 * 300  # episodes of the maze's time limit
-    assert told["workers"] == {"started": 2, "restarted": 0}
+    result, config = read(online / "summary.json"), read(online / "config.json")
+    assert result.keys() >= SUMMARY and (result["updates"], result["exit"]) == (10, "completed")
+    assert result["env_steps"] == result["rows"]["stored"] >= 2 * 3 * 300  # episodes of the maze's time limit
+    assert result["workers"] == {"started": 2, "restarted": 0}
     assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
     assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
     assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)
@@ -173,8 +176,8 @@ def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
 ) -> None:
     run = tmp_path / "run"
     assert train(run, 10, algorithm=algorithm) == 0
-    told = read(run / "summary.json")
-    assert told.keys() >= SUMMARY and (told["algorithm"], told["updates"]) == (algorithm, 10)
+    result = read(run / "summary.json")
+    assert result.keys() >= SUMMARY and (result["algorithm"], result["updates"]) == (algorithm, 10)
     assert lines(run / "metrics.jsonl")[-1]["loss_critic_loss" if algorithm == "cal-ql" else "loss_action_mse"] > 0
     found = json.loads(said(capsys, "evaluate", str(run), "--episodes", "2", "--json"))
     assert len(found["returns"]) == len(found["normalised"]) == len(found["path_length"]) == 2
@@ -188,8 +191,8 @@ def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_ep
     mode: str, run_dir: Path, dataset: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", str(run_dir), "--mode", mode, "--episodes", "3", "--json")
-    told = said(capsys, *words)
-    found = json.loads(told, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    result = said(capsys, *words)
+    found = json.loads(result, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (found["algorithm"], found["env"], found["updates"], found["episodes"]) == ("gac", ENV, 20, 3)
     assert found["mode"] == mode and found["warnings"] == found["errors"] == []
     assert all(len(found[name]) == 3 for name in ("returns", "lengths", "normalised", *PLANNED))
@@ -208,7 +211,7 @@ def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_ep
 def test_an_evaluation_in_words_has_both_scales_and_the_prediction(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = said(capsys, "evaluate", str(run_dir), "--mode", "st", "--target-return", "9", "--episodes", "2")
+    result = said(capsys, "evaluate", str(run_dir), "--mode", "st", "--target-return", "9", "--episodes", "2")
     for part in (
         ENV,
         "2 deterministic episodes",
@@ -218,7 +221,7 @@ def test_an_evaluation_in_words_has_both_scales_and_the_prediction(
         "predicted",
         "goal",
     ):
-        assert part in told
+        assert part in result
 
 
 def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
@@ -232,14 +235,14 @@ def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
         assert found["scores"]["searched"][name] == pytest.approx(plain[name])
     assert found["target"] == plain["target"] and found["recorded_episodes"] == 8
     assert found["explained"].keys() == {"state", "promise", "plan"} and found["plan"]["dims"] == 16
-    told = said(capsys, *words)
+    result = said(capsys, *words)
     for part in (
         "hidden, but for the return it promises",
         "the rest of the plan",
         "KL, nats a token",
         "Hiding the plan costs",
     ):
-        assert part in told
+        assert part in result
 
 
 def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate(
@@ -270,10 +273,10 @@ def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate
 def test_status_counts_updates_in_words_and_as_json(
     run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = said(capsys, "status", str(run_dir))
+    result = said(capsys, "status", str(run_dir))
     for part in ("gac on", "ended", "20 of 20", "updates", "evaluated", "at 20 updates"):
-        assert part in told
-    assert "replay ratio" not in told  # stages, not a ratio, say how much is learned
+        assert part in result
+    assert "replay ratio" not in result  # stages, not a ratio, say how much is learned
     found = json.loads(said(capsys, "status", str(run_dir), "--json"))
     assert (found["state"], found["unit"], found["steps"], found["live"]["updates"]) == ("ended", "updates", 20, 20)
     assert "10 of 10" in said(capsys, "status", str(online))
@@ -291,12 +294,12 @@ def test_a_report_takes_runs_of_both_kinds(run_dir: Path, online: Path, tmp_path
 def test_config_shows_every_field_with_unit_value_and_meaning(
     algorithm: str, preset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = {line.split()[0]: line for line in said(capsys, "config", preset, "--algorithm", algorithm).splitlines()}
+    result = {line.split()[0]: line for line in said(capsys, "config", preset, "--algorithm", algorithm).splitlines()}
     fields = flatten(make_preset(algorithm, preset))
-    assert told.keys() == fields.keys()
+    assert result.keys() == fields.keys()
     for key, (value, field) in fields.items():
         shown = str(value).lower() if isinstance(value, bool) else str(value)
-        assert shown in told[key] and field.metadata["unit"] in told[key] and field.metadata["help"] in told[key]
+        assert shown in result[key] and field.metadata["unit"] in result[key] and field.metadata["help"] in result[key]
 
 
 def test_steps_are_updates_and_set_the_schedule_unless_that_is_named(tmp_path: Path) -> None:
@@ -418,10 +421,10 @@ def test_workers_that_began_anew_are_the_same_when_the_run_is_resumed_once_more(
 
 def test_the_commands_of_datasets_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Make, list, show, train on it, export what an actor-critic's replay holds, train on that."""
-    told = said(
+    result = said(
         capsys, "dataset", "make", "maze", "--env", "PointMaze_UMaze-v3", "--episodes", "2", "--id", "tiny/made-v0"
     )
-    assert "tiny/made-v0: 2 episodes, 600 steps" in told
+    assert "tiny/made-v0: 2 episodes, 600 steps" in result
     assert {"tiny/made-v0", ID} <= {line.split()[0] for line in said(capsys, "dataset", "list").splitlines()}
     assert "planner" in said(capsys, "dataset", "show", "tiny/made-v0")
     assert train(tmp_path / "made", 5, "--dataset", "tiny/made-v0", algorithm="bc") == 0

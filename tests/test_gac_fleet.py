@@ -87,13 +87,13 @@ def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline
     rows = summary["rows"]
     assert summary["exit"] == "completed" and summary["updates"] == 40
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) and rows["stored"] >= 16 * STEPS
-    told = lines(run.run_dir / "metrics.jsonl")
-    last = {key: value for line in told for key, value in line.items()}
-    assert last["online_episodes"] >= 16 and last["stage"] == 2 and conserved(told[-1]), told[-1]
-    assert any(line.get("plan_s", 0) > 0 for line in told)  # a line in whose time no episode began tells of 0 s
+    result = lines(run.run_dir / "metrics.jsonl")
+    last = {key: value for line in result for key, value in line.items()}
+    assert last["online_episodes"] >= 16 and last["stage"] == 2 and conserved(result[-1]), result[-1]
+    assert any(line.get("plan_s", 0) > 0 for line in result)  # a line in whose time no episode began tells of 0 s
     assert math.isfinite(last["plan_predicted_mean"]) and math.isfinite(last["plan_target_mean"])
     assert all(math.isfinite(last[f"loss_{name}"]) for name in BOUND)
-    versions = [line["version"] for line in told]
+    versions = [line["version"] for line in result]
     assert versions == sorted(versions)
     for shard in shards_of(run.run_dir):
         online = shard.store.arena.held(ONLINE)
@@ -194,5 +194,5 @@ def test_sigterm_in_a_stage_saves_everything_and_a_resumed_run_gathers_and_learn
     assert summary["env_steps"] >= interrupted["env_steps"]
     versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
-    told = command("evaluate", str(going.run_dir), "--episodes", "2", "--json")
-    assert told.returncode == 0, told.stderr
+    result = command("evaluate", str(going.run_dir), "--episodes", "2", "--json")
+    assert result.returncode == 0, result.stderr

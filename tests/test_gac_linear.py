@@ -245,16 +245,16 @@ def test_an_episode_of_a_preset_does_not_depend_on_how_many_run_beside_it(
     model.explore_target.fill_(3.0)
     weights = {name: tensor.nan_to_num(1.0) for name, tensor in model.state_dict().items()}
     obs_TEO = np.cumsum(0.1 * np.random.default_rng(0).standard_normal((12, 11, OBS)), 0).astype(np.float32)
-    acted, told = [], []
+    acted, result = [], []
     for envs in (11, 1):
         policy = GACPolicy(config, OBS, ACTION)
         policy.load_weights(weights)
         policy.aim = PlanRequest(mode=mode)
         policy.reset(envs)
-        told.append(policy.begin(np.arange(envs), obs_TEO[0, :envs], np.random.default_rng(7))[0].predicted)
+        result.append(policy.begin(np.arange(envs), obs_TEO[0, :envs], np.random.default_rng(7))[0].predicted)
         none = np.zeros(envs, np.float32)
         acted.append(np.stack([policy.act(obs_EO[:envs], none)[0].copy() for obs_EO in obs_TEO]))
-    assert told[0] == pytest.approx(told[1], abs=1e-3)
+    assert result[0] == pytest.approx(result[1], abs=1e-3)
     np.testing.assert_allclose(acted[0], acted[1], atol=1e-5)
 
 
@@ -330,16 +330,18 @@ def test_two_halves_of_a_run_equal_the_whole(dataset: str, tmp_path: Path) -> No
 def test_the_linear_preset_is_of_gac_alone(algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(["train", algorithm, "--preset", "linear", "--env", "Pendulum-v1", "--run-dir", str(run)]) == 2
-    told = capsys.readouterr().err
-    assert f"{algorithm} has no preset 'linear'" in told and "cpu, paper" in told and "nothing was started" in told
-    assert "of gac alone" in told
+    result = capsys.readouterr().err
+    assert (
+        f"{algorithm} has no preset 'linear'" in result and "cpu, paper" in result and "nothing was started" in result
+    )
+    assert "of gac alone" in result
     assert not run.exists()
 
 
 def test_a_removed_preset_is_refused_with_what_to_take_instead(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "gac", "--preset", "timed", "--env", "Pendulum-v1"]) == 2
-    told = capsys.readouterr().err
-    assert "preset 'timed' was removed" in told and "--preset linear" in told
+    result = capsys.readouterr().err
+    assert "preset 'timed' was removed" in result and "--preset linear" in result
 
 
 @pytest.mark.parametrize(
@@ -361,5 +363,5 @@ def test_a_run_of_a_version_with_other_settings_is_refused_by_name(
     edit(config)
     (run / "config.json").write_text(json.dumps(config))
     assert main([command, str(run)]) == 2
-    told = capsys.readouterr().err
-    assert said in told and ("train again" in told.lower())
+    result = capsys.readouterr().err
+    assert said in result and ("train again" in result.lower())

@@ -289,20 +289,20 @@ def test_replanning_from_the_start_explains_what_happened_better_than_the_old_pl
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=30), st.integers(1, 9))
 def test_the_newest_steps_are_the_end_of_the_episode_so_far(restarts: list[int], steps: int) -> None:
     history, time_E = History(2, steps, 1, 1), np.zeros(2, np.int64)
-    told: list[list[float]] = [[], []]
+    result: list[list[float]] = [[], []]
     for step, restart in enumerate(restarts):
         if restart:
-            time_E[1], told[1] = 0, []
+            time_E[1], result[1] = 0, []
         value_E1 = np.array([[step], [100 + step]], np.float32)
         history.append(time_E, value_E1, -value_E1)
-        told[0].append(step)
-        told[1].append(100 + step)
+        result[0].append(step)
+        result[1].append(100 + step)
         time_E += 1
     found = history.newest(np.array([1, 0]), time_E[[1, 0]])
     for k, env in enumerate((1, 0)):
         real = ~found.padding_KH[k]
-        assert found.obs_KHO[k, real, 0].tolist() == told[env][-steps:]
-        assert found.action_KHA[k, real, 0].tolist() == [-x for x in told[env][-steps:]]
+        assert found.obs_KHO[k, real, 0].tolist() == result[env][-steps:]
+        assert found.action_KHA[k, real, 0].tolist() == [-x for x in result[env][-steps:]]
 
 
 def test_the_cpu_preset_acts() -> None:

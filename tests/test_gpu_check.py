@@ -19,8 +19,8 @@ def test_every_check_passes_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capsys: 
     """But that of two learners, whose processes take long to start: tests/test_collective.py has it on the CPU."""
     monkeypatch.delitem(CHECKS, "two learners on two devices")
     assert run_checks("cpu", SMALL) == 0
-    told = capsys.readouterr().out
-    assert told.count("ok  ") == len(CHECKS) and told.count("us an update; loss") == 3
+    result = capsys.readouterr().out
+    assert result.count("ok  ") == len(CHECKS) and result.count("us an update; loss") == 3
 
 
 def test_a_check_that_fails_is_named_and_the_others_are_still_made(
@@ -32,8 +32,8 @@ def test_a_check_that_fails_is_named_and_the_others_are_still_made(
     monkeypatch.setattr(gpu_check, "CHECKS", {"first": broken, "second": lambda bench: "fine"})
     with pytest.raises(RunError, match=r"1 of 2 checks failed \(first\)"):
         run_checks("cpu")
-    told = capsys.readouterr().out
-    assert "FAILED  first" in told and "ok      second" in told
+    result = capsys.readouterr().out
+    assert "FAILED  first" in result and "ok      second" in result
 
 
 def test_a_graph_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,8 @@ def going(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
 def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(going: RayRun) -> None:
     before = going.live()
     with stopped(going, "ray::LearnerActor") as victim:
-        told = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
-        assert told.stdout.startswith("rollout workers: 2 -> 3: "), told.stderr
+        result = command("scale", str(going.run_dir), "--workers", "3", timeout=30)
+        assert result.stdout.startswith("rollout workers: 2 -> 3: "), result.stderr
         going.wait(lambda: "hangs: it did not answer for" in going.output(), "the learner to be found", ANSWER_S + 12)
         going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation", 60)
         going.wait(
@@ -80,8 +80,8 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
     goes_on(going)
     times = [line["time_s"] for line in lines(going.run_dir / "metrics.jsonl") if line["time_s"] >= before["time_s"]]
     assert max(after - earlier for earlier, after in itertools.pairwise(times)) < DEAF_S, times
-    told = command("scale", str(going.run_dir), "--workers", "2")
-    assert told.returncode == 0, told.stderr
+    result = command("scale", str(going.run_dir), "--workers", "2")
+    assert result.returncode == 0, result.stderr
     going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "the third worker to leave")
 
 

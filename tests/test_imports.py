@@ -114,9 +114,9 @@ for words in {LIGHT!r}:
     print(words, code, sorted({{'torch', 'ray', 'gymnasium', 'mujoco', 'numpy'}} & set(sys.modules)), sep="|")
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    told = [line.split("|") for line in ended.stdout.splitlines()]
-    assert [words for words, *_ in told] == [str(words) for words in LIGHT], ended.stderr
-    for words, code, loaded in told:
+    result = [line.split("|") for line in ended.stdout.splitlines()]
+    assert [words for words, *_ in result] == [str(words) for words in LIGHT], ended.stderr
+    for words, code, loaded in result:
         assert code in ("0", "2") and loaded == "[]", (words, code, loaded)
 
 

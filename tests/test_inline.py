@@ -46,8 +46,8 @@ def rows(run_dir: Path, env: str, shards: int = 1) -> list[np.ndarray]:
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """What was evaluated, without clocks and without the generation, which counts starts."""
-    told = lines(run_dir / "evaluations.jsonl")
-    return [{k: v for k, v in line.items() if k not in (*CLOCKS, "generation")} for line in told]
+    result = lines(run_dir / "evaluations.jsonl")
+    return [{k: v for k, v in line.items() if k not in (*CLOCKS, "generation")} for line in result]
 
 
 def assert_same(one: Path, other: Path, env: str, shards: int = 1) -> None:
@@ -150,9 +150,9 @@ def test_a_support_that_clips_its_targets_is_reported_in_words_in_the_summary_an
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train_inline(tmp_path / "fitted", PENDULUM, 128) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     assert train_inline(tmp_path / "narrow", PENDULUM, 128, agent__v_min=-1, agent__v_max=1) == 0
-    assert "outside their support" in capsys.readouterr().out and "outside their support" not in told
+    assert "outside their support" in capsys.readouterr().out and "outside their support" not in result
     narrow, fitted = (read(tmp_path / name / "summary.json")["clipped_mass"] for name in ("narrow", "fitted"))
     assert narrow > 0.5 and fitted < 0.05
     assert main(["report", str(tmp_path / "narrow"), "--output", str(tmp_path / "report.html")]) == 0

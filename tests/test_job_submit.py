@@ -118,16 +118,16 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
     ]
     variables = {"OMP_NUM_THREADS": "2", "THREADS_SEEN": str(seen)}
     settings = json.dumps({"env_vars": variables})
-    told = subprocess.run(
+    result = subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".",
          "--runtime-env-json", settings, "--", *entry],
         cwd=clone, env=cluster.environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
-    assert told.returncode == 0, told.stdout[-3_000:] + told.stderr[-3_000:]
-    assert "succeeded" in told.stdout and completed(run_dir)
+    assert result.returncode == 0, result.stdout[-3_000:] + result.stderr[-3_000:]
+    assert "succeeded" in result.stdout and completed(run_dir)
     workers = [set(read(path)) for path in seen.iterdir()]
     assert len(workers) >= 2 and all(threads == {"2"} for threads in workers), workers  # the job's value, not ours of 1
-    assert str(clone) not in told.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
+    assert str(clone) not in result.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
 
 
 def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_whom_there_is_no_room(
@@ -140,8 +140,8 @@ def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_
     run = start(*words, log=log, env=cluster.environment, cwd=own)
     try:
         wait_for(lambda: live(run_dir).get("env_steps", 0) > 200 and live(run_dir)["workers"] == 2, "rows", 120, log)
-        told = command("scale", str(run_dir), "--workers", "4")
-        assert told.stdout == "rollout workers: 2 -> 4: 2 run, 2 wait for CPUs\n", told.stderr
+        result = command("scale", str(run_dir), "--workers", "4")
+        assert result.stdout == "rollout workers: 2 -> 4: 2 run, 2 wait for CPUs\n", result.stderr
         assert "workers    2 run, 2 wait for CPUs (0 restarts)" in command("status", str(run_dir)).stdout
         seen = live(run_dir)
         assert [seen[key] for key in ("workers_wanted", "workers", "workers_pending")] == [4, 2, 2]
@@ -173,9 +173,9 @@ def test_without_the_token_the_running_cluster_is_refused_at_once_and_by_name(
     given, why = NO_TOKEN[case]
     address = cluster.client if case == "another token" else cluster.address
     words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", address)
-    told = command(*words, env=ENVIRONMENT | given, timeout=30)  # Ray by itself tries for 50 s
-    assert told.returncode == 2, told.stderr[-3_000:]
-    last = told.stderr.strip().splitlines()[-1]
+    result = command(*words, env=ENVIRONMENT | given, timeout=30)  # Ray by itself tries for 50 s
+    assert result.returncode == 2, result.stderr[-3_000:]
+    last = result.stderr.strip().splitlines()[-1]
     assert "the cluster asks for a token" in last and why in last and "set RAY_AUTH_MODE=token" in last
     assert not (tmp_path / "run").exists()
 
@@ -222,15 +222,15 @@ def misfit(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
 def test_the_doctor_names_what_is_wrong_with_a_node_and_a_run_that_needs_it_does_not_begin(
     cluster: Cluster, misfit: Path
 ) -> None:
-    told = command("doctor", "--address", cluster.address, "--run-dir", str(misfit / "run"), env=cluster.environment)
-    assert told.returncode == 1, told.stderr
-    rows = [line.split(maxsplit=2) for line in told.stdout.splitlines() if not line.startswith(" ")]
+    result = command("doctor", "--address", cluster.address, "--run-dir", str(misfit / "run"), env=cluster.environment)
+    assert result.returncode == 1, result.stderr
+    rows = [line.split(maxsplit=2) for line in result.stdout.splitlines() if not line.startswith(" ")]
     wrong = {f"{state} {name}": rest for state, name, rest in rows if state in ("warn", "fail")}
     found = {"warn versions": "mujoco 0.1 (here 3.", "warn clock": "90.0 s ahead", "warn ulimit": "at most 2,000 open files",
              "warn /dev/shm": "/dev/shm holds 0.0 GiB", "fail run": "it is not seen here"}  # fmt: skip
-    assert set(wrong) == set(found) and all(words in wrong[key] for key, words in found.items()), told.stdout
+    assert set(wrong) == set(found) and all(words in wrong[key] for key, words in found.items()), result.stdout
     assert len({rest[rest.index("(") : rest.index(")")] for rest in wrong.values()}) == 1, "all are of one node"
-    assert "a token is asked for, and ours is taken" in told.stdout and "reaches the other nodes" in told.stdout
+    assert "a token is asked for, and ours is taken" in result.stdout and "reaches the other nodes" in result.stdout
 
     run_dir = misfit / "run"
     words = train_words(run_dir, "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)

@@ -127,9 +127,9 @@ def containers(*templates: Object) -> list[Object]:
 
 def kubectl(folder: Path) -> list[Object]:
     """What the real kustomize makes of ``folder``."""
-    told = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
-    return list(yaml.safe_load_all(told.stdout))
+    output = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert output.returncode == 0, output.stderr
+    return list(yaml.safe_load_all(output.stdout))
 
 
 @NO_KUBECTL
@@ -159,10 +159,10 @@ def test_the_monitoring_set_holds_the_dashboard_itself() -> None:
 
 
 def test_the_rule_of_the_operator_is_made_of_the_alert_rules() -> None:
-    told = subprocess.run(
+    output = subprocess.run(
         [str(KUBERNETES / "prometheusrule.sh")], capture_output=True, text=True, timeout=30, check=True
     )
-    rule = yaml.safe_load(told.stdout)
+    rule = yaml.safe_load(output.stdout)
     assert (rule["kind"], rule["spec"]) == ("PrometheusRule", yaml.safe_load((DEPLOY / "alerts.yml").read_text()))
 
 
@@ -313,12 +313,12 @@ def test_the_command_of_a_pod_is_kuberays_own_with_its_quotes(tmp_path: Path) ->
     stub.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     stub.chmod(0o755)
     given = f"ray start  --address=head:6379  --resources={driver['rayStartParams']['resources']}  --block"
-    told = subprocess.run(
+    output = subprocess.run(
         words[3:], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBERAY_GEN_RAY_START_CMD": given},
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
-    shown = told.stdout.splitlines()
-    assert shown[:2] == ["start", "--address=head:6379"], told.stderr
+    shown = output.stdout.splitlines()
+    assert shown[:2] == ["start", "--address=head:6379"], output.stderr
     assert json.loads(shown[2].removeprefix("--resources=")) == {"driver": 1}
 
 
@@ -367,9 +367,9 @@ def test_the_entrypoint_trains_first_and_resumes_once_there_is_a_run(
     tmp_path: Path, exists: bool, command: str
 ) -> None:
     """Run as Ray runs it, with a ``python`` that only says how it was called."""
-    told = tmp_path / "python"
-    told.write_text('#!/bin/sh\necho "$@"\n')
-    told.chmod(0o755)
+    output = tmp_path / "python"
+    output.write_text('#!/bin/sh\necho "$@"\n')
+    output.chmod(0o755)
     if exists:
         (tmp_path / "halfcheetah").mkdir()
         (tmp_path / "halfcheetah" / "config.json").touch()
@@ -413,10 +413,10 @@ def test_before_its_pod_ends_a_run_is_saved_by_the_hook(tmp_path: Path) -> None:
         sys.executable,
         str(script),
     ]
-    told = subprocess.run(
+    output = subprocess.run(
         [*pod, *words], cwd=ROOT, env={**os.environ, "RUN": str(run)}, capture_output=True, text=True, timeout=120
     )
-    assert "1 runs were asked to end, 0 have not\nhook 0\nrun 143\n" in told.stdout, told.stdout + told.stderr
+    assert "1 runs were asked to end, 0 have not\nhook 0\nrun 143\n" in output.stdout, output.stdout + output.stderr
     summary = read(run / "summary.json")
     assert summary["exit"] == "interrupted" and "problem" not in summary["saved"]["checkpoint"]
 
@@ -427,8 +427,10 @@ def test_before_its_pod_ends_a_run_is_saved_by_the_hook(tmp_path: Path) -> None:
 def tool(*words: str) -> None:
     """A linter that pip installed beside this Python says nothing."""
     name, *rest = words
-    told = subprocess.run([str(Path(sys.executable).parent / name), *rest], capture_output=True, text=True, timeout=60)
-    assert (told.returncode, told.stdout) == (0, ""), told.stdout + told.stderr
+    output = subprocess.run(
+        [str(Path(sys.executable).parent / name), *rest], capture_output=True, text=True, timeout=60
+    )
+    assert (output.returncode, output.stdout) == (0, ""), output.stdout + output.stderr
 
 
 def test_shell_scripts_and_the_dockerfile_pass_their_linters() -> None:
@@ -506,15 +508,15 @@ def test_a_slurm_job_ends_with_a_checkpoint_before_its_time_is_over_and_is_reque
             while count() < before + 3:
                 assert started.poll() is None, started.communicate()
             started.send_signal(10)  # SIGUSR1
-            told, _ = started.communicate(timeout=60)
+            output, _ = started.communicate(timeout=60)
         finally:
             started.kill()
-        assert started.returncode == 0, told
+        assert started.returncode == 0, output
         said = [shlex.split(line) for line in calls.read_text().splitlines()]
         ray = next(line for line in said if line[0] == "ray")
         assert ray[1:6] == ["symmetric-run", "--address", "node-a:22345", "--min-nodes", "2"]
         assert ray[ray.index("--") + 1 :][:5] == ["python", "-m", "cluster", *words]
         assert ray[-2:] == ["--address", "node-a:22345"] and said[-1] == ["scontrol", "requeue", "12345"]
-        assert "ended by `drawbridge stop`" in told and read(run / "summary.json")["exit"] == "interrupted"
+        assert "ended by `drawbridge stop`" in output and read(run / "summary.json")["exit"] == "interrupted"
     token = Path(f"{run}.token")
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64

@@ -123,10 +123,10 @@ def test_state_is_a_copy_that_later_updates_leave_alone(tmp_path: Path) -> None:
 class HearingAgent(LineAgent):
     """Learns nothing from episodes and keeps what it was told of their returns."""
 
-    heard: ReturnSummary
+    received: ReturnSummary
 
     def update_returns(self, returns: ReturnSummary) -> None:
-        self.heard = returns
+        self.received = returns
 
     def update(self, batches: Any) -> dict[str, torch.Tensor]:
         return self.read_metrics()
@@ -154,12 +154,12 @@ def test_an_agent_hears_of_all_shards_together_and_so_it_does_after_a_resume(tmp
     learner, agent = hearing()
     for shard, best, stage in ((1, 8.0, 0), (0, 2.0, 1), (1, 4.0, 1)):
         learner.step(episodes_of(shard, best))
-        assert agent.heard.stage == stage  # that every shard has gathered
-    assert (agent.heard.best, agent.heard.stage_mean, agent.heard.episodes) == (4.0, 3.0, 2)
+        assert agent.received.stage == stage  # that every shard has gathered
+    assert (agent.received.best, agent.received.stage_mean, agent.received.episodes) == (4.0, 3.0, 2)
     resumed, again = hearing()
     resumed.load_state(learner.state())
     resumed.step(episodes_of(0, 2.0))
-    assert repr(again.heard) == repr(agent.heard)
+    assert repr(again.received) == repr(agent.received)
 
 
 def test_a_state_without_its_counters_is_refused_naming_them(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_no_update_reads_anything_back_on_the_host(tmp_path: Path) -> None:
 
 
 def test_one_block_late_as_on_cuda_the_same_weights_are_published(tmp_path: Path) -> None:
-    told: list[list[Weights]] = [[], []]
-    for late, published in enumerate(told):
+    result: list[list[Weights]] = [[], []]
+    for late, published in enumerate(result):
         config = LearnerConfig(batch_size=8, updates_per_call=4, publish_updates=4)
         learner = Learner(LineAgent(), config, directory=tmp_path, publish=published.append)
         learner._blocks_late = late
@@ -206,7 +206,7 @@ def test_one_block_late_as_on_cuda_the_same_weights_are_published(tmp_path: Path
         assert len(published) == 3 - late and learner.published_updates == learner.updates
         learner.flush()
         learner.flush()  # there is nothing left
-    now, later = told
+    now, later = result
     assert [(w.version, w.updates, w.env_steps) for w in later] == [(w.version, w.updates, w.env_steps) for w in now]
     assert [w.digest for w in later] == [w.digest for w in now] and len({w.digest for w in now}) == 3
 

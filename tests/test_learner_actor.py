@@ -181,18 +181,18 @@ def test_what_a_stage_taught_is_published_once_while_the_next_one_is_gathered(
     tmp_path: Path, algorithm: str, published: list[int]
 ) -> None:
     learner = actor(tmp_path, algorithm=algorithm)
-    told: list[int] = []
+    result: list[int] = []
 
     def publish() -> None:
-        told.append(learner.learner.updates)
+        result.append(learner.learner.updates)
         learner.learner.published_updates = learner.learner.updates
 
     parts = {"updates": 130, "published_updates": 100, "publish": publish, "flush": lambda: None}
     learner.learner = types.SimpleNamespace(**parts)  # type: ignore[assignment]
     assert learner._next(Twice(misses=3), 60.0) is not None  # type: ignore[arg-type]
-    assert told == published
+    assert result == published
     assert learner._next(Twice(misses=0), 60.0) is not None  # type: ignore[arg-type]
-    assert told == published, "a block that is there is not waited for"
+    assert result == published, "a block that is there is not waited for"
 
 
 def test_the_driver_knows_the_updates_of_a_learner_that_is_busy_with_a_block_and_made_others_since_its_last_report(

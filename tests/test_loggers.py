@@ -52,8 +52,8 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert train_inline(tmp_path / "run", "Pendulum-v1", 300, metrics__logger="wandb") == 2
-    told = capsys.readouterr().err
-    assert "metrics.logger is wandb, which is not installed" in told and "-e '.[wandb]'" in told
+    result = capsys.readouterr().err
+    assert "metrics.logger is wandb, which is not installed" in result and "-e '.[wandb]'" in result
     assert not (tmp_path / "run").exists()
 
 
@@ -77,33 +77,33 @@ class Fails:
 
 def test_a_service_that_fails_or_hangs_neither_ends_nor_holds_up_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "CLOSE_S", 0.2)
-    told: list[str] = []
+    result: list[str] = []
     service = Fails()
-    logger = InBackground("mlflow", lambda: service, "env_steps", told.append)
+    logger = InBackground("mlflow", lambda: service, "env_steps", result.append)
     for step in range(4):
         logger.write({"env_steps": step, "updates": 1, "phase": "words"})
     logger.close(True)
     service.ends.set()
     logger._thread.join(60)
     assert service.steps == [0, 1, 2, 3]
-    assert told[0] == "mlflow did not take a metrics record (ConnectionError: no route)"
-    assert told[1] == "mlflow takes metrics again; 1 records are missing there"
-    assert "has not taken all metrics within 0 s" in told[-1]
+    assert result[0] == "mlflow did not take a metrics record (ConnectionError: no route)"
+    assert result[1] == "mlflow takes metrics again; 1 records are missing there"
+    assert "has not taken all metrics within 0 s" in result[-1]
 
 
 def test_a_service_that_is_not_there_is_said_once() -> None:
-    told: list[str] = []
+    result: list[str] = []
     said = threading.Event()
 
     def refused() -> Fails:
         raise ConnectionError("no route")
 
     def event(text: str) -> None:
-        told.append(text)
+        result.append(text)
         said.set()
 
     logger = InBackground("wandb", refused, "env_steps", event)
     assert said.wait(60)
     logger.write({"env_steps": 1, "updates": 1})
     logger.close(True)
-    assert len(told) == 1 and "wandb takes no metrics of this run (ConnectionError: no route)" in told[0]
+    assert len(result) == 1 and "wandb takes no metrics of this run (ConnectionError: no route)" in result[0]

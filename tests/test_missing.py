@@ -74,18 +74,18 @@ def test_what_is_missing_is_named_and_refused_and_begins_anew_with_the_flag_alon
     before, updates = files(run), live(run)["updates"]
     capsys.readouterr()
     assert main(["resume", str(run), "--steps", "320"]) == 2
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     for part in (seen, "expected", f"{lost}", "would throw away", "nothing was started", f"resume {run} --accept-loss"):
-        assert part in told, (part, told)
+        assert part in result, (part, result)
     assert files(run) == before and not (run / "control" / "starts").exists()
     assert main(["resume", str(run), "--steps", "320", "--accept-loss"]) == 0
-    told = capsys.readouterr().out
-    assert "begins anew, as --accept-loss allows: " in told and "the run resumes at " in told
+    result = capsys.readouterr().out
+    assert "begins anew, as --accept-loss allows: " in result and "the run resumes at " in result
     summary = read(run / "summary.json")
     rows = summary["rows"]
     assert summary["env_steps"] >= 320 and rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
     if lost == "updates":  # all rows are kept, all updates are made again
-        assert rows["dropped"] == {} and f"{updates:,} updates are made again" in told
+        assert rows["dropped"] == {} and f"{updates:,} updates are made again" in result
         assert summary["replay_ratio"] == pytest.approx(1.0, abs=0.15)
     else:
         assert rows["dropped"]["restart"] == (STEPS if loss == "the replay" else STEPS // 2)

@@ -153,5 +153,5 @@ def test_monitoring_listens_on_this_machine_alone_and_names_files_that_exist() -
 
 
 def test_the_script_says_what_it_needs() -> None:
-    told = subprocess.run([MONITORING / "start.sh"], capture_output=True, text=True, timeout=30)
-    assert told.returncode == 2 and "metrics.targets_dir" in told.stderr
+    result = subprocess.run([MONITORING / "start.sh"], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2 and "metrics.targets_dir" in result.stderr

@@ -33,8 +33,8 @@ class Nodes:
         self.folder = Path(
             tempfile.mkdtemp(prefix="db", dir="/tmp")
         )  # short: Ray's sockets have at most 107 characters
-        told = self.start("head", 0, "--head", "--port=0", "--include-dashboard=false")
-        self.address = told.split("--address='")[1].split("'")[0]
+        result = self.start("head", 0, "--head", "--port=0", "--include-dashboard=false")
+        self.address = result.split("--address='")[1].split("'")[0]
 
     def start(self, name: str, cpus: int, *words: str) -> str:
         """A node, which has joined when this returns."""
@@ -109,8 +109,8 @@ def goes_on(run: RayRun) -> None:
 def test_in_a_full_cluster_a_waiting_worker_does_not_take_the_place_of_a_learner_that_died(
     going: RayRun, nodes: Nodes
 ) -> None:
-    told = command("scale", str(going.run_dir), "--workers", "3")
-    assert told.stdout.strip() == "rollout workers: 2 -> 3: 2 run, 1 wait for CPUs", told.stdout + told.stderr
+    result = command("scale", str(going.run_dir), "--workers", "3")
+    assert result.stdout.strip() == "rollout workers: 2 -> 3: 2 run, 1 wait for CPUs", result.stdout + result.stderr
     before = going.live()
     nodes.process("core", "ray::LearnerActor").kill()
     going.wait(lambda: going.live()["generation"] > before["generation"], "the learner to come back")

@@ -103,10 +103,10 @@ def test_on_this_host_the_cluster_asks_for_its_token_which_only_its_user_can_rea
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="the cluster asks for a token"):
         check_reachable(f"127.0.0.1:{gcs_port(going)}")
-    told = head(going).environ()
-    token = Path(told["RAY_AUTH_TOKEN_PATH"])
+    result = head(going).environ()
+    token = Path(result["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600 and token.stat().st_uid == os.geteuid()
-    assert len(token.read_text(encoding="ascii")) == 64 and "RAY_AUTH_TOKEN" not in told
+    assert len(token.read_text(encoding="ascii")) == 64 and "RAY_AUTH_TOKEN" not in result
     assert not (home / ".ray" / "auth_token").exists()  # a later `ray start` of this user would ask for it
 
 
@@ -125,11 +125,11 @@ print(sorted(name for name in os.environ if name.startswith("RAY_AUTH")))
 def test_a_second_cluster_beside_it_has_a_token_of_its_own_that_its_end_takes_along(going: RayRun) -> None:
     token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
     given = {name: value for name, value in os.environ.items() if name not in AUTH} | {"RAY_AUTH_TOKEN": "theirs"}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", BESIDE], cwd=ROOT, env=given, capture_output=True, text=True, timeout=200
     )
-    assert told.returncode == 0, told.stderr[-3_000:]
-    own, path, left = told.stdout.replace("\n", " ", 1).split(maxsplit=2)
+    assert result.returncode == 0, result.stderr[-3_000:]
+    own, path, left = result.stdout.replace("\n", " ", 1).split(maxsplit=2)
     assert own == "True" and path != str(token) and not Path(path).exists()
     assert left.strip() == "['RAY_AUTH_TOKEN']"  # the user's settings are as they were
     going.wait_for_steps(going.live()["env_steps"] + 200)
@@ -220,9 +220,9 @@ def test_a_start_that_is_only_slow_is_tried_again_until_its_deadline_and_any_oth
     tmp_path: Path,
 ) -> None:
     words = [sys.executable, "-c", TRIES, str(tmp_path)]
-    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert told.returncode == 0, told.stderr[-3_000:]
-    said = [line.split(" | ", 1) for line in told.stdout.splitlines()]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3_000:]
+    said = [line.split(" | ", 1) for line in result.stdout.splitlines()]
     assert [title for title, _ in said] == [
         "too slow", "slow once", "slow once", "no folder", "slow raylet", "slow agents", "dead raylet"
     ], said  # fmt: skip

@@ -54,17 +54,17 @@ def write(dataset_id: str, env_id: str, steps: int = 20) -> None:
 def test_plans_of_a_maze_are_drawn_and_told_and_come_out_the_same_again(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    result = []
     for name in ("new/one.png", "two.png"):
         picture = tmp_path / name
         capsys.readouterr()
         assert main(["plan", str(runs["maze"]), "--plot", str(picture), "--start=-1,1", "--seed", "3"]) == 0
-        told.append(capsys.readouterr().out.replace(str(picture), "PICTURE"))
+        result.append(capsys.readouterr().out.replace(str(picture), "PICTURE"))
         assert picture.read_bytes().startswith(PNG) and picture.stat().st_size > 10_000
         assert [path.name for path in picture.parent.glob("*.png")] == [picture.name]
-    assert told[0] == told[1]
+    assert result[0] == result[1]
     for part in (MAZE, "5 updates", "predicted", "achieved", "prior", "st", "kl", "max", "PICTURE"):
-        assert part in told[0]
+        assert part in result[0]
 
 
 def test_plans_of_another_environment_are_drawn_without_ways(
@@ -90,10 +90,10 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do_and_leaves_no_picture(
     run, name, flags, parts = REFUSED[case]
     capsys.readouterr()
     assert main(["plan", str(runs[run]), "--plot", str(tmp_path / name), *flags]) == 2
-    told = capsys.readouterr().err
-    assert "drawbridge: error: " in told and "Traceback" not in told
-    missing = [part for part in parts if part not in told]
-    assert not missing, told
+    result = capsys.readouterr().err
+    assert "drawbridge: error: " in result and "Traceback" not in result
+    missing = [part for part in parts if part not in result]
+    assert not missing, result
     assert not list(tmp_path.iterdir())
 
 

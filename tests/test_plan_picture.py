@@ -216,7 +216,7 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(
     walker: Path, cloner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "plans.png"
-    for words, told in (
+    for words, result in (
         (["plan", str(cloner), "--plot", str(path)], "a run of bc, which infers no plans"),
         (["evaluate", str(cloner), "--plot", str(path)], "a run of bc, which infers no plans"),
         (["plan", str(walker), "--plot", str(path), "--start", "0,0"], "lies in a wall or outside of the maze"),
@@ -225,7 +225,7 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(
         (["evaluate", str(walker), "--plot", str(tmp_path / "plans.pdf")], "expected '.png'"),
     ):
         assert main(words) == 2
-        assert told in capsys.readouterr().err
+        assert result in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,9 +239,9 @@ def test_an_evaluation_tells_and_draws_how_its_predictions_kept(
     assert found["rank_correlation"] == rank_correlation(found["predicted"], found["returns"])
     assert pixels(path).shape[0] > 900
     assert main(words) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     correlation = found["rank_correlation"]
-    assert ("rank correlation" in told) == (correlation is not None)
+    assert ("rank correlation" in result) == (correlation is not None)
 
 
 def test_a_calibration_without_predictions_is_refused(tmp_path: Path) -> None:

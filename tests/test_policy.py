@@ -240,7 +240,7 @@ def test_what_no_graph_holds_is_refused_by_name(runs: Runs, tmp_path: Path, caps
         run = str(runs[name])
         capsys.readouterr()
         assert main(["export", run, "--onnx", str(tmp_path / "x.onnx")]) == 2
-        told = capsys.readouterr().err
-        assert f"is a run of {name}, expected bc, percent-bc, softgac, sac" in told and why in told
+        result = capsys.readouterr().err
+        assert f"is a run of {name}, expected bc, percent-bc, softgac, sac" in result and why in result
     assert main(["export", run]) == 2 and not list(tmp_path.iterdir())
     assert "neither --onnx nor --torch was given" in capsys.readouterr().err

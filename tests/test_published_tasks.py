@@ -70,8 +70,8 @@ def test_a_task_that_the_paper_does_not_have_keeps_the_support_for_gym_mujoco(en
 
 def test_config_shows_what_a_task_gets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "paper", "--env", "dm_control/dog-walk-v0"]) == 0
-    told = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
-    assert (told["agent.v_min"], told["agent.v_max"], told["agent.bridge_width"]) == ("-200.0", "200.0", "256")
+    result = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert (result["agent.v_min"], result["agent.v_max"], result["agent.bridge_width"]) == ("-200.0", "200.0", "256")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_run_has_the_resolved_numbers_in_its_configuration_and_says_where_the_
         tmp_path / "run", env, "--preset", "paper", "--backend", "inline", "--steps", "80", **TINY, **settings
     )
     assert main(words) == 0
-    config, told = read(tmp_path / "run" / "config.json"), capsys.readouterr()
+    config, result = read(tmp_path / "run" / "config.json"), capsys.readouterr()
     assert (config["agent"]["v_min"], config["agent"]["v_max"], config["steps"]) == (-support, support, 80)
-    assert ("the paper has no task Pendulum-v1" in told.out + told.err) == said
+    assert ("the paper has no task Pendulum-v1" in result.out + result.err) == said
 
 
 def test_every_step_of_preset_paper_is_taken_with_the_newest_weights(

@@ -69,7 +69,7 @@ def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(
     policy = RememberingPolicy(3, 1)
     worker, shard = make_worker(policy, seed), make_episode_shard()
     seen: set[int] = set()  # episodes
-    running_E, unfinished, told, recorded = np.zeros(ENVS, np.int64), 0, 0.0, 0.0  # rows, by hand
+    running_E, unfinished, result, recorded = np.zeros(ENVS, np.int64), 0, 0.0, 0.0  # rows, by hand
     for again in [*anew, *[False] * (LATE + 1)]:
         if again:
             assert worker.restart_episodes() == (running_E > 0).sum()
@@ -83,12 +83,12 @@ def test_restarted_episodes_leave_no_row_uncounted_and_share_none_with_the_next(
             assert (chunk.step_N.reshape(ENVS, -1)[:, 0] == 0).all()
             assert not seen & set(chunk.episode_N.tolist())
         seen |= set(chunk.episode_N.tolist())
-        told += chunk.stats.get("unfinished_rows", 0.0)
+        result += chunk.stats.get("unfinished_rows", 0.0)
         recorded += chunk.stats["recorded_rows"]
         for flag_E in chunk.flag_N.reshape(ENVS, -1).T:
             running_E = np.where(flag_E > 0, 0, running_E + 1)
     stats = shard.stats()
-    assert told == unfinished
+    assert result == unfinished
     assert stats.lost_rows == ({"end_lost": unfinished} if unfinished else {})
     assert stats.stored_rows == stats.episode_rows + stats.open_rows + unfinished
     assert stats.stored_rows == recorded

@@ -221,7 +221,7 @@ def test_the_page_shows_runs_failures_and_differences_and_escapes_what_it_shows(
     write(paths[-1] / "failure.json", {"error": "ValueError: <script>x</script>", "traceback": "line & more"})
     text = write_report(paths, tmp_path / "report.html").read_text()
     assert "<script>x" not in text and "&lt;script&gt;x" in text and "line &amp; more" in text
-    for told in (
+    for output in (
         "bad&lt;b&gt; failed",
         "agent.lr",
         "0.001",
@@ -229,7 +229,7 @@ def test_the_page_shows_runs_failures_and_differences_and_escapes_what_it_shows(
         "2,001 ± 0.8",
         "Temperature alpha",
     ):
-        assert told in text, told
+        assert output in text, output
     assert "unreported of" in text, "a metric that the page has no title for is shown all the same"
 
 

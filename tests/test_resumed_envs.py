@@ -166,14 +166,15 @@ def test_a_resume_of_an_environment_with_hidden_randomness_or_a_vector_entry_poi
     assert train_inline(run, env, steps, *flags, replay__min_size_rows=600, worker__random_steps=600) == 0
     EndsEarlier.limit = 3
     assert main(["resume", str(run), "--steps", str(2 * steps)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     (found,) = rows(run, env)
     assert len(found) == 2 * steps and torn(found) == 0
     assert read(run / "live.json")["episodes_cut_not_replayed"] == 6
     assert (
-        "worker 1: 3 of 3 running episodes were cut, because replaying their actions did not lead to the saved" in told
+        "worker 1: 3 of 3 running episodes were cut, because replaying their actions did not lead to the saved"
+        in output
     )
-    assert "exact are resumes of environments that follow from their seed and actions alone" in told
+    assert "exact are resumes of environments that follow from their seed and actions alone" in output
     EndsEarlier.limit = 1
     assert main(["resume", str(run), "--steps", str(3 * steps)]) == 0
     assert lines(run / "metrics.jsonl")[-1]["episodes_cut_not_replayed"] == 12  # over the whole run

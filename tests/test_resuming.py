@@ -60,11 +60,11 @@ def test_what_cannot_change_is_refused_by_name_with_the_reason_all_at_once_and_n
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     words = [word for key, (value, _) in OTHERS.items() for word in ("--set", f"{key}={value}")]
     assert main(["resume", str(run_dir), "--steps", "240", *words]) == 2
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     for key, (_, why) in OTHERS.items():
-        (line,) = (line for line in told.splitlines() if line.startswith(f"  - {key} is "))
+        (line,) = (line for line in result.splitlines() if line.startswith(f"  - {key} is "))
         assert why in line, line
-    assert "nothing was started" in told and "Leave them out" in told
+    assert "nothing was started" in result and "Leave them out" in result
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert main(["resume", str(run_dir), "--workers", "3"]) == 2
     assert "of an inline run holds its workers" in capsys.readouterr().err

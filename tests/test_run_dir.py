@@ -85,8 +85,8 @@ def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
 
     monkeypatch.setattr(Session, "advance", vanish)
     assert train_inline(path, "Pendulum-v1", 1_000_000, metrics__line_s=0.01) == 1
-    told = capsys.readouterr().err
-    assert f"run directory {path} is gone" in told and "Traceback" not in told and not path.exists()
+    result = capsys.readouterr().err
+    assert f"run directory {path} is gone" in result and "Traceback" not in result and not path.exists()
 
 
 def test_the_curve_is_drawn_every_few_evaluations_and_at_the_end(
@@ -107,8 +107,8 @@ def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory.create(tmp_path / "run", CONFIG)
-    told: list[str] = []
-    session = Session(run, spec_of(CONFIG, run), event=told.append)
+    result: list[str] = []
+    session = Session(run, spec_of(CONFIG, run), event=result.append)
     closed: list[bool] = []
     monkeypatch.setattr(session.fleet, "close", lambda: closed.append(True))
 
@@ -122,7 +122,7 @@ def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(
         except RunError as error:
             session.__exit__(type(error), error, error.__traceback__)
             raise
-    assert closed == [True] and "No space left" in told[-1]
+    assert closed == [True] and "No space left" in result[-1]
     run.release()
 
 
@@ -154,6 +154,6 @@ def test_events_are_no_closer_together_than_tensorboard_can_show(
 
 def test_an_uneven_number_of_workers_is_said_with_what_it_costs() -> None:
     assert uneven_shards(4, 2) == uneven_shards(0, 2) == uneven_shards(7, 1) == ""
-    told = uneven_shards(5, 2)
-    assert "3 write to each of 1 of them and 2 to each of the others" in told and "25% longer" in told
-    assert "use 4 or 6 workers" in told
+    result = uneven_shards(5, 2)
+    assert "3 write to each of 1 of them and 2 to each of the others" in result and "25% longer" in result
+    assert "use 4 or 6 workers" in result

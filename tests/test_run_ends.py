@@ -42,12 +42,12 @@ def test_a_run_that_ends_early_has_its_curve_and_plain_words(
     Ends.happens, run = happens, tmp_path / "run"
     assert train_inline(run, "run-ends/Ends-v0", 20_000, "--workers", "1", "--envs-per-worker", "1") == code
     assert (run / "curve.png").stat().st_size > 1_000 and (run / outcome).exists()
-    told = capsys.readouterr()
+    result = capsys.readouterr()
     if outcome == "failure.json":
         failure = read(run / "failure.json")
         assert (
             "(the simulator lost its licence), expected" in failure["error"]
-            and "\x1b" not in failure["traceback"] + told.err
+            and "\x1b" not in failure["traceback"] + result.err
         )
 
 
@@ -57,6 +57,8 @@ def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
     run = tmp_path / "run"
     Ends.happens = lambda: shutil.rmtree(run, ignore_errors=True)
     assert train_inline(run, "run-ends/Ends-v0", 20_000, "--workers", "1", metrics__line_s=0) == 1
-    told = capsys.readouterr().err
-    assert f"run directory {run} is gone, expected it to stay until the run's end" in told and "Traceback" not in told
+    result = capsys.readouterr().err
+    assert (
+        f"run directory {run} is gone, expected it to stay until the run's end" in result and "Traceback" not in result
+    )
     assert not run.exists()

@@ -23,9 +23,9 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     ) as run:
         run.wait_for_steps(500)
         for workers in (4, 2):
-            told = command("scale", str(run_dir), "--workers", str(workers))
-            assert told.returncode == 0, told.stderr
-            assert told.stdout.startswith(f"rollout workers: {6 - workers} -> {workers}: ")
+            result = command("scale", str(run_dir), "--workers", str(workers))
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.startswith(f"rollout workers: {6 - workers} -> {workers}: ")
             run.wait(lambda n=workers: run.live()["workers"] == n, f"{workers} workers in live.json")
             assert read(run_dir / "config.json")["worker"]["workers"] == workers, "a resume would not keep it"
             run.wait(lambda n=workers: len(run.children("ray::WorkerActor")) == n, f"{workers} worker processes")
@@ -34,26 +34,26 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
 
 
 def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
-    told = lines(scaled.run_dir / "metrics.jsonl")
-    seen = [line["workers"] for line in told]
+    result = lines(scaled.run_dir / "metrics.jsonl")
+    seen = [line["workers"] for line in result]
     assert 4 in seen and max(seen[: seen.index(4)]) <= 3 and seen[-1] == 2
-    assert told[-1]["workers_started"] == 4 and told[-1]["workers_restarted"] == 0
-    assert told[-1]["env_steps"] > told[seen.index(4)]["env_steps"]
+    assert result[-1]["workers_started"] == 4 and result[-1]["workers_restarted"] == 0
+    assert result[-1]["env_steps"] > result[seen.index(4)]["env_steps"]
 
 
 @pytest.mark.parametrize("workers", (1, 5_000))
 def test_a_number_of_workers_that_cannot_be_is_refused_and_changes_nothing(scaled: RayRun, workers: int) -> None:
-    told = command("scale", str(scaled.run_dir), "--workers", str(workers))
-    assert told.returncode != 0
-    assert f"cannot scale to {workers} workers" in told.stderr and "nothing was changed" in told.stderr
+    result = command("scale", str(scaled.run_dir), "--workers", str(workers))
+    assert result.returncode != 0
+    assert f"cannot scale to {workers} workers" in result.stderr and "nothing was changed" in result.stderr
     assert scaled.live()["workers"] == 2
 
 
 def test_status_of_a_running_run_says_so(scaled: RayRun) -> None:
-    told = command("status", str(scaled.run_dir))
-    assert told.returncode == 0 and f"running (process {scaled.process.pid})" in told.stdout
-    told = command("resume", str(scaled.run_dir))
-    assert told.returncode == 2 and f"belongs to a living run (process {scaled.process.pid})" in told.stderr
+    result = command("status", str(scaled.run_dir))
+    assert result.returncode == 0 and f"running (process {scaled.process.pid})" in result.stdout
+    result = command("resume", str(scaled.run_dir))
+    assert result.returncode == 2 and f"belongs to a living run (process {scaled.process.pid})" in result.stderr
 
 
 def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm(scaled: RayRun) -> None:

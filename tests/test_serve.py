@@ -62,12 +62,12 @@ def test_a_served_policy_answers_observations_as_the_loaded_one_and_says_what_el
 ) -> None:
     obs_BO = np.array([[0.5, -0.5, 1.0], [-1.0, 0.0, -2.0]])
     action_BA = load(tmp_path / "run")(obs_BO)
-    status, told = answered(address, {"obs": obs_BO.tolist()})
-    assert status == 200 and told["action"] == action_BA.tolist()
+    status, result = answered(address, {"obs": obs_BO.tolist()})
+    assert status == 200 and result["action"] == action_BA.tolist()
     assert answered(address, {"obs": obs_BO[0].tolist()})[1]["action"] == pytest.approx(action_BA[0].tolist())
     for body, words in (({"obs": [1.0]}, "expected (3,) or (batch, 3)"), ([1.0], 'expected {"obs": ...}')):
-        status, told = answered(address, body)
-        assert status == 400 and words in told["error"]
+        status, result = answered(address, body)
+        assert status == 400 and words in result["error"]
 
 
 def test_a_policy_that_remembers_is_not_served(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:

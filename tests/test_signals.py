@@ -19,8 +19,8 @@ def test_a_signal_ends_a_command_with_its_own_exit_code_and_one_sentence(
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr("cluster.checks.check_tree", lambda: signal.raise_signal(signum))
     assert main(train_words(Path("never"), "InvertedPendulum-v5")) == code
-    told = capsys.readouterr().err.strip()
-    assert told == f"drawbridge: error: ended by {signum.name} before the command had finished; give it again"
+    result = capsys.readouterr().err.strip()
+    assert result == f"drawbridge: error: ended by {signum.name} before the command had finished; give it again"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

@@ -129,7 +129,7 @@ def test_a_state_from_a_gpu_is_taken_on_the_cpu_and_its_noise_follows_from_it():
     """A generator on CUDA gives 16 bytes: its seed and its offset."""
     agent, rows = _agent(), _rows(2)
     agent.update(rows)
-    told = {}
+    result = {}
     for offset in (0, 4, 0):
         state = agent.state() | {
             "generator": torch.tensor([7, 0, 0, 0, 0, 0, 0, 0, offset, *[0] * 7], dtype=torch.uint8)
@@ -138,8 +138,8 @@ def test_a_state_from_a_gpu_is_taken_on_the_cpu_and_its_noise_follows_from_it():
         other.load_state(state)
         assert [name for name in _equal(agent, other) if name != "generator"] == []
         noise = other.draw_noise(3)
-        assert torch.equal(told.setdefault(offset, noise), noise)  # the same state, the same noise
-    assert not torch.equal(told[0], told[4])
+        assert torch.equal(result.setdefault(offset, noise), noise)  # the same state, the same noise
+    assert not torch.equal(result[0], result[4])
     with pytest.raises(ValueError, match=r"generator is torch\.uint8"):
         agent.load_state(agent.state() | {"generator": torch.zeros(9, dtype=torch.uint8)})
 
@@ -338,11 +338,11 @@ def test_settings_report_every_problem_at_once(name):
     algorithm = ALGORITHMS[name]
     assert all(preset().validate() == [] for preset in algorithm.presets.values())
     bad = dataclasses.replace(algorithm.presets["cpu"](), gamma=1.0, v_min=5.0, v_max=-5.0, atoms=1)
-    told = r"(?s)atoms is 1,.*gamma is 1\.0.*v_min is 5\.0"
+    result = r"(?s)atoms is 1,.*gamma is 1\.0.*v_min is 5\.0"
     if hasattr(bad, "alpha_init"):
-        bad, told = dataclasses.replace(bad, alpha_init=0.0), told + r".*alpha_init is 0\.0"
+        bad, result = dataclasses.replace(bad, alpha_init=0.0), result + r".*alpha_init is 0\.0"
     assert len(bad.validate()) == 3 + hasattr(bad, "alpha_init")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=result):
         algorithm.make_agent(bad, AgentSpec(obs_dim=OBS, action_dim=ACTION))
     assert ALGORITHMS["softgac"].config_class(particles=3, antithetic=True).validate()
 

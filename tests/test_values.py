@@ -55,11 +55,11 @@ def test_no_field_takes_another_type_a_nan_or_a_number_that_no_machine_holds(alg
             wrong += [float("nan"), float("-inf"), 1e308, -1e308, 10**40, -(10**40), 10**400]
             wrong += [] if field.metadata["infinite"] else [float("inf")]
         for value in wrong:
-            told = problem_with(field, value)
-            assert told.startswith(f"{field.name} is ") and ", expected " in told and "the default is" in told, (
+            result = problem_with(field, value)
+            assert result.startswith(f"{field.name} is ") and ", expected " in result and "the default is" in result, (
                 key,
                 value,
-                told,
+                result,
             )
         assert problem_with(field, field.default) == "", key
 
@@ -89,9 +89,9 @@ def test_a_value_that_cannot_work_is_refused_and_leaves_no_directory(
 ) -> None:
     words = train_words(tmp_path / "run", ENV, "--backend", "inline", metrics__port=0)
     assert main([*words, "--set", setting]) == 2
-    told = capsys.readouterr().err
-    assert all(part in told for part in CANNOT_WORK[setting]), told
-    assert "Traceback" not in told and "nothing was started" in told and not (tmp_path / "run").exists()
+    result = capsys.readouterr().err
+    assert all(part in result for part in CANNOT_WORK[setting]), result
+    assert "Traceback" not in result and "nothing was started" in result and not (tmp_path / "run").exists()
 
 
 def test_a_port_that_is_taken_is_found_before_the_directory_is_made(
@@ -100,8 +100,8 @@ def test_a_port_that_is_taken_is_found_before_the_directory_is_made(
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         assert main(train_words(tmp_path / "run", ENV, "--backend", "inline", metrics__port=taken)) == 2
-    told = capsys.readouterr().err
-    assert f"cannot listen on 127.0.0.1:{taken}" in told and not (tmp_path / "run").exists()
+    result = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{taken}" in result and not (tmp_path / "run").exists()
 
 
 def test_every_problem_of_a_command_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,14 +113,14 @@ def test_every_problem_of_a_command_is_told_at_once(tmp_path: Path, capsys: pyte
         "metrics__host": "",
     }
     assert main(train_words(tmp_path / "run", "HalfCheeta-v5", metrics__port=0, **settings)) == 2
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     parts = (
         "agent.gamm:", "worker.chunk_steps=x", "learner.batch_size is 0", "replay.shards is 3", "metrics.host is empty",
         "'HalfCheeta-v5'",
     )  # fmt: skip
     for part in parts:
-        assert part in told, part
-    assert told.count("drawbridge: error:") == 1 and not (tmp_path / "run").exists()
+        assert part in result, part
+    assert result.count("drawbridge: error:") == 1 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device, so the request is granted")
@@ -133,10 +133,10 @@ def test_cuda_where_there_is_none_is_refused_before_the_directory_is_made(
         main(train_words(tmp_path / "run", ENV, "--backend", backend, "--device", "cuda", "--set", "learner.gpus=1"))
         == 2
     )
-    told = capsys.readouterr().err
+    result = capsys.readouterr().err
     for part in ("learner.device is cuda", "has no CUDA device", "expected cpu or auto", "set learner.device=cpu"):
-        assert part in told
-    assert ("learner.gpus is 1" in told) == (backend == "ray") and not (tmp_path / "run").exists()
+        assert part in result
+    assert ("learner.gpus is 1" in result) == (backend == "ray") and not (tmp_path / "run").exists()
 
 
 def config_of(**settings: Any) -> RunConfig:
@@ -186,9 +186,9 @@ def test_learners_that_have_what_they_need_are_not_refused(
 
 def test_config_prints_the_range_of_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "cpu"]) == 0
-    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "in [0, 1)" in told["agent.gamma"] and "at least 1 and at most 65536" in told["agent.critic_width"]
-    assert "a positive number" in told["replay.replay_ratio"] and "one of cpu, cuda, auto" in told["learner.device"]
+    result = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "in [0, 1)" in result["agent.gamma"] and "at least 1 and at most 65536" in result["agent.critic_width"]
+    assert "a positive number" in result["replay.replay_ratio"] and "one of cpu, cuda, auto" in result["learner.device"]
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +243,9 @@ def test_an_edited_config_is_refused_by_field_under_every_command(
         ["evaluate", str(run)],
     ):
         assert main(words) == 2
-        told = capsys.readouterr().err
-        assert f"drawbridge: error: {run / 'config.json'} cannot be used: " in told and named in told, told
-        assert len(told.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+        result = capsys.readouterr().err
+        assert f"drawbridge: error: {run / 'config.json'} cannot be used: " in result and named in result, result
+        assert len(result.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -292,13 +292,13 @@ def test_values_of_another_type_are_left_out_of_status_and_report_and_refused_by
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(b'{"env_steps": 1' + b"0" * 400 + b"}\n\xff\xfe\n")
     found = status(run)
-    told = status_in_words(found)
+    result = status_in_words(found)
     parts = (
         "live.json: env_steps is", "live.json: updates is -1, expected a number of at least 0", "fill is a list", "error is an object",
         "wall_s is",
     )  # fmt: skip
     for part in parts:
-        assert part in told, part
+        assert part in result, part
     assert len(found["last_evaluation"]["returns"]) == 2
     text = write_report([run], tmp_path / "report.html").read_text()
     assert "rows is an object, expected an object of numbers" in text and read_run(run).env_steps > 0
@@ -330,8 +330,8 @@ def test_a_damaged_count_of_starts_is_named_and_nothing_is_started(
     shutil.copytree(ended, run)
     (run / "control" / "starts").write_bytes(b"\xff")
     assert main(["resume", str(run), "--steps", "256"]) == 1
-    told = capsys.readouterr().err
-    assert "starts holds no whole number" in told and "nothing was started" in told and "Traceback" not in told
+    result = capsys.readouterr().err
+    assert "starts holds no whole number" in result and "nothing was started" in result and "Traceback" not in result
     assert read(run / "summary.json")["exit"] == "completed"
 
 

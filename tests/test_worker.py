@@ -230,7 +230,7 @@ def test_waiting_and_rejections_are_told_with_the_next_chunk_once() -> None:
     refused = worker.collect()
     assert refused.stats["push_wait_s"] == 0.75
     worker.note_rejected(refused, "malformed")
-    told, after = worker.collect().stats, worker.collect().stats
-    assert (told["push_wait_s"], told["dropped_malformed"], told["recorded_rows"]) == (0.75, 16, 32)
+    result, after = worker.collect().stats, worker.collect().stats
+    assert (result["push_wait_s"], result["dropped_malformed"], result["recorded_rows"]) == (0.75, 16, 32)
     assert (after["push_wait_s"], after.get("dropped_malformed", 0), after["recorded_rows"]) == (0, 0, 16)
-    assert all(told[name] > 0 for name in ("env_s", "act_s", "record_s"))
+    assert all(result[name] > 0 for name in ("env_s", "act_s", "record_s"))

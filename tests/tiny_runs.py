@@ -84,8 +84,8 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 90.0, 
         if value := condition():
             return value
         time.sleep(0.1)
-    told = log.read_text(encoding="utf-8")[-3_000:] if log is not None else ""
-    raise AssertionError(f"waited {deadline_s:.0f} s for {what}, in vain\n{told}")
+    result = log.read_text(encoding="utf-8")[-3_000:] if log is not None else ""
+    raise AssertionError(f"waited {deadline_s:.0f} s for {what}, in vain\n{result}")
 
 
 def read(path: Path) -> Any:
