@@ -33,7 +33,7 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
     batch, summary = packed(episodes), dataset.summary()
     config = dataclasses.replace(
         linear(), updates=updates, points=128, width=256, kl_weight=0.01, lr=3e-3, lr_end=0.0, clip=10.0, warmup=0.02,
-        obs_waves=9, obs_wave_dims=0, matmul="mkl",
+        obs_fourier=9, obs_fourier_dims=0, matmul="mkl",
     )  # fmt: skip
     agent = GAC(config, AgentSpec(obs_dim=dataset.obs_dim, action_dim=dataset.action_dim, seed=seed))
     agent.fit(summary)

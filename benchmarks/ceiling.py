@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from algorithms.fourier import append_waves, octaves
+from algorithms.fourier import append_fourier, octaves
 from algorithms.gac.generator import FeedForward, perceptron
 from benchmarks.markdown import table
 from replay.dataset import Dataset, open_dataset
@@ -63,8 +63,8 @@ class Informed(torch.nn.Module):
         self.net = torch.nn.Sequential(inward, FeedForward(WIDTH), FeedForward(WIDTH), torch.nn.Linear(WIDTH, 2))
 
     def forward(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor) -> torch.Tensor:
-        waves = append_waves((obs_NO - self.mean_O) / self.std_O, obs_NO, 2, self.octave)
-        return torch.tanh(self.net(torch.cat([waves, knowledge_NX], 1)))
+        seen_NX = append_fourier((obs_NO - self.mean_O) / self.std_O, obs_NO, 2, self.octave)
+        return torch.tanh(self.net(torch.cat([seen_NX, knowledge_NX], 1)))
 
 
 class Oracle:

@@ -19,18 +19,18 @@ RULES = {
     "never": {"agent.replan": "none"},
     "every 100": {"agent.replan": "scheduled", "agent.replan_every": "100"},
     "every 50": {"agent.replan": "scheduled", "agent.replan_every": "50"},
-    "surprise": {"agent.replan": "surprise"},
+    "prediction error": {"agent.replan": "prediction-error"},
     "oracle": {"agent.replan": "scheduled", "agent.replan_every": NEVER_AGAIN},
 }
 
 
 def replanning(runs: Sequence[Trained], rules: Sequence[str] = tuple(RULES)) -> str:
-    """Each run acts in its best mode under every rule. A displacement head that was not trained cannot be surprised."""
+    """Each run acts in its best mode under every rule. A displacement head that was not trained is skipped."""
     head = ["", "rule", "score", "score with pushes", "pushes found", "delay, steps", "false alarms / 1,000 steps"]
     rows = []
     for data, group in by_data(runs).items():
         watching = all(run.spec.config.agent.next_state_weight for run in group)
-        able = [rule for rule in rules if watching or not rule.startswith("surprise")]
+        able = [rule for rule in rules if watching or not rule.startswith("prediction error")]
         rows += [[data, rule, *_row([_measure(run, rule) for run in group], rule)] for rule in able]
     return table(head, rows)
 
@@ -38,7 +38,7 @@ def replanning(runs: Sequence[Trained], rules: Sequence[str] = tuple(RULES)) -> 
 def _row(found: list[tuple[float, float, Alarms, Alarms]], rule: str) -> list[str]:
     calm, pushed, alarms_, quiet = zip(*found)
     cells = [over_seeds(calm), over_seeds(pushed)]
-    if not rule.startswith("surprise"):
+    if not rule.startswith("prediction error"):
         return [*cells, "", "", ""]
     return [
         *cells,

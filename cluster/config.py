@@ -341,12 +341,13 @@ def from_json(data: dict[str, Any]) -> RunConfig:
             raise UsageError(f"{name} is {data.get(name)!r}, expected one of {', '.join(table)}; nothing was started")
         check_known(data[name], table, name)
     config = make_preset(data["algorithm"], data["preset"])
-    seen, expected = dict(_leaves_of(data)), flatten(config)
+    expected = flatten(config)
+    seen = dict(_today(key, value, expected) for key, value in _leaves_of(data))
     former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
     seen = {key: value for key, value in former.items() if value is not None} | seen
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
-        fields = dict(_leaves_of(data)).keys()
+        fields = seen.keys()
         writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == fields), "")
         raise UsageError(unfit_fields(surplus, missing, writer, data["algorithm"]))
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
@@ -355,6 +356,16 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     if found := out_of_range(config):
         raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config
+
+
+def _today(key: str, value: Any, expected: dict[str, tuple[Any, dataclasses.Field[Any]]]) -> tuple[str, Any]:
+    """A field that an older version wrote, under the names that it and its choices have now."""
+    part, _, leaf = key.rpartition(".")
+    for name, (_, field) in expected.items() if key not in expected else ():
+        if field.metadata["was"] == leaf and name.rpartition(".")[0] == part:
+            key = name
+    renamed = {old: new for new, old in expected[key][1].metadata["choices_were"].items()} if key in expected else {}
+    return key, renamed.get(value, value) if isinstance(value, str) else value
 
 
 def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:

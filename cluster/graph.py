@@ -96,16 +96,23 @@ class RunSpec:
         return self.run_dir / "replay" / f"shard-{index}"
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded: a field with its former value is absent, as it was then."""
+        """What a checkpoint must agree with to be loaded: fields with the names that they had first, without those that have their
+        former value."""
         config = self.config
-        former = {field.name: field.metadata.get("former") for field in dataclasses.fields(config.agent)}
-        agent = dataclasses.asdict(config.agent).items()
+        agent = (
+            (field.metadata, field.name, getattr(config.agent, field.name))
+            for field in dataclasses.fields(config.agent)
+        )
         return {
             "algorithm": config.algorithm,
             "env": config.env,
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
-            "agent": {name: value for name, value in agent if value is None or value != former[name]},
+            "agent": {
+                facts["was"] or name: facts["choices_were"].get(value, value)
+                for facts, name, value in agent
+                if value is None or value != facts["former"]
+            },
         }
 
 

@@ -54,6 +54,8 @@ def option(
     infinite: bool = False,
     why: str = "",
     former: Any = None,
+    was: str = "",
+    choices_were: dict[str, str] | None = None,
 ) -> Any:
     """A dataclass field with a unit, a one-line meaning and a range; ``drawbridge config`` prints all three.
 
@@ -66,6 +68,8 @@ def option(
         infinite: whether infinity is allowed. NaN never is.
         why: the consequence of a value outside the range.
         former: what configurations mean that were written before the field existed; None: they are refused.
+        was: the field's name in older configurations, which stays its name in checkpoints.
+        choices_were: the same for choices: today's word to the older one.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {
@@ -75,6 +79,8 @@ def option(
         "infinite": infinite,
         "why": why,
         "former": former,
+        "was": was,
+        "choices_were": choices_were or {},
         **bounds,
     }
     return dataclasses.field(default=default, metadata=metadata)

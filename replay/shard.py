@@ -280,7 +280,7 @@ class Shard:
         return self.store.state() | {
             "limiter": self.limiter.state(),
             "writers": self.writers.state(),
-            "tally": self.counts.state(),
+            "counts": self.counts.state(),
             "rng": self.rng.bit_generator.state,
             "newest": list(self.newest),
         }
@@ -289,7 +289,7 @@ class Shard:
         """Takes what ``state`` gave, but for the store's part."""
         self.limiter.load_state(state["limiter"])
         self.writers.load_state(state["writers"])
-        self.counts.load_state(state["tally"])
+        self.counts.load_state(state["counts"] if "counts" in state else state["tally"])  # the older name
         self.rng.bit_generator.state = state["rng"]
         self.newest = (int(state["newest"][0]), int(state["newest"][1]))
 

@@ -23,7 +23,7 @@ from algorithms.imitation.decision_transformer import (
 from algorithms.interface import AgentSpec, PlanRequest
 
 SMALL = TransformerConfig(
-    lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40, obs_waves=0
+    lr=3e-3, warmup=10, grad_clip=1.0, context=4, width=16, layers=2, dropout=0.0, max_steps=40, obs_fourier=0
 )
 Parameters = dict[str, torch.Tensor]
 

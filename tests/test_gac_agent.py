@@ -165,11 +165,11 @@ def test_the_target_follows_the_returns_and_the_predictors_error_and_travels_wit
     assert agent.policy_weights()["explore_target"].item() == pytest.approx(wanted)
 
 
-def test_surprise_percentiles_are_of_the_standardised_displacement_error() -> None:
+def test_error_percentiles_are_of_the_standardised_displacement_error() -> None:
     agent = made(small(points=0), episodes(0))
     agent.update([episodes(0)])
-    surprise = agent.policy_weights()["surprise"]
-    assert surprise.shape == (101,) and bool((surprise.diff() >= 0).all()) and surprise[50] > 0.05
+    percentiles = agent.policy_weights()["surprise"]
+    assert percentiles.shape == (101,) and bool((percentiles.diff() >= 0).all()) and percentiles[50] > 0.05
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:

@@ -291,10 +291,10 @@ def test_a_batch_that_is_not_finite_leaves_a_presets_weights_as_they_are(preset:
     assert same(after, kept) and all(bool(tensor.isfinite().all()) for tensor in kept.values())
 
 
-def test_surprise_is_refused_where_nothing_learns_to_predict_the_next_state() -> None:
-    assert "next_state_weight" in " ".join(dataclasses.replace(linear(), replan="surprise").validate())
+def test_replanning_by_the_prediction_error_is_refused_where_nothing_learns_to_predict_the_next_state() -> None:
+    assert "next_state_weight" in " ".join(dataclasses.replace(linear(), replan="prediction-error").validate())
     for preset in (paper_cpu, paper):
-        assert dataclasses.replace(preset(), replan="surprise").validate() == []
+        assert dataclasses.replace(preset(), replan="prediction-error").validate() == []
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_a_split_plan_keeps_the_return_heads_tokens_from_the_generator() -> None
 
 
 def test_observations_are_seen_as_scores_and_waves_of_the_leading_ones() -> None:
-    model, obs = model_of("linear", obs_wave_dims=2), torch.randn(2, OBS)
+    model, obs = model_of("linear", obs_fourier_dims=2), torch.randn(2, OBS)
     seen, scored = model.featurise(obs), model.normalise_obs(obs)
     assert seen.shape == (2, OBS + 2 * 2 * 2) and torch.equal(seen[:, :OBS], scored)
     wanted = [f(obs[1, i] * math.pi / 4 * 2**k) for f in (torch.sin, torch.cos) for i in (0, 1) for k in (0, 1)]
@@ -176,7 +176,7 @@ def test_presets_have_no_problems(preset: Any) -> None:
         ({"lr": math.nan}, "lr is nan.*finite"),
         ({"plan_dropout": 1.5}, r"plan_dropout is 1.5.*\[0, 1\]"),
         ({"free_bits": -1.0}, "free_bits is -1.0"),
-        ({"replan": "surprise"}, "next_state_weight=1"),
+        ({"replan": "prediction-error"}, "next_state_weight=1"),
         ({"explore_gain": 9.0}, "explore_gain is 9.0.*4"),
     ],
 )

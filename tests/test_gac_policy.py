@@ -18,7 +18,7 @@ from algorithms.gac.config import GACConfig, cpu
 from algorithms.gac.model import GACModel
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.segments import History
-from algorithms.gac.target import surprise as surprise_of
+from algorithms.gac.target import prediction_error
 from algorithms.interface import PlanRequest
 from rollout_workers.actor import seeded_streams
 
@@ -33,7 +33,7 @@ LPT = GACConfig(**SMALL, window=5, return_tokens=2)
 LINEAR = GACConfig(**(SMALL | {"layers": 0, "plan_reading": "linear"}))
 
 
-def weights_of(config: GACConfig, *, target: float = 30.0, surprise: float = 1.0) -> dict[str, torch.Tensor]:
+def weights_of(config: GACConfig, *, target: float = 30.0, error: float = 1.0) -> dict[str, torch.Tensor]:
     """An untrained model's, of returns 20 +- 10 and episodes of 40 steps."""
     torch.manual_seed(0)
     model = GACModel(config, O, A)
@@ -49,7 +49,7 @@ def weights_of(config: GACConfig, *, target: float = 30.0, surprise: float = 1.0
     model.obs_mean_O.fill_(0.1)
     model.obs_std_O.fill_(0.5)
     model.explore_target.fill_(target)
-    model.surprise.copy_(torch.linspace(0, surprise, 101))
+    model.surprise.copy_(torch.linspace(0, error, 101))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -119,16 +119,16 @@ def test_episodes_that_begin_at_different_steps_go_as_if_each_were_alone(config:
             assert np.abs(run(alone, obs_TEO[start:end, [env]])[:, 0] - acted_TEA[start:end, env]).max() < 1e-5
 
 
-@pytest.mark.parametrize("replan", ["none", "scheduled", "surprise"])
+@pytest.mark.parametrize("replan", ["none", "scheduled", "prediction-error"])
 @pytest.mark.parametrize("source", ["here", "start"])
 @pytest.mark.parametrize("mode", ["prior", "explore"])
 def test_a_saved_policy_goes_on_bit_by_bit(replan: str, source: str, mode: str) -> None:
     config = dataclasses.replace(WINDOW, replan=replan, replan_from=source, replan_every=6)
-    obs_TEO, policy = walk(40, 2), policy_of(config, 2, surprise=0.5)
+    obs_TEO, policy = walk(40, 2), policy_of(config, 2, error=0.5)
     policy.aim = PlanRequest(mode=mode)
     policy.begin(np.arange(2), obs_TEO[0], rng())
     run(policy, obs_TEO[:15])
-    other = policy_of(config, 5, surprise=0.5)
+    other = policy_of(config, 5, error=0.5)
     other.load_state(policy.state())
     assert np.array_equal(run(policy, obs_TEO[15:]), run(other, obs_TEO[15:]))
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(policy.state().values(), other.state().values()))
@@ -243,18 +243,20 @@ def test_a_schedule_from_here_is_the_same_as_beginning_anew() -> None:
         assert np.array_equal(run(alone, obs_TEO[start : start + 6]), acted_TEA[start : start + 6])
 
 
-def test_surprise_is_the_models_own_and_replans_the_pushed_environment_alone() -> None:
-    config = dataclasses.replace(ONE_STEP, replan="surprise")
-    policy, obs_TEO = policy_of(config, 2, surprise=20.0), walk(16, 2)
+def test_the_prediction_error_is_the_models_own_and_replans_the_pushed_environment_alone() -> None:
+    config = dataclasses.replace(ONE_STEP, replan="prediction-error")
+    policy, obs_TEO = policy_of(config, 2, error=20.0), walk(16, 2)
     obs_TEO[12:, 1] += 9.0
     policy.begin(np.arange(2), obs_TEO[0], rng())
     for t in range(16):
         if 0 < t <= 12:
             seen_EO = policy._normalised(obs_TEO[t])
             due_EO = policy.state()["trigger.expected"]
-            error_E = surprise_of(due_EO - seen_EO, policy._trigger.precision_O)
+            error_E = prediction_error(due_EO - seen_EO, policy._trigger.precision_O)
             ahead_EO = torch.from_numpy(due_EO - policy._normalised(obs_TEO[t - 1]))
-            twin = policy.model.surprise_of(ahead_EO, torch.from_numpy(obs_TEO[t - 1]), torch.from_numpy(obs_TEO[t]))
+            twin = policy.model.prediction_errors(
+                ahead_EO, torch.from_numpy(obs_TEO[t - 1]), torch.from_numpy(obs_TEO[t])
+            )
             assert np.allclose(error_E, twin.numpy(), rtol=1e-3)
         policy.act(obs_TEO[t], np.zeros(2, np.float32))
         assert policy.state()["plans"].tolist() == [1, 1 if t < 12 else 2]

@@ -1,4 +1,4 @@
-"""Surprise replans on a teleport and leaves the ordinary alone."""
+"""A large prediction error replans on a teleport; ordinary ones do not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.target import MARGIN, REST, Trigger, band_edge, surprise
+from algorithms.gac.target import MARGIN, REST, Trigger, band_edge, prediction_error
 
 E, O, STEPS = 16, 4, 500
 NOISE = 0.1
@@ -34,26 +34,26 @@ def walk(trigger: Trigger, *, seed: int, teleport: int = -1) -> list[tuple[int, 
     return fired
 
 
-def surprise_trigger() -> Trigger:
+def error_trigger() -> Trigger:
     """Calibrated on the noise of ``walk``."""
-    trigger = Trigger(PlanningConfig(replan="surprise"), E, O)
+    trigger = Trigger(PlanningConfig(replan="prediction-error"), E, O)
     error_NO = NOISE * np.random.default_rng(0).standard_normal((E * STEPS, O), dtype=np.float32)
-    trigger.edge = band_edge(calibrated(surprise(error_NO, np.ones(O, np.float32))))
+    trigger.edge = band_edge(calibrated(prediction_error(error_NO, np.ones(O, np.float32))))
     return trigger
 
 
 def test_a_teleport_is_acted_on_in_every_environment_at_once() -> None:
-    fired = walk(surprise_trigger(), seed=1, teleport=250)
+    fired = walk(error_trigger(), seed=1, teleport=250)
     assert {env for step, env in fired if step == 250} == set(range(E))
 
 
 def test_calibrated_noise_gives_less_than_one_false_alarm_in_a_thousand_steps() -> None:
-    alarms = sum(len(walk(surprise_trigger(), seed=seed)) for seed in (2, 3, 4))
+    alarms = sum(len(walk(error_trigger(), seed=seed)) for seed in (2, 3, 4))
     assert alarms <= 3 * E * STEPS / 1000
 
 
-def test_surprise_is_not_acted_on_soon_after_a_plan_of_each_environment() -> None:
-    trigger, fired = surprise_trigger(), []
+def test_an_error_is_not_acted_on_soon_after_a_plan_of_each_environment() -> None:
+    trigger, fired = error_trigger(), []
     for step in range(REST + 5):
         if step == 4:
             trigger.begin(np.array([3]))
@@ -91,6 +91,6 @@ def test_at_most_a_hundredth_of_calibration_errors_is_outside_the_band(seed: int
     assert (error_N > band_edge(calibrated(error_N)) / MARGIN).mean() <= 0.01 + 1e-9
 
 
-def test_an_uncalibrated_model_cannot_be_surprised() -> None:
+def test_an_uncalibrated_model_knows_no_large_error() -> None:
     with pytest.raises(ValueError, match="calibrated model"):
         band_edge(np.full(101, np.nan, np.float32))

@@ -37,7 +37,7 @@ from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
-SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_waves=3, obs_wave_dims=1)
+SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_fourier=3, obs_fourier_dims=1)
 SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
 
 
@@ -244,7 +244,7 @@ def test_two_learners_of_half_a_batch_take_the_steps_of_one_of_the_whole(name: s
 
 def test_warm_up_clipping_and_decay_take_the_steps_of_torchs_adamw() -> None:
     config = CloningConfig(
-        width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05, obs_waves=0
+        width=8, layers=1, points=1, lr=1e-2, weight_decay=0.1, warmup=4, grad_clip=0.05, obs_fourier=0
     )
     episodes = [episode(np.full((1, 2), b), np.full((1, 1), b / 4), np.ones(1)) for b in (1.0, 2.0, 3.0)]
     agent, batch = BehaviourCloning(config, spec()), batch_of(episodes)
@@ -321,7 +321,7 @@ def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]
         (CloningConfig(weight_decay=float("nan")), "weight_decay"),
         (CloningConfig(grad_clip=0.0), "grad_clip"),
         (CloningConfig(matmul="blas"), "matmul"),
-        (ConditionedConfig(obs_waves=65), "obs_waves"),
+        (ConditionedConfig(obs_fourier=65), "obs_fourier"),
         (ConditionedConfig(points=0), "points"),
         (TransformerConfig(width=128, heads=3), "width"),
         (TransformerConfig(dropout=1.0), "dropout"),
@@ -409,7 +409,7 @@ def test_the_regression_does_what_those_did_who_returned_what_is_asked_for() -> 
     """A quarter of the episodes act -.6 and return 10 to 20; the others act +.6 and return at most 1."""
     episodes, config = (
         two_behaviours(40),
-        dataclasses.replace(SMALL_CONDITIONED, obs_waves=0, updates=300, return_noise=0.0),
+        dataclasses.replace(SMALL_CONDITIONED, obs_fourier=0, updates=300, return_noise=0.0),
     )
     agent = ReturnConditioned(config, spec())
     agent.fit(summary_of(episodes))

@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
     "actor_lr": 3e-3,
     "gamma": 0.9,
     "tau": 0.05,
-    "obs_waves": 1,
+    "obs_fourier": 1,
 }
 CONFIGS = {
     "iql": IQLConfig(**SIZES),

@@ -23,6 +23,7 @@ from cluster.commands.arguments import seed
 from cluster.commands.status import status, status_in_words
 from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, presets_of, to_json
 from cluster.errors import RunError, UsageError
+from cluster.graph import RunSpec
 from cluster.history import read_run
 from cluster.pictures.report import write_report
 from cluster.run_dir import RunDirectory
@@ -345,3 +346,15 @@ def test_a_seed_of_the_command_line_keeps_every_digit_and_takes_whole_numbers_al
     for text in ("1e3", "1.0", "-1", str(2**62 + 1), "nan"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 0"):
             seed(text)
+
+
+def test_a_setting_that_has_a_new_name_is_read_by_its_older_one_and_checkpoints_keep_that() -> None:
+    config = override(make_preset("gac", "paper"), ["agent.replan=prediction-error", "agent.obs_fourier=3"])
+    older = to_json(config)
+    older["agent"]["obs_waves"] = older["agent"].pop("obs_fourier")
+    older["agent"]["obs_wave_dims"] = older["agent"].pop("obs_fourier_dims")
+    older["agent"]["replan"] = "surprise"
+    assert from_json(json.loads(json.dumps(older))) == config
+    agent = RunSpec(config=config, run_dir=Path("runs/a"), obs_dim=4, action_dim=2).identity()["agent"]
+    assert (agent["obs_waves"], agent["obs_wave_dims"], agent["replan"]) == (3, 2, "surprise")
+    assert not {"obs_fourier", "obs_fourier_dims"} & agent.keys()

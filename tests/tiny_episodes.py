@@ -32,7 +32,7 @@ TINY_GAC = {
     "agent.width": 16,
     "agent.posterior_width": 8,
     "agent.points": 8,
-    "agent.obs_waves": 0,
+    "agent.obs_fourier": 0,
     "agent.infer_steps": 2,
     "agent.infer_max_steps": 2,
     "agent.infer_draws": 4,

@@ -38,7 +38,7 @@ from replay.schema import DataSummary, ReturnSummary, Trajectories
 
 METRICS = (*MEASURES, "grad_norm", "learning_rate")
 LEAST_SPREAD = 0.1  # of returns, in deviations of the dataset's
-SURPRISE_MEMORY = 0.95  # of the running percentiles, a block
+ERROR_MEMORY = 0.95  # of the running percentiles, a block
 
 
 class Noise(NamedTuple):
@@ -199,7 +199,7 @@ class GAC(TrainedAgent):
         """Follows, once a block, the return predictor's error and, where states are predicted, the percentiles of the surprise."""
         found = (bound.return_gap_B.square().mean() * self.model.return_std.square()).unsqueeze(0)
         if self.config.next_state_weight:
-            seen_RS = self.model.surprise_of(bound.next_obs_RSO, segments.obs_RSO, segments.later_RSO)
+            seen_RS = self.model.prediction_errors(bound.next_obs_RSO, segments.obs_RSO, segments.later_RSO)
             seen_RS = torch.where(segments.ahead_weight_RS > 0, seen_RS, math.nan).flatten()
             share = torch.linspace(0.0, 1.0, PERCENTILES, device=self.device)
             found = torch.cat([found, seen_RS.nanquantile(share)])
@@ -215,17 +215,20 @@ class GAC(TrainedAgent):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of everything that a bit-exact resume needs, by name."""
-        named = super().state() | {"heard": torch.tensor(self._returns_digest)}
+        named = super().state() | {"returns_digest": torch.tensor(self._returns_digest)}
         named["target"] = encode_nan(torch.tensor(self.target, dtype=torch.float64))
         late = ("return_error", *(f"model.{name}" for name in LEARNED_LATE))
         return named | {name: encode_nan(named[name]) for name in late}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
+        state = {
+            "returns_digest" if name == "heard" else name: value for name, value in state.items()
+        }  # the older name
         super().load_state(state)
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
             late.copy_(decode_nan(late))
-        self._returns_digest = int(state["heard"])
+        self._returns_digest = int(state["returns_digest"])
         value, gain, stage = decode_nan(state["target"]).tolist()
         self.target = Target(value, gain, int(stage))
 
@@ -240,5 +243,5 @@ class GAC(TrainedAgent):
 
 def _follow(running: torch.Tensor, found: torch.Tensor) -> None:
     """Moves ``running`` (NaN: nothing yet) towards ``found``, in place; non-finite values are skipped."""
-    moved = torch.where(running.isnan(), found, torch.lerp(found, running, SURPRISE_MEMORY))
+    moved = torch.where(running.isnan(), found, torch.lerp(found, running, ERROR_MEMORY))
     running.copy_(torch.where(found.isfinite(), moved, running))

@@ -37,15 +37,21 @@ class GACConfig(PlanningConfig):
         ("implicit", "explicit", "standard"),
     )
     prior_width: int = option(128, "units", "of the prior [C]", **WIDTH)
-    obs_waves: int = option(
+    obs_fourier: int = option(
         4,
         "octaves",
-        "sines and cosines of observations beside them, from a period of 8 units down; 0: none [C]",
+        "Fourier features of observations, from a period of 8 units down; 0: none [C]",
         **COUNT,
         at_most=64,
+        was="obs_waves",
     )
-    obs_wave_dims: int = option(
-        2, "1", "leading coordinates that have them (a maze's place); 0: all [C]", **COUNT, at_most=10**6
+    obs_fourier_dims: int = option(
+        2,
+        "1",
+        "leading coordinates that have them (a maze's place); 0: all [C]",
+        **COUNT,
+        at_most=10**6,
+        was="obs_wave_dims",
     )
     layers: int = option(
         0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])", **COUNT, at_most=256
@@ -175,9 +181,9 @@ class GACConfig(PlanningConfig):
                 f"points is {self.points} with window {self.window}, expected at least one stretch of the window's length: nothing "
                 f"would be sampled; set points={self.window} or more"
             )
-        if self.replan == "surprise" and not self.next_state_weight:
+        if self.replan == "prediction-error" and not self.next_state_weight:
             found.append(
-                "replan is surprise with next_state_weight 0: nothing would have learned to predict what comes, and every error of it "
+                "replan is prediction-error with next_state_weight 0: nothing would have learned to predict what comes, and every error of it "
                 "would be chance; train with next_state_weight=1, or set replan=scheduled or none"
             )
         return found
@@ -227,7 +233,7 @@ def paper() -> GACConfig:
         prior="implicit",
         return_tokens=4,
         prior_width=192,
-        obs_waves=0,
+        obs_fourier=0,
         layers=3,
         heads=1,
         width=192,

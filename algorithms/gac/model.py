@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from algorithms.fourier import append_waves, octaves, waved_dims
+from algorithms.fourier import append_fourier, fourier_dims, octaves
 from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import Cache, Generated, Generator, Memory, perceptron
 from algorithms.gac.losses import gaussian_log_prob
@@ -34,7 +34,7 @@ class GACModel(nn.Module):
     Float32 in and out. Buffers, 0-d where no letter says more: obs_mean_O, obs_std_O; return_mean, return_std, return_low,
     data_high of the dataset's returns; return_high, the highest of all episodes; return_spread, deviation of the returns that are
     learned from now, in return_std; horizon, steps of the longest episode in the data; explore_target (environment units) and
-    surprise (101, percentiles of ``surprise_of``), NaN before they are known.
+    surprise (101, percentiles of ``prediction_errors``), NaN before they are known.
     """
 
     obs_mean_O: torch.Tensor
@@ -48,7 +48,7 @@ class GACModel(nn.Module):
     horizon: torch.Tensor
     explore_target: torch.Tensor
     surprise: torch.Tensor
-    obs_waves: torch.Tensor
+    frequencies: torch.Tensor
 
     def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__()
@@ -68,14 +68,18 @@ class GACModel(nn.Module):
             self.register_buffer(name, torch.tensor(number))
         self.register_buffer("explore_target", torch.tensor(math.nan))
         self.register_buffer("surprise", torch.full((PERCENTILES,), math.nan))
-        waved = waved_dims(config.obs_waves, config.obs_wave_dims, obs_dim)
-        features = obs_dim + 2 * config.obs_waves * waved
-        self.register_buffer("obs_waves", octaves(config.obs_waves), persistent=False)
+        leading = fourier_dims(config.obs_fourier, config.obs_fourier_dims, obs_dim)
+        features = obs_dim + 2 * config.obs_fourier * leading
+        self.register_buffer("frequencies", octaves(config.obs_fourier), persistent=False)
         self.prior = None if config.prior == "standard" else PRIORS[config.prior](config, obs_dim)
         outputs = 1 if config.return_variance else 2
         inputs = config.return_count * config.token_width
         self.return_head = perceptron(inputs, RETURN_WIDTH, outputs, config.return_layers)
-        self.generator, self.waved, self.features = Generator(config, features, obs_dim, action_dim), waved, features
+        self.generator, self.leading, self.features = (
+            Generator(config, features, obs_dim, action_dim),
+            leading,
+            features,
+        )
         if not config.action_std:
             self.action_log_std_A = nn.Parameter(torch.full((action_dim,), -0.7))
         self.next_log_std_O = nn.Parameter(torch.zeros(obs_dim))
@@ -118,7 +122,7 @@ class GACModel(nn.Module):
 
     def featurise(self, obs: torch.Tensor) -> torch.Tensor:
         """Features (..., X) of observations in environment units: z-scores, and Fourier features of the leading coordinates [C]."""
-        return append_waves(self.normalise_obs(obs), obs, self.waved, self.obs_waves)
+        return append_fourier(self.normalise_obs(obs), obs, self.leading, self.frequencies)
 
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor:
         """z (B, n, d) = T_alpha(z0, s_0) of prior.py [P, L]; obs0_BO in environment units.
@@ -218,7 +222,7 @@ class GACModel(nn.Module):
         """What the next-state head predicts: (later - obs) in data deviations, (..., O)."""
         return (later - obs) / self.obs_std_O
 
-    def surprise_of(self, predicted: torch.Tensor, obs: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+    def prediction_errors(self, predicted: torch.Tensor, obs: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         """How far a displacement lies from its prediction (...): mean over O of the squared standardised error.
 
         ``later`` is the observation after ``obs``, both in environment units.

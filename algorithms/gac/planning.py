@@ -87,8 +87,9 @@ class PlanningConfig(AgentConfig):
     replan: str = option(
         "none",
         "name",
-        "when a running plan is made again: never, on a schedule, on surprise",
-        ("none", "scheduled", "surprise"),
+        "when a running plan is made again: never, on a schedule, by the prediction error",
+        ("none", "scheduled", "prediction-error"),
+        choices_were={"prediction-error": "surprise"},
     )
     replan_from: str = option(
         "here", "name", "here: as if the episode began; start: Eq. 3, given the steps so far", ("here", "start")

@@ -22,8 +22,8 @@ GROW = 1.5  # factor on the gain after a stage that reached its target
 SHRINK = 0.5  # factor after one that missed it by a standard error
 LEAST_GAIN, LARGEST_GAIN = 0.1, 4.0
 TARGET_MARGIN = 0.1  # how far outside the returns seen, in their range, is still inside
-QUANTILE, MARGIN = 99, 1.5  # a prediction error is a surprise above MARGIN times this percentile of those on the data
-REST = 10  # steps after a plan in which surprise is not acted on
+QUANTILE, MARGIN = 99, 1.5  # a prediction error is large above MARGIN times this percentile of those on the data
+REST = 10  # steps after a plan in which it is not acted on
 
 
 class Target(NamedTuple):
@@ -122,7 +122,7 @@ def return_range(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def surprise(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
+def prediction_error(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
     """Mean over O of squared errors of z-scored observations, each by its own precision, (N,) float32."""
     return (np.square(error_NO) * precision_O).mean(-1, dtype=np.float32)
 
@@ -130,12 +130,12 @@ def surprise(error_NO: np.ndarray, precision_O: np.ndarray) -> np.ndarray:
 def band_edge(quantiles: np.ndarray) -> float:
     """The error above which a step is outside the band; ``quantiles`` (101,): percentiles of the errors on the data.
 
-    Raises ValueError while the model has not been calibrated: no error would be a surprise and none expected.
+    Raises ValueError while the model has not been calibrated: no error could be called large.
     """
     if not np.isfinite(quantiles).all():
         raise ValueError(
-            "replan=surprise needs a calibrated model, and this one's surprise quantiles are unknown: nothing could be "
-            "distinguished from the ordinary; train it (or replan=scheduled, replan=none)"
+            "replan=prediction-error needs a calibrated model, and this one's error quantiles are unknown: no error could be "
+            "called large; train it (or replan=scheduled, replan=none)"
         )
     return float(quantiles[QUANTILE] * MARGIN)
 
@@ -155,7 +155,7 @@ class Trigger:
     @property
     def watches(self) -> bool:
         """Whether predictions are needed."""
-        return self.config.replan == "surprise"
+        return self.config.replan == "prediction-error"
 
     def begin(self, env_K: np.ndarray) -> None:
         """A new plan is in force in ``env_K``: what was expected under the old one counts no more."""
@@ -170,7 +170,7 @@ class Trigger:
             return np.flatnonzero(self.since_E >= self.config.replan_every)
         if not self.watches:
             return np.zeros(0, np.int64)
-        outside_E = surprise(self.expected_EO - obs_EO, self.precision_O) > self.edge
+        outside_E = prediction_error(self.expected_EO - obs_EO, self.precision_O) > self.edge
         return np.flatnonzero(outside_E & (self.since_E >= REST))
 
     def step(self, expected_EO: np.ndarray | None) -> None:

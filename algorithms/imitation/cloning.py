@@ -122,7 +122,7 @@ def cloned(
     obs_dim: int,
 ) -> torch.Tensor:
     """Actions (R, A) for raw observations."""
-    seen_RX = featurise(obs_RO, data, config.obs_waves, config.obs_wave_dims, obs_dim)
+    seen_RX = featurise(obs_RO, data, config.obs_fourier, config.obs_fourier_dims, obs_dim)
     return predict(parameters, seen_RX, config.layers)
 
 
@@ -133,7 +133,7 @@ def _in_words(aim: PlanRequest) -> str:
 
 def _initial(config: CloningConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    seen = features(config.obs_waves, config.obs_wave_dims, obs_dim)
+    seen = features(config.obs_fourier, config.obs_fourier_dims, obs_dim)
     return initial_parameters(seen, action_dim, layers=config.layers, width=config.width, draw=draw)
 
 

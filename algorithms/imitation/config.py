@@ -13,15 +13,21 @@ from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT,
 class FeatureConfig(AgentConfig):
     """What all baselines on whole episodes share: how observations are seen."""
 
-    obs_waves: int = option(
+    obs_fourier: int = option(
         4,
         "octaves",
-        "sines and cosines of observations beside them, from a period of 8 units down, as GAC has them; 0: none",
+        "Fourier features of observations, from a period of 8 units down, as GAC has them; 0: none",
         **COUNT,
         at_most=64,
+        was="obs_waves",
     )
-    obs_wave_dims: int = option(
-        2, "1", "leading coordinates that have them (a maze's place); 0: all", **COUNT, at_most=10**6
+    obs_fourier_dims: int = option(
+        2,
+        "1",
+        "leading coordinates that have them (a maze's place); 0: all",
+        **COUNT,
+        at_most=10**6,
+        was="obs_wave_dims",
     )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 

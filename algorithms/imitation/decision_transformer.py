@@ -172,7 +172,7 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
 
 def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
     return initial_parameters(
-        features(config.obs_waves, config.obs_wave_dims, obs_dim),
+        features(config.obs_fourier, config.obs_fourier_dims, obs_dim),
         action_dim,
         width=config.width,
         layers=config.layers,
@@ -184,7 +184,7 @@ def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int
 def seen(obs_XO: torch.Tensor, data: dict[str, torch.Tensor], config: TransformerConfig) -> torch.Tensor:
     """Features of raw observations with any leading shape."""
     flat_RO = obs_XO.flatten(0, -2)
-    made_RX = featurise(flat_RO, data, config.obs_waves, config.obs_wave_dims, flat_RO.shape[1])
+    made_RX = featurise(flat_RO, data, config.obs_fourier, config.obs_fourier_dims, flat_RO.shape[1])
     return made_RX.unflatten(0, obs_XO.shape[:-1])
 
 

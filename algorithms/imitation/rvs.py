@@ -123,14 +123,18 @@ def conditioned(
     config: ConditionedConfig,
 ) -> torch.Tensor:
     """Actions (R, A) in [-1, 1] for raw observations and returns: one network gives f and g."""
-    seen_RX = featurise(obs_RO, data, config.obs_waves, config.obs_wave_dims, obs_RO.shape[1])
+    seen_RX = featurise(obs_RO, data, config.obs_fourier, config.obs_fourier_dims, obs_RO.shape[1])
     y_R = (return_R - data["return_mean"]) / data["return_std"]
     f_RA, g_RA = logits(parameters, seen_RX, config.layers, F.silu).chunk(2, -1)
     return torch.tanh(f_RA + g_RA * y_R.unsqueeze(1))
 
 
 def _initial(config: ConditionedConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
-    sizes = [features(config.obs_waves, config.obs_wave_dims, obs_dim), *[config.width] * config.layers, 2 * action_dim]
+    sizes = [
+        features(config.obs_fourier, config.obs_fourier_dims, obs_dim),
+        *[config.width] * config.layers,
+        2 * action_dim,
+    ]
     return uniform_parameters(sizes, torch.Generator().manual_seed(seed))
 
 

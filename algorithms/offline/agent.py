@@ -44,7 +44,7 @@ class ValueAgent(FittedAgent):
         super().__init__(spec, config.matmul)
         self.config, draw = config, torch.Generator().manual_seed(spec.seed)
         self.data = {k: t.to(self.device) for k, t in no_data(spec.obs_dim).items()}
-        seen, c = features(config.obs_waves, config.obs_wave_dims, spec.obs_dim), config
+        seen, c = features(config.obs_fourier, config.obs_fourier_dims, spec.obs_dim), config
         q = ensemble_parameters(
             "q", c.critics, [seen + spec.action_dim, *[c.width] * c.layers, 1], lecun_normal, draw, c.layer_norm
         )
@@ -75,7 +75,7 @@ class ValueAgent(FittedAgent):
 
     def see(self, obs_RO: torch.Tensor) -> torch.Tensor:
         """Features (R, X) of raw observations."""
-        return featurise(obs_RO, self.data, self.config.obs_waves, self.config.obs_wave_dims, self.obs_dim)
+        return featurise(obs_RO, self.data, self.config.obs_fourier, self.config.obs_fourier_dims, self.obs_dim)
 
     def q(self, p: dict[str, torch.Tensor], seen_RX: torch.Tensor, action_RA: torch.Tensor) -> torch.Tensor:
         """What each critic gives each step, (E, R)."""

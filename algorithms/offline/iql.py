@@ -27,7 +27,7 @@ class IQL(ValueAgent):
     config: IQLConfig
 
     def __init__(self, config: IQLConfig, spec: AgentSpec) -> None:
-        seen = features(config.obs_waves, config.obs_wave_dims, spec.obs_dim)
+        seen = features(config.obs_fourier, config.obs_fourier_dims, spec.obs_dim)
         draw = torch.Generator().manual_seed(spec.seed + 1)
         v = ensemble_parameters("v", 1, [seen, *[config.width] * config.layers, 1], lecun_normal, draw)
         super().__init__(config, spec, spec.action_dim, v, {"log_std": torch.zeros(spec.action_dim)})

@@ -29,7 +29,7 @@ class ValuePolicy(ImitationPolicy[ValueConfig]):
     def __init__(self, config: ValueConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, obs_dim, action_dim)
         heads = 1 if isinstance(config, IQLConfig | TD3BCConfig) else 2
-        seen, draw = features(config.obs_waves, config.obs_wave_dims, obs_dim), torch.Generator().manual_seed(0)
+        seen, draw = features(config.obs_fourier, config.obs_fourier_dims, obs_dim), torch.Generator().manual_seed(0)
         self._weights = actor_parameters(seen, heads * action_dim, config.width, config.layers, draw)
         if isinstance(config, IQLConfig):
             self._weights["log_std"] = torch.zeros(action_dim)
@@ -103,7 +103,9 @@ def acted(
     action_dim: int,
 ) -> torch.Tensor:
     """Actions (B, A): tanh(mean) plus noise (IQL, TD3+BC), or tanh(mean + std noise)."""
-    out = outputs(weights, featurise(obs_BO, weights, config.obs_waves, config.obs_wave_dims, obs_dim), config.layers)
+    out = outputs(
+        weights, featurise(obs_BO, weights, config.obs_fourier, config.obs_fourier_dims, obs_dim), config.layers
+    )
     if isinstance(config, IQLConfig | TD3BCConfig):
         mean = torch.tanh(out)
         if noise_BA is None:

@@ -58,7 +58,7 @@ class DIMEActor(Sampler):
         self.angle_TH = torch.arange(self.steps, device=self.device).unsqueeze(1) * wave_H
 
     def initial(self, draw: torch.Generator) -> Tensors:
-        """See Field.initial; ``code{l}`` are the layers of the time's code, ``phase`` that of its waves, ``dt`` and ``friction``."""
+        """See Field.initial; ``code{l}`` are the layers of the time's code, ``phase`` that of its sines and cosines, ``dt`` and ``friction``."""
         width = self.field.width
         code = {"phase": torch.zeros(width), "code0.weight": lecun_normal((2 * width, width), draw)}
         code |= {"code0.bias": torch.zeros(width), "code1.weight": lecun_normal((width, width), draw)}
@@ -71,8 +71,8 @@ class DIMEActor(Sampler):
         """See Field.fold, and ``eta`` (T, A)."""
         p = parameters
         angle_TH = self.angle_TH + p["phase"]
-        waves = torch.cat([angle_TH.sin(), angle_TH.cos()], -1)
-        code_TH = F.gelu(torch.addmm(p["code0.bias"], waves, p["code0.weight"]), approximate="tanh")
+        angles_TX = torch.cat([angle_TH.sin(), angle_TH.cos()], -1)
+        code_TH = F.gelu(torch.addmm(p["code0.bias"], angles_TX, p["code0.weight"]), approximate="tanh")
         code_TH = torch.addmm(p["code1.bias"], code_TH, p["code1.weight"])
         eta_A = F.softplus(p["dt"]) / F.softplus(p["friction"])
         return self.field.fold(p, code_TH) | {"eta": torch.stack([eta_A * length for length in self.lengths])}
