@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from cluster.errors import UsageError
-from cluster.setting_text import check_known, parse_setting, unfit_fields, unfit_labels
+from cluster.setting_text import check_known, in_todays_words, parse_setting, unfit_fields, unfit_labels
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
@@ -342,13 +342,12 @@ def from_json(data: dict[str, Any]) -> RunConfig:
         check_known(data[name], table, name)
     config = make_preset(data["algorithm"], data["preset"])
     expected = flatten(config)
-    seen = dict(_today(key, value, expected) for key, value in _leaves_of(data))
+    seen = dict(in_todays_words(key, value, expected) for key, value in _leaves_of(data))
     former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
     seen = {key: value for key, value in former.items() if value is not None} | seen
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
-        fields = seen.keys()
-        writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == fields), "")
+        writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == seen.keys()), "")
         raise UsageError(unfit_fields(surplus, missing, writer, data["algorithm"]))
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
     for key, value in values.items():
@@ -356,16 +355,6 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     if found := out_of_range(config):
         raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config
-
-
-def _today(key: str, value: Any, expected: dict[str, tuple[Any, dataclasses.Field[Any]]]) -> tuple[str, Any]:
-    """A field that an older version wrote, under the names that it and its choices have now."""
-    part, _, leaf = key.rpartition(".")
-    for name, (_, field) in expected.items() if key not in expected else ():
-        if field.metadata["was"] == leaf and name.rpartition(".")[0] == part:
-            key = name
-    renamed = {old: new for new, old in expected[key][1].metadata["choices_were"].items()} if key in expected else {}
-    return key, renamed.get(value, value) if isinstance(value, str) else value
 
 
 def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -109,9 +109,9 @@ class RunSpec:
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "agent": {
-                facts["was"] or name: facts["choices_were"].get(value, value)
+                facts.get("was") or name: facts.get("choices_were", {}).get(value, value)
                 for facts, name, value in agent
-                if value is None or value != facts["former"]
+                if value is None or value != facts.get("former")
             },
         }
 

@@ -1,7 +1,8 @@
-"""Values of settings from the text of ``--set KEY=VALUE``, and names of algorithms and presets."""
+"""Settings in text: values of ``--set KEY=VALUE``, older names of fields, names of algorithms and presets."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Collection
@@ -23,6 +24,16 @@ def _whole(text: str) -> int:
         if number != int(number):
             raise
         return int(number)
+
+
+def in_todays_words(key: str, value: Any, expected: dict[str, tuple[Any, dataclasses.Field[Any]]]) -> tuple[str, Any]:
+    """A field that an older version wrote, under the names that it and its choices have now; ``expected``: today's, by name."""
+    part, _, leaf = key.rpartition(".")
+    for name, (_, field) in expected.items() if key not in expected else ():
+        if name.rpartition(".")[0] == part and field.metadata.get("was") == leaf:
+            key = name
+    choices = expected[key][1].metadata.get("choices_were", {}) if key in expected else {}
+    return key, next((new for new, old in choices.items() if old == value), value)
 
 
 def parse_setting(key: str, text: str, kind: type) -> Any:
