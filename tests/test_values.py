@@ -349,7 +349,7 @@ def test_a_seed_of_the_command_line_keeps_every_digit_and_takes_whole_numbers_al
 
 
 def test_a_setting_that_has_a_new_name_is_read_by_its_older_one_and_checkpoints_keep_that() -> None:
-    config = override(make_preset("gac", "paper"), ["agent.replan=prediction-error", "agent.obs_fourier=3"])
+    config = override(make_preset("gac", "paper"), {"agent.replan": "prediction-error", "agent.obs_fourier": "3"})
     older = to_json(config)
     older["agent"]["obs_waves"] = older["agent"].pop("obs_fourier")
     older["agent"]["obs_wave_dims"] = older["agent"].pop("obs_fourier_dims")
