@@ -1,4 +1,5 @@
-"""Random bad input under every command: settings, edits of config.json, damaged bytes of every JSON file of a run.
+"""Random bad input under every command: settings, edits of config.json, damaged bytes of every JSON file of a run or a dataset,
+and pipes, devices, folders, links and endless files in their place.
 
     python benchmarks/fuzz.py --cases 20000 --seed 3
 
@@ -109,7 +110,7 @@ class Outcome(NamedTuple):
 
 def make_bases(folder: Path) -> Bases:
     """Trains the two runs below ``folder``, in seconds; MINARI_DATASETS_PATH names their dataset from then on."""
-    os.environ["MINARI_DATASETS_PATH"] = str(folder / "data")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
     softgac, gac = folder / "softgac", folder / "gac"
     for words in (
         ["train", "softgac", "--env", ENV, "--steps", "400", "--run-dir", str(softgac), *_pairs(SMALL)],
@@ -130,7 +131,7 @@ def run_case(number: int, seed: int, bases: Bases, folder: Path) -> tuple[Case, 
     rng = random.Random(f"{seed}/{number}")
     folder.mkdir(parents=True)
     try:
-        kind = rng.choices((_settings, _edited, _damaged, _lived), weights=(50, 25, 24, 1))[0]
+        kind = rng.choices((_settings, _edited, _damaged, _dataset, _odd, _lived), weights=(45, 20, 19, 10, 5, 1))[0]
         case = kind(rng, bases, folder)
         return case, _judged(case)
     finally:
@@ -211,6 +212,61 @@ def _damaged(rng: random.Random, bases: Bases, folder: Path) -> Case:
     return _command(rng, run, folder, f"damaged {path.name}")
 
 
+def _odd(rng: random.Random, bases: Bases, folder: Path) -> Case:
+    """A command on a run one of whose files is something else."""
+    run = _copy(rng.choice(bases), folder / "run")
+    path = run / rng.choice((*FILES, "run.lock", "control/starts", "checkpoints", "replay", "control"))
+    if path.is_symlink() or path.exists():
+        path.unlink() if path.is_symlink() or path.is_file() else path.rmdir()
+    _put_odd(rng, path)
+    return _command(rng, run, folder, f"odd {path.name}")
+
+
+def _put_odd(rng: random.Random, path: Path) -> None:
+    kind = rng.choice(("pipe", "device", "folder", "circle", "nothing", "endless"))
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "endless":
+        with open(path, "wb") as file:
+            file.truncate(1 << 42)
+    else:
+        path.symlink_to({"device": "/dev/zero", "circle": path, "nothing": "/nowhere"}[kind])
+
+
+def _dataset(rng: random.Random, bases: Bases, folder: Path) -> Case:
+    """A command on a dataset whose metadata somebody has edited, or one of whose files is damaged or something else."""
+    copy = folder / "odd-v0"
+    shutil.copytree(bases.softgac.parent / DATASET, copy)
+    metadata = json.loads((copy / "data" / "metadata.json").read_text()) | {"dataset_id": "case/imported-v0"}
+    (copy / "data" / "metadata.json").write_text(json.dumps(metadata))
+    path = rng.choice(sorted((copy / "data").iterdir()))
+    fault = rng.random()
+    if fault < 0.2:
+        path.unlink()
+        _put_odd(rng, path)
+    elif fault < 0.5:
+        path.write_bytes(_damage(rng, path.read_bytes()))
+    else:
+        path = copy / "data" / "metadata.json"
+        for _ in range(rng.randint(1, 2)):
+            inner = [value for value in metadata.values() if isinstance(value, dict) and value]
+            part = rng.choice([metadata, metadata, *inner])
+            part[rng.choice(sorted(part))] = rng.choice(JSON_VALUES)
+        path.write_text(json.dumps(metadata))
+    out = folder / "out"
+    small = ["--backend", "inline", "--run-dir", str(out), "--set", "metrics.port=-1"]
+    words = rng.choice(
+        (
+            ["dataset", "show", str(copy)], ["dataset", "import", str(copy), "--force"], ["dataset", "list"],
+            ["train", "gac", "--dataset", str(copy), *small],
+            ["train", "softgac", "--dataset", str(copy), "--env", ENV, *small],
+        )
+    )  # fmt: skip
+    return Case(f"dataset {path.name}: {words[0]} {words[1]}", words, out)
+
+
 def _damage(rng: random.Random, raw: bytes) -> bytes:
     cut = rng.randrange(len(raw) + 1)
     flipped = bytearray(raw)
@@ -218,13 +274,13 @@ def _damage(rng: random.Random, raw: bytes) -> bytes:
         flipped[rng.randrange(len(flipped))] = rng.randrange(256)
     value = json.dumps(rng.choice(JSON_VALUES)).encode()
     numbers = [b"nan", b"1e999", b"-1", b'"x"', b"null", b"[]", b"{}", b"1" + b"0" * 400]
-    swapped = raw.split(b": ")
+    swapped = [*raw.split(b": "), b""]
     at = rng.randrange(1, len(swapped))
     swapped[at] = rng.choice(numbers) + swapped[at][max(0, min(swapped[at].find(b","), swapped[at].find(b"}"))) :]
     return rng.choice(
         (
             raw[:cut], raw[cut:], b"", b"\n", b"null", value, value + b"\n" + raw, bytes(flipped), b": ".join(swapped),
-            b"\x00" * 64, rng.randbytes(200), raw.decode().encode("utf-16"), b"\xff\xfe" + raw, b"\xef\xbb\xbf" + raw,
+            b"\x00" * 64, rng.randbytes(200), raw.decode("latin-1").encode("utf-16"), b"\xff\xfe" + raw, b"\xef\xbb\xbf" + raw,
             b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b'{"a":' * 500 + b"1" + b"}" * 500,
             raw.replace(b'"', b"'"), raw * 2, b'{"env_steps": 1' + b"0" * 5000 + b"}",
         )

@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_threads
+from cluster.remote import DIED
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
 from cluster.saving import Outcome
 from cluster.usage import Meter, Usage, usage
@@ -242,7 +243,7 @@ def _answer(ref: Any, timeout_s: float) -> Any:
     """What a call gave; Lost when its actor is dead or being restarted, or did not answer in time."""
     try:
         return ray.get(ref, timeout=timeout_s)
-    except (RayActorError, GetTimeoutError, ObjectLostError) as error:
+    except (*DIED, GetTimeoutError) as error:
         raise Lost(str(error)) from error
 
 

@@ -53,7 +53,7 @@ def make_spec(
         if not problems:
             problems += _env_problems(config)
     if spec is not None and not problems:
-        problems += _memory_problems(spec, runs)
+        problems += memory_problems(spec, runs)
     if spec is None or problems:
         raise UsageError(
             "this configuration cannot run; nothing was started:\n" + "\n".join(f"  - {text}" for text in problems)
@@ -143,7 +143,7 @@ def _dataset_problems(spec: RunSpec) -> list[str]:
     return []
 
 
-def _memory_problems(spec: RunSpec, runs: int) -> list[str]:
+def memory_problems(spec: RunSpec, runs: int = 1) -> list[str]:
     """What this machine cannot hold. A running cluster has machines of its own, about which nothing is known here."""
     if not on_this_machine(spec.config):
         return []
@@ -229,7 +229,7 @@ def endpoint_problems(config: RunConfig) -> list[str]:
     from cluster.metrics.exporter import check_can_listen
 
     try:
-        check_can_listen(config.metrics.host, config.metrics.port)
+        check_can_listen(config.metrics.host, config.metrics.port if on_this_machine(config) else 0)
     except UsageError as error:
         return [str(error)]
     return []

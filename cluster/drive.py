@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.checks import memory_bytes, uneven_shards
+from cluster.checks import memory_bytes, on_this_machine, uneven_shards
 from cluster.commands.arguments import resume_words
 from cluster.data_kind import kind_of
 from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
-from cluster.errors import Interrupted, RunError
+from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
@@ -40,7 +41,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)
-        exporter = _exporter(run, spec, stack)
+        exporter = _exporter(run, spec, stack, console.event)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
         signals = stack.enter_context(Signals())
         logger = start_logger(run.path, config, console.event)
@@ -144,13 +145,22 @@ def _left_out(spec: RunSpec) -> str:
     )
 
 
-def _exporter(run: RunDirectory, spec: RunSpec, stack: contextlib.ExitStack) -> Exporter | None:
+def _exporter(
+    run: RunDirectory, spec: RunSpec, stack: contextlib.ExitStack, event: Callable[[str], None]
+) -> Exporter | None:
+    """The run's endpoint. On a cluster others may have its port already: then it has a free one, and ``event`` says so."""
     config, settings = spec.config, spec.config.metrics
     if settings.port < 0:
         return None
     label = run_label(run.path)
     facts = {"algorithm": config.algorithm, "env": config.env, "user": user_name(), "commit": git_hash()}
-    exporter = Exporter(label, host=settings.host, port=settings.port, facts=facts)
+    try:
+        exporter = Exporter(label, host=settings.host, port=settings.port, facts=facts)
+    except UsageError as error:
+        if not settings.port or on_this_machine(config):
+            raise
+        exporter = Exporter(label, host=settings.host, port=0, facts=facts)
+        event(f"WARNING: {str(error).split(';')[0]}; it listens on port {exporter.port} instead")
     exporter.resume_from(run.live())
     stack.callback(exporter.close)
     if settings.targets_dir:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cluster.actors import EvaluatorActor
 from cluster.errors import RunError
 from cluster.graph import RunSpec
-from cluster.remote import SAME_FAILURE, cause, make_actor, root
+from cluster.remote import DIED, SAME_FAILURE, cause, make_actor, root
 from rollout_workers.evaluator import Evaluation
 
 WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is given up and counted
@@ -81,13 +81,13 @@ class Evaluations:
                 if now - since < self.config.ray.call_timeout_s:
                     return
                 refs = self._left_out(error)
-            except RayActorError as error:
+            except DIED as error:
                 refs = self._left_out(error)
             self._queue.popleft()
             if refs:
                 up = ray.wait([self._up], timeout=0)[0]
                 if up:
-                    with contextlib.suppress(RayActorError, RayTaskError):
+                    with contextlib.suppress(*DIED, RayTaskError):
                         self.node = ray.get(self._up)
                 self._run = self._evaluator.evaluate.remote(refs[0], episodes)
                 self._due = now + settings.timeout_s + self.config.ray.call_timeout_s
@@ -98,7 +98,7 @@ class Evaluations:
         try:
             self._done.append(ray.get(ref))
             self._run, self._failures = None, 0
-        except (RayTaskError, RayActorError) as error:
+        except (RayTaskError, *DIED) as error:
             self._failures += 1
             if self._failures >= SAME_FAILURE:
                 raise RunError(

@@ -8,16 +8,18 @@ checkpoint, in a new generation), ``evaluations.Evaluations`` the evaluator.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from algorithms.weights import Weights
 from cluster.actors import StoreActor
+from cluster.checks import memory_problems
 from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
@@ -30,7 +32,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Nodes
 from cluster.placement import Reservation
-from cluster.remote import ANSWER_WAIT_S, Pulse, ask_all, make_actor
+from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor
 from cluster.saving import Saved, SaveWatch, look_at_disk
 from cluster.shard_group import PAUSE_S, ShardGroup
 from cluster.worker_group import RETIRE_S, WorkerGroup
@@ -154,6 +156,10 @@ class RayFleet:
         """Starts or ends rollout workers while the others go on."""
         if self._closing:
             raise UsageError("the run has all its env steps; nothing was changed")
+        worker = dataclasses.replace(self.config.worker, workers=workers)
+        spec = dataclasses.replace(self.spec, config=dataclasses.replace(self.config, worker=worker))
+        if self._own_cluster and (problems := memory_problems(spec)):
+            raise UsageError(f"cannot scale to {workers} workers: {problems[0]}; nothing was changed")
         return self._worker_group.scale(workers)
 
     def workers_in_words(self) -> str:
@@ -228,7 +234,7 @@ class RayFleet:
         )
         try:
             fetched, counts = (ray.get(refs, timeout=ALIGN_S) for refs in asked)
-        except (RayActorError, GetTimeoutError):
+        except (*DIED, GetTimeoutError):
             return
         for shard, rows in zip(self._shards.actors, apportioned(sum(fetched), *zip(*counts))):
             shard.align.remote(rows)
@@ -289,7 +295,7 @@ class RayFleet:
         pulse = self._store_pulse
         try:
             answer = pulse.answer()
-        except RayActorError:
+        except DIED:
             return False  # Ray restarts it
         if answer is None:
             if pulse.silent_s > self.timeout_s:
@@ -327,6 +333,6 @@ class RayFleet:
         if self._outcomes is None or not ray.wait([self._outcomes[1]], timeout=0)[0]:
             return
         (_, ref), self._outcomes = self._outcomes, None
-        with contextlib.suppress(RayActorError, RayTaskError):
+        with contextlib.suppress(*DIED, RayTaskError):
             for outcome in ray.get(ref):
                 self.watch.checkpoint(outcome)

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.errors import UsageError
 from cluster.metrics.catalogue import find_metric, is_resumed
+from replay.manifest import read_whole
 
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
 
@@ -175,7 +176,7 @@ def evaluation_records(path: Path, unit: str, notes: list[str]) -> list[tuple[di
 
 def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
     try:
-        raw = path.read_bytes().split(b"\n")
+        raw = read_whole(path).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -316,7 +317,7 @@ def parsed(raw: bytes) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; Damaged when it holds something else, OSError when it cannot be read."""
-    value = parsed(path.read_bytes())
+    value = parsed(read_whole(path))
     if not isinstance(value, dict):
         raise Damaged(f"it holds {_kind(value)}, expected an object")
     return value

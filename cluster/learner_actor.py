@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 from cluster.actors import HELD, HOLD_S, here
 from cluster.data_kind import kind_of
@@ -26,7 +26,7 @@ from cluster.graph import (
     save_checkpoint,
     set_threads,
 )
-from cluster.remote import root
+from cluster.remote import DIED, root
 from cluster.run_dir import RunDirectory
 from cluster.saving import Outcome, missing_checkpoint, timed
 from cluster.usage import Usage, usage
@@ -338,7 +338,7 @@ class LearnerActor:
                 return ray.get(ref, timeout=hold_s + STOP_POLL_S)
             except GetTimeoutError:
                 seen = "did not answer"
-            except RayActorError as error:
+            except DIED as error:
                 seen, ref = f"was gone ({root(error)})", None
                 time.sleep(STOP_POLL_S)
             self.excused = time.monotonic()
@@ -354,7 +354,7 @@ class LearnerActor:
         """Waits until the store has the last policy; one that died or hangs is the driver's to restart and to fill again."""
         try:
             ray.get(self.sent, timeout=self.config.ray.call_timeout_s)
-        except (RayActorError, GetTimeoutError) as error:
+        except (*DIED, GetTimeoutError) as error:
             self.troubles.append(f"the store of weights did not take the last policy: {root(error)}")
 
     def _write_back(self, block: EpisodeBlock, values: list[np.ndarray]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cluster.errors import RunError
 from cluster.graph import GENERATIONS_A_START, RunSpec
@@ -29,7 +29,7 @@ from cluster.learner_actor import LearnerActor, News, StartInfo
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
-from cluster.remote import SAME_FAILURE, Budget, Pulse, cause, make_actor, no_place, root
+from cluster.remote import DIED, SAME_FAILURE, Budget, Pulse, cause, make_actor, no_place, root
 from cluster.saving import Outcome
 
 SLICE_S = 0.25
@@ -116,7 +116,7 @@ class LearnerGroup:
         """Takes a reference of ``runs`` that is ready: a learner has returned, or all are replaced."""
         try:
             ray.get(ref)
-        except (RayTaskError, RayActorError) as error:
+        except (RayTaskError, *DIED) as error:
             if not self._stopping:
                 self._replace(*self._blame(self.runs))
                 return
@@ -129,7 +129,7 @@ class LearnerGroup:
         for rank, pulse in enumerate(self.pulses):
             try:
                 news = pulse.answer()
-            except RayActorError:
+            except DIED:
                 continue  # its run() tells
             if news is not None:
                 self.aggregator.add_usage("learner", rank, news.usage)
@@ -146,7 +146,7 @@ class LearnerGroup:
     def report(self, limit_s: float) -> None:
         """Takes the last counters of the first learner, if it answers within ``limit_s``."""
         for actor in self.actors[:1]:
-            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+            with contextlib.suppress(*DIED, RayTaskError, GetTimeoutError):
                 self._take(ray.get(actor.news.remote(), timeout=limit_s))
 
     def save(self, limit_s: float) -> Outcome:
@@ -159,7 +159,7 @@ class LearnerGroup:
             outcome: Outcome = ray.get(self.actors[0].save.remote(), timeout=limit_s)
         except GetTimeoutError:
             return Outcome(problem=f"not written within {limit_s:.0f} s")
-        except (RayTaskError, RayActorError) as error:
+        except (RayTaskError, *DIED) as error:
             return Outcome(problem=root(error))
         return outcome
 
@@ -202,7 +202,7 @@ class LearnerGroup:
         ready, waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
         try:
             ray.get(ready)
-        except (RayTaskError, RayActorError):
+        except (RayTaskError, *DIED):
             return self._blame(self._starting)
         limits = self.config.ray
         if waiting and time.monotonic() > self._due:
@@ -264,7 +264,7 @@ class LearnerGroup:
         for ref in ready:
             try:
                 ray.get(ref)
-            except RayActorError as error:
+            except DIED as error:
                 found.append((0, f"{cause(error)} (learner {refs.index(ref)})", "died"))
             except RayTaskError as error:
                 found.append((3 if "CollectiveError" in cause(error) else 1, cause(error), "raised"))

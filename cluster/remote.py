@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from cluster.bounded import in_thread
 from cluster.errors import RunError
@@ -21,6 +28,8 @@ RESOURCES_S = 1.0  # for the head to say what is free
 HOUR_S = 3_600.0  # in which a budget's restarts are counted
 CALM_S = 300.0  # after which an earlier restart delays the next one no more
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+# What a call raises whose actor ended without an answer, by how it ended; or which was given an object that ended with its owner.
+DIED = (RayActorError, OutOfMemoryError, ActorUnschedulableError, RuntimeEnvSetupError, ObjectLostError)
 SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 
 
@@ -61,7 +70,7 @@ def started(
                 event(f"{len(ready)} of {len(refs)} {what} up")
             ray.get(ready)  # one that failed is not waited for with the others
         return list(ray.get(refs))
-    except (RayTaskError, RayActorError) as error:
+    except (RayTaskError, *DIED) as error:
         raise RunError(f"failed while waiting for {what}:\n{cause(error)}") from None
 
 
@@ -152,7 +161,7 @@ class Pulse:
             self._ref, self._since = self._ask(), time.monotonic()
 
     def answer(self) -> Any | None:
-        """The answer, once; None while there is none. Raises what the call raised: RayActorError, RayTaskError."""
+        """The answer, once; None while there is none. Raises what the call raised: one of DIED, RayTaskError."""
         if self._ref is None or not ray.wait([self._ref], timeout=0)[0]:
             return None
         self.asked_at, self.took_s = self._since, self.silent_s

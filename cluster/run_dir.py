@@ -31,7 +31,7 @@ from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.requests import Requests
-from replay.manifest import append_whole, fsync_directory, write_atomic, write_synced
+from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
@@ -172,13 +172,15 @@ class RunDirectory:
     def owner(self) -> int | None:
         """Process id of the run that holds the lock, None when nobody does."""
         try:
-            with open(self.path / "run.lock", encoding="utf-8") as lock:  # for reading: others than its user may look
+            with open(
+                os.open(self.path / "run.lock", os.O_RDONLY | os.O_NONBLOCK), encoding="ascii"
+            ) as lock:  # all may look
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return int(lock.read() or 0) or None
+                    return int(lock.read(20) or 0) or None
                 return None
-        except OSError:
+        except (OSError, ValueError):  # it is not there, or no run wrote it
             return None
 
     def append(self, name: str, line: dict[str, Any]) -> None:
@@ -216,7 +218,7 @@ class RunDirectory:
     def _last_line(self) -> dict[str, Any]:
         """The last line of metrics.jsonl that is one, empty without."""
         with contextlib.suppress(OSError):
-            for text in reversed((self.path / "metrics.jsonl").read_bytes().splitlines()):
+            for text in reversed(read_whole(self.path / "metrics.jsonl").splitlines()):
                 with contextlib.suppress(Damaged):
                     if isinstance(line := parsed(text), dict):
                         return line
@@ -259,8 +261,8 @@ class RunDirectory:
         """How often the run has been started again."""
         path = self.control / "starts"
         try:
-            return int(path.read_bytes()) if path.exists() else 0
-        except ValueError as error:
+            return int(read_whole(path, 64)) if path.exists() else 0
+        except (OSError, ValueError) as error:
             raise RunError(
                 f"{path} holds no whole number ({error}), expected how often the run was started: what old workers sent could be taken for "
                 "new, so nothing was started; write a number into it that is no smaller"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
 from cluster.actors import ShardActor
 from cluster.errors import RunError
@@ -15,7 +15,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
-from cluster.remote import Budget, Pulse, cause, make_actor, root, started
+from cluster.remote import DIED, Budget, Pulse, cause, make_actor, root, started
 from cluster.saving import Outcome, SaveWatch
 
 PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
@@ -91,7 +91,7 @@ class ShardGroup:
         pulse, report = self.pulses[index], None
         try:
             report = pulse.answer()
-        except RayActorError as error:
+        except DIED as error:
             self._lost.setdefault(index, time.monotonic())
             self._check_silent(index, error)
             return None, False
@@ -152,7 +152,7 @@ class ShardGroup:
         for index, ref in enumerate(refs):
             try:
                 found[index] = ray.get(ref, timeout=0)
-            except (RayActorError, RayTaskError, GetTimeoutError) as error:
+            except (*DIED, RayTaskError, GetTimeoutError) as error:
                 self.event(f"replay shard {index} gave no last counters: {root(error)}")
         return found
 
@@ -174,7 +174,7 @@ class ShardGroup:
             index = self._saves.pop(ref)
             try:
                 outcome = ray.get(ref)
-            except (RayTaskError, RayActorError) as error:
+            except (RayTaskError, *DIED) as error:
                 outcome = Outcome(problem=root(error))
                 problems[index] = outcome.problem
             watch.snapshot(index, outcome)
@@ -189,7 +189,7 @@ class ShardGroup:
         late = f"not written within {time.monotonic() - began:.0f} s"
         return problems | dict.fromkeys(self._saves.values(), late)
 
-    def _check_silent(self, index: int, error: RayActorError | None = None) -> None:
+    def _check_silent(self, index: int, error: Exception | None = None) -> None:
         """A shard that hangs is killed, one that Ray is restarting is given its time; one that does not come back ends the run."""
         silent_s, since = self.pulses[index].silent_s, self._lost.get(index)
         if since is None and silent_s > self._timeout_s:

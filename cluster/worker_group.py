@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.actors import WorkerActor
 from cluster.checks import uneven_shards
@@ -17,7 +17,7 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
-from cluster.remote import SAME_FAILURE, Budget, cause, free_resources, make_actor, no_place, root
+from cluster.remote import DIED, SAME_FAILURE, Budget, cause, free_resources, make_actor, no_place, root
 from cluster.replay_client import SETTLE_S, STOPPED
 from cluster.setting_text import parse_labels
 
@@ -132,8 +132,8 @@ class WorkerGroup:
         member = self._members[index]
         try:
             totals = ray.get(ref)
-        except (RayTaskError, RayActorError) as error:
-            self._fail(index, member, cause(error), "died" if isinstance(error, RayActorError) else "raised")
+        except (RayTaskError, *DIED) as error:
+            self._fail(index, member, cause(error), "raised" if isinstance(error, RayTaskError) else "died")
         else:
             member.finished = True
             self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
@@ -302,7 +302,7 @@ class WorkerGroup:
                 try:
                     self.aggregator.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
                     ray.kill(member.actor, no_restart=True)
-                except (RayTaskError, RayActorError) as error:
+                except (RayTaskError, *DIED) as error:
                     self.event(f"worker {index} did not end in order: {root(error)}")
                     late[index] = member
         self._end(late, STOPPED)

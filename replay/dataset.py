@@ -59,7 +59,8 @@ class Dataset:
         self.random_return = _finite(metadata.get("ref_min_score"))
         self.expert_return = _finite(metadata.get("ref_max_score"))
         self.expert: str = str(ours.get("expert", ""))
-        self.description: dict[str, Any] = dict(ours.get("description") or ({"text": text} if text else {}))
+        made = ours.get("description")
+        self.description: dict[str, Any] = made if isinstance(made, dict) and made else {"text": text} if text else {}
         self._files = EpisodeFiles(data, metadata, shortest)
         self._refused: dict[int, str] = {}
         self._summary: DataSummary | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +55,30 @@ def _from_folder(path: Path, force: bool) -> Dataset:
             f"{path} is the dataset {dataset_id} itself, expected another place: there is nothing to copy"
         )
     check_can_write(dataset_id, force)
+    _check_copyable(data)
     with staging(dataset_id) as stage:
         shutil.copytree(data, stage / "data")
         Dataset(stage / "data")
         publish(stage, dataset_id, force)
     return Dataset(datasets_root() / dataset_id / "data")
+
+
+def _check_copyable(data: Path) -> None:
+    """DatasetError unless the folder has files and folders alone, and room is left for them: a link may lead to any file."""
+    size, root = 0, datasets_root()
+    for path in data.rglob("*"):
+        about = path.lstat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise DatasetError(
+                f"{path} is a link, a pipe or a device, expected files and folders alone: nothing was imported; put the file itself there"
+            )
+        size += about.st_size
+    root.mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(root).free):
+        raise DatasetError(
+            f"{data} has {size / 2**20:,.1f} MiB, expected no more than the {free / 2**20:,.1f} MiB that are free in {root}: nothing was "
+            "imported; free some space, or set MINARI_DATASETS_PATH to a folder that has it"
+        )
 
 
 def _from_remote(remote: str, dataset_id: str, force: bool, timeout_s: float) -> Dataset:

@@ -11,14 +11,17 @@ Files of earlier versions are read too: digests of 128 bits, and checkpoints of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 DIGEST_BYTES = 32
+LARGEST_TEXT = 256 << 20  # bytes of a JSON file that are read; a run's largest has a quarter of them
 T = TypeVar("T")
 
 
@@ -42,7 +45,7 @@ def write_file(path: Path, data: bytes) -> Entry:
 
 def read_file(directory: Path, entry: Entry) -> bytes:
     """The bytes of the file that ``entry`` names; Damaged unless they are those that were written."""
-    name, data = entry["file"], _bytes(directory / entry["file"])
+    name, data = entry["file"], _bytes(directory / entry["file"], entry["bytes"])
     if len(data) != entry["bytes"]:
         raise Damaged(f"{name} is truncated: {len(data)} bytes, expected {entry['bytes']}")
     if _digest(data, entry["digest"]) != entry["digest"]:
@@ -88,11 +91,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
             manifest = {key: value for key, value in content.items() if key != "digest"}
             sealed = json.dumps(manifest, sort_keys=True, indent=1).encode()
         intact = intact and digest == _digest(sealed, digest)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        manifest = dict(manifest)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{path.name} is damaged or truncated: {type(error).__name__}") from error
     if not intact:
         raise Damaged(f"{path.name} is damaged: its digest differs from the one written with it")
-    return dict(manifest)
+    if not all(map(_is_entry, manifest.get("segments", ()))):  # the digest is no secret: anybody can write one
+        raise Damaged(f"{path.name} names files that are not beside it, or not as they are named here")
+    return manifest
 
 
 def newest_valid(
@@ -108,9 +114,35 @@ def newest_valid(
     return None, faults
 
 
-def _bytes(path: Path) -> bytes:
+def read_whole(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The bytes of a regular file; of a pipe or a device there may be no end.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than ``most`` bytes.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, expected at most {most:,}", str(path))
+        return file.read()
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether ``entry`` is one that ``write_file`` makes: of a file in the manifest's own folder."""
+    if not isinstance(entry, dict):
+        return False
+    name, size, digest = (entry.get(key) for key in ("file", "bytes", "digest"))
+    named = isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return (
+        named and type(size) is int and size >= 0 and isinstance(digest, str) and len(digest) in (32, 2 * DIGEST_BYTES)
+    )
+
+
+def _bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path, most)
     except FileNotFoundError:
         raise Damaged(f"{path.name} is missing") from None
     except OSError as error:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from replay.manifest import read_whole
 from replay.stored_episode import DatasetError, EpisodeLayout, Refused, StoredEpisode
 
 METADATA, HDF5 = "metadata.json", "main_data.hdf5"
@@ -68,25 +69,28 @@ def dataset_folders() -> Iterator[Path]:
 
 
 def _with_data(folder: Path) -> Iterator[Path]:
-    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are skipped, as Minari does."""
+    """Folders with a ``data`` in them; hidden ones, and what is inside a dataset, are skipped, as Minari does. A link is followed
+    to a dataset alone: others may lead in a circle."""
     if not folder.is_dir():
         return
     if (folder / "data").is_dir():
         yield folder
         return
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith("."):
-            yield from _with_data(path)
+    with contextlib.suppress(PermissionError):
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith(".") and (not path.is_symlink() or (path / "data").is_dir()):
+                yield from _with_data(path)
 
 
 def read_metadata(data: Path) -> dict[str, Any]:
     """metadata.json as it is; DatasetError where it is none."""
     _check_version(data)
     try:
-        metadata = json.loads((data / METADATA).read_text())
+        metadata = json.loads(read_whole(data / METADATA))
         if not isinstance(metadata, dict):
             raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
+        json.dumps(metadata, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be printed
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{data / METADATA} cannot be read ({error}), expected a dataset's metadata: nothing was read; restore the "
             "file or import the dataset again"
@@ -178,14 +182,26 @@ class EpisodeFiles:
         self.check_openable()
 
     def check_openable(self) -> None:
-        """DatasetError when the files are not there or not what their format says, as a torn copy is."""
-        if self._format != "hdf5":
-            return
+        """DatasetError when the files are not there or not what their format says, as a torn copy is, or hold less than half of it."""
+        held = self._held_by_hdf5() if self._format == "hdf5" else self._held_by_folders()
+        if self.total > 2 * max(1, held):
+            raise DatasetError(
+                f"{self.name} has {self.total:,} episodes by its metadata and {held:,} in its files, expected as many: most of it is missing, "
+                "nothing was read; import or make the dataset again"
+            )
+
+    def _held_by_folders(self) -> int:
+        return sum(path.name.isdecimal() for path in self.data.iterdir())
+
+    def _held_by_hdf5(self) -> int:
         import h5py
 
         path = self.data / HDF5
         try:
-            h5py.File(path, "r").close()
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file")
+            with h5py.File(path, "r") as file:
+                return len(file)
         except OSError as error:
             raise DatasetError(
                 f"{path} cannot be opened ({error}), expected an HDF5 file: it is cut off or damaged, nothing was read; "

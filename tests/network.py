@@ -24,6 +24,17 @@ class Host:
         """``words`` as a command that runs over there."""
         return ["ip", "netns", "exec", self.name, *words]
 
+    @contextlib.contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """No packet goes between the hosts for the time of the block."""
+        link = self.name.replace("dbt", "dba")
+        _ip("link", "set", link, "down")
+        try:
+            assert not _connects(self), "the hosts still reach each other"
+            yield
+        finally:
+            _ip("link", "set", link, "up")
+
 
 @contextlib.contextmanager
 def second_host() -> Iterator[Host]:
@@ -59,9 +70,9 @@ def _ip(*words: str) -> None:
 
 REACH = """
 import socket, sys
-for word in sys.argv[2:]:
+for word in sys.argv[3:]:
     try:
-        socket.create_connection((sys.argv[1], int(word)), timeout=5).close()
+        socket.create_connection((sys.argv[1], int(word)), timeout=float(sys.argv[2])).close()
         print(word)
     except OSError:
         pass
@@ -72,7 +83,18 @@ def reached(host: Host, ports: list[int]) -> list[int]:
     """Those of ``ports`` that accept a connection from ``host``; one that is known to be open is tried too."""
     with socket.create_server((host.address_of_ours, 0)) as known:
         port = known.getsockname()[1]
-        words = host.words("python3", "-c", REACH, host.address_of_ours, *map(str, [port, *ports]))
-        result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert str(port) in result, "the other host does not reach this one at all"
-    return [int(word) for word in result if word != str(port)]
+        result = _tried(host, [port, *ports], 5.0)
+    assert port in result, "the other host does not reach this one at all"
+    return [found for found in result if found != port]
+
+
+def _connects(host: Host) -> bool:
+    """Whether ``host`` reaches a port that is open here, within a second."""
+    with socket.create_server((host.address_of_ours, 0)) as known:
+        return bool(_tried(host, [known.getsockname()[1]], 1.0))
+
+
+def _tried(host: Host, ports: list[int], timeout_s: float) -> list[int]:
+    words = host.words("python3", "-c", REACH, host.address_of_ours, str(timeout_s), *map(str, ports))
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    return [int(word) for word in result.split()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,18 @@ class RayRun:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+@contextlib.contextmanager
+def stopped(run: RayRun, title: str, but: int = 0) -> Iterator[int]:
+    """One process with ``title``, not the one with the id ``but``, is stopped for the time of the block, unless it is killed in it; its id."""
+    victim = run.wait(lambda: [p for p in run.children(title) if p.pid != but], f"a process {title}")[0]
+    victim.send_signal(signal.SIGSTOP)
+    try:
+        yield int(victim.pid)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGCONT)
 
 
 def with_variable(name: str, value: str) -> list[psutil.Process]:

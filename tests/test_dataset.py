@@ -332,6 +332,8 @@ def test_metadata_that_names_code_runs_none(root: Path, tmp_path: Path, monkeypa
         ({"total_episodes": -1}, "total_episodes = -1"),
         ({"total_steps": "9"}, "total_steps = '9'"),
         ({"dataset_id": None}, "dataset_id = None"),
+        ({"dataset_id": "\ud800"}, "cannot be read"),
+        ({"total_episodes": 10**12}, "1,000,000,000,000 episodes by its metadata and 1 in its files"),
     ],
 )
 def test_metadata_that_makes_no_sense_is_an_error(root: Path, changes: dict[str, Any], message: str) -> None:
@@ -516,6 +518,26 @@ def test_a_folder_is_imported_under_its_own_id(root: Path, tmp_path: Path) -> No
     with pytest.raises(DatasetError, match="cut off or damaged"):
         import_dataset(str(away), force=True)
     assert_same(next(open_dataset(ID).episodes()), episode(0))
+
+
+def test_a_folder_with_a_link_in_it_is_not_imported(root: Path, tmp_path: Path) -> None:
+    write([episode(0)])
+    away = tmp_path / "away"
+    (root / ID).rename(away)
+    (tmp_path / "secret").write_text("of this machine")
+    (away / "data" / "more").symlink_to(tmp_path / "secret")
+    with pytest.raises(DatasetError, match=r"data/more is a link.*nothing was imported"):
+        import_dataset(str(away))
+    assert not list_datasets()
+
+
+def test_links_that_lead_in_a_circle_are_not_followed_and_one_to_a_dataset_is(root: Path, tmp_path: Path) -> None:
+    write([episode(0)])
+    (root / ID).rename(tmp_path / "away")
+    (root / "linked-v0").symlink_to(tmp_path / "away")
+    for name in ("here", "there"):
+        (root / name).symlink_to(root)
+    assert [row.id for row in list_datasets()] == ["linked-v0"]
 
 
 def test_a_remote_that_cannot_be_reached_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

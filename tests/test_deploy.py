@@ -56,6 +56,17 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     assert "ARG PYTHON=3.13\nARG BASE=python:${PYTHON}-slim\nFROM ${BASE}\n" in text
 
 
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_docker_compose_reads_the_file_as_it_is_meant() -> None:
+    words = ["docker-compose", "--file", str(DEPLOY / "monitoring" / "compose.yml"), "config", "--format", "json"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0 and not told.stderr, told.stderr
+    (grafana,) = json.loads(told.stdout)["services"].values()
+    assert re.search(r":[\d.]+@sha256:[0-9a-f]{64}$", grafana["image"]), "by tag and digest"
+    assert grafana["network_mode"] == "host" and "ports" not in grafana and grafana["cap_drop"] == ["ALL"]
+    assert all(volume["read_only"] and Path(volume["source"]).exists() for volume in grafana["volumes"])
+
+
 # --- Prometheus and Grafana -------------------------------------------------------------------------------------------
 
 

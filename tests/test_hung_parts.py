@@ -6,15 +6,12 @@ nothing and dies of nothing but SIGKILL, as one does whose native code hangs.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
-from ray_runs import RayRun, driven, ray_run
+from ray_runs import RayRun, driven, ray_run, stopped
 from tiny_runs import command, lines, read, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -32,18 +29,6 @@ SETTINGS: dict[str, Any] = {
     "evaluation__timeout_s": 4,
     "ray__shard_restart_budget": 1,
 }
-
-
-@contextlib.contextmanager
-def stopped(run: RayRun, title: str) -> Iterator[int]:
-    """One process with ``title`` is stopped for the time of the block, unless it is killed in it; its id."""
-    victim = run.wait(lambda: run.children(title), f"a process {title}")[0]
-    victim.send_signal(signal.SIGSTOP)
-    try:
-        yield int(victim.pid)
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGCONT)
 
 
 def goes_on(run: RayRun, updates: int = 100) -> None:

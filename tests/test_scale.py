@@ -41,11 +41,16 @@ def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
     assert result[-1]["env_steps"] > result[seen.index(4)]["env_steps"]
 
 
-@pytest.mark.parametrize("workers", (1, 5_000))
-def test_a_number_of_workers_that_cannot_be_is_refused_and_changes_nothing(scaled: RayRun, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "why"), [(1, "one for each replay shard"), (4_096, "GiB of memory"), (5_000, "workers")]
+)
+def test_a_number_of_workers_that_cannot_be_is_refused_and_changes_nothing(
+    scaled: RayRun, workers: int, why: str
+) -> None:
     result = command("scale", str(scaled.run_dir), "--workers", str(workers))
     assert result.returncode != 0
     assert f"cannot scale to {workers} workers" in result.stderr and "nothing was changed" in result.stderr
+    assert why in result.stderr
     assert scaled.live()["workers"] == 2
 
 

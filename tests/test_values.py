@@ -4,9 +4,11 @@ a config.json that somebody has edited."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from tiny_runs import read, train_inline, train_words
 
 from algorithms import ALGORITHMS
 from cluster import checks
-from cluster.checks import make_spec
+from cluster.checks import endpoint_problems, make_spec
 from cluster.cli import main
 from cluster.commands.arguments import seed
 from cluster.commands.status import status, status_in_words
 from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, presets_of, to_json
+from cluster.drive import _exporter
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.history import read_run
@@ -103,6 +106,20 @@ def test_a_port_that_is_taken_is_found_before_the_directory_is_made(
         assert main(train_words(tmp_path / "run", ENV, "--backend", "inline", metrics__port=taken)) == 2
     result = capsys.readouterr().err
     assert f"cannot listen on 127.0.0.1:{taken}" in result and not (tmp_path / "run").exists()
+
+
+def test_on_a_cluster_a_port_that_is_taken_is_replaced_by_a_free_one_and_that_is_said(tmp_path: Path) -> None:
+    events: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as other, contextlib.ExitStack() as stack:
+        taken = other.getsockname()[1]
+        config = override(make_preset("softgac", "cpu"), {"metrics.port": str(taken), "ray.address": "head:6379"})
+        spec = RunSpec(config=config, obs_dim=3, action_dim=1, run_dir=tmp_path)
+        assert endpoint_problems(config) == []
+        exporter = _exporter(RunDirectory(tmp_path), spec, stack, events.append)
+        assert exporter is not None and exporter.port != taken
+        with urllib.request.urlopen(exporter.url, timeout=10) as answer:
+            assert answer.status == 200
+    assert f"127.0.0.1:{taken}" in events[0] and f"it listens on port {exporter.port} instead" in events[0]
 
 
 def test_every_problem_of_a_command_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,7 @@ def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> t
 def resume_words(run_dir: Path | str, env_id: str) -> str:
     """The command that goes on with a run, for messages."""
     again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
-    return f"drawbridge resume {run_dir}{again}{flags()}"
+    return f"drawbridge resume {shlex.quote(str(run_dir))}{again}{flags()}"
 
 
 def add_settings(
