@@ -6,6 +6,7 @@ Letters: N packed rows, F = O + A + 1 columns. Contract: algorithms.interface.Ep
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,7 @@ class FittedAgent(TrainedAgent):
     """
 
     data: dict[str, torch.Tensor]
+    sums = False  # whether a step's reward is hidden and their sum shown at the episode's last step
 
     def __init__(self, spec: AgentSpec, library: str) -> None:
         super().__init__(spec, library)
@@ -64,7 +66,7 @@ class FittedAgent(TrainedAgent):
                 )
         with runtime.library(self.matmul):
             for batch in batches:
-                self._step(batch)
+                self._step(summed(batch) if self.sums else batch)
         return self.read_metrics()
 
     def posteriors(self) -> list[torch.Tensor]:
@@ -85,3 +87,11 @@ class FittedAgent(TrainedAgent):
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
         super().load_state(state)
         self.fitted = bool(state["fitted"])
+
+
+def summed(batch: Trajectories) -> Trajectories:
+    """The same episodes with their return as the reward of their last step, and 0 before."""
+    rows_NF = batch.rows_NF.clone()
+    rows_NF[:, -1] = 0.0
+    rows_NF[batch.offset[1:] - 1, -1] = batch.return_B
+    return dataclasses.replace(batch, rows_NF=rows_NF)

@@ -199,6 +199,19 @@ ALGORITHMS: dict[str, Algorithm] = {
             online="never",
         ),
         Algorithm(
+            name="odt",
+            title="ODT",
+            config_class=imitation_config.OnlineTransformerConfig,
+            presets={
+                "cpu": imitation_config.online_transformer_cpu,
+                "paper": imitation_config.online_transformer_paper,
+            },
+            agent="algorithms.imitation.online_transformer:OnlineDecisionTransformer",
+            policy="algorithms.imitation.online_transformer:OnlineDecisionTransformerPolicy",
+            items="episodes",
+            online="stages",
+        ),
+        Algorithm(
             name="iql",
             title="IQL",
             config_class=offline_config.IQLConfig,

@@ -39,12 +39,12 @@ TASKS = {
     "hopper": "Hopper-v5",
 }
 DATA = {"d0": 0, "d50": 50, "medium": None}  # steps that the planner stays at a target; of a partly trained agent
-COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
-STAGED = ("iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
+COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
+STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
 TRAINING = {  # settings that are not the preset's own
     ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
-    **{("dt", maze): ("--steps", "2000", "--set", "agent.context=5") for maze in TASKS},
+    **{(name, maze): ("--steps", "2000", "--set", "agent.context=5") for name in ("dt", "odt") for maze in TASKS},
     **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
     **{("softgac", maze): ("--steps", "10000", "--set", "data.pretrain_updates=5000") for maze in TASKS},
@@ -76,8 +76,8 @@ class Choice:
 
 def choices(algorithm: str) -> dict[str, list[Choice]]:
     """What is chosen from, by the name it is reported under."""
-    if algorithm == "dt":
-        return {"dt": [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
+    if algorithm in ("dt", "odt"):
+        return {algorithm: [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
     if algorithm == "rvs":
         return {"rvs": [Choice("", target=share) for share in (0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)]}
     if algorithm != "gac":

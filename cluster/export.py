@@ -71,7 +71,8 @@ def _weights(policy: LoadedPolicy) -> dict[str, np.ndarray]:
 
 
 def _carried(algorithm: str) -> str:
-    carried = {"gac": "a plan, searched for by gradient ascent,", "dt": "a window of steps and the return to go"}
+    window = "a window of steps and the return to go"
+    carried = {"gac": "a plan, searched for by gradient ascent,", "dt": window, "odt": window}
     return carried.get(algorithm, "the return that was asked for")
 
 

@@ -295,3 +295,23 @@ def test_dropout_drops_its_share_and_leaves_the_mean() -> None:
     x = agent._drop(torch.ones(100, 100))
     assert float((x == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float(x.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_of_summed_rewards_the_policy_learns_and_asks_by_the_sum_alone() -> None:
+    config, data = dataclasses.replace(SMALL, rewards="sum"), two_behaviours(6)
+    agent = DecisionTransformer(config, AgentSpec(obs_dim=2, action_dim=1))
+    agent.fit(summary_of(data))
+    seen: list[torch.Tensor] = []
+    agent.outputs = lambda batch: seen.append(batch.rows_NF[:, -1]) or DecisionTransformer.outputs(agent, batch)  # type: ignore[func-returns-value, method-assign]
+    batch = batch_of(data)
+    agent.update([batch])
+    expected = torch.zeros_like(seen[0])
+    expected[batch.offset[1:] - 1] = batch.return_B
+    assert torch.equal(seen[0], expected)
+    policy = DecisionTransformerPolicy(config, 2, 1)
+    policy.aim = PlanRequest(target_return=5.0)
+    policy.reset(1)
+    policy.begin(np.array([0]), np.zeros((1, 2), np.float32), np.random.default_rng(0))
+    for reward in (0.0, 3.0, 3.0):
+        policy.act(np.zeros((1, 2), np.float32), np.array([reward], np.float32))
+    assert policy.state()["to_go_EK"][0, :3].tolist() == [5.0, 5.0, 5.0]

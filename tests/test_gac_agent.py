@@ -225,7 +225,9 @@ def test_a_seed_decides_everything_and_no_other_generator_is_touched() -> None:
 def test_the_registry_has_the_algorithms_of_episodes_with_agents_and_policies_that_fit() -> None:
     assert {n: a.items for n, a in ALGORITHMS.items()} == {
         **dict.fromkeys(("softgac", "sac", "crossq-sac", "dime", "flac", "flowrl", "qsm", "qvpo"), "transitions"),
-        **dict.fromkeys(("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"), "episodes"),
+        **dict.fromkeys(
+            ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"), "episodes"
+        ),
     }
     config = ALGORITHMS["gac"].presets["cpu"]()
     agent: Any = ALGORITHMS["gac"].make_agent(config, AgentSpec(obs_dim=4, action_dim=2))

@@ -128,6 +128,11 @@ def dt(root: Path) -> Path:
     return trained(root, "dt")
 
 
+@pytest.fixture(scope="module")
+def iql(root: Path) -> Path:
+    return trained(root, "iql")
+
+
 def trained(root: Path, algorithm: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(root / f"{algorithm}-datasets"))
@@ -233,7 +238,7 @@ def test_episodes_of_one_step_are_learned_from_by_all_but_gac(
 
 
 def test_what_learns_from_episodes_asks_for_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"):
+    for algorithm in ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"):
         result = refused(["train", algorithm, "--env", ENV, "--run-dir", str(tmp_path / "run")], capsys)
         holds(
             result, f"train {algorithm} without --dataset", "recorded episodes", "nothing was started", "dataset make"
@@ -311,6 +316,9 @@ FINETUNES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "of behaviour cloning": ("bc", (), ("is a run of bc", "no plan to explore by", "expected one of gac", "train gac on the same dataset")),
     "of a decision transformer": ("dt", (), ("is a run of dt", "no plan to explore by", "nothing was started")),
     "with --steps beside stages": ("gac", ("--steps", "100"), ("--steps 100 was given", "length is that of its stages", "give --stages")),
+    "with a target that it does not ask for": (
+        "iql", ("--target", "fixed"), ("--target fixed was given to a run of iql", "asks for no return", "nothing was started", "leave it out"),
+    ),
     "with another network": (
         "gac", ("--set", "agent.width=32"),
         ("the networks of", "are not those asked for", "cannot be gone on from", "nothing was started", "leave out the --set agent.*"),
@@ -509,7 +517,7 @@ def test_a_target_of_exploration_may_be_set_taken_back_and_written_down() -> Non
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
+    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
 )
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_every_field_of_every_preset_takes_its_own_value_as_text(algorithm: str, preset: str) -> None:

@@ -186,6 +186,19 @@ def test_the_baselines_are_trained_and_evaluated_by_the_same_commands(
     assert main(["resume", str(run), "--steps", "20"]) == 0 and read(run / "summary.json")["updates"] == 20
 
 
+def test_an_online_decision_transformer_gathers_what_it_asks_twice_the_best_for(tmp_path: Path) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    assert train(base, 5, algorithm="odt", agent__context=2) == 0
+    assert lines(base / "metrics.jsonl")[-1].keys() >= {"loss_action_nll", "loss_entropy", "loss_alpha"}
+    assert main(finetune_words(base, run, **{**SMALL, "metrics__line_s": 0}, stages=1)) == 0
+    told = read(run / "summary.json")
+    assert told["updates"] == 5 and told["env_steps"] >= 3 * 300
+    held = load_file(min((run / "replay" / "shard-0").glob("*.safetensors")))
+    asked = held["table.target"][held["table.origin"] == 1]  # gathered
+    assert len(asked) >= 3
+    np.testing.assert_allclose(asked, 2 * open_dataset(ID).summary().return_max)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_episode(
     mode: str, run_dir: Path, dataset: Any, capsys: pytest.CaptureFixture[str]
@@ -288,7 +301,7 @@ def test_a_report_takes_runs_of_both_kinds(run_dir: Path, online: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
+    "algorithm", ["gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd"]
 )
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_config_shows_every_field_with_unit_value_and_meaning(

@@ -22,23 +22,37 @@ from algorithms.imitation.config import (
     CloningConfig,
     ConditionedConfig,
     ImitationConfig,
+    OnlineTransformerConfig,
     PercentCloningConfig,
     TransformerConfig,
     cloning_cpu,
     cloning_paper,
     conditioned,
+    online_transformer_cpu,
+    online_transformer_paper,
     percent_cloning_cpu,
     percent_cloning_paper,
     transformer_cpu,
     transformer_paper,
 )
 from algorithms.imitation.decision_transformer import DecisionTransformer
+from algorithms.imitation.online_transformer import OnlineDecisionTransformer
 from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
 SMALL = CloningConfig(width=16, points=4, lr=1e-2)
 SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_fourier=3, obs_fourier_dims=1)
-SMALL_TRANSFORMER = TransformerConfig(lr=1e-3, warmup=3, context=4, width=8, layers=2, dropout=0.1, max_steps=40)
+SIZES: dict[str, Any] = {
+    "lr": 1e-3,
+    "warmup": 3,
+    "context": 4,
+    "width": 8,
+    "layers": 2,
+    "dropout": 0.1,
+    "max_steps": 40,
+}
+SMALL_TRANSFORMER = TransformerConfig(**SIZES)
+SMALL_ONLINE = OnlineTransformerConfig(**SIZES, heads=1)
 
 
 def spec(**given: Any) -> AgentSpec:
@@ -51,6 +65,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "percent-bc": lambda **extra: PercentCloning(dataclasses.replace(SMALL, percent=20), spec(**extra)),
     "rvs": lambda **extra: ReturnConditioned(SMALL_CONDITIONED, spec(**extra)),
     "dt": lambda **extra: DecisionTransformer(SMALL_TRANSFORMER, spec(**extra)),
+    "odt": lambda **extra: OnlineDecisionTransformer(SMALL_ONLINE, spec(**extra)),
 }
 BUILT: dict[type, Callable[..., Any]] = {
     CloningConfig: BehaviourCloning,
@@ -304,6 +319,8 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
         percent_cloning_paper,
         transformer_cpu,
         transformer_paper,
+        online_transformer_cpu,
+        online_transformer_paper,
     ],
 )
 def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from typing import Any
@@ -15,7 +16,9 @@ from test_imitation import Pair, same
 from test_learner import HostReads
 
 from algorithms import ALGORITHMS
+from algorithms.fitted_agent import summed
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
+from algorithms.offline.agent import MORE
 from algorithms.offline.config import CalQLConfig, CQLConfig, IQLConfig, RLPDConfig, TD3BCConfig
 from algorithms.offline.steps import draw_steps, returns_to_go
 from cluster.config import make_preset, override
@@ -99,7 +102,7 @@ def actor(p: Any, x: list[float]) -> list[float]:
 
 
 def sampled(out: list[float], noise: float) -> tuple[float, float]:
-    mean, log_std = out[0], min(2.0, max(-5.0, out[1]))
+    mean, log_std = out[0], min(2.0, max(-20.0, out[1]))
     action = math.tanh(mean + math.exp(log_std) * noise)
     density = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi) - math.log(1 - action**2)
     return action, density
@@ -180,11 +183,29 @@ def test_every_loss_is_that_of_its_paper_one_number_at_a_time(name: str) -> None
             alpha = math.exp(float(pi["log_alpha"].detach()))
             acted = alpha * log_pi - (sum(climbed) / 3 if name == "rlpd" else min(climbed))
             budget = 0.5 if name == "rlpd" else 1.0
+            price = alpha if name == "rlpd" else math.log(alpha)
             assert heat_R is not None and float(heat_R[r].detach()) == pytest.approx(
-                alpha * (budget - log_pi), rel=1e-3, abs=1e-4
+                price * (budget - log_pi), rel=1e-3, abs=1e-4
             )
         assert float(critic_R[r].detach()) == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert float(actor_R[r].detach()) == pytest.approx(acted, rel=1e-3, abs=1e-4)
+
+
+@RIVALS
+def test_slow_critics_follow_every_update_and_those_of_td3_bc_with_its_actor(name: str) -> None:
+    agent, batch = fitted(name), batch_of(two_behaviours(4))
+    agent.update([batch])
+    before = {n: t.clone() for n, t in agent.slow.items() if n.startswith("q")}
+    waits = name == "td3-bc"  # updates 2 and 4 move its actor
+    for expected in (True, not waits):
+        agent.update([batch])
+        moved = any(not torch.equal(before[n], agent.slow[n]) for n in before)
+        assert moved == expected
+        if moved:
+            share = CONFIGS[name].tau
+            for n, old in before.items():
+                torch.testing.assert_close(agent.slow[n], old + share * (agent.critic.named[n].detach() - old))
+        before = {n: t.clone() for n, t in agent.slow.items() if n.startswith("q")}
 
 
 @RIVALS
@@ -280,3 +301,30 @@ def test_every_preset_is_without_a_problem_and_a_bad_value_is_named(name: str) -
 def test_a_way_to_plan_that_a_rival_does_not_have_is_refused_before_the_run() -> None:
     config = override(make_preset("rlpd", "cpu"), {"online.plan": "kl"})
     assert [text.split(",")[0] for text in kind_of(config).problems(config)] == ["online.plan is kl for rlpd"]
+
+
+@RIVALS
+def test_of_summed_rewards_only_the_sum_is_seen_and_every_episode_ends_with_it(name: str) -> None:
+    data = two_behaviours(12)
+    batch, later = batch_of(data), batch_of(data)
+    for b in range(len(later)):  # the same sums, paid at the first step
+        rows = slice(int(later.offset[b]), int(later.offset[b + 1]))
+        later.rows_NF[rows, -1] = 0.0
+        later.rows_NF[rows.start, -1] = later.return_B[b]
+        shown = summed(later).rows_NF[rows, -1].tolist()
+        assert shown == [0.0] * (len(shown) - 1) + [float(later.return_B[b])]
+        assert torch.equal(summed(later).rows_NF[rows, :-1], batch.rows_NF[rows, :-1])
+    states = {}
+    for rewards in ("sum", "steps"):
+        for key, given in (("one", batch), ("other", later)):
+            config = dataclasses.replace(CONFIGS[name], rewards=rewards)
+            agent: Any = ALGORITHMS[name].make_agent(config, AgentSpec(obs_dim=2, action_dim=1))
+            agent.fit(summary_of(data))
+            agent.update([given] * 4)
+            states[rewards, key] = agent.state()
+    assert same(states["sum", "one"], states["sum", "other"])
+    assert not same(states["steps", "one"], states["steps", "other"])
+    noise_BP = torch.full((12, 1), 0.999)  # the last step of each
+    agent.data["longest"].fill_(max(len(e.reward_T) for e in data) + MORE)
+    steps = draw_steps(batch, noise_BP, 2, 1, agent.data["longest"], None)
+    assert float(steps.weight_R.min()) == 1.0 and float(steps.going_R.max()) == 0.0 and steps.to_go_R is None

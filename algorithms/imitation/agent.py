@@ -27,12 +27,14 @@ C = TypeVar("C", bound=FeatureConfig)
 
 
 class ImitationAgent(FittedAgent):
-    """The learner's side; a subclass says what is drawn from a batch and how its loss arises.
+    """The learner's side; a subclass says what is drawn from a batch and how its loss arises, and may name more ``metrics``.
 
     Args:
         parameters: by name, the network's initial ones.
         data: what ``fit`` takes from the dataset, by name, float32; part of the policy's weights.
     """
+
+    metrics = METRICS  # the loss, the gradient's norm, then what ``losses`` shares
 
     def __init__(
         self,
@@ -43,12 +45,12 @@ class ImitationAgent(FittedAgent):
     ) -> None:
         super().__init__(spec, config.matmul)
         self.data = {name: tensor.to(self.device, torch.float32) for name, tensor in data.items()}
-        self.parameters = FlatParameters(parameters, self.device, extra=3)
+        self.parameters = FlatParameters(parameters, self.device, extra=len(self.metrics))
         self.adam = FlatAdam(
             self.parameters.value, self.parameters.gradient, lr=config.lr, weight_decay=config.weight_decay
         )
         self.trainer = Trainer(
-            self.parameters, (self.adam,), spec.collective, METRICS, clip=config.grad_clip, clip_eps=1e-6
+            self.parameters, (self.adam,), spec.collective, self.metrics, clip=config.grad_clip, clip_eps=1e-6
         )
         self.trainers = (self.trainer,)
         self._settings = config

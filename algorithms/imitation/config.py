@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from algorithms.config import AgentConfig
+from algorithms.config import ALPHA_BUDGET, AgentConfig
 from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option
 
 
@@ -35,6 +35,18 @@ class FeatureConfig(AgentConfig):
     def posterior_floats(self) -> int:
         """Nothing is written back beside the episodes."""
         return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig(FeatureConfig):
+    """What those share that read the reward of each step."""
+
+    rewards: str = option(
+        "steps",
+        "name",
+        "steps: each as it was recorded; sum: none but their sum, at an episode's last step, all that GAC, bc, percent-bc and rvs see",
+        ("steps", "sum"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +135,7 @@ class ConditionedConfig(RegressionConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ImitationConfig):
+class TransformerConfig(ImitationConfig, RewardConfig):
     """The decision transformer. Defaults: Chen et al. (2021), "Decision Transformer", for Gym MuJoCo."""
 
     lr: float = option(1e-4, "1", "Adam step size after the warm-up (Chen et al.: 1e-4)", **RATE)
@@ -193,6 +205,28 @@ class TransformerConfig(ImitationConfig):
         return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineTransformerConfig(TransformerConfig):
+    """The online decision transformer. Defaults: Zheng et al. (2022), "Online Decision Transformer", arXiv 2202.05607, for hopper."""
+
+    weight_decay: float = option(5e-4, "1", "decoupled weight decay of all parameters (Zheng et al.: 5e-4)", **DECAY)
+    width: int = option(512, "units", "width of a token (Zheng et al.: 512)", **WIDTH)
+    layers: int = option(
+        4, "layers", "transformer blocks (Zheng et al.: 4)", at_least=1, at_most=256, why="the policy would be linear"
+    )
+    heads: int = option(4, "heads", "attention heads of a block (Zheng et al.: 4)", **HEADS)
+    alpha_init: float = option(
+        0.1, "1", "temperature at the start (Zheng et al.: .1)", above=0, why="its logarithm is learned"
+    )
+    alpha_lr: float = option(1e-4, "1", "Adam step size of the temperature (Zheng et al.: 1e-4)", **RATE)
+    target_entropy: float = option(
+        -1.0, "nats", "entropy that alpha holds, per action coordinate (Zheng et al.: -1)", **ALPHA_BUDGET
+    )
+    explore_return: float = option(
+        2.0, "1", "return asked for when gathering, in multiples of that of an evaluation (Zheng et al.: 2)", **WEIGHT
+    )
+
+
 def cloning_paper() -> CloningConfig:
     """The networks and step size usual in published D4RL comparisons."""
     return CloningConfig()
@@ -226,3 +260,15 @@ def transformer_paper() -> TransformerConfig:
 def transformer_cpu() -> TransformerConfig:
     """The same function, narrower, with a larger step and without dropout, for runs of minutes on a core (ours)."""
     return TransformerConfig(lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, dropout=0.0)
+
+
+def online_transformer_paper() -> OnlineTransformerConfig:
+    """The settings of Zheng et al. (2022) for hopper; meant for a GPU."""
+    return OnlineTransformerConfig()
+
+
+def online_transformer_cpu() -> OnlineTransformerConfig:
+    """``transformer_cpu`` with the stochastic policy of Zheng et al. (ours)."""
+    return OnlineTransformerConfig(
+        lr=1e-3, alpha_lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, heads=1, dropout=0.0
+    )

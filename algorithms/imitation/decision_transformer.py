@@ -35,12 +35,13 @@ class DecisionTransformer(ImitationAgent):
     Raises ValueError with every problem of ``config`` at once.
     """
 
+    heads = 1  # outputs of the network for each number of an action
+
     def __init__(self, config: TransformerConfig, spec: AgentSpec) -> None:
         config.check()
-        self.config = config
-        super().__init__(
-            config, spec, _initial(config, spec.obs_dim, spec.action_dim, spec.seed), _no_data(spec.obs_dim)
-        )
+        self.config, self.sums = config, config.rewards == "sum"
+        initial = _initial(config, spec.obs_dim, spec.action_dim, spec.seed, self.heads)
+        super().__init__(config, spec, initial, _no_data(spec.obs_dim))
 
     def _statistics(self, summary: DataSummary) -> dict[str, object]:
         config = self.config
@@ -56,6 +57,12 @@ class DecisionTransformer(ImitationAgent):
 
     def losses(self, batch: Trajectories) -> Loss:
         """sum_gk w_gk (1/A) |pi(window_g)_k - a_gk|^2 over sum_gk w_gk; w is 1 for a step, 0 for padding."""
+        out_GKA, action_GKA, weight_GK = self.outputs(batch)
+        total = action_error(torch.tanh(out_GKA), action_GKA, weight_GK)
+        return Loss(total, weight=weight_GK.sum(), shared=(weight_GK.sum() / weight_GK.numel(),))
+
+    def outputs(self, batch: Trajectories) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the network gives for drawn windows (G, K, heads A), the actions (G, K, A), and 1 for a step, 0 for padding."""
         config, data = self.config, self.data
         noise_BP = self.uniform(len(batch), config.segments)
         drawn = draw_segments(batch, noise_BP, config.context, self.obs_dim, self.action_dim)
@@ -65,16 +72,9 @@ class DecisionTransformer(ImitationAgent):
             action_BSA=drawn.action_GKA,
             time_BS=drawn.time_GK.clamp_max(config.max_steps - 1),
         )
-        predicted_GKA = predict(
-            self.parameters.named,
-            window,
-            layers=config.layers,
-            heads=config.heads,
-            drop=self._drop if config.dropout else None,
-        )
-        weight_GK = drawn.valid_GK.float()
-        total = action_error(predicted_GKA, drawn.action_GKA, weight_GK)
-        return Loss(total, weight=weight_GK.sum(), shared=(weight_GK.sum() / weight_GK.numel(),))
+        drop = self._drop if config.dropout else None
+        out_GKA = head_outputs(self.parameters.named, window, layers=config.layers, heads=config.heads, drop=drop)
+        return out_GKA, drawn.action_GKA, drawn.valid_GK.float()
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         share = self.config.dropout
@@ -94,10 +94,11 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
     """
 
     needs_reward = True  # without it the return still to come would stay what it was
+    heads = DecisionTransformer.heads
 
     def __init__(self, config: TransformerConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, obs_dim, action_dim)
-        self._weights = _initial(config, obs_dim, action_dim, 0) | _no_data(obs_dim)
+        self._weights = _initial(config, obs_dim, action_dim, 0, self.heads) | _no_data(obs_dim)
         self.reset(0)
 
     def reset(self, num_envs: int) -> None:
@@ -120,14 +121,17 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
                 f"act got {len(obs_EO)} observations for {len(history.length_E)} environments, of which {waiting} have "
                 "not begun: there is no return to ask for; call reset with their number, and begin for each"
             )
-        history.observe(obs_EO, reward_E)
+        history.observe(obs_EO, np.zeros_like(reward_E) if self.config.rewards == "sum" else reward_E)
+        config = self.config
         with torch.inference_mode(), runtime.library(self._matmul):
-            predicted_EKA = predict(
-                self._weights, self._window(), layers=self.config.layers, heads=self.config.heads, drop=None
-            )
-        action_EA = predicted_EKA.numpy()[np.arange(len(obs_EO)), history.length_E - 1]
+            out = head_outputs(self._weights, self._window(), layers=config.layers, heads=config.heads, drop=None)
+            action_EA = self._action(out[torch.arange(len(obs_EO)), torch.from_numpy(history.length_E) - 1]).numpy()
         history.acted(action_EA)
         return action_EA
+
+    def _action(self, out_EA: torch.Tensor) -> torch.Tensor:
+        """Actions (E, A) from what the network gives for each environment's newest step."""
+        return torch.tanh(out_EA)
 
     def state(self) -> dict[str, np.ndarray]:
         """The windows of all environments, by name, as copies."""
@@ -170,7 +174,9 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
         )
 
 
-def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int) -> dict[str, torch.Tensor]:
+def _initial(
+    config: TransformerConfig, obs_dim: int, action_dim: int, seed: int, heads: int
+) -> dict[str, torch.Tensor]:
     return initial_parameters(
         features(config.obs_fourier, config.obs_fourier_dims, obs_dim),
         action_dim,
@@ -178,6 +184,7 @@ def _initial(config: TransformerConfig, obs_dim: int, action_dim: int, seed: int
         layers=config.layers,
         max_steps=config.max_steps,
         draw=torch.Generator().manual_seed(seed),
+        outputs=heads * action_dim,
     )
 
 
@@ -207,14 +214,14 @@ class Window(NamedTuple):
 
 
 def initial_parameters(
-    features: int, action_dim: int, *, width: int, layers: int, max_steps: int, draw: torch.Generator
+    features: int, action_dim: int, *, width: int, layers: int, max_steps: int, draw: torch.Generator, outputs: int = 0
 ) -> Parameters:
     """Weights (in, out) normal of std .02 and biases zero, as GPT-2; layer norms are the identity."""
     shapes = {"to_go": (1, width), "state": (features, width), "action": (action_dim, width)}
     for l in range(layers):
         shapes |= {f"block{l}.qkv": (width, 3 * width), f"block{l}.mix": (width, width)}
         shapes |= {f"block{l}.rise": (width, 4 * width), f"block{l}.fall": (4 * width, width)}
-    shapes["head"] = (width, action_dim)
+    shapes["head"] = (width, outputs or action_dim)
     norms = ["embedded", *[f"block{l}.{of}" for l in range(layers) for of in ("seen", "mixed")], "last"]
     initial = {"time.weight": torch.randn(max_steps, width, generator=draw) * 0.02}
     for name, shape in shapes.items():
@@ -227,12 +234,17 @@ def initial_parameters(
 
 def predict(parameters: Parameters, window: Window, *, layers: int, heads: int, drop: Drop | None) -> torch.Tensor:
     """Actions (B, S, A) in [-1, 1]: that of step s from the steps up to s and their actions before s."""
+    return torch.tanh(head_outputs(parameters, window, layers=layers, heads=heads, drop=drop))
+
+
+def head_outputs(parameters: Parameters, window: Window, *, layers: int, heads: int, drop: Drop | None) -> torch.Tensor:
+    """What the last layer gives for each step (B, S, outputs)."""
     x_BTW = _embed(parameters, window)
     if drop:
         x_BTW = drop(x_BTW)
     for l in range(layers):
         x_BTW = _block(parameters, f"block{l}", x_BTW, heads=heads, only_states=l == layers - 1, drop=drop)
-    return torch.tanh(_linear(parameters, "head", _norm(parameters, "last", x_BTW)))
+    return _linear(parameters, "head", _norm(parameters, "last", x_BTW))
 
 
 def _embed(p: Parameters, window: Window) -> torch.Tensor:

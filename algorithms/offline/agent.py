@@ -22,10 +22,11 @@ CRITIC_METRICS, ACTOR_METRICS = (
     ("critic_loss", "q_mean", "critic_grad_norm"),
     ("actor_loss", "alpha", "actor_grad_norm"),
 )
+MORE = 10**6  # steps: where rewards are summed every episode ends, as one shorter than the longest does
 
 
 class ValueAgent(FittedAgent):
-    """A subclass gives the two losses, each a sum over steps. Raises ValueError with every problem of ``config`` at once.
+    """A subclass gives the two losses, of each step. Raises ValueError with every problem of ``config`` at once.
 
     Args:
         outputs: of the actor's network.
@@ -42,6 +43,7 @@ class ValueAgent(FittedAgent):
     ) -> None:
         config.check()
         super().__init__(spec, config.matmul)
+        self.sums = config.rewards == "sum"
         self.config, draw = config, torch.Generator().manual_seed(spec.seed)
         self.data = {k: t.to(self.device) for k, t in no_data(spec.obs_dim).items()}
         seen, c = features(config.obs_fourier, config.obs_fourier_dims, spec.obs_dim), config
@@ -58,6 +60,8 @@ class ValueAgent(FittedAgent):
         self.actor_trainer = Trainer(self.policy, (self.actor_adam,), spec.collective, ACTOR_METRICS)
         self.trainers = (self.critic_trainer, self.actor_trainer)
 
+    delayed = False  # whether the critics' slow copies wait for the actor's updates
+
     @abc.abstractmethod
     def critic_loss(self, steps: Steps, seen_RX: torch.Tensor, next_RX: torch.Tensor) -> torch.Tensor:
         """What each step costs the critics (R,)."""
@@ -67,8 +71,8 @@ class ValueAgent(FittedAgent):
         """What each step costs the actor, and the temperature where there is one, (R,)."""
 
     def _statistics(self, summary: DataSummary) -> dict[str, object]:
-        """The longest episode, and what rewards are scaled by."""
-        taken: dict[str, object] = {"longest": summary.max_length}
+        """The longest episode, and what rewards are scaled by; one longer than any where each ends with its sum of rewards."""
+        taken: dict[str, object] = {"longest": summary.max_length + self.sums * MORE}
         if wanted := getattr(self.config, "return_range", 0.0):
             taken["reward_scale"] = wanted / max(summary.return_max - summary.return_min, 1e-6)
         return taken
@@ -88,9 +92,9 @@ class ValueAgent(FittedAgent):
     def _step(self, batch: Trajectories) -> None:
         config = self.config
         noise_BP, longest = self.uniform(len(batch), config.points), self.data["longest"]
-        steps = draw_steps(batch, noise_BP, self.obs_dim, self.action_dim, longest, config.gamma)
-        scale, weight_R = self.data["reward_scale"], steps.weight_R
-        steps = steps._replace(reward_R=steps.reward_R * scale, to_go_R=steps.to_go_R * scale)
+        gamma = config.gamma if getattr(config, "calibrated", False) else None
+        steps = draw_steps(batch, noise_BP, self.obs_dim, self.action_dim, longest, gamma)
+        weight_R, steps = steps.weight_R, steps._replace(reward_R=steps.reward_R * self.data["reward_scale"])
         seen_RX, next_RX, weight = self.see(steps.obs_RO), self.see(steps.next_RO), weight_R.sum()
         self.updates += 1
         with_actor = self.updates % config.actor_every == 0
@@ -98,7 +102,8 @@ class ValueAgent(FittedAgent):
         step = self.critic_trainer.descend(Loss((cost_R * weight_R).sum(), weight=weight))
         q_mean = self.q(self.frozen(), seen_RX, steps.action_RA).mean().detach()
         self.critic_trainer.record(step, (step.loss, q_mean, step.norm))
-        self._follow(self.critic, config.tau * (1.0 - step.skipped))
+        if with_actor or not self.delayed:
+            self._follow(self.critic, config.tau * (1.0 - step.skipped))
         if with_actor:
             weight_R = weight_R * (1.0 - step.nonfinite)  # what was not finite for the critics moves nobody
             weight = weight * (1.0 - step.nonfinite)

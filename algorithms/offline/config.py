@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from algorithms.config import ALPHA_BUDGET
-from algorithms.imitation.config import FeatureConfig
+from algorithms.imitation.config import RewardConfig
 from replay.option import COUNT, DRAWS, LAYERS, RATE, SHARE, WEIGHT, WIDTH, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValueConfig(FeatureConfig):
+class ValueConfig(RewardConfig):
     """An ensemble of critics with slow targets and an actor, all on steps drawn from whole episodes."""
 
     lr: float = option(3e-4, "1", "Adam step size of the critics (all five: 3e-4)", **RATE)

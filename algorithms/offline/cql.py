@@ -11,16 +11,19 @@ import math
 import torch
 
 from algorithms.interface import AgentSpec
-from algorithms.losses import temperature_loss
+from algorithms.losses import log_temperature_loss, temperature_loss
 from algorithms.offline.agent import ValueAgent
 from algorithms.offline.config import CQLConfig, SoftConfig
 from algorithms.offline.steps import Steps, squashed
+
+FIRST_LOG_STD = -1.0  # [CORL]
 
 
 class SoftAgent(ValueAgent):
     """The tanh-Gaussian actor with a temperature that cql, cal-ql and rlpd share."""
 
     config: SoftConfig
+    heat = staticmethod(temperature_loss)
 
     def __init__(self, config: SoftConfig, spec: AgentSpec) -> None:
         log_alpha = torch.full((), math.log(max(config.alpha_init, 1e-12)))
@@ -37,18 +40,24 @@ class SoftAgent(ValueAgent):
         return q_ER.amin(0)
 
     def actor_loss(self, steps: Steps, seen_RX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha log pi - value(s, pi(s)); and the temperature's alpha (-H - log pi)."""
+        """alpha log pi - value(s, pi(s)); and the temperature's alpha (-H - log pi), of CQL log_alpha (-H - log pi)."""
         log_alpha = self.policy.named["log_alpha"]
         action_RA, log_pi_R = self.sample(self.policy.named, seen_RX)
         value_R = self.value(self.q(self.frozen(), seen_RX, action_RA))
         budget = -self.config.target_entropy * self.action_dim
-        return log_alpha.detach().exp() * log_pi_R - value_R, temperature_loss(log_alpha, budget, log_pi_R.detach())
+        return log_alpha.detach().exp() * log_pi_R - value_R, self.heat(log_alpha, budget, log_pi_R.detach())
 
 
 class CQL(SoftAgent):
     """The learner of cql and, calibrated, of cal-ql."""
 
     config: CQLConfig
+    heat = staticmethod(log_temperature_loss)
+
+    def __init__(self, config: CQLConfig, spec: AgentSpec) -> None:
+        super().__init__(config, spec)
+        with torch.no_grad():  # the first deviation is 1/e
+            self.policy.named[f"pi{config.layers}.bias"][spec.action_dim :] = FIRST_LOG_STD
 
     def critic_loss(self, steps: Steps, seen_RX: torch.Tensor, next_RX: torch.Tensor) -> torch.Tensor:
         """sum_j (Q_j - r - gamma min_k Q_k'(s', a'))^2 + pessimism (logsumexp_a (Q_j(s, a) - log mu(a)) - Q_j)."""
@@ -72,6 +81,7 @@ class CQL(SoftAgent):
             here_RA = torch.cat([random_RA, *(action_RA for action_RA, _ in made)])
             q_3ER = self.q(self.critic.named, seen_RX.repeat(3, 1), here_RA).unflatten(1, (3, rows)).transpose(0, 1)
             if config.calibrated:
+                assert steps.to_go_R is not None
                 q_3ER = torch.cat([q_3ER[:1], torch.maximum(q_3ER[1:], steps.to_go_R)])
             uniform_R = torch.full((rows,), self.action_dim * math.log(0.5), device=self.device)
             found.append(q_3ER - torch.stack([uniform_R, *(log_pi_R for _, log_pi_R in made)])[:, None])

@@ -15,7 +15,7 @@ from algorithms.fourier import features
 from algorithms.interface import AgentSpec
 from algorithms.offline.agent import ValueAgent
 from algorithms.offline.config import IQLConfig
-from algorithms.offline.steps import LOG_STD, Steps, outputs
+from algorithms.offline.steps import IQL_LOG_STD, Steps, outputs
 from algorithms.trainer import lecun_normal
 
 MOST_WEIGHT = 100.0  # of an advantage [IQL]
@@ -51,7 +51,7 @@ class IQL(ValueAgent):
             advantage_R = self.q(self.slow, seen_RX, steps.action_RA).amin(0) - v_R
             weight_R = (config.temperature * advantage_R).exp().clamp(max=MOST_WEIGHT)
         mean_RA = torch.tanh(outputs(self.policy.named, seen_RX, config.layers))
-        log_std_A = self.policy.named["log_std"].clamp(*LOG_STD)
+        log_std_A = self.policy.named["log_std"].clamp(*IQL_LOG_STD)
         away_RA = (steps.action_RA - mean_RA) * (-log_std_A).exp()
         log_pi_R = (-0.5 * away_RA.square() - log_std_A - 0.5 * math.log(2 * math.pi)).sum(-1)
         return -weight_R * log_pi_R, None

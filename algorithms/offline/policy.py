@@ -16,7 +16,7 @@ from algorithms.imitation.agent import ImitationPolicy
 from algorithms.interface import PlanRequestError
 from algorithms.offline.agent import no_data
 from algorithms.offline.config import IQLConfig, TD3BCConfig, ValueConfig
-from algorithms.offline.steps import LOG_STD, actor_parameters, outputs
+from algorithms.offline.steps import IQL_LOG_STD, LOG_STD, actor_parameters, outputs
 from replay.schema import EpisodeMetadata
 
 NAN = float("nan")
@@ -110,7 +110,7 @@ def acted(
         mean = torch.tanh(out)
         if noise_BA is None:
             return mean
-        std = config.explore_std if isinstance(config, TD3BCConfig) else weights["log_std"].clamp(*LOG_STD).exp()
+        std = config.explore_std if isinstance(config, TD3BCConfig) else weights["log_std"].clamp(*IQL_LOG_STD).exp()
         return (mean + std * noise_BA).clamp(-1.0, 1.0)
     mean, log_std = out[:, :action_dim], out[:, action_dim:]
     return torch.tanh(mean if noise_BA is None else mean + torch.clamp(log_std, *LOG_STD).exp() * noise_BA)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from algorithms.trainer import lecun_normal
 from replay.schema import Trajectories
 
-LOG_STD = (-5.0, 2.0)  # bounds of the actors' log standard deviations
+LOG_STD = (-20.0, 2.0)  # bounds of the log standard deviations of actors with a tanh [CQL, RLPD]
+IQL_LOG_STD = (-5.0, 2.0)  # [IQL]
 
 
 class Steps(NamedTuple):
@@ -27,16 +28,21 @@ class Steps(NamedTuple):
     next_RO: torch.Tensor  # raw; where the episode ends the step's own observation
     going_R: torch.Tensor  # 1, or 0 where the episode ended: nothing follows
     weight_R: torch.Tensor  # 1, or 0 for a last step that the time limit cut off: what followed is not recorded
-    to_go_R: torch.Tensor  # discounted rewards from here to the end of the episode
+    to_go_R: torch.Tensor | None  # discounted rewards from here to the end of the episode, where asked for
 
 
 def draw_steps(
-    batch: Trajectories, noise_BP: torch.Tensor, obs_dim: int, action_dim: int, longest: torch.Tensor, gamma: float
+    batch: Trajectories,
+    noise_BP: torch.Tensor,
+    obs_dim: int,
+    action_dim: int,
+    longest: torch.Tensor,
+    gamma: float | None,
 ) -> Steps:
     """P steps of each episode, uniform over it, with replacement.
 
     Whole episodes do not say why they end: one that is shorter than ``longest``, the longest of the data, is taken to have ended
-    itself, any other to have been cut off by the time limit.
+    itself, any other to have been cut off by the time limit. ``gamma``: of the returns to go; None: they are not asked for.
     """
     length_B1 = batch.offset.diff()[:, None]
     step_BP = torch.minimum((noise_BP * length_B1).long(), length_B1 - 1)
@@ -50,7 +56,7 @@ def draw_steps(
         next_RO=batch.rows_NF[row_R + ~last_R, :obs_dim],
         going_R=(~ended_R).float(),
         weight_R=(~last_R | ended_R).float(),
-        to_go_R=returns_to_go(batch.rows_NF[:, inputs], batch.offset, gamma)[row_R],
+        to_go_R=None if gamma is None else returns_to_go(batch.rows_NF[:, inputs], batch.offset, gamma)[row_R],
     )
 
 

@@ -1,7 +1,7 @@
 """TD3+BC: TD3 whose actor also imitates, the two weighed by the size of its values.
 
-Source: Fujimoto & Gu (2021), "A Minimalist Approach to Offline Reinforcement Learning", arXiv 2106.06860. Ours: the critics' slow
-copies move with every update (theirs: with every second, as the actor's do), and online it goes on with the same loss.
+Source: Fujimoto & Gu (2021), "A Minimalist Approach to Offline Reinforcement Learning", arXiv 2106.06860. Ours: online it goes on with
+the same loss.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class TD3BC(ValueAgent):
     """The learner of td3-bc."""
 
     config: TD3BCConfig
+    delayed = True
 
     def __init__(self, config: TD3BCConfig, spec: AgentSpec) -> None:
         super().__init__(config, spec, spec.action_dim)

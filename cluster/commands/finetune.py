@@ -58,7 +58,10 @@ def finetuned(
     online = dataclasses.replace(online, stages=3)
     plans = hasattr(config.agent, "explore_target")
     if target is not None and not plans:
-        _refuse(config, {}, target)
+        raise UsageError(
+            f"--target {target} was given to a run of {config.algorithm}, whose exploration asks for no return; nothing was started; "
+            "leave it out (--stages, --episodes-per-stage and --updates-per-stage are what its stages have)"
+        )
     asked = {} if target is None else {"agent.explore_target": target}
     learned = STAGES_ARE_LEARNED_BY if plans else {}
     config = override(dataclasses.replace(config, online=online), {**learned, **asked, **settings}, problems)

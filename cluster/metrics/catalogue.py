@@ -344,6 +344,7 @@ AGENT_CHARTS = {  # what agents report, in the order of the report's charts: tit
     "active_dims": ("Active latent dimensions", "share"),
     "kl_total": ("KL of a plan", "nats"),
     "action_nll": ("Action term", "negative log likelihood, nats a step"),
+    "entropy": ("Policy entropy", "nats a step"),
     "return_nll": ("Return term", "negative log likelihood, nats"),
     "next_state_error": ("Next-state error", "mean square, data deviations"),
     "action_mse": ("Action error", "mean square"),
