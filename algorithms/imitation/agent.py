@@ -34,7 +34,7 @@ class ImitationAgent(FittedAgent):
         data: what ``fit`` takes from the dataset, by name, float32; part of the policy's weights.
     """
 
-    metrics = METRICS  # the loss, the gradient's norm, then what ``losses`` shares
+    metrics: tuple[str, ...] = METRICS  # the loss, the gradient's norm, then what ``losses`` shares
 
     def __init__(
         self,
