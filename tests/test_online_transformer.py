@@ -34,7 +34,7 @@ def fitted(config: OnlineTransformerConfig = SMALL) -> OnlineDecisionTransformer
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[OnlineDecisionTransformer, OnlineDecisionTransformerPolicy]:
-    agent, episodes = fitted(), two_behaviours(16)
+    agent, episodes = fitted(), two_behaviours(32)
     agent.update([batch_of(episodes)] * 500)
     policy = OnlineDecisionTransformerPolicy(SMALL, 2, 1)
     policy.load_weights(agent.policy_weights())
@@ -70,7 +70,7 @@ def test_the_losses_are_those_of_the_paper_one_step_at_a_time() -> None:
         for k in range(4):
             if not weight_GK[g, k]:
                 continue
-            mean, raw = (float(x) for x in out_GKA[g, k])
+            mean, raw = (float(x) for x in out_GKA[g, k].detach())
             std = math.exp(-5 + 3.5 * (math.tanh(raw) + 1))
 
             def density(x: float, mean: float = mean, std: float = std) -> float:
