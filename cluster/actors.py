@@ -18,6 +18,7 @@ from cluster.saving import Outcome
 from cluster.usage import Meter, Usage, usage
 from replay import snapshot
 from replay.messages import Ack, Block, Chunk, RowTotals, Wait
+from replay.shard import Served
 from rollout_workers.env_ids import take_code
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ShardActor:
         self.policy_s = spec.config.ray.call_timeout_s
         self.stage = self.shard.limiter.stage
         self.sealed = False
+        self.inside = {"append": 0, "sample": 0}  # calls that wait here, for room or for rows
 
     async def restored(self) -> tuple[str, ...]:
         """What was wrong with snapshots that were skipped when this process started."""
@@ -70,7 +72,7 @@ class ShardActor:
                     generation, version = self.shard.newest
                     return Ack(status="rejected", generation=generation, version=version, reason=refusal)
                 ack = self.shard.append(chunk)
-                if ack.status != "wait" or not await self._wait(deadline):
+                if ack.status != "wait" or not await self._wait("append", deadline):
                     break
                 held = True
             if ack.status == "ok":
@@ -85,7 +87,11 @@ class ShardActor:
         async with self.changed:
             while True:
                 answer = self.shard.sample(updates, batch, (generation, version))
-                if not isinstance(answer, Wait) or answer.reason == "exhausted" or not await self._wait(deadline):
+                if (
+                    not isinstance(answer, Wait)
+                    or answer.reason == "exhausted"
+                    or not await self._wait("sample", deadline)
+                ):
                     break
             if not isinstance(answer, Wait):
                 if self.shard.limiter.stage > self.stage:
@@ -109,14 +115,17 @@ class ShardActor:
     def _full(self) -> bool:
         return self.shard.limiter.gathered or self.shard.store.inserted >= self.quota_rows
 
-    async def _wait(self, deadline: float) -> bool:
+    async def _wait(self, call: str, deadline: float) -> bool:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
+        self.inside[call] += 1
         try:
             await asyncio.wait_for(self.changed.wait(), left)
         except TimeoutError:
             return False
+        finally:
+            self.inside[call] -= 1
         return True
 
     async def hold_at(self, rows: int) -> None:
@@ -148,13 +157,19 @@ class ShardActor:
             self.changed.notify_all()
 
     async def stats(self) -> dict[str, Any]:
-        """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, when this
-        process started, on which node, what it takes, and from what: the rows of a snapshot and warnings of newer ones, or None."""
+        """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, which calls wait,
+        when this process started, on which node, what it takes, and from what: rows of a snapshot and warnings of newer ones, or None."""
         stats, now = self.shard.stats(), time.monotonic()
         silent_s = {worker: now - seen for worker, seen in stats.last_seen_s.items()}
         workers, full = self.shard.drain_stats(), self._full()
         restored = None if self.found is None else (self.found.inserted, self.found.warnings)
-        began = {"started": self.started, "restored": restored, "node": here(), "usage": usage()}
+        began = {
+            "started": self.started,
+            "restored": restored,
+            "node": here(),
+            "usage": usage(),
+            "waiting": self.inside,
+        }
         return {"stats": stats, "full": full, "workers": workers, "silent_s": silent_s, **began}
 
     async def save(self) -> Outcome:
@@ -169,19 +184,22 @@ class StoreActor:
     """Holds the newest weights: one object a version, owned here, so that it outlives the learner that made it."""
 
     def __init__(self) -> None:
-        self.process_began = time.time()
+        self.process_began, self.served = time.time(), Served("publish")
         self.order = (-1, -1)
         self.newest: list[ray.ObjectRef[Weights]] = []
 
     def publish(self, weights: Weights) -> None:
         """Takes newer weights; older ones (a late message) are ignored."""
         if weights.order > self.order:
+            began = time.perf_counter()
             self.order = weights.order
             self.newest = [ray.put(weights)]
+            self.served.add("publish", began, weights.flat.nbytes)
 
-    def started(self) -> tuple[float, str, Usage]:
-        """When this process started (another one is empty until the next publication), on which node, and what it takes."""
-        return self.process_began, here(), usage()
+    def started(self) -> tuple[float, str, Usage, dict[str, float]]:
+        """When this process started (another one is empty until the next publication), on which node, what it takes, and what it
+        served."""
+        return self.process_began, here(), usage(), self.served.totals
 
     def fetch(self) -> list[ray.ObjectRef[Weights]]:
         """A list with the newest weights' reference, empty before the first publication."""
@@ -201,6 +219,7 @@ class WorkerActor:
         set_threads(config)
         take_code(spec.own_code, config.env)
         self.store, self.timeout_s, self.meter = store, config.ray.call_timeout_s, Meter()
+        self.fetched = Served("fetch")  # since the last chunk
         self.shard = shards[index % len(shards)]
         self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),
@@ -231,12 +250,18 @@ class WorkerActor:
 
     def _send(self, chunk: Chunk) -> Any:
         if (seen := self.meter.read()) is not None:
-            chunk.stats.update(seen.stats())
+            chunk.stats.update(seen.stats() | self.fetched.totals)
+            self.fetched = Served("fetch")
         return self.shard.append.remote(chunk)
 
     def _fetch(self) -> Weights | None:
+        began = time.perf_counter()
         refs = _answer(self.store.fetch.remote(), self.timeout_s)
-        return _answer(refs[0], self.timeout_s) if refs else None
+        if not refs:
+            return None
+        weights: Weights = _answer(refs[0], self.timeout_s)
+        self.fetched.add("fetch", began, weights.flat.nbytes)
+        return weights
 
 
 def _answer(ref: Any, timeout_s: float) -> Any:

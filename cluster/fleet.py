@@ -277,6 +277,7 @@ class RayFleet:
         self._worker_group.observe_reports(report["workers"], report["silent_s"])
         self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
         self.aggregator.add_usage("shard", index, report["usage"])
+        self.aggregator.add_waiting(index, report["waiting"])
 
     def _say_lost_nodes(self) -> None:
         """The end of a node is one event, with all parts of the run that were there; they are restarted without one of their own."""
@@ -306,8 +307,9 @@ class RayFleet:
                 ray.kill(self._store, no_restart=False)
                 self._store_pulse = Pulse(self._store.started.remote)
             return False
-        started_at, self._store_node, used = answer
+        started_at, self._store_node, used, served = answer
         self.aggregator.add_usage("store", 0, used)
+        self.aggregator.add_served("store", served)
         if self._store_started and started_at != self._store_started:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
             self._learners.publish_again()

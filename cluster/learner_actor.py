@@ -68,6 +68,7 @@ class News:
     busy_s: float  # since ``run`` last began or ended a block, a checkpoint or a look for a block
     updates: int  # made until now: reports are of up to REPORT_S ago
     version: int  # of the weights, now
+    ready_blocks: int  # that wait for the learner
     usage: Usage
 
 
@@ -80,6 +81,7 @@ class LearnerActor:
         self.config = spec.config
         self.shards, self.store = shards, store
         self.collective: TorchCollective | None = None
+        self.feed: Feed | None = None  # while ``run`` runs
         self.listener: socket.socket | None = None  # of the rank where the others meet
         self.stopping = threading.Event()
         # Whoever holds it may use the learner: ``run`` for a block, ``save`` for a checkpoint.
@@ -140,7 +142,7 @@ class LearnerActor:
 
         learner, config = self.learner, self.config
         deadline_s = config.worker.step_timeout_s + config.ray.start_timeout_s
-        feed = Feed(
+        self.feed = feed = Feed(
             self._fetcher(),
             depth=config.learner.prefetch_blocks,
             device=str(learner.device),
@@ -222,6 +224,7 @@ class LearnerActor:
             busy_s=time.monotonic() - self.moved,
             updates=self.learner.updates,
             version=self.learner.version,
+            ready_blocks=self.feed.ready if self.feed is not None else 0,
             usage=usage(),
         )
 

@@ -240,6 +240,7 @@ class LearnerGroup:
                 )
             self._rollbacks = report.rollbacks
         self.aggregator.observe_learner(news.updates, self.generation, news.version)
+        self.aggregator.ready_blocks = news.ready_blocks
         for trouble in news.troubles:
             self.event(trouble)
 

@@ -16,6 +16,9 @@ class Usage(NamedTuple):
 
     rss_bytes: float
     cpu_s: float  # since it began
+    shm_bytes: float | None = (
+        None  # of them pages of Ray's object store, which every process that maps them counts; None: not known
+    )
     gpu_bytes: float | None = None  # that torch holds of its device; None without one
 
     def stats(self) -> dict[str, float]:
@@ -27,7 +30,16 @@ def usage() -> Usage:
     """Of this process, now."""
     process = psutil.Process()
     times = process.cpu_times()
-    return Usage(float(process.memory_info().rss), times.user + times.system, _gpu_bytes())
+    return Usage(float(process.memory_info().rss), times.user + times.system, _shm_bytes(), _gpu_bytes())
+
+
+def _shm_bytes() -> float | None:
+    """Linux alone says it."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next((1024.0 * int(line.split()[1]) for line in status if line.startswith("RssShmem:")), None)
+    except OSError:
+        return None
 
 
 def _gpu_bytes() -> float | None:

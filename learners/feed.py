@@ -80,6 +80,11 @@ class Feed:
         self._thread = threading.Thread(target=self._run, name=f"feed from {source}", daemon=True)
         self._thread.start()
 
+    @property
+    def ready(self) -> int:
+        """Blocks that are ready now."""
+        return len(self._ready)
+
     def get(self, deadline_s: float | None = None) -> ReadyBatch | None:
         """The next block, or None once the stream has ended. Raises FeedTimeout, and whatever ``fetch`` raised."""
         limit_s = self._deadline_s if deadline_s is None else deadline_s

@@ -81,6 +81,11 @@ class Block:
     inserted: int  # rows the shard had accepted over its life when it answered
     size: int  # rows it held then
 
+    @property
+    def nbytes(self) -> int:
+        """Of the rows."""
+        return self.rows_UBD.nbytes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeBlock:
@@ -93,6 +98,11 @@ class EpisodeBlock:
     shard: int
     inserted: int  # online rows the shard had accepted over its life when it answered
     returns: ReturnSummary
+
+    @property
+    def nbytes(self) -> int:
+        """Of the episodes' arrays."""
+        return sum(array.nbytes for batch in self.batches for array in vars(batch).values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class ShardStats:
     age_rows: np.ndarray  # (AGE_BINS,) int64: rows by policy age at insert, in versions behind the newest observed
     last_seen_s: dict[int, float]  # worker -> monotonic clock of the shard when a chunk of it last came
     written: tuple[Written, ...]  # rows of each remembered incarnation
+    served: dict[str, float]  # of this process, see Served: append and sample
     stage: int  # newest online stage whose gathering has begun
     offline_episodes: int  # of a dataset
     episodes: int = 0  # held, of a store of whole episodes; this and all below
@@ -81,6 +82,19 @@ class Blocked:
 
     def until(self, now: float) -> float:
         return self.seconds + (0.0 if self._since is None else now - self._since)
+
+
+class Served:
+    """Calls of each kind that moved data: how many, the time that they took where they were served, and the bytes moved."""
+
+    def __init__(self, *hops: str) -> None:
+        self.totals = {f"{hop}_{what}": 0.0 for hop in hops for what in ("calls", "s", "bytes")}
+
+    def add(self, hop: str, began: float, size: int) -> None:
+        """Counts a call that began at ``began`` (time.perf_counter) and ends now."""
+        self.totals[f"{hop}_calls"] += 1
+        self.totals[f"{hop}_s"] += time.perf_counter() - began
+        self.totals[f"{hop}_bytes"] += size
 
 
 class RowCounts:
@@ -161,6 +175,7 @@ class Shard:
         self.newest = (0, 0)  # (generation, version) of the newest policy observed
         self._clock = clock
         self._insert_blocked, self._sample_blocked = Blocked(), Blocked()
+        self.served = Served("append", "sample")
         self._outdated = (-1, -1), 0.0  # a policy that is too old for the open stage, and until when that matters
         self._last_seen: OrderedDict[int, float] = OrderedDict()
         self._reports: deque[WorkerReport] = deque(maxlen=REPORTS)
@@ -182,6 +197,7 @@ class Shard:
         The order of the answers: rejected if it is malformed, duplicate if it was stored before, rejected as closed when the
         run takes no more rows, wait if the limiter allows no insert, else ok.
         """
+        began = time.perf_counter()
         fault = fault_of(chunk, self.store.layout, max(self.store.capacity, 1)) or self.store.fault(chunk)
         if fault is not None:
             return self._reject(chunk, *fault)
@@ -207,6 +223,7 @@ class Shard:
         self.writers.store(chunk.worker, chunk.incarnation, chunk.sequence, rows, chunk.totals)
         self.counts.store(rows, self.newest[1] - chunk.version if chunk.generation == self.newest[0] else None)
         self._reports.append(WorkerReport(chunk.worker, chunk.incarnation, dict(chunk.stats)))
+        self.served.add("append", began, chunk.rows_ND.nbytes)
         return self._ack("ok")
 
     def sample(
@@ -231,10 +248,12 @@ class Shard:
             raise ValueError(f"sample got {updates} updates of {batch} {self.store.items}; expected at least 1 of each")
         if not self.limiter.can_sample(updates * batch):
             return self._no_sample()
+        began = time.perf_counter()
         self._sample_blocked.allow(self._clock())
         slot_UB = self.store.draw(self.rng, updates, batch, self.limiter.pretraining)
         block = self.store.gather(slot_UB, self.shard, self.limiter.stage)
         self.limiter.sample(updates * batch)  # may open the next stage, of which nothing is gathered yet
+        self.served.add("sample", began, block.nbytes)
         return block
 
     def write_back(self, slots: np.ndarray, writes: np.ndarray, values: np.ndarray) -> int:
@@ -271,6 +290,7 @@ class Shard:
             age_rows=counts.age_rows.copy(),
             written=self.writers.written(),
             last_seen_s=dict(self._last_seen),
+            served=dict(self.served.totals),
             stage=self.limiter.stage,
             **self.store.stats(),
         )

@@ -36,7 +36,7 @@ LINE = {
     "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_wanted": 6, "workers_pending": 2,
     "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1,
     "version": 62, "generation": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
-    "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01,
+    "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01, "learner_data_wait_s": 3.5,
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
     "restart_budget_left_worker": 7, "restart_budget_left_learner": 3, "restart_budget_left_shard": 2, "disk_free_bytes": 7e9,
     "checkpoint_every_s": 120.0, "snapshot_every_s": 300.0, "nonfinite_updates": 0,
@@ -49,6 +49,7 @@ LINE = {
     "rss_bytes_worker": 4e8, "cpu_s_worker": 12.0, "checkpoint_seconds": 0.5, "snapshot_bytes": 4e6, "shard_stored_rows_1": 2000,
     "shard_held_rows_1": 1500, "gpu_bytes_learner": 3e9, "worker_steps_per_s_min": 12.0, "node_workers_10.0.0.3": 2,
     "node_steps_per_s_10.0.0.3": 24.5,
+    "hop_fetch_s": 0.5, "hop_append_bytes": 2e6, "hop_sample_calls": 40, "queue_append": 3, "rows_in_flight": 16, "shm_bytes_shard": 1e6,
     "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
 }  # fmt: skip
 
@@ -75,6 +76,8 @@ NEW = {
     key("run_ended"): 0.0,
     key("run_start_time_seconds"): pytest.approx(time.time(), abs=3600),
 }  # before any state or record
+
+ELSEWHERE = set() if torch.cuda.is_available() else {"drawbridge_part_gpu_memory_bytes"}  # not without a device
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -109,12 +112,18 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("restart_budget_left", part="shard"): 2,
         key("disk_free_bytes"): 7e9,
         key("part_memory_bytes", part="worker"): 4e8,
+        key("part_object_store_bytes", part="shard"): 1e6,
+        key("hop_seconds_total", hop="fetch"): 0.5,
+        key("hop_bytes_total", hop="append"): 2e6,
+        key("hop_calls_total", hop="sample"): 40,
+        key("queue_length", queue="append"): 3,
+        key("rows_in_flight"): 16,
         key("part_gpu_memory_bytes", part="learner"): 3e9,
         key("shard_held_rows", shard="1"): 1500,
         key("worker_env_steps_per_second", stat="min"): 12.0,
         key("node_workers", node="10.0.0.3"): 2,
         key("save_interval_seconds", what="snapshot"): 300.0,
-        key("learner_time_ratio", part="data_wait"): 0.02,
+        key("learner_seconds_total", part="data_wait"): 3.5,
         key("blocked_seconds_total", side="insert"): 3.0,
         key("episode_return", stat="min"): -50.0,
         key("learning", metric="alpha"): 0.08,
@@ -168,8 +177,8 @@ def test_every_series_gets_a_value_from_the_records_of_real_runs(
     exporter.set_state("running")
     for record in records:
         exporter.update(record)
-    without_gpu = {"drawbridge_part_gpu_memory_bytes"} if not torch.cuda.is_available() else set()
-    assert {name for name, _ in samples(exporter)} == {metric.full_name for metric in METRICS} - without_gpu
+    elsewhere = {"drawbridge_queue_length"} | ELSEWHERE
+    assert {name for name, _ in samples(exporter)} == {metric.full_name for metric in METRICS} - elsewhere
 
 
 def test_the_catalogue_has_every_key_of_real_records_and_each_of_its_keys_is_written(
@@ -180,6 +189,7 @@ def test_the_catalogue_has_every_key_of_real_records_and_each_of_its_keys_is_wri
     elsewhere = {
         *("heard_at", "started_at", "ended"),  # by the endpoint
         *([] if torch.cuda.is_available() else ["gpu_bytes_*"]),  # where there is a device: tests/test_parts.py
+        *("queue_append", "queue_sample", "queue_block"),  # of runs on Ray: tests/test_scale.py
         "episodes_cut_*",  # when an inline run of an environment with hidden randomness resumes: tests/test_resumed_envs.py
     }
     listed = {key for metric in CATALOGUE for key in metric.keys} - elsewhere

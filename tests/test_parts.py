@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 
 from cluster.metrics import parts
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
 from cluster.metrics.parts import Parts
 from cluster.usage import Usage, usage
@@ -48,8 +51,8 @@ def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
 
 def test_gpu_memory_is_that_of_the_parts_that_have_a_device() -> None:
     seen = Parts()
-    seen.add_usage("learner", 0, Usage(1e8, 1.0, 3e8))
-    seen.add_usage("learner", 1, Usage(1e8, 1.0, 2e8))
+    seen.add_usage("learner", 0, Usage(1e8, 1.0, gpu_bytes=3e8))
+    seen.add_usage("learner", 1, Usage(1e8, 1.0, gpu_bytes=2e8))
     seen.add_usage("shard", 0, Usage(1e8, 1.0))
     found = {key: value for key, value in seen.record({}).items() if key.startswith("gpu_bytes")}
     assert found == {"gpu_bytes_learner": 5e8}
@@ -62,3 +65,22 @@ def test_a_process_reports_its_gpu_memory_once_it_uses_a_device_and_starts_none_
     if torch.cuda.is_available():
         held = torch.ones(1 << 20, device="cuda")
         assert (usage().gpu_bytes or 0) >= held.nbytes
+
+
+def test_pages_of_shared_memory_are_told_apart_from_a_processs_own() -> None:
+    before = usage().shm_bytes
+    if before is None:
+        pytest.skip("only Linux says which memory is shared")
+    shared = mmap.mmap(-1, 4 << 20)  # anonymous and shared: as the object store's pages are
+    shared.write(b"1" * (4 << 20))
+    own = bytearray(b"1" * (8 << 20))
+    after = usage()
+    assert after.shm_bytes is not None and 4 << 20 <= after.shm_bytes - before < 6 << 20 < len(own)
+    shared.close()
+
+
+def test_what_a_restarted_shard_or_store_has_served_goes_on_growing() -> None:
+    seen = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
+    for calls in (5.0, 8.0, 2.0):  # restarted after 8
+        seen.add_served("store", {"publish_calls": calls})
+    assert seen.line()["hop_publish_calls"] == 10

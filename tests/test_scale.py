@@ -8,6 +8,8 @@ import pytest
 from ray_runs import RayRun, ray_run
 from tiny_runs import command, lines, read
 
+from cluster.metrics.catalogue import HOPS
+
 pytestmark = pytest.mark.cluster
 
 SHARDS = LEARNERS = 2
@@ -39,6 +41,17 @@ def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
     assert 4 in seen and max(seen[: seen.index(4)]) <= 3 and seen[-1] == 2
     assert result[-1]["workers_started"] == 4 and result[-1]["workers_restarted"] == 0
     assert result[-1]["env_steps"] > result[seen.index(4)]["env_steps"]
+
+
+def test_what_went_over_each_hop_is_what_the_run_counts(scaled: RayRun) -> None:
+    last = lines(scaled.run_dir / "metrics.jsonl")[-1]
+    assert all(last[f"hop_{hop}_{what}"] > 0 for hop in HOPS for what in ("calls", "s", "bytes"))
+    row_bytes = last["hop_append_bytes"] / last["env_steps"]
+    assert row_bytes == 4 * (2 * 4 + 1 + 2), (
+        "InvertedPendulum-v5: two observations, an action, reward and discount; float32"
+    )
+    assert 0 < last["hop_publish_calls"] <= last["version"] and last["hop_fetch_calls"] >= 4
+    assert {name for name in last if name.startswith("queue_")} == {"queue_append", "queue_sample", "queue_block"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cluster.metrics.alarms import alarms
-from cluster.metrics.catalogue import DROP_REASONS, RESTART_REASONS, RESTARTED_PARTS, by_reason
+from cluster.metrics.catalogue import DROP_REASONS, HOPS, LEARNER_PARTS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
 from cluster.metrics.parts import Parts
 from cluster.usage import Usage
@@ -21,8 +21,7 @@ from rollout_workers.recorder import merge_stats
 
 _SECONDS = ("env_s", "act_s", "plan_s", "record_s", "push_wait_s")
 _NONE_DROPPED = dict.fromkeys(DROP_REASONS, 0)
-_GROWN = ("insert_blocked_s", "sample_blocked_s")
-_SHARES = ("data_wait", "update", "publish", "other")
+_FETCHED = ("fetch_calls", "fetch_s", "fetch_bytes")  # of workers' stats
 SAVED = ("checkpoint", "snapshot")
 FAILED = (*SAVED, "report")
 
@@ -69,14 +68,18 @@ class MetricsAggregator:
         self._parts = Parts()
         self._began = time.monotonic() - before_s
         self._shards: dict[int, ShardStats] = {}
-        self._grown = dict.fromkeys(_GROWN, 0.0)  # what shards count from their own start, over all their starts
+        self._grown: Counter[str] = Counter()  # what processes count from their own start, over all their starts
+        self._counted: dict[Any, dict[str, float]] = {}  # their newest counts, by process
+        self._waiting: dict[int, dict[str, int]] = {}  # calls that wait in each shard
+        self.ready_blocks = 0  # that wait for the learner
         self._ages = np.zeros(1, np.int64)  # rows by policy age, at the last line
         self._age = {"p50": 0, "p95": 0}
         self._window: dict[str, float] = {}  # workers' stats since the last line
         self._losses: dict[str, float] = {}
         self._clipped = np.zeros(2)  # sum over updates of the share of target mass that was clipped, and their number
-        self._share_s = dict.fromkeys(_SHARES, 0.0)
-        self._last_shares: dict[str, float] = {}
+        self._share_s = dict.fromkeys(LEARNER_PARTS, 0.0)
+        self._shares: dict[str, float] = {}  # of the learner's time, over its newest reports
+        self._shares_of = dict.fromkeys(LEARNER_PARTS, 0.0)  # _share_s when they were taken
         self._made_steps = self._made_updates = 0  # since this start: what is lost and made again counts again
         self._mark = (time.monotonic(), 0, 0, 0)
         self._steps_before: int | None = None  # reported by the earlier parts of the run
@@ -136,18 +139,29 @@ class MetricsAggregator:
         for report in reports:
             stats_of = dict(report.stats)
             self._parts.add_worker(report.worker, stats_of)
+            self._grown.update({name: stats_of.pop(name) for name in _FETCHED if name in stats_of})
             merge_stats(self._window, stats_of)
         if asked_at < self._writer_ended_at:
             return
         self.ledger.add_shard(stats)
-        before = self._shards.get(stats.shard)
-        for name in _GROWN:
-            now, then = getattr(stats, name), getattr(before, name, 0)
-            self._grown[name] += now - then if now >= then else now  # less: the shard was restarted
+        blocked = {"insert_blocked_s": stats.insert_blocked_s, "sample_blocked_s": stats.sample_blocked_s}
+        self.add_served(stats.shard, blocked | stats.served)
         self._shards[stats.shard] = stats
         steps = sum(shard.stored_rows for shard in self._shards.values())
         self._made_steps += max(0, steps - self.env_steps)
         self.env_steps = steps
+
+    def add_served(self, process: Any, counts: dict[str, float]) -> None:
+        """Takes what a shard or the store counts from its own start. Less than before: it was restarted."""
+        before = self._counted.get(process, {})
+        for name, now in counts.items():
+            then = before.get(name, 0.0)
+            self._grown[name] += now - then if now >= then else now  # type: ignore[assignment]
+        self._counted[process] = dict(counts)
+
+    def add_waiting(self, shard: int, calls: dict[str, int]) -> None:
+        """Takes how many calls wait in a shard."""
+        self._waiting[shard] = calls
 
     def end_writer(self, worker: int, incarnation: int, totals: RowTotals | None, reason: str) -> None:
         """A worker incarnation has ended: what it recorded and is not stored is dropped for ``reason``."""
@@ -168,8 +182,7 @@ class MetricsAggregator:
         self.observe_learner(report.updates, report.generation, report.version)
         self.nonfinite_updates = max(self.nonfinite_updates, report.nonfinite)
         self._losses.update(report.metrics)
-        self._last_shares = dict(report.time)
-        for name in _SHARES:
+        for name in LEARNER_PARTS:
             self._share_s[name] += report.time.get(name, 0.0) * report.wall_s
 
     def add_usage(self, part: str, index: int, seen: Usage) -> None:
@@ -240,14 +253,28 @@ class MetricsAggregator:
             line |= _whole_episodes(shards) | _plans(window)
         else:
             line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
+        line |= {f"hop_{hop}_{what}": self._grown[f"{hop}_{what}"] for hop in HOPS for what in ("calls", "s", "bytes")}
+        if self._waiting:
+            line |= {
+                f"queue_{call}": sum(calls[call] for calls in self._waiting.values()) for call in ("append", "sample")
+            }
+            line["queue_block"] = self.ready_blocks
         line |= {f"policy_age_{name}": age for name, age in self._age_since().items()}
         line |= _episodes(window)
         if window.get("reward_steps"):
             line["reward_mean"] = window["reward_sum"] / window["reward_steps"]
         line |= {name: window[name] for name in _SECONDS if name in window}
-        line |= {f"learner_{name}": share for name, share in self._last_shares.items()}
+        line |= self._learner_time()
         line |= {f"loss_{name}": value for name, value in self._losses.items()}
         return line | self._evaluated()
+
+    def _learner_time(self) -> dict[str, float]:
+        """Seconds by part, and the shares of what was reported since the last line; as before where nothing was."""
+        spent = {name: self._share_s[name] - self._shares_of[name] for name in LEARNER_PARTS}
+        if (total := sum(spent.values())) > 0:
+            self._shares = {f"learner_{name}": seconds / total for name, seconds in spent.items()}
+            self._shares_of = dict(self._share_s)
+        return self._shares | {f"learner_{name}_s": seconds for name, seconds in self._share_s.items()}
 
     def _evaluated(self) -> dict[str, Any]:
         """The newest evaluation, and what its plans promised."""
@@ -307,7 +334,7 @@ class MetricsAggregator:
             "eval_env_steps": self.evaluation.get("env_steps"),
             "rows": {"recorded": self.recorded, "stored": self.env_steps, "dropped": self.dropped_rows()},
             "workers": {"started": self.workers_started, "restarted": self.workers_restarted},
-            "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in _SHARES},
+            "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in LEARNER_PARTS},
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
             "alarms": list(alarms(losses | self._evaluated()).values()),

@@ -117,6 +117,10 @@ PROGRESS = (
         help="resident memory by part, as its processes say: driver, worker, learner, shard, store; inline all are the driver",
     ),
     Metric(
+        series="part_object_store_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"shm_bytes_*": ("*",)},
+        help="of that memory, pages of Ray's object store by part: each process counts those that it has touched, and all share them",
+    ),
+    Metric(
         series="part_gpu_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"gpu_bytes_*": ("*",)},
         help="GPU memory that torch holds for each part that computes on a GPU; no value without one",
     ),
@@ -169,7 +173,7 @@ REPLAY = (
         help="transitions by outcome: recorded = stored + dropped (by reason), without rows in flight; a duplicate was sent "
         "again and not stored again",
     ),
-    _metric("gauge", "", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
+    _metric("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
     Metric(
         series="shard_rows", kind="counter", unit="rows", labels=("shard",), keys={"shard_stored_rows_*": ("*",)},
         help="transitions stored, by shard",
@@ -191,13 +195,33 @@ REPLAY = (
         help="time that the limiter made one side wait: insert (workers are ahead) or sample (the learner is ahead)",
     ),
 )  # fmt: skip
-RESTART_REASONS = (
-    "raised",
-    "died",
-    "hung",
-    "node_lost",
-)  # its code raised, its process died, it did not answer, with its node
+HOPS = ("append", "sample", "publish", "fetch")
+HOP_HELP = (
+    "by hop: append (a shard stores a chunk), sample (a shard draws a block), publish (the store takes weights), fetch (a worker waits for "
+    "them)"
+)
+TRAFFIC = (
+    Metric(
+        series="hop_seconds", kind="counter", unit="s", labels=("hop",), keys={f"hop_{hop}_s": (hop,) for hop in HOPS},
+        help=f"time that it takes, {HOP_HELP}",
+    ),
+    Metric(
+        series="hop_bytes", kind="counter", unit="bytes", labels=("hop",), keys={f"hop_{hop}_bytes": (hop,) for hop in HOPS},
+        help=f"rows and weights moved, {HOP_HELP}",
+    ),
+    Metric(
+        series="hop_calls", kind="counter", unit="calls", labels=("hop",), keys={f"hop_{hop}_calls": (hop,) for hop in HOPS},
+        help=f"calls, {HOP_HELP}",
+    ),
+    Metric(
+        series="queue_length", kind="gauge", unit="calls or blocks", labels=("queue",),
+        keys={f"queue_{queue}": (queue,) for queue in ("append", "sample", "block")},
+        help="what waits now: append and sample (calls that shards hold back), block (blocks that are ready for the learner); on Ray alone",
+    ),
+)  # fmt: skip
+RESTART_REASONS = ("raised", "died", "hung", "node_lost")  # its code, its process, it did not answer, with its node
 RESTARTED_PARTS = ("worker", "learner", "shard")
+LEARNER_PARTS = ("data_wait", "update", "publish", "other")  # of its time
 ROLLOUT = (
     Metric(
         series="workers", kind="gauge", unit="processes", labels=("state",),
@@ -299,13 +323,14 @@ LEARNER = (
     ),
     _metric("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
     Metric(
-        series="learner_time_ratio", kind="gauge", unit="0 to 1", labels=("part",),
-        keys={
-            "learner_data_wait": ("data_wait",), "learner_update": ("update",), "learner_publish": ("publish",),
-            "learner_other": ("other",),
-        },
+        series="learner_seconds", kind="counter", unit="s", labels=("part",),
+        keys={f"learner_{part}_s": (part,) for part in LEARNER_PARTS},
+        help="time of the first learner by part: data_wait, update, publish, other",
+    ),
+    Metric(
+        series="", kind="gauge", unit="0 to 1", labels=("part",), keys={f"learner_{part}": (part,) for part in LEARNER_PARTS},
         charts={"learner_data_wait": "Learner waits for data"},
-        help="share of the learner's time since the previous record: data_wait, update, publish, other",
+        help="share of that time since the previous record",
     ),
     _metric(
         "counter", "nonfinite_updates", "updates", "nonfinite_updates",
@@ -332,37 +357,11 @@ LEARNER = (
         "mean return of that evaluation where the dataset's random policy has 0 and its expert 100",
     ),
 )  # fmt: skip
-CATALOGUE = PROGRESS + REPLAY + ROLLOUT + EPISODES + LEARNER
+CATALOGUE = PROGRESS + REPLAY + TRAFFIC + ROLLOUT + EPISODES + LEARNER
 METRICS = tuple(metric for metric in CATALOGUE if metric.series)  # those that Prometheus sees
 WINDOW_SUMS = tuple(key for metric in CATALOGUE if metric.window for key in metric.keys)
 
 CLIPPED_LIMIT = 0.05  # of the share of target mass that is clipped: above it a run warns
-AGENT_CHARTS = {  # what agents report, in the order of the report's charts: title, unit
-    "elbo": ("ELBO", "nats a trajectory"),
-    "return_error": ("Return error", "root mean square, the return's unit"),
-    "kl_token": ("KL of a plan token", "nats"),
-    "active_dims": ("Active latent dimensions", "share"),
-    "kl_total": ("KL of a plan", "nats"),
-    "action_nll": ("Action term", "negative log likelihood, nats a step"),
-    "entropy": ("Policy entropy", "nats a step"),
-    "return_nll": ("Return term", "negative log likelihood, nats"),
-    "next_state_error": ("Next-state error", "mean square, data deviations"),
-    "action_mse": ("Action error", "mean square"),
-    "collapse": ("Posterior collapse", "1: alarm"),
-    "critic_loss": ("Critic loss", ""),
-    "actor_loss": ("Actor loss", ""),
-    "alpha": ("Temperature alpha", ""),
-    "control_energy": ("Control energy", "nats"),
-    "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
-    "q_mean": ("Q, mean", "discounted return"),
-    "clipped_mass": ("Target mass clipped", "share"),
-    "imitated": ("Steps imitated", "share of those drawn"),
-    "critic_grad_norm": ("Critic gradient norm", ""),
-    "grad_norm": ("Gradient norm", ""),
-    "learning_rate": ("Learning rate", ""),
-    "sigma_mean": ("Bridge noise sigma, mean", ""),
-    "nonfinite": ("Non-finite updates skipped", "of one call"),
-}
 
 
 @functools.lru_cache(maxsize=4096)  # readers of a run ask for every key of every record
@@ -394,5 +393,5 @@ def agent_metrics(keys: Iterable[str]) -> dict[str, str]:
 
 
 def charts() -> dict[str, tuple[str, str]]:
-    """{key: (title, unit)} of the report's charts of the run itself; ``AGENT_CHARTS`` has those of the agent."""
+    """{key: (title, unit)} of the report's charts of the run itself; wording.AGENT_CHARTS has those of the agent."""
     return {key: (title, metric.unit) for metric in CATALOGUE for key, title in metric.charts.items()}

@@ -82,14 +82,12 @@ class Parts:
 
     def _of_processes(self) -> dict[str, float]:
         self.add_usage("driver", 0, usage())
-        rss: Counter[str] = Counter()
-        gpu: Counter[str] = Counter()  # only of parts that have a device
+        sizes: Counter[str] = Counter()
         for (part, _), seen in self._used.items():
-            rss[part] += seen.rss_bytes  # type: ignore[assignment]
-            if seen.gpu_bytes is not None:
-                gpu[part] += seen.gpu_bytes  # type: ignore[assignment]
+            for kind in ("rss_bytes", "shm_bytes", "gpu_bytes"):
+                if (size := getattr(seen, kind)) is not None:
+                    sizes[f"{kind}_{part}"] += size
         return {
-            **{f"rss_bytes_{part}": size for part, size in rss.items()},
-            **{f"gpu_bytes_{part}": size for part, size in gpu.items()},
+            **sizes,
             **{f"cpu_s_{part}": seconds for part, seconds in self._cpu_s.items()},
         }

@@ -10,6 +10,32 @@ from typing import Any
 from algorithms import ALGORITHMS
 from cluster.metrics.catalogue import CLIPPED_LIMIT
 
+AGENT_CHARTS = {  # what agents report, in the order of the report's charts: title, unit
+    "elbo": ("ELBO", "nats a trajectory"),
+    "return_error": ("Return error", "root mean square, the return's unit"),
+    "kl_token": ("KL of a plan token", "nats"),
+    "active_dims": ("Active latent dimensions", "share"),
+    "kl_total": ("KL of a plan", "nats"),
+    "action_nll": ("Action term", "negative log likelihood, nats a step"),
+    "entropy": ("Policy entropy", "nats a step"),
+    "return_nll": ("Return term", "negative log likelihood, nats"),
+    "next_state_error": ("Next-state error", "mean square, data deviations"),
+    "action_mse": ("Action error", "mean square"),
+    "collapse": ("Posterior collapse", "1: alarm"),
+    "critic_loss": ("Critic loss", ""),
+    "actor_loss": ("Actor loss", ""),
+    "alpha": ("Temperature alpha", ""),
+    "control_energy": ("Control energy", "nats"),
+    "control_energy_per_step_coord": ("Control energy per step and coordinate", "nats"),
+    "q_mean": ("Q, mean", "discounted return"),
+    "clipped_mass": ("Target mass clipped", "share"),
+    "imitated": ("Steps imitated", "share of those drawn"),
+    "critic_grad_norm": ("Critic gradient norm", ""),
+    "grad_norm": ("Gradient norm", ""),
+    "learning_rate": ("Learning rate", ""),
+    "sigma_mean": ("Bridge noise sigma, mean", ""),
+    "nonfinite": ("Non-finite updates skipped", "of one call"),
+}
 COMPLETED = {"0", "ok", "completed", "complete", "finished", "success", "done"}
 
 

@@ -19,8 +19,8 @@ from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
 from cluster.metrics.alarms import alarms
-from cluster.metrics.catalogue import AGENT_CHARTS, agent_metrics, charts
-from cluster.metrics.wording import algorithm_name, clock, number, percent
+from cluster.metrics.catalogue import agent_metrics, charts
+from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
 from cluster.pictures.chart import COLOURS, Line, draw_chart, page, table
 
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
