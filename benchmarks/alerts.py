@@ -40,7 +40,7 @@ from benchmarks.markdown import table  # noqa: E402
 
 START_S = 600.0  # longest that a run may take to start there
 FIRES_S = 240.0  # longest that an alert is waited for, on a machine that others use too
-LOST_STEPS = 5_000  # and as many updates, that the learner has to make again once it is killed
+LOST_STEPS = 2_000  # and as many updates, that the learner has to make again once it is killed
 HEALTHY_S = 60.0  # that the healthy run is watched: 30 minutes of the rules
 Row = list[str]
 
@@ -92,7 +92,12 @@ class Faults:
 
     @contextlib.contextmanager
     def run(self, run_dir: Path, env: str, *flags: str, **settings: Any) -> Iterator[Run]:
-        given = {"metrics__port": 0, "metrics__line_s": 0.5, "metrics__targets_dir": self.monitor.targets} | settings
+        given: dict[str, Any] = {
+            "metrics__port": 0,
+            "metrics__line_s": 0.5,
+            "metrics__targets_dir": self.monitor.targets,
+        }
+        given |= {"ray__start_timeout_s": START_S} | settings
         words = train_words(run_dir, env, "--steps", "100000000", *flags, **given)
         with self.driven(run_dir, *words) as run:
             yield run
@@ -163,11 +168,12 @@ class Faults:
             return run.check("the learner is killed, with no checkpoint", "RatioOff", inject=learner.kill)
 
     def starved(self) -> list[Row]:
-        """A run on Ray with one slow worker, whose chunks are long, and a learner that publishes every update."""
+        """A run on Ray with one slow worker (a step takes 50 ms), whose chunks are long, and a learner that publishes every update."""
         quick = {"learner__publish_updates": 1, "learner__updates_per_call": 1, "worker__chunk_steps": 64}
+        quick["replay__replay_ratio"] = 0.25  # 16 updates while the worker makes a chunk
         flags = ("--workers", "1", "--envs-per-worker", "1")
         with self.run(self.folder / "starved", "broken_envs:Slow-v0", *flags, **quick) as run:
-            return run.check("one slow worker, 64 updates a chunk", "LearnerStarved", "PolicyLagHigh")
+            return run.check("one slow worker, 16 updates a chunk", "LearnerStarved", "PolicyLagHigh")
 
     def healthy(self) -> list[Row]:
         """A run on Ray without a fault: watched, then stopped."""

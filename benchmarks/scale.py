@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py hops              shards, store and driver as W workers load them, from two processes
     python benchmarks/scale.py runs --hops FILE  real runs with 2, 4, 8 and 16 workers on several raylets, against the prediction
+    python benchmarks/scale.py driver            a real run whose workers are played by two processes: the driver's loop, and the loss of half
     python benchmarks/scale.py predict --hops FILE   what 100, 1,000 and 10,000 workers would need
 
 `hops` drives the real shard, store, aggregator and endpoint: each of two processes plays half of the workers, which send chunks of made-up
@@ -12,7 +13,7 @@ the machine matters little. The model is in `predict`; docs/scaling.md explains 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -22,13 +23,28 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import psutil
 
-from cluster.actors import ShardActor, StoreActor
+from benchmarks.load import (
+    BATCH,
+    ENVS,
+    LAYOUT,
+    PARAMETERS,
+    PROCESSES,
+    STEPS,
+    UPDATES,
+    Crowd,
+    Shard,
+    StandIn,
+    StandIns,
+    Store,
+    turns,
+)
 from cluster.checks import make_spec
 from cluster.config import RunConfig, make_preset, override
 from cluster.connection import connect, disconnect
@@ -38,96 +54,6 @@ from cluster.metrics.exporter import Exporter
 from cluster.remote import make_actor
 from cluster.run_dir import RunDirectory
 from replay.limiter import Limiter
-from replay.messages import Chunk, RowTotals
-from replay.schema import RowLayout
-
-LAYOUT = RowLayout(obs_dim=17, action_dim=6)
-ENVS, STEPS = 4, 4  # of a chunk of preset cpu
-BATCH, UPDATES = 256, 16  # of a block
-PARAMETERS = 75_000  # of a policy: float32, as preset cpu publishes for HalfCheetah-v5
-PROCESSES = 2
-
-
-class Shard(ShardActor):
-    """The real shard, with a limiter that never holds anybody back."""
-
-    def __init__(self, spec: RunSpec, index: int) -> None:
-        super().__init__(spec, index, None)
-        self.shard.limiter = Limiter(BATCH, 1.0, 1e18)
-
-    async def cpu(self) -> float:
-        return _cpu_s()
-
-
-class Store(StoreActor):
-    """The real store."""
-
-    def cpu(self) -> float:
-        return _cpu_s()
-
-
-class Crowd:
-    """Plays workers ``first``, ``first`` + PROCESSES, ... of ``count``, as a rollout worker's replay client does."""
-
-    def __init__(self, first: int, count: int, shards: list[Any], store: Any) -> None:
-        self.mine, self.shards, self.store = list(range(first, count, PROCESSES)), shards, store
-        self.sequence = dict.fromkeys(self.mine, 0)
-        rng = np.random.default_rng(first)
-        self.rows_ND = rng.uniform(-1, 1, (ENVS * STEPS, LAYOUT.width)).astype(np.float32)
-        LAYOUT.views(self.rows_ND).discount[:] = 1
-
-    def chunk(self, worker: int) -> Chunk:
-        sequence = self.sequence[worker]
-        self.sequence[worker] += 1
-        counter_N = np.repeat(np.arange(ENVS, dtype=np.int64), STEPS)
-        step_N = np.tile(np.arange(STEPS, dtype=np.int32), ENVS) + np.int32(sequence * STEPS)
-        rows = ENVS * STEPS * (sequence + 1)
-        return Chunk(
-            worker=worker, incarnation=0, sequence=sequence, generation=0, version=0, rows_ND=self.rows_ND,
-            episode_N=counter_N | worker << 48, step_N=step_N, flag_N=np.zeros(len(step_N), np.uint8),
-            stats={"recorded_rows": float(ENVS * STEPS), "env_s": 0.01, "act_s": 0.01, "record_s": 0.001},
-            totals=RowTotals(recorded=rows, acknowledged=rows - ENVS * STEPS),
-        )  # fmt: skip
-
-    async def append(self, seconds: float, max_unacked: int = 2) -> int:
-        """Sends chunks for ``seconds``, each worker at most ``max_unacked`` at a time; how many were stored."""
-        end = time.monotonic() + seconds
-
-        async def work(worker: int) -> int:
-            stored = 0
-            while time.monotonic() < end:
-                acks = await asyncio.gather(
-                    *(
-                        self.shards[worker % len(self.shards)].append.remote(self.chunk(worker))
-                        for _ in range(max_unacked)
-                    )
-                )
-                assert all(ack.status == "ok" for ack in acks), acks
-                stored += len(acks)
-            return stored
-
-        return sum(await asyncio.gather(*(work(worker) for worker in self.mine)))
-
-    async def fetch(self) -> int:
-        """Every worker fetches the newest weights once; bytes."""
-
-        async def work() -> int:
-            refs = await self.store.fetch.remote()
-            return int((await refs[0]).flat.nbytes)
-
-        return sum(await asyncio.gather(*(work() for _ in self.mine)))
-
-    async def forever(self) -> None:
-        """A call that does not return, as a worker's ``run``."""
-        await asyncio.Event().wait()
-
-    async def up(self) -> None:
-        """There is an answer once the process is up."""
-
-
-def _cpu_s() -> float:
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system)
 
 
 def settings(run_dir: Path, **changed: Any) -> RunConfig:
@@ -138,7 +64,7 @@ def settings(run_dir: Path, **changed: Any) -> RunConfig:
 # --- the hops ---------------------------------------------------------------------------------------------------------
 
 
-def hops(counts: list[int], seconds: float) -> dict[str, Any]:
+def hops(counts: list[int], seconds: float, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"append": {}, "stats": {}, "fetch": {}, "driver": {}}
     with tempfile.TemporaryDirectory() as folder:
         config = settings(Path(folder))
@@ -146,7 +72,7 @@ def hops(counts: list[int], seconds: float) -> dict[str, Any]:
         own = connect(None, cpus=6, object_store_bytes=300_000_000)
         try:
             for count in counts:
-                through_ray(spec, count, seconds, found)
+                through_ray(spec, count, seconds, steps, found)
         finally:
             disconnect(own)
     for count in [*counts, 10_000]:
@@ -154,7 +80,7 @@ def hops(counts: list[int], seconds: float) -> dict[str, Any]:
     return found
 
 
-def through_ray(spec: RunSpec, count: int, seconds: float, found: dict[str, Any]) -> None:
+def through_ray(spec: RunSpec, count: int, seconds: float, steps: int, found: dict[str, Any]) -> None:
     """Append, sample, stats, fetch, publish and the driver's wait with ``count`` workers on one shard."""
     import ray
 
@@ -165,10 +91,10 @@ def through_ray(spec: RunSpec, count: int, seconds: float, found: dict[str, Any]
     shard = make_actor(Shard, num_cpus=0).remote(dataclasses.replace(spec, run_dir=spec.run_dir / str(count)), 0)
     store = make_actor(Store, num_cpus=0).remote()
     crowd = [
-        make_actor(Crowd, num_cpus=0, max_concurrency=2 * count + 10).remote(i, count, [shard], store)
+        make_actor(Crowd, num_cpus=0, max_concurrency=2 * count + 10).remote(i, count, [shard], store, steps)
         for i in range(PROCESSES)
     ]
-    get([part.up.remote() for part in crowd], timeout=120)
+    get([part.place.remote() for part in crowd], timeout=120)
     get([part.append.remote(1.0) for part in crowd], timeout=120)  # every worker has a writer now
     before, began = get(shard.cpu.remote()), time.monotonic()
     stored = sum(get([part.append.remote(seconds) for part in crowd], timeout=seconds + 120))
@@ -271,6 +197,46 @@ def in_driver(count: int) -> dict[str, float]:
         "scrape_ms": 1e3 * scrape,
         "scrape_kib": size / 1024,
     }
+
+
+# --- the driver's loop ------------------------------------------------------------------------------------------------
+
+
+def driver_loop(count: int, seconds: float) -> None:
+    """CPU time of the driver of a run with ``count`` workers that send a chunk a second, and its longest turn; then half are lost."""
+    import ray
+
+    from cluster.session import Session
+
+    given: dict[str, Any] = {
+        "steps": 10**9, "worker.workers": count, "agent.critic_width": 16, "agent.bridge_width": 16, "agent.bridge_steps": 1,
+        "learner.batch_size": 32, "replay.replay_ratio": 0.001, "evaluation.every_steps": 0, "replay.snapshot_s": 600,
+        "learner.checkpoint_s": 600, "worker.restart_budget": 10_000,
+    }  # fmt: skip
+    stand_ins, kill = StandIns(count), ray.kill
+
+    def kill_process(actor: Any, **how: Any) -> None:
+        if not isinstance(actor, StandIn):
+            kill(actor, **how)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("cluster.worker_group.make_actor", lambda kind, **options: stand_ins))
+        stack.enter_context(mock.patch.object(ray, "kill", kill_process))
+        config = settings(Path(folder), **given)
+        run = RunDirectory.create(Path(folder) / "run", config)
+        stack.callback(run.release)
+        session = stack.enter_context(Session(run, make_spec(config, run, 0)))
+        senders = [part.append.remote(1e6, 1, 1.0) for part in stand_ins.crowd.values()]
+        turns(session, lambda: session.aggregator.workers == count, 120)
+        cpu_s, longest_s, wall_s = turns(session, lambda: False, seconds)
+        rate = len(senders) and session.aggregator.env_steps / session.aggregator.time_s
+        print(f"{count:6} workers, {rate:,.0f} env steps/s: the driver uses {cpu_s / wall_s:.3f} CPUs, its longest turn takes "
+              f"{1e3 * longest_s:.0f} ms", flush=True)  # fmt: skip
+        kill(stand_ins.crowd.pop(1))
+        turns(session, lambda: session.aggregator.workers < count, 60)
+        cpu_s, longest_s, wall_s = turns(session, lambda: session.aggregator.workers == count, 300)
+        print(f"               half of them die at once: all run again after {wall_s:.1f} s and {cpu_s:.1f} s of CPU, the longest turn takes "
+              f"{1e3 * longest_s:.0f} ms", flush=True)  # fmt: skip
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -400,10 +366,11 @@ def _total(process: psutil.Process) -> float:
 
 
 def main() -> None:
-    global STEPS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hops", "runs", "predict"])
-    parser.add_argument("--workers", type=int, nargs="+", help="(default: 10 100 1000; of runs: 2 4 8 16)")
+    parser.add_argument("what", choices=["hops", "runs", "driver", "predict"])
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="(default: 10 100 1000; of runs: 2 4 8 16; of driver: 10 100 1000)"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (default: 5)")
     parser.add_argument(
         "--hops", type=Path, default=Path("hops.json"), help="where hops writes its figures (default: hops.json)"
@@ -414,9 +381,14 @@ def main() -> None:
         "--chunk-steps", type=int, default=STEPS, help=f"of a chunk of {ENVS} environments (default: {STEPS})"
     )
     arguments = parser.parse_args()
-    STEPS = arguments.chunk_steps
     if arguments.what == "hops":
-        arguments.hops.write_text(json.dumps(hops(arguments.workers or [10, 100, 1000], arguments.seconds), indent=1))
+        arguments.hops.write_text(
+            json.dumps(hops(arguments.workers or [10, 100, 1000], arguments.seconds, arguments.chunk_steps), indent=1)
+        )
+        return
+    if arguments.what == "driver":
+        for count in arguments.workers or [10, 100, 1000]:
+            driver_loop(count, arguments.seconds)
         return
     found = json.loads(arguments.hops.read_text())
     if arguments.what == "runs":
