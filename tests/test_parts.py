@@ -67,7 +67,7 @@ def test_a_process_reports_its_gpu_memory_once_it_uses_a_device_and_starts_none_
         assert (usage().gpu_bytes or 0) >= held.nbytes
 
 
-def test_pages_of_shared_memory_are_told_apart_from_a_processs_own() -> None:
+def test_pages_of_shared_memory_and_a_process_own_memory_are_separate() -> None:
     before = usage().shm_bytes
     if before is None:
         pytest.skip("only Linux says which memory is shared")
