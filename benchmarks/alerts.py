@@ -169,7 +169,11 @@ class Faults:
 
     def starved(self) -> list[Row]:
         """A run on Ray with one slow worker (a step takes 50 ms), whose chunks are long, and a learner that publishes every update."""
-        quick = {"learner__publish_updates": 1, "learner__updates_per_call": 1, "worker__chunk_steps": 64}
+        quick: dict[str, Any] = {
+            "learner__publish_updates": 1,
+            "learner__updates_per_call": 1,
+            "worker__chunk_steps": 64,
+        }
         quick["replay__replay_ratio"] = 0.25  # 16 updates while the worker makes a chunk
         flags = ("--workers", "1", "--envs-per-worker", "1")
         with self.run(self.folder / "starved", "broken_envs:Slow-v0", *flags, **quick) as run:
