@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -16,9 +16,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cluster.actors import EvaluatorActor
-from cluster.errors import RunError
+from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
-from cluster.remote import DIED, SAME_FAILURE, cause, make_actor, root
+from cluster.remote import DIED, cause, make_actor, root
 from rollout_workers.evaluator import Evaluation
 
 WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is given up and counted

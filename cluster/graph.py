@@ -32,6 +32,7 @@ from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from replay.schema import RowLayout
 from replay.shard import Shard
+from replay.task import id_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,7 +206,9 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     from learners.learner import AGENT, PART
 
     theirs = RunDirectory.open(base).config()  # settings that change nothing in the weights may differ
-    expected = dataclasses.replace(spec, config=dataclasses.replace(spec.config, agent=theirs.agent)).identity()
+    env = theirs.env if id_of(theirs.env) == id_of(spec.config.env) else spec.config.env  # so may its arguments
+    config = dataclasses.replace(spec.config, agent=theirs.agent, env=env)
+    expected = dataclasses.replace(spec, config=config).identity()
     try:
         found = checkpoint.load_newest(base / "checkpoints", expected)
     except checkpoint.CheckpointError as error:

@@ -92,13 +92,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """starting | running | finishing | ended | failed | lost (its process is gone without a word) | unknown."""
-        if self.failure:
-            return "failed"
-        if self.summary:
-            return "ended"
-        state = str(self.live.get("state", "unknown"))
-        return "lost" if state in ("starting", "running", "finishing") and not _alive(self.live.get("pid")) else state
+        """starting | running | finishing | ended | interrupted (by a signal or `stop`) | failed | lost | unknown."""
+        return state_of(self.live, self.summary, self.failure, _alive(self.live.get("pid")))
 
     @property
     def references(self) -> dict[str, float]:
@@ -117,6 +112,14 @@ class Run:
 
     def _fact(self, key: str) -> Any:
         return self.summary[key] if self.summary.get(key) is not None else _first_scalar(self.config, key)
+
+
+def state_of(live: Mapping[str, Any], summary: Mapping[str, Any], failure: Mapping[str, Any], driven: bool) -> str:
+    """The state of a run by its records; a run that says it goes on and is not ``driven`` by a process is lost."""
+    state = str(live.get("state", "unknown"))
+    if failure or summary:
+        return "interrupted" if "interrupted" in (state, summary.get("exit")) else "failed" if failure else "ended"
+    return "lost" if state in ("starting", "running", "finishing") and not driven else state
 
 
 def unit_of(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
-from cluster.errors import RunError, UsageError
+from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import (
     GENERATIONS_A_START,
     INCARNATIONS_A_START,
@@ -39,7 +39,7 @@ from replay import snapshot
 from replay.limiter import apportioned
 from replay.messages import EpisodeBlock, Wait
 from replay.shard import Shard
-from rollout_workers.evaluator import Evaluation
+from rollout_workers.evaluator import BrokenEpisodes, Evaluation, EvaluationTimeout
 
 _COUNTERS = "fleet"
 
@@ -53,6 +53,7 @@ class InlineFleet:
         self.watch = SaveWatch(spec, aggregator, event)
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
+        self._without_result = 0  # evaluations in a row
 
     def start(self) -> None:
         """Builds the parts; goes on from the newest checkpoint when there is one."""
@@ -95,8 +96,15 @@ class InlineFleet:
         return self.learner.weights()
 
     def request_evaluation(self, episodes: int) -> None:
-        """Evaluates the policy as it is now."""
-        self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes))
+        """Evaluates the policy as it is now; SAME_FAILURE evaluations without a result in a row end the run."""
+        try:
+            self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes))
+            self._without_result = 0
+        except (BrokenEpisodes, EvaluationTimeout) as error:
+            self._without_result += 1
+            if self._without_result == SAME_FAILURE:
+                raise
+            self.event(f"an evaluation failed: {error}")
 
     def take_evaluations(self) -> list[Evaluation]:
         """Evaluations finished since the last call."""

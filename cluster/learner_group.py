@@ -23,13 +23,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from cluster.errors import RunError
+from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import GENERATIONS_A_START, RunSpec
 from cluster.learner_actor import LearnerActor, News, StartInfo
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
-from cluster.remote import DIED, SAME_FAILURE, Budget, Pulse, cause, make_actor, no_place, root
+from cluster.remote import DIED, Budget, Pulse, cause, make_actor, no_place, root
 from cluster.saving import Outcome
 
 SLICE_S = 0.25

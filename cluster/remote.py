@@ -30,7 +30,6 @@ CALM_S = 300.0  # after which an earlier restart delays the next one no more
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # What a call raises whose actor ended without an answer, by how it ended; or which was given an object that ended with its owner.
 DIED = (RayActorError, OutOfMemoryError, ActorUnschedulableError, RuntimeEnvSetupError, ObjectLostError)
-SAME_FAILURE = 3  # failures of one part without progress between them that end the run
 
 
 def make_actor(kind: Any, **options: Any) -> Any:

@@ -235,9 +235,10 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Writes failure.json: what ended the run; then its last line, unless it was starting: the metrics know less then."""
-        starting, ended, self._state = self._state in ("", "starting"), self._state == "ended", "failed"
-        if not ended:  # else it was stopped, in order
-            self.states("failed")
+        starting, before = self._state in ("", "starting"), self._state
+        self._state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if before != "ended":  # else it was stopped, in order
+            self.states("ended" if self._state == "interrupted" else "failed")
         line = self.run.live() if starting else self.aggregator.line()
         try:
             self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))

@@ -13,11 +13,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.actors import WorkerActor
 from cluster.checks import uneven_shards
-from cluster.errors import RunError, UsageError
+from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
-from cluster.remote import DIED, SAME_FAILURE, Budget, cause, free_resources, make_actor, no_place, root
+from cluster.remote import DIED, Budget, cause, free_resources, make_actor, no_place, root
 from cluster.replay_client import SETTLE_S, STOPPED
 from cluster.setting_text import parse_labels
 

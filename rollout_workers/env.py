@@ -70,7 +70,8 @@ class StepResult(NamedTuple):
     reward_E: np.ndarray  # float64
     terminated_E: np.ndarray  # bool, the task ended: no value beyond
     truncated_E: np.ndarray  # bool, cut by a time limit: the value goes on (both may be set; terminated wins)
-    valid_E: np.ndarray  # bool, False where the action was ignored and nothing happened that may be recorded
+    valid_E: np.ndarray  # bool, False where nothing happened that may be recorded
+    left_E: np.ndarray | None = None  # bool, of those: steps in an episode that was given up and goes on to its own end
 
 
 class BatchEnv(Protocol):
@@ -102,7 +103,10 @@ class BatchEnv(Protocol):
         """Applies actions (E, A) float32 in [-1, 1]; what lies outside is clipped."""
 
     def force_reset(self, env_indices: list[int]) -> np.ndarray:
-        """Ends the episodes of these environments now and resets them; observations (E, O) of all environments."""
+        """Ends the episodes of these environments now and resets them; observations (E, O) of all environments.
+
+        One that only resets itself goes on to its own end: until then its observation is 0 and its steps are in ``left_E``.
+        """
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that ``load_state`` needs for the following steps to be bit-identical."""

@@ -1,6 +1,6 @@
 """Whether an environment keeps the contract of a run: tried in short before every run, and at length by `drawbridge check-env`.
 
-Letters: E environments (here one), O observation dim.
+Letters: E environments (one, or two of a vector entry point), O observation dim.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rollout_workers.env import (
     raised_error,
     without_exit,
 )
+from rollout_workers.env_ids import find_env
 from rollout_workers.envs import EnvSpec, env_spec, make_batch_env, make_env
 
 SEED = 7
@@ -121,13 +122,14 @@ def _watched(env_id: str, work: Callable[[_Clock], None], deadline_s: float) -> 
 
 
 def _contract(env_id: str, fast: bool, clock: _Clock) -> None:
-    env = make_batch_env(env_id, 1, 0, fast)
+    num_envs = 1 if find_env(env_id).vector_entry_point is None else 2  # what is right for one may be wrong for more
+    env = make_batch_env(env_id, num_envs, 0, fast)
     clock.beat()
     try:
-        _check_observation(env_id, env, env.reset([SEED]), "reset")
+        _check_observation(env_id, env, env.reset([SEED + i for i in range(num_envs)]), "reset")
         clock.beat()
         ended = False
-        actions = [np.zeros((1, env.action_dim), np.float32), *_actions(env, 1, SEED)]
+        actions = [np.zeros((num_envs, env.action_dim), np.float32), *_actions(env, 1, SEED)]
         for action_EA in actions:
             result = env.step(action_EA)
             clock.beat()
@@ -140,7 +142,7 @@ def _contract(env_id: str, fast: bool, clock: _Clock) -> None:
             ended = _ended(env.step(action_EA))
             clock.beat()
         if not ended:
-            env.reset([SEED + 1])  # with the end of the running episode
+            env.reset([SEED + 1 + i for i in range(num_envs)])  # with the end of the running episode
             clock.beat()
         _check_step(env_id, env, env.step(actions[0]))
     finally:
@@ -148,15 +150,11 @@ def _contract(env_id: str, fast: bool, clock: _Clock) -> None:
 
 
 def _check_observation(env_id: str, env: BatchEnv, obs_EO: np.ndarray, method: str) -> None:
-    if obs_EO.shape != (1, env.obs_dim):
+    bad = np.argwhere(~np.isfinite(obs_EO))
+    if len(bad):
+        e, at = bad[0]
         raise EnvError(
-            f"{env_id} returned observations of shape {obs_EO.shape} from {method}, expected (1, {env.obs_dim}) as its space says: they "
-            "cannot be stored; return that shape, or correct the space"
-        )
-    if not np.isfinite(obs_EO).all():
-        at = int(np.flatnonzero(~np.isfinite(obs_EO[0]))[0])
-        raise EnvError(
-            f"{env_id} returned an observation from {method} whose number {at} is {obs_EO[0, at]}, expected finite numbers: no row of "
+            f"{env_id} returned an observation from {method} whose number {at} is {obs_EO[e, at]}, expected finite numbers: no row of "
             "it could be stored; see what the environment computes there"
         )
 
@@ -171,11 +169,11 @@ def _check_step(env_id: str, env: BatchEnv, result: StepResult) -> None:
 
 
 def _ended(result: StepResult) -> bool:
-    return bool(result.terminated_E[0] or result.truncated_E[0])
+    return bool((result.terminated_E | result.truncated_E).any())
 
 
 def _actions(env: BatchEnv, count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-1, 1, (count, 1, env.action_dim)).astype(np.float32)
+    return np.random.default_rng(seed).uniform(-1, 1, (count, env.num_envs, env.action_dim)).astype(np.float32)
 
 
 def _repeat(env: BatchEnv, report: EnvReport, clock: _Clock) -> None:

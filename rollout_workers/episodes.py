@@ -22,6 +22,7 @@ from rollout_workers.env_ids import find_env
 from rollout_workers.envs import make_batch_env
 from rollout_workers.maze import Maze, MazePaths
 
+UNLIMITED_STEPS = 10_000  # of an episode in an environment without a time limit, unless a cap is given
 SIDE_BY_SIDE = 64  # episodes of a dataset that run at once
 PLANS = 2  # spawn key of the plans' streams; 0 and 1 are those of the environments and of the noise
 _STATE = ("begin_E", "reward_E", "begun_E")
@@ -72,7 +73,8 @@ class RunningEpisodes:
         """
         if not self._planned:
             return
-        begin_E = step.terminated_E | step.truncated_E | ~step.valid_E
+        begun_E = ~step.valid_E if step.left_E is None else ~(step.valid_E | step.left_E)
+        begin_E = step.terminated_E | step.truncated_E | begun_E
         if refused is not None:
             begin_E[refused] = True
         self._any = bool(begin_E.any())

@@ -19,10 +19,9 @@ from algorithms.weights import Weights
 from rollout_workers.actor import Actor
 from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
-from rollout_workers.episodes import PLANS, EpisodeGroup, run_episodes
+from rollout_workers.episodes import PLANS, UNLIMITED_STEPS, EpisodeGroup, run_episodes
 from rollout_workers.maze import Maze, maze_of
 
-UNLIMITED_STEPS = 10_000  # of an episode in an environment without a time limit, unless a cap is given
 MAX_ENVS, MAX_PLANNED = 32, 128  # episodes side by side; planning costs nearly the same for one as for many
 
 

@@ -6,7 +6,7 @@ Letters: E environments, O observation dim, A action dim.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import gymnasium as gym
@@ -57,7 +57,8 @@ class VectorBatchEnv:
     DISABLED (what this project makes itself): this class resets what has ended, with seeds of its own, inside the step.
     SAME_STEP: the vector environment has done so; the last observation is taken from ``infos["final_obs"]``.
     NEXT_STEP: the step after an end resets and ignores the action: ``valid_E`` is False there, ``next_obs_EO`` equals
-    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours.
+    ``obs_EO``, and nothing may be recorded. In the last two modes only the first episodes have seeds of ours, and an episode
+    that is to end now is left out to its own end.
 
     A user's vector environment cannot give its state: ``load_state`` begins new episodes and says so. One that takes no list
     of seeds is given one int, which follows from the list.
@@ -82,6 +83,8 @@ class VectorBatchEnv:
         self._episode_E = np.zeros(vec.num_envs, dtype=np.int64)
         self._obs_EO = np.zeros((vec.num_envs, self.obs_dim), dtype=np.float32)
         self._ended_E = np.zeros(vec.num_envs, dtype=bool)  # NEXT_STEP: those that the next step resets
+        self._left_E = np.zeros(vec.num_envs, dtype=bool)  # those whose episode was given up before its own end
+        self._begun_E = np.zeros(vec.num_envs, dtype=bool)  # those that the last step itself reset
         self._log = ActionLog(vec) if isinstance(vec, SyncVectorEnv) else None
         self._mujoco = vec if isinstance(vec, BatchedMujocoEnv) else None
         if isinstance(vec, SyncVectorEnv | AsyncVectorEnv):
@@ -101,11 +104,9 @@ class VectorBatchEnv:
                 )
             self._seeds = [int(seed) for seed in seeds]
         self._episode_E[:] = 0
-        self._ended_E = np.zeros(self.num_envs, dtype=bool)
-        obs = self._reset(list(self._seeds))
+        self._begin(list(self._seeds))
         if self._log is not None:
             self._log.clear(range(self.num_envs))
-        self._obs_EO = flatten_observations(obs, self.num_envs)
         return self._obs_EO.copy()
 
     @_runs_env_code
@@ -114,8 +115,10 @@ class VectorBatchEnv:
         boxed = self._box.rescale(actions_EA)
         if self._log is not None:
             self._log.append(boxed)
-        obs, reward_E, terminated_E, truncated_E, infos = self._vec.step(boxed)
-        obs_EO = next_obs_EO = flatten_observations(obs, self.num_envs)
+        obs, reward, terminated, truncated, infos = self._vec.step(boxed)
+        obs_EO = next_obs_EO = self._flat(obs)
+        reward_E = self._column("reward", reward, np.float64)
+        terminated_E, truncated_E = self._ends("terminated", terminated), self._ends("truncated", truncated)
         if self._mujoco is not None and self._mujoco.unstable_E is not None:
             next_obs_EO[self._mujoco.unstable_E] = (
                 np.nan
@@ -123,26 +126,39 @@ class VectorBatchEnv:
         valid_E = self._all_E
         done_E = terminated_E | truncated_E
         if self._mode is AutoresetMode.NEXT_STEP:
-            valid_E, self._ended_E = ~self._ended_E, done_E
-        elif np.count_nonzero(done_E):
-            if self._mode is AutoresetMode.DISABLED:
-                obs_EO = self._restart(done_E, obs_EO)
-            else:
+            valid_E, self._begun_E, self._ended_E = ~self._ended_E, self._ended_E, done_E
+        elif self._mode is AutoresetMode.SAME_STEP:
+            self._begun_E = done_E
+            if np.count_nonzero(done_E):
                 next_obs_EO = self._with_final(obs_EO, done_E, infos)
+        elif np.count_nonzero(done_E):
+            obs_EO = self._restart(done_E, obs_EO)
         self._obs_EO = obs_EO
-        reward_E = np.asarray(reward_E, dtype=np.float64)
-        return StepResult(obs_EO.copy(), next_obs_EO, reward_E, terminated_E, truncated_E, valid_E.copy())
+        result = StepResult(obs_EO.copy(), next_obs_EO, reward_E, terminated_E, truncated_E, valid_E.copy())
+        return self._leave_out(result) if np.count_nonzero(self._left_E) else result
+
+    def _leave_out(self, step: StepResult) -> StepResult:
+        """``step`` without the rows of the episodes that were given up, until the environment has begun another one."""
+        left_E = self._left_E & step.valid_E
+        self._left_E = self._left_E & ~self._begun_E
+        step.next_obs_EO[left_E] = 0.0
+        step.reward_E[left_E] = 0.0
+        for obs_EO in (step.obs_EO, self._obs_EO):
+            obs_EO[self._left_E] = 0.0
+        return step._replace(valid_E=step.valid_E & ~left_E, left_E=left_E)
 
     @_runs_env_code
     def force_reset(self, env_indices: list[int]) -> np.ndarray:
-        """See BatchEnv; a vector environment that resets by itself is reset as a whole."""
+        """See BatchEnv."""
         mask_E = np.zeros(self.num_envs, dtype=bool)
         mask_E[list(env_indices)] = True
         if not mask_E.any():
             return self._obs_EO.copy()
-        if self._mode is not AutoresetMode.DISABLED:
-            raise self._unsupported("reset some of its environments only")
-        self._obs_EO = self._restart(mask_E, self._obs_EO)
+        if self._mode is AutoresetMode.DISABLED:
+            self._obs_EO = self._restart(mask_E, self._obs_EO)
+        else:  # what has just begun another episode has no other one to leave out
+            self._left_E = self._left_E | (mask_E & ~(self._begun_E & np.isfinite(self._obs_EO).all(axis=1)))
+            self._obs_EO[self._left_E] = 0.0
         return self._obs_EO.copy()
 
     @_runs_env_code
@@ -186,8 +202,7 @@ class VectorBatchEnv:
 
     def _replay(self, log: ActionLog, state: dict[str, np.ndarray]) -> None:
         """Replays the running episodes; those that do not arrive at the saved observations are ended."""
-        first = self._reset([self._episode_seed(i) for i in range(self.num_envs)])
-        first_EO = flatten_observations(first, self.num_envs)
+        first_EO = self._flat(self._reset([self._episode_seed(i) for i in range(self.num_envs)]))
         for i, (obs, problem) in enumerate(log.replay(state)):
             obs_O = first_EO[i] if obs is None else flatten_observation(obs)
             if problem or not np.array_equal(obs_O, self._obs_EO[i], equal_nan=True):
@@ -200,12 +215,48 @@ class VectorBatchEnv:
     def _begin_anew(self) -> None:
         """New episodes everywhere, with seeds that no earlier load had: there is no way back to the saved ones."""
         self._episode_E += 1
-        self._ended_E = np.zeros(self.num_envs, dtype=bool)
-        obs = self._reset([self._episode_seed(i) for i in range(self.num_envs)])
-        self._obs_EO = flatten_observations(obs, self.num_envs)
+        self._begin([self._episode_seed(i) for i in range(self.num_envs)])
         self.not_replayed = dict.fromkeys(
             range(self.num_envs), "it comes as a vector environment, which gives no state"
         )
+
+    def _begin(self, seeds: Sequence[int]) -> None:
+        """Resets everything."""
+        self._ended_E, self._left_E, self._begun_E = np.zeros((3, self.num_envs), dtype=bool)
+        self._obs_EO = self._flat(self._reset(seeds))
+
+    def _flat(self, obs: Any) -> np.ndarray:
+        """All observations as float32 (E, O)."""
+        obs_EO = flatten_observations(obs, self.num_envs)
+        if obs_EO.shape[1] != self.obs_dim:
+            raise EnvError(
+                f"{self.env_id} returned observations of {obs_EO.size:,} numbers for {self.num_envs} environments, expected "
+                f"{self.obs_dim} for each as its space says: they cannot be stored and the worker stops; return that shape from reset() "
+                "and step(), or correct the space"
+            )
+        return obs_EO
+
+    def _column(self, name: str, value: Any, dtype: Any) -> np.ndarray:
+        """One number for each environment, (E,); of shape (E,) or (E, 1)."""
+        try:
+            return np.array(value, dtype=dtype).reshape(self.num_envs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EnvError(
+                f"{self.env_id} returned {name}={str(value)[:80]!r} of shape {np.shape(value)}, expected one number for each of "
+                f"{self.num_envs} environments: the step cannot be recorded and the worker stops; return that from step()"
+            ) from error
+
+    def _ends(self, name: str, value: Any) -> np.ndarray:
+        """Which episodes have ended, bool (E,)."""
+        if isinstance(value, np.ndarray) and value.dtype == bool and value.shape == (self.num_envs,):
+            return value.copy()
+        flag_E = self._column(name, value, np.float64)
+        if not np.isin(flag_E, (0, 1)).all():
+            raise EnvError(
+                f"{self.env_id} returned {name}={str(value)[:80]!r}, expected True or False for each environment: whether its episode has "
+                "ended is unknown and the worker stops; return bools from step()"
+            )
+        return flag_E.astype(bool)
 
     def _reset(self, seeds: Sequence[int | None], **options: Any) -> Any:
         """The observations after a reset with these seeds, or with one int that follows from them."""
@@ -230,7 +281,7 @@ class VectorBatchEnv:
         obs = self._reset(seeds, options={"reset_mask": mask_E})
         if self._log is not None:
             self._log.clear(chosen)
-        return np.where(mask_E[:, None], flatten_observations(obs, self.num_envs), obs_EO)
+        return np.where(mask_E[:, None], self._flat(obs), obs_EO)
 
     def _with_final(self, obs_EO: np.ndarray, done_E: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         if "final_obs" not in infos:
@@ -239,16 +290,13 @@ class VectorBatchEnv:
                 "expected every ended episode's last observation there: transitions would end in another episode's "
                 "state; add it, or register the environment without its vector entry point"
             )
-        next_obs_EO = obs_EO.copy()
-        for i in np.flatnonzero(done_E):
-            next_obs_EO[i] = flatten_observation(infos["final_obs"][i])
+        next_obs_EO, final = obs_EO.copy(), infos["final_obs"]
+        if isinstance(final, Mapping):  # a batch of each part
+            next_obs_EO[done_E] = self._flat(final)[done_E]
+        else:
+            for i in np.flatnonzero(done_E):
+                next_obs_EO[i] = flatten_observation(final[i])
         return next_obs_EO
-
-    def _unsupported(self, what: str) -> EnvError:
-        return EnvError(
-            f"{self.env_id} comes as a vector environment with autoreset mode {self._mode.value}, expected "
-            f"{AutoresetMode.DISABLED.value} to {what}: this was not done; register it without its vector entry point"
-        )
 
 
 def _only_final_obs(num_envs: int, infos: dict[str, Any], info: dict[str, Any], index: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rollout_workers.env import StepResult
 
 NONFINITE_OBSERVATION, NONFINITE_REWARD = "nonfinite_observation", "nonfinite_reward"  # why a row is refused
+REST_OF_EPISODE = "rest_of_episode"  # after such a row, where the environment only resets itself
+REASONS = (NONFINITE_OBSERVATION, NONFINITE_REWARD, REST_OF_EPISODE)
 MAX_WORKER, MAX_INCARNATION, MAX_EPISODE = 1 << 15, 1 << 16, 1 << 32  # what an episode's int64 id has room for
 _STATE = ("obs_EO", "episode_E", "step_E", "return_E")
 
@@ -25,7 +27,7 @@ class Recorder:
     """Collects T steps of E environments and turns them into one chunk.
 
     A chunk's ``stats`` count since the last one. ``recorded_rows``: env steps made, each of which became a row of this
-    chunk or was counted in ``dropped_nonfinite_observation`` or ``dropped_nonfinite_reward``. ``episodes``,
+    chunk or was counted in ``dropped_REASON`` for one of REASONS. ``episodes``,
     ``return_sum``, ``length_sum``: over the episodes that ended here by themselves, with ``return_min``, ``return_max``
     when there were any. ``cut_episodes``: those that ended at a refused row.
 
@@ -65,7 +67,7 @@ class Recorder:
     def unfinished_rows(self) -> int:
         """Env steps in the chunk so far, refused ones included."""
         t = self._t
-        return int(self._valid[:, :t].sum()) + len(self._cuts)
+        return int(self._valid[:, :t].sum()) + sum(self._dropped.values())
 
     def record(self, action_EA: np.ndarray, step: StepResult) -> np.ndarray | None:
         """Takes one step of every environment, made from the observations of the step before.
@@ -83,6 +85,8 @@ class Recorder:
         self._terminated[:, t] = step.terminated_E
         self._truncated[:, t] = step.truncated_E
         self._valid[:, t] = step.valid_E
+        if step.left_E is not None:
+            self._dropped[REST_OF_EPISODE] += int(np.count_nonzero(step.left_E))
         self._t = t + 1
         self._observe(step.obs_EO)
         if _finite(step.next_obs_EO) and _finite(step.obs_EO) and _finite(reward_E):
@@ -207,7 +211,7 @@ class Recorder:
         self._valid: np.ndarray = np.empty(shape, bool)
         self._cuts: list[tuple[int, int]] = []  # (environment, step) of the refused rows
         self._metadata: list[tuple[int, int, EpisodeMetadata]] = []  # (environment, step) of the rows they begin with
-        self._dropped = {NONFINITE_OBSERVATION: 0, NONFINITE_REWARD: 0}
+        self._dropped = dict.fromkeys(REASONS, 0)
 
     def _new_episodes(self, count: int) -> np.ndarray:
         first = self._next_episode

@@ -22,8 +22,8 @@ from rollout_workers.actor import Actor, plans
 from rollout_workers.config import WorkerConfig
 from rollout_workers.env import BatchEnv
 from rollout_workers.envs import make_batch_env
-from rollout_workers.episodes import RunningEpisodes
-from rollout_workers.recorder import NONFINITE_OBSERVATION, NONFINITE_REWARD, Recorder, merge_stats
+from rollout_workers.episodes import UNLIMITED_STEPS, RunningEpisodes
+from rollout_workers.recorder import REASONS, REST_OF_EPISODE, Recorder, merge_stats
 
 EMPTY_CHUNKS = 10  # chunks without a single finite row before the worker gives up
 
@@ -89,6 +89,7 @@ class RolloutWorker:
         self._episodes = RunningEpisodes(
             self._actor, self._envs, [seed, worker, incarnation], self._recorder.add_metadata
         )
+        self._longest = self._env.max_episode_steps or UNLIMITED_STEPS
         self._obs_EO = self._env.reset()
         self._recorder.start(self._obs_EO)
         self.env_steps = 0  # actions given to environments over this incarnation's life
@@ -163,18 +164,22 @@ class RolloutWorker:
         and ``corrupt_weights``, ``unfinished_rows`` and ``unfinished_episodes`` when there were any. With an EpisodePolicy
         also ``plan_s``, which ``act_s`` does not contain, and metadata_stats of the chunk's episodes.
         Raises NoWeights when the random steps are over and no weights have come, and FloatingPointError when
-        the environments give nothing but NaN and infinity.
+        the environments give nothing but NaN and infinity: for EMPTY_CHUNKS, or for as long as an episode may be left out.
         """
-        for _ in range(EMPTY_CHUNKS):
+        most = empty = 0
+        while empty <= most:
             with np.errstate(over="ignore", invalid="ignore"):  # the recorder rejects what is not finite
                 chunk = self._collect()
             if len(chunk.rows_ND):
                 return chunk
             merge_stats(self._pending, chunk.stats)
+            empty += 1
+            left_out = self._longest if chunk.stats[f"dropped_{REST_OF_EPISODE}"] else 0
+            most = EMPTY_CHUNKS - 1 + -(-left_out // self._steps)
         reasons = {name: count for name, count in self._pending.items() if name.startswith("dropped_") and count}
         shown = ", ".join(f"{count:,.0f} {name.removeprefix('dropped_')}" for name, count in reasons.items())
         raise FloatingPointError(
-            f"every row of {EMPTY_CHUNKS} chunks was refused ({EMPTY_CHUNKS * self._steps * self._envs:,} env steps: {shown}), "
+            f"every row of {empty} chunks was refused ({empty * self._steps * self._envs:,} env steps: {shown}), "
             "expected finite observations and rewards: this worker has nothing to send and stops; check the environment"
         )
 
@@ -266,7 +271,7 @@ class RolloutWorker:
         )  # random actions before the first weights count as the first policy's
         chunk = self._recorder.take(generation=generation, version=version)
         self._recorded += int(chunk.stats["recorded_rows"])
-        for name in (NONFINITE_OBSERVATION, NONFINITE_REWARD):
+        for name in REASONS:
             if refused := int(chunk.stats[f"dropped_{name}"]):
                 self._dropped[name] += refused
         planned = self._episodes.take_stats(chunk.metadata)

@@ -184,6 +184,19 @@ def test_a_vector_environment_that_loses_last_observations_is_refused():
         env.step(act(1))
 
 
+def test_last_observations_may_come_as_one_batch_of_each_part():
+    class Batched(SyncVectorEnv):
+        def step(self, actions):
+            *result, infos = super().step(actions)
+            ended = [one or {"sum": np.zeros(1), "count": np.zeros(2)} for one in infos.get("final_obs", [])]
+            final = {key: np.stack([one[key] for one in ended]) for key in ("sum", "count")} if ended else {}
+            return (*result, {"final_obs": final})
+
+    env = VectorBatchEnv(Batched([Counter] * 2, autoreset_mode=AutoresetMode.SAME_STEP), env_id=ENV_ID)
+    first = env.reset()
+    assert env.step(act(1, 0)).next_obs_EO.tolist() == [[first[0, 0], 1, 4], [first[1, 0], 1, 0]]
+
+
 def test_every_episode_starts_from_its_derived_seed():
     """A run is a function of its seeds, whatever has happened before in the process."""
     env = batch(AutoresetMode.DISABLED)
@@ -234,12 +247,34 @@ def test_cutting_starts_new_episodes_in_those_environments_alone(fast):
     np.testing.assert_array_equal(obs[1], single.reset(seed=episode_seed(env_seeds(0, 3)[1], 1))[0].astype(np.float32))
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
-def test_a_vector_environment_that_resets_itself_cannot_be_cut(mode):
-    env = VectorBatchEnv(BatchedMujocoEnv("Hopper-v5", 2, mode), env_id="Hopper-v5")
+SELF_RESETTING = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
+STEPS = st.tuples(*[st.sampled_from([-0.5, 0.0, 0.5, 1.0])] * 2, st.sampled_from([[], [], [0], [1], [0, 1]]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(SELF_RESETTING), st.lists(STEPS, max_size=25))
+def test_an_episode_given_up_where_only_the_environment_resets_is_left_out_to_its_own_end(mode, script):
+    """Against one that nobody gives up: whatever is not left out is the same, and what is left out is one episode's rest."""
+    env, truth = batch(mode), batch(mode)
     env.reset()
-    with pytest.raises(EnvError, match="reset some of its environments only"):
-        env.force_reset([0])
+    truth.reset()
+    left_E, reset_E = np.zeros((2, 2), bool)
+    for *row, given_up in script:
+        result, true = env.step(act(*row)), truth.step(act(*row))
+        expected_E = left_E & true.valid_E
+        seen_E = np.zeros(2, bool) if result.left_E is None else result.left_E
+        assert seen_E.tolist() == expected_E.tolist() and result.valid_E.tolist() == (true.valid_E & ~left_E).tolist()
+        for seen, real in zip(result[:5], true[:5]):
+            np.testing.assert_array_equal(seen[result.valid_E], real[result.valid_E])
+        ended_E = true.terminated_E | true.truncated_E
+        reset_E = ended_E if mode is AutoresetMode.SAME_STEP else ~true.valid_E
+        left_E = left_E & ~reset_E
+        np.testing.assert_array_equal(result.obs_EO, np.where(left_E[:, None], 0, true.obs_EO))
+        for i in given_up:
+            left_E[i] |= not reset_E[i]  # it has only just begun another episode
+        np.testing.assert_array_equal(env.force_reset(given_up), np.where(left_E[:, None], 0, true.obs_EO))
+    np.testing.assert_array_equal(env.reset([1, 2]), truth.reset([1, 2]))
+    assert env.step(act(0, 0)).left_E is None
 
 
 def test_a_replayed_state_goes_on_bit_identically():
@@ -276,7 +311,7 @@ def test_results_handed_out_do_not_change_later(mode):
     env = batch(mode)
     env.reset()
     first = env.step(act(1, 0))
-    kept = [array.copy() for array in first]
+    kept = [array.copy() for array in first[:6]]
     for _ in range(3):
         env.step(act(0, 1))
     for array, copy in zip(first, kept):

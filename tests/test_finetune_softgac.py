@@ -89,6 +89,17 @@ def test_a_run_begins_with_the_base_runs_newest_weights_and_acts_with_them_at_on
     assert (config.dataset, config.worker.random_steps, config.online.base) == (ID, 0, str(base))
 
 
+def test_a_run_goes_on_in_its_environment_with_other_arguments(base: Path, tmp_path: Path) -> None:
+    run, short = tmp_path / "run", ("--env-kwargs", '{"max_episode_steps": 5}')
+    assert finetune(base, run, 64, *short, replay__min_size_rows=2_000) == 0
+    assert_same(agent_of(run), agent_of(base))
+    assert RunDirectory.open(run).config().env == ENV + '?{"max_episode_steps":5}'
+    assert {length for one in lines(run / "evaluations.jsonl") for length in one["lengths"]} == {5}
+    assert main(["resume", str(run), "--steps", "96"]) == 0
+    assert finetune(run, tmp_path / "again", 64, "--env-kwargs", "{}", replay__min_size_rows=2_000) == 0
+    assert RunDirectory.open(tmp_path / "again").config().env == ENV
+
+
 def test_the_replay_ratio_counts_the_updates_that_belong_to_env_steps_and_those_before_are_extra(
     base: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 from remembering_policy import RememberingPolicy
 from test_inline import assert_same, rows
 from tiny_runs import lines, read, train_inline
@@ -129,6 +130,26 @@ def several(mode: AutoresetMode) -> Any:
     return lambda num_envs, max_episode_steps: SyncVectorEnv([Hidden] * num_envs, autoreset_mode=mode)
 
 
+class Spoilt(Hidden):
+    """Every 40th step of it pays NaN, every 60th shows it; 17 steps after the latter everything is NaN until it ends."""
+
+    made = 0
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, reward, *ends = super().step(action)
+        self.made += 1
+        hidden = self.made % 60 < 17 and self.made > 60
+        return np.where(hidden, np.nan, obs), np.nan if self.made % 40 == 0 else reward, *ends
+
+
+def spoilt(mode: AutoresetMode) -> Any:
+    def make(num_envs: int, max_episode_steps: int) -> SyncVectorEnv:
+        limited = lambda: TimeLimit(Spoilt(), max_episode_steps)  # noqa: E731
+        return SyncVectorEnv([limited] * num_envs, autoreset_mode=mode)
+
+    return make
+
+
 VECTORS = {
     "IntSeeded": IntSeeded,
     "SameStep": several(AutoresetMode.SAME_STEP),
@@ -181,6 +202,24 @@ def test_a_resume_of_an_environment_with_hidden_randomness_or_a_vector_entry_poi
     assert torn(rows(run, env)[0]) == 0
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_row_that_is_refused_ends_no_run_whoever_resets_the_environment(tmp_path: Path, mode: AutoresetMode) -> None:
+    entry = "Spoilt-v0"
+    gym.register(entry, Spoilt, max_episode_steps=50, vector_entry_point=spoilt(mode))
+    try:
+        run, flags = tmp_path / "run", ("--workers", "2", "--envs-per-worker", "3")
+        assert train_inline(run, entry, 900, *flags, replay__min_size_rows=2_000, worker__random_steps=2_000) == 0
+        (found,) = rows(run, entry)
+    finally:
+        gym.registry.pop(entry)
+    summary = read(run / "summary.json")["rows"]
+    dropped = summary["dropped"]
+    assert len(found) == summary["stored"] >= 900 and torn(found) == 0
+    assert summary["recorded"] == summary["stored"] + sum(dropped.values())
+    assert dropped["nonfinite_observation"] > 0 < dropped["nonfinite_reward"]
+    assert (dropped["rest_of_episode"] > 0) == (mode is not AutoresetMode.DISABLED)
+
+
 def test_an_environment_that_raises_while_it_is_replayed_is_reset_and_the_reason_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,22 +247,36 @@ def test_an_environment_that_changes_its_action_in_place_resumes_bit_for_bit(
     assert "were cut" not in capsys.readouterr().out and "episodes_cut_not_replayed" not in read(parts / "live.json")
 
 
-def test_a_plan_begins_anew_with_the_episode_that_could_not_be_replayed() -> None:
-    def worker() -> RolloutWorker:
-        policy = RememberingPolicy(4, 1)
-        made = RolloutWorker(
-            config=WorkerConfig(envs_per_worker=2, chunk_steps=4),
-            env_id="Kernel-v0",
-            policy=policy,
-            worker=0,
-            incarnation=0,
-            seed=3,
-            random_steps=0,
-        )
-        made.load_weights(policy.weights(1))
-        return made
+def planner(env_id: str) -> RolloutWorker:
+    policy = RememberingPolicy(4, 1)
+    made = RolloutWorker(
+        config=WorkerConfig(envs_per_worker=2, chunk_steps=4),
+        env_id=env_id,
+        policy=policy,
+        worker=0,
+        incarnation=0,
+        seed=3,
+        random_steps=0,
+    )
+    made.load_weights(policy.weights(1))
+    return made
 
-    before, after = worker(), worker()
+
+@pytest.mark.parametrize("env", ["SameStep-v0", "NextStep-v0"])
+def test_plans_that_are_given_up_are_followed_by_new_ones_once_the_environment_has_reset_itself(env: str) -> None:
+    worker = planner(env)
+    before = worker.collect()
+    assert worker.restart_episodes() == 2
+    after, dropped = worker.collect(), 4 * 2
+    while not after.stats["dropped_rest_of_episode"] < 8:
+        after, dropped = worker.collect(), dropped + 8
+    dropped = int(after.stats["dropped_rest_of_episode"])
+    assert torn(after.rows_ND) == 0 and not set(before.episode_N) & set(after.episode_N)
+    assert {stamp.episode for stamp in after.metadata} == set(after.episode_N.tolist())
+
+
+def test_a_plan_begins_anew_with_the_episode_that_could_not_be_replayed() -> None:
+    before, after = planner("Kernel-v0"), planner("Kernel-v0")
     chunk = before.collect()
     assert sorted(after.load_state(before.state())) == [0, 1]
     following = after.collect()

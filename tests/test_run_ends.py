@@ -14,6 +14,10 @@ import pytest
 from broken_envs import Walk
 from tiny_runs import read, train_inline
 
+from cluster.cli import main
+from cluster.history import read_run
+from cluster.pictures.report import write_report
+
 
 class Ends(Walk):
     """After 96 steps of an environment something happens to the run."""
@@ -49,6 +53,14 @@ def test_a_run_that_ends_early_has_its_curve_and_plain_words(
             "(the simulator lost its licence), expected" in failure["error"]
             and "\x1b" not in failure["traceback"] + result.err
         )
+    state, how = ("failed", "failed") if code == 1 else ("interrupted", "ended ")
+    assert main(["list", str(run)]) == 0 and f"  {state}  " in capsys.readouterr().out.splitlines()[1]
+    assert main(["status", str(run)]) == 0
+    words = capsys.readouterr().out
+    assert words.splitlines()[0].endswith(state) and f"\n  {how}" in words
+    assert read_run(run).state == state
+    write_report([run], tmp_path / "report.html")
+    assert ("run failed:</b>" in (tmp_path / "report.html").read_text()) == (code == 1)
 
 
 def test_a_run_whose_directory_vanishes_ends_with_a_sentence(

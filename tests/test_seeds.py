@@ -16,7 +16,7 @@ def words(parent: Path, *flags: str) -> list[str]:
     return train_words(parent, ENV, "--backend", "inline", *flags)
 
 
-def test_one_failing_seed_ends_no_other_a_signal_saves_all_and_resume_takes_the_directory(
+def test_one_failing_seed_ends_no_other_a_signal_or_stop_saves_all_and_resume_takes_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (switch := tmp_path / "switch").touch()
@@ -40,7 +40,23 @@ def test_one_failing_seed_ends_no_other_a_signal_saves_all_and_resume_takes_the_
     assert f"go on with `drawbridge resume {parent} --env {ENV}`" in last
     assert read(goes_on / "summary.json")["exit"] == "interrupted"
 
-    steps = str(live(goes_on)["env_steps"] + 100)
+    pids = {seed: live(seed)["pid"] for seed in seeds}
+    resumed = start("resume", str(parent), "--steps", "1000000", "--env", ENV, log=log)
+    try:
+        for seed in seeds:
+            wait_for(lambda s=seed: live(s)["pid"] != pids[s] and live(s)["state"] == "running", "a resume", 90, log)
+        assert main(["stop", str(parent)]) == 0
+        told = capsys.readouterr().out
+        assert [line.split(" ended at ")[0] for line in told.splitlines()] == list(map(str, seeds))
+        assert told.count("everything is saved") == 2 and resumed.wait(60) == 143, log.read_text()
+    finally:
+        resumed.kill()
+        resumed.wait(30)
+    last = log.read_text().strip().splitlines()[-1]
+    assert last.startswith("drawbridge: error: 2 of 2 runs were ended: seed-7 (ended by `drawbridge stop` at ")
+    assert main(["list", str(parent)]) == 0 and capsys.readouterr().out.count("  interrupted  ") == 2
+
+    steps = str(max(live(seed)["env_steps"] for seed in seeds) + 100)
     again = command("resume", str(parent), "--steps", steps, "--env", ENV)
     assert again.returncode == 0, again.stdout + again.stderr
     assert all(read(seed / "summary.json")["exit"] == "completed" for seed in seeds)

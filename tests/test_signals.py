@@ -10,6 +10,7 @@ from ray_runs import driven
 from tiny_runs import read, train_inline, train_words, wait_for
 
 from cluster.cli import main
+from cluster.commands.status import status
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -40,6 +41,7 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
             last = run.output().strip().splitlines()[-1]
             assert last.startswith(f"drawbridge: error: ended by {signum.name} during the start"), run.output()[-3_000:]
             assert "Traceback" not in run.output() and last.endswith(read(run.run_dir / "failure.json")["error"])
+            assert status(run.run_dir)["state"] == "interrupted"
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0
     assert not (tmp_path / "run" / "failure.json").exists()

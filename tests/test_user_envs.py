@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny_runs import lines, read, train_inline
 
 from replay.stored_episode import DatasetError, EpisodeLayout
 from rollout_workers.env import ActionBox, EnvError
+from rollout_workers.env_check import try_env
 from rollout_workers.envs import env_spec, make_batch_env
 from rollout_workers.gym_vector import VectorBatchEnv
 
@@ -134,6 +136,58 @@ def test_a_reward_that_is_no_number_is_refused_by_name(reward: Any) -> None:
     env.reset()
     with pytest.raises(EnvError, match=r"returned the reward .* expected one real number"):
         env.step(zeros(2))
+
+
+class Several(SyncVectorEnv):
+    """Users as one vector, which gives what ``change`` makes of it."""
+
+    change: Callable[..., tuple[Any, ...]]
+
+    def __init__(self, num_envs: int, max_episode_steps: int | None = None) -> None:
+        super().__init__([User] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, *ends, _ = super().step(actions)
+        return *Several.change(obs, reward, *ends), {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda obs, reward, *ends: (obs, reward[:, None], *ends),
+        lambda obs, reward, *ends: (obs, reward, *(end[:, None] for end in ends)),
+        lambda obs, reward, *ends: (obs, reward, *(end.astype(int) for end in ends)),
+        lambda *values: tuple(value.tolist() for value in values),
+    ],
+    ids=["reward (E, 1)", "ends (E, 1)", "ends of 0 and 1", "lists"],
+)
+def test_a_vector_environment_may_give_one_number_for_each_in_any_form(change: Any) -> None:
+    Several.change = change
+    env = make_batch_env(register(User, vector_entry_point=Several), 3, seed=1)
+    env.reset()
+    for step in range(1, 7):
+        result = env.step(zeros(3))
+        assert result.next_obs_EO.tolist() == [[(step - 1) % 5 + 1] * 2] * 3 and result.reward_E.tolist() == [1.0] * 3
+        assert result.truncated_E.tolist() == [step == 5] * 3 and not result.terminated_E.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda obs, reward, *ends: (obs, reward[:1], *ends), r"returned reward=.*of shape \(1,\), expected one number for"),
+        (lambda obs, reward, *ends: (obs, [None, "x"], *ends), "returned reward=.* expected one number for each of 2"),
+        (lambda obs, reward, *ends: (obs, reward, ["no"] * len(reward), ends[1]), "returned terminated=.*expected one num"),
+        (lambda obs, reward, *ends: (obs, reward, ends[0], ends[1] + 7), "returned truncated=.*expected True or False"),
+        (lambda obs, reward, *ends: (obs[:, :1], reward, *ends), "observations of 2 numbers for 2 .* expected 2 for each"),
+    ],
+    ids=["one reward", "no reward", "text", "seven", "narrow"],
+)
+def test_a_vector_environment_that_gives_something_else_is_refused_by_name_before_a_run(
+    change: Any, expected: str
+) -> None:
+    Several.change = change
+    with pytest.raises(EnvError, match=expected):
+        try_env(register(User, vector_entry_point=Several), True, 60.0)
 
 
 def test_every_reset_gets_what_the_first_got() -> None:

@@ -128,11 +128,11 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
     name_module(env_id)
 
 
-def add_env_kwargs(parser: argparse.ArgumentParser) -> None:
+def add_env_kwargs(parser: argparse.ArgumentParser, default: str = "the dataset's, else none") -> None:
     parser.add_argument(
         "--env-kwargs",
         metavar="JSON",
-        help="arguments of gymnasium.make, as '{\"max_episode_steps\": 300}' (default: the dataset's, else none)",
+        help=f"arguments of gymnasium.make, as '{{\"max_episode_steps\": 300}}' (default: {default})",
     )
     add_code(parser)
 

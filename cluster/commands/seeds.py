@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from pathlib import Path
 from cluster.commands.arguments import resume_words
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
-from cluster.errors import RunError, UsageError
+from cluster.errors import Interrupted, RunError, UsageError
 from cluster.run_dir import RunDirectory, seed_dirs
 from cluster.signals import Signals
 
@@ -78,7 +79,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
 
     Raises:
         RunError: some did not complete; the others did.
-        Interrupted: a signal ended them, in order.
+        Interrupted: a signal or `drawbridge stop` ended them, in order.
     """
     parent.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
@@ -105,8 +106,11 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         how = "; ".join([*map(_why, bad), f"go on with `{again}`"])
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")
+        count = f"{len(bad)} of {len(members)} runs"
+        if bad and {processes[path].exitcode for path in bad} == {128 + signal.SIGTERM}:
+            raise Interrupted(signal.SIGTERM, f"{count} were ended: {how}")
         if bad:
-            raise RunError(f"{len(bad)} of {len(members)} runs did not complete: {how}")
+            raise RunError(f"{count} did not complete: {how}")
     print(f"compare them with `drawbridge report {parent}`")
     return 0
 

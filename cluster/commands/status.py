@@ -12,7 +12,7 @@ from algorithms import ALGORITHMS
 from cluster.commands.arguments import add_command, count, location, resume_words, seconds
 from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
-from cluster.history import document, evaluation_records, number
+from cluster.history import document, evaluation_records, number, state_of
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory, seed_dirs
 from replay.option import range_of, type_of
@@ -59,16 +59,21 @@ def _stop(arguments: argparse.Namespace) -> int:
         _require_owner(runs[0], "stop")
     for run, owner in asked.items():
         run.requests.write("stop", owner)
-    deadline = time.monotonic() + arguments.timeout
+    deadline, problems = time.monotonic() + arguments.timeout, []
     for run, owner in asked.items():
-        while run.owner() == owner:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to and "
-                    "may still do so; see `drawbridge status`, or send that process SIGTERM"
-                )
-            time.sleep(0.1)
-        print(_how_it_ended(run))
+        try:
+            while run.owner() == owner:
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to "
+                        "and may still do so; see `drawbridge status`, or send that process SIGTERM"
+                    )
+                time.sleep(0.1)
+            print(_how_it_ended(run))
+        except RunError as error:  # says nothing of the others
+            problems.append(str(error))
+    if problems:
+        raise RunError("\n".join(problems))
     return 0
 
 
@@ -158,13 +163,10 @@ def status(run_dir: Path) -> dict[str, Any]:
     notes: list[str] = []
     config, owner = run.config(), run.owner()
     live, summary, failure = (document(run.path / f"{name}.json", notes) for name in ("live", "summary", "failure"))
-    state = live.get("state", "unknown")
-    if state in ("starting", "running", "finishing") and owner is None:
-        state = "lost"
     evaluations = evaluation_records(run.path, config.unit, notes)
     found = {
         "run_dir": str(run.path),
-        "state": state,
+        "state": state_of(live, summary, failure, owner is not None),
         "pid": owner,
         "algorithm": config.algorithm,
         "env": config.env,
@@ -225,7 +227,8 @@ def status_in_words(found: dict[str, Any]) -> str:
         )
     lines += [f"  alarm      {text}" for text in found["alarms"]]
     if "failure" in found:
-        lines.append(f"  failed     {found['failure'].get('error', 'no error was recorded')}")
+        how = "ended" if found["state"] == "interrupted" else "failed"
+        lines.append(f"  {how:10} {found['failure'].get('error', 'no error was recorded')}")
     lines += [f"  note       {text}" for text in found["notes"]]
     if found["state"] in ("lost", "failed"):
         lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms import ALGORITHMS
 from cluster.commands.arguments import (
-    add_code,
     add_command,
     add_env_again,
     add_env_kwargs,
@@ -111,7 +110,7 @@ def add_finetune(commands: Any) -> None:
     finetune.add_argument("--steps", type=count, help="env steps of an actor-critic's run (default: as its base run)")
     finetune.add_argument("--dataset", metavar="ID", help="dataset to mix in (default: the base run's)")
     finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
-    add_code(finetune)
+    add_env_kwargs(finetune, "the base run's")
     finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
     finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
     finetune.add_argument("--seed", type=int, help="(default: the base run's)")
@@ -166,8 +165,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
     settings = _given(
         arguments, "dataset", "backend", "seed", "steps", "stages", "episodes_per_stage", "updates_per_stage"
     )
-    if typed := arguments.env or settings.get("env"):
-        settings["env"] = _over(base.config().env, *named_task(typed, None))
+    typed = arguments.env or settings.get("env")
+    if typed or arguments.env_kwargs is not None:
+        settings["env"] = _over(base.config().env, *named_task(typed, arguments.env_kwargs))
     if arguments.address:
         settings["ray.address"] = arguments.address
     problems: list[str] = []
@@ -175,7 +175,8 @@ def _finetune(arguments: argparse.Namespace) -> int:
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
 
     def check(spec: RunSpec) -> None:
-        if arguments.dataset and not arguments.env and spec.dataset is not None:
+        named = arguments.env or arguments.env_kwargs is not None
+        if arguments.dataset and not named and spec.dataset is not None:
             check_same_task(spec.dataset, config.env)
         check_base(spec)
 

@@ -161,7 +161,7 @@ PROGRESS = (
     ),
 )  # fmt: skip
 DROP_REASONS = (  # exported from 0, so that a first loss shows as an increase; rejected chunks have reasons of their own
-    "nonfinite_observation", "nonfinite_reward", "worker_lost", "shard_restart", "restart", "stopped", "run_complete",
+    "nonfinite_observation", "nonfinite_reward", "rest_of_episode", "worker_lost", "shard_restart", "restart", "stopped", "run_complete",
 )  # fmt: skip
 REPLAY = (
     Metric(

@@ -208,7 +208,9 @@ def _shown(groups: Sequence[Group]) -> list[Shown]:
 
 def _alarms(runs: Sequence[Run]) -> Iterable[str]:
     for run in runs:
-        if run.failure:
+        if run.state == "interrupted":
+            yield f'<div class="callout"><b>{_text(run.name)}:</b> {_text(run.failure.get("error", "interrupted"))}</div>'
+        elif run.failure:
             trace = run.failure.get("traceback")
             details = f"<details><summary>traceback</summary><pre>{_text(trace)}</pre></details>" if trace else ""
             error = _text(run.failure.get("error", "no error was recorded"))
