@@ -11,7 +11,6 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_workers.batched_mujoco import BatchedMujocoEnv
 from rollout_workers.envs import EnvError, env_seeds, episode_seed, make_batch_env
 from rollout_workers.gym_vector import VectorBatchEnv
 

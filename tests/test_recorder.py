@@ -207,7 +207,7 @@ def test_an_environment_may_overwrite_its_buffers_after_each_step() -> None:
     for _ in range(2):
         step = script.step(["go", "go"])
         recorder.record(np.zeros((2, 1), np.float32), step)
-        for array in step:
+        for array in step[:6]:
             array[...] = -1
     chunk = recorder.take(generation=0, version=0)
     assert (chunk.rows_ND[:, :2] > 0).all()

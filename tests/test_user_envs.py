@@ -174,11 +174,20 @@ def test_a_vector_environment_may_give_one_number_for_each_in_any_form(change: A
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda obs, reward, *ends: (obs, reward[:1], *ends), r"returned reward=.*of shape \(1,\), expected one number for"),
+        (
+            lambda obs, reward, *ends: (obs, reward[:1], *ends),
+            r"returned reward=.*of shape \(1,\), expected one number for",
+        ),
         (lambda obs, reward, *ends: (obs, [None, "x"], *ends), "returned reward=.* expected one number for each of 2"),
-        (lambda obs, reward, *ends: (obs, reward, ["no"] * len(reward), ends[1]), "returned terminated=.*expected one num"),
+        (
+            lambda obs, reward, *ends: (obs, reward, ["no"] * len(reward), ends[1]),
+            "returned terminated=.*expected one num",
+        ),
         (lambda obs, reward, *ends: (obs, reward, ends[0], ends[1] + 7), "returned truncated=.*expected True or False"),
-        (lambda obs, reward, *ends: (obs[:, :1], reward, *ends), "observations of 2 numbers for 2 .* expected 2 for each"),
+        (
+            lambda obs, reward, *ends: (obs[:, :1], reward, *ends),
+            "observations of 2 numbers for 2 .* expected 2 for each",
+        ),
     ],
     ids=["one reward", "no reward", "text", "seven", "narrow"],
 )
