@@ -22,7 +22,8 @@ from algorithms.batch_renorm import Renorm
 from algorithms.config import ActorCriticConfig, CriticConfig
 from algorithms.critic import TwinCritic, evaluate
 from algorithms.interface import AgentSpec
-from algorithms.losses import actor_loss, critic_loss, temperature_loss
+from algorithms.loops import Target
+from algorithms.losses import actor_loss, temperature_loss
 from algorithms.support import Support
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.schema import Columns, RowLayout
@@ -257,28 +258,16 @@ class ActorCritic(TrainedAgent):
         discount_B = self.config.gamma * columns.discount
         units = self.support.units(columns.reward, discount_B, self.collective)
         reward_B = units.reward(columns.reward, discount_B)
-        target_BN, clipped = self._target(reward_B, discount_B, next_cost_B, joint.next_TBN)
-        log_p_TBN = torch.log_softmax(joint.now_TBN, -1)
-        loss, grad_TBN, negative_entropy_TBN = critic_loss(log_p_TBN, target_BN, self.config.critic_entropy)
-        self.critic.backward(joint, grad_TBN, self.collective)
-        step = self.critic_trainer.step(Loss(loss))
-        self.critic.commit(joint.batch, step.skipped > 0)
-        self.support.commit(units, step.skipped > 0)
-        q, q_target = log_p_TBN.exp().mean((0, 1)).dot(self.y_N), target_BN.mean(0).dot(self.y_N)
-        entropy = -negative_entropy_TBN.sum(-1).mean()
-        values = (step.loss, units.value(q), units.value(q_target), step.norm, entropy, clipped)
-        self.critic_trainer.record(step, values)
-        return step.skipped
-
-    def _target(
-        self, reward_B: torch.Tensor, discount_B: torch.Tensor, cost_B: torch.Tensor, logits_TBN: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distribution that both critics regress on, from rewards in the atoms' units, and the share that is clipped."""
         support = self.support
-        t_BN = c51.soft_target(reward_B, discount_B, cost_B, self.log_alpha.exp(), self.y_N)
-        p_BN = torch.softmax(logits_TBN, -1).mean(0)
-        # Both critics' atoms land at the same places, so projecting the average is averaging the projections.
-        return c51.project(p_BN, t_BN, support.v_min, support.v_max), c51.clipped_share(p_BN, t_BN, self.y_N)
+        target = Target(reward_B, discount_B, next_cost_B, self.log_alpha, support.y_N, support.v_min, support.v_max)
+        head = self.critic.loops.head(joint.logits_TMN, target, self.config.critic_entropy)
+        self.critic.backward(joint, head.grad_TBN, self.collective)
+        step = self.critic_trainer.step(Loss(head.loss))
+        self.critic.commit(joint.batch, step.skipped > 0)
+        support.commit(units, step.skipped > 0)
+        q, q_target = units.value(head.q), units.value(head.q_target)
+        self.critic_trainer.record(step, (step.loss, q, q_target, step.norm, head.entropy, head.clipped))
+        return step.skipped
 
     def _actor_step(self, columns: Columns, noise: torch.Tensor, critic_skipped: torch.Tensor) -> torch.Tensor:
         """One update of actor and temperature; 1.0 (0-d) where it was skipped."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms import batch_renorm
+from algorithms import batch_renorm, loops
 from algorithms.batch_renorm import Renorm
 from algorithms.interface import Collective
 from algorithms.trainer import FlatParameters, lecun_normal
@@ -20,11 +20,20 @@ from algorithms.trainer import FlatParameters, lecun_normal
 class Joint(NamedTuple):
     """What a joint pass gives; no part of it has a gradient of its own."""
 
-    now_TBN: torch.Tensor  # logits of the first half
-    next_TBN: torch.Tensor  # logits of the second half
+    logits_TMN: torch.Tensor
     batch: torch.Tensor  # the batch's statistics, laid out like ``TwinCritic.running``, for ``commit``
-    passes: list[batch_renorm.Pass]  # of each layer, for ``backward``
+    passes: list[loops.Pass]  # of each layer, for ``backward``
     outputs: list[torch.Tensor]  # (T, M, in) of each layer's renormalisation
+
+    @property
+    def now_TBN(self) -> torch.Tensor:
+        """Logits of the first half."""
+        return self.logits_TMN.chunk(2, 1)[0]
+
+    @property
+    def next_TBN(self) -> torch.Tensor:
+        """Logits of the second half."""
+        return self.logits_TMN.chunk(2, 1)[1]
 
 
 class TwinCritic:
@@ -49,7 +58,7 @@ class TwinCritic:
     ) -> None:
         self.bf16 = bf16  # products take their factors in bfloat16
         sizes = [inputs, *[width] * layers, atoms]
-        self.layers, self.constants = layers + 1, constants
+        self.layers, self.constants, self.loops = layers + 1, constants, loops.choose(device)
         initial: dict[str, torch.Tensor] = {}
         for l in range(self.layers):
             initial[f"norm{l}.scale"] = torch.ones(2, sizes[l])
@@ -75,23 +84,16 @@ class TwinCritic:
         h = (x_MI - origin_TI[0]).unsqueeze(0).expand(2, *x_MI.shape)
         passes, outputs = [], []
         for l in range(self.layers):
-            y, seen = batch_renorm.forward(
-                h if l == 0 else h.relu_(),
-                p[f"norm{l}.scale"],
-                p[f"norm{l}.bias"],
-                torch.zeros_like(origin_TI) if l == 0 else s[f"norm{l}.mean"],
-                s[f"norm{l}.var"],
-                warm,
-                self.constants,
-                collective,
-            )
+            mean_TI = s[f"norm{l}.mean"] if l else torch.zeros_like(origin_TI)
+            scales = p[f"norm{l}.scale"], p[f"norm{l}.bias"]
+            norm = loops.Norm(*scales, mean_TI, s[f"norm{l}.var"], warm, self.constants)
+            y, seen = self.loops.forward(h, l > 0, norm, collective)
             h = _affine(p[f"linear{l}.bias"].unsqueeze(1), y, self._factor(p[f"linear{l}.weight"]))
             passes.append(seen)
             outputs.append(y)
         means = [passes[0].mean_TI + origin_TI, *(seen.mean_TI for seen in passes[1:])]
         batch = torch.cat([t.reshape(-1) for t in (*means, *(seen.var_TI for seen in passes))])
-        half = x_MI.shape[0] // 2
-        return Joint(h[:, :half], h[:, half:], batch, passes, outputs)
+        return Joint(h, batch, passes, outputs)
 
     @torch.no_grad()
     def backward(self, joint: Joint, grad_TBN: torch.Tensor, collective: Collective) -> None:
@@ -101,10 +103,9 @@ class TwinCritic:
         optimiser reads it.
         """
         grads, g = self.parameters.grads, grad_TBN
+        torch.sum(g, 1, out=grads[f"linear{self.layers - 1}.bias"])
         for l in reversed(range(self.layers)):
-            seen, y = joint.passes[l], joint.outputs[l][:, : g.shape[1]]
-            torch.sum(g, 1, out=grads[f"linear{l}.bias"])
-            weight = self.parameters.named[f"linear{l}.weight"]
+            y, weight = joint.outputs[l][:, : g.shape[1]], self.parameters.named[f"linear{l}.weight"]
             if self.bf16:
                 low = g.bfloat16()
                 grads[f"linear{l}.weight"].copy_(torch.bmm(y.bfloat16().mT, low))
@@ -112,12 +113,8 @@ class TwinCritic:
             else:
                 torch.bmm(y.mT, g, out=grads[f"linear{l}.weight"])
                 g = torch.bmm(g, weight.mT)
-            scale_grad, bias_grad, centred_TI = batch_renorm.affine_grads(g, seen)
-            grads[f"norm{l}.scale"].copy_(scale_grad)
-            grads[f"norm{l}.bias"].copy_(bias_grad)
-            if l > 0:
-                g = batch_renorm.input_grad(g, bias_grad, centred_TI, seen, collective)
-                g = torch.ops.aten.threshold_backward(g, seen.x_TMI, 0)
+            scales = grads[f"norm{l}.scale"], grads[f"norm{l}.bias"]
+            g = self.loops.backward(g, joint.passes[l], *scales, grads.get(f"linear{l - 1}.bias"), collective)
 
     def commit(self, batch: torch.Tensor, keep: torch.Tensor) -> None:
         """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool)."""

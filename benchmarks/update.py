@@ -2,8 +2,9 @@
 
 Actor-critics: every update trains both critics on 256 rows; actor and temperature follow every second one. What learns from
 whole episodes: every update is of 64 episodes of 300 steps; with ``--posterior fresh`` or ``stored`` GAC's counts its inner steps
-beside it. "roofline" is the share of an update's time that its matrix products alone take: the same products, of the same shapes
-and strides, in the same process. Run with OMP_NUM_THREADS=1.
+beside it. "roofline" is the share of an update's time that its matrix products alone take: the same products as torch makes them,
+of the same shapes and strides, in the same process. An actor-critic is compared with its twin that has no compiled passes, a call
+of one after a call of the other. Run with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algorithms import ALGORITHMS, runtime
+from algorithms import ALGORITHMS, compiled, runtime
 from algorithms.interface import AgentSpec
 from replay.schema import DataSummary, Trajectories
 
@@ -33,14 +35,15 @@ EPISODES, STEPS, MAZE = (
 )  # of a batch of whole episodes; observation and action dims of a point in a maze
 
 
-def rate(agent: Any, batches: Any, repeats: int) -> list[float]:
-    """Updates per CPU-second of each repeat, after one call to warm up."""
-    agent.update(batches)
-    rates = []
-    for _ in range(repeats):
-        start = time.process_time()
-        agent.update(batches)
-        rates.append(len(batches) / (time.process_time() - start))
+def rate(agents: Sequence[Any], batches: Any, repeats: int) -> list[list[float]]:
+    """Updates per CPU-second of each repeat, for each agent, by turns; after one call of each to warm up."""
+    rates: list[list[float]] = [[] for _ in agents]
+    for repeat in range(repeats + 1):
+        for agent, mine in zip(agents, rates):
+            start = time.process_time()
+            agent.update(batches)
+            if repeat:
+                mine.append(len(batches) / (time.process_time() - start))
     return rates
 
 
@@ -70,21 +73,26 @@ class Products(TorchDispatchMode):
         return self._made[layout]
 
 
-def roofline(agent: Any, batches: Any, repeats: int) -> float:
-    """CPU seconds of the matrix products of ``agent.update(batches)``, divided by those of the update itself (medians)."""
+def roofline(agents: Sequence[Any], batches: Any, repeats: int) -> list[float]:
+    """CPU seconds of the matrix products of an update, divided by those of the whole update (medians), for each agent.
+
+    The products are those of the last agent.
+    """
     with Products() as products:
-        agent.update(batches)
-    alone, whole = [], []
+        agents[-1].update(batches)
+    alone: list[float] = []
+    whole: list[list[float]] = [[] for _ in agents]
     for _ in range(repeats):
+        for agent, mine in zip(agents, whole):
+            start = time.process_time()
+            agent.update(batches)
+            mine.append(time.process_time() - start)
         start = time.process_time()
-        agent.update(batches)
-        whole.append(time.process_time() - start)
-        start = time.process_time()
-        with torch.no_grad(), runtime.library(agent.matmul):
+        with torch.no_grad(), runtime.library(agents[-1].matmul):
             for func, args in products.calls:
                 func(*args)
         alone.append(time.process_time() - start)
-    return statistics.median(alone) / statistics.median(whole)
+    return [statistics.median(alone) / statistics.median(mine) for mine in whole]
 
 
 def made_up_episodes(posterior_floats: int) -> Trajectories:
@@ -164,13 +172,18 @@ def main() -> None:
 def on_transitions(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
     """Rates of an actor-critic, and what else is known of them."""
     config = dataclasses.replace(ALGORITHMS[name].presets[args.preset](), matmul=args.matmul)
-    agent: Any = ALGORITHMS[name].make_agent(config, AgentSpec(obs_dim=args.obs, action_dim=args.action))
+    spec = AgentSpec(obs_dim=args.obs, action_dim=args.action)
+    agent: Any = ALGORITHMS[name].make_agent(config, spec)
+    with compiled.without():
+        agents = [agent, ALGORITHMS[name].make_agent(config, spec)]
     rows = torch.randn(args.updates or (64 if args.preset == "cpu" else 2), args.batch, 2 * args.obs + args.action + 2)
     rows[..., args.obs + args.action + 1] = 1.0
     gflop = critic_update_flop(config, args.obs, args.action, args.batch) / 1e9
-    rates = rate(agent, rows, args.repeats)
-    share = roofline(agent, rows[: 2 * config.actor_every], args.repeats)
-    return rates, f"{gflop:.2f} GFLOP a critic update; roofline {share:.2f}; {agent.matmul}"
+    rates, alone = rate(agents, rows, args.repeats)
+    share, before = roofline(agents, rows[: 2 * config.actor_every], args.repeats)
+    gain = statistics.median(rates) / statistics.median(alone)
+    words = f"compiled passes {gain:.2f} times those of torch, whose roofline is {before:.2f}"
+    return rates, f"{gflop:.2f} GFLOP a critic update; roofline {share:.2f}; {words}; {agent.matmul}"
 
 
 def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
@@ -183,8 +196,8 @@ def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:
     agent.fit(standard_summary())
     count = args.updates or (2 if args.preset == "paper" else 10)
     batches = [made_up_episodes(config.posterior_floats) for _ in range(count)]
-    rates = rate(agent, batches, args.repeats)
-    text = f"roofline {roofline(agent, batches[:2], args.repeats):.2f}; {agent.matmul}"
+    (rates,) = rate([agent], batches, args.repeats)
+    text = f"roofline {roofline([agent], batches[:2], args.repeats)[0]:.2f}; {agent.matmul}"
     if name == "gac" and config.posterior != "amortised":
         text = f"{config.inner_steps * statistics.median(rates):.1f} inner steps/CPU-s; {text}"
     return rates, text

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from algorithms import compiled
 from cluster.connection import accepts
 from cluster.errors import RunError
 from cluster.metrics.wording import number
@@ -55,7 +56,7 @@ class Question:
     mark: Path | None = None  # a file with ``nonce`` in it, locked by who asks, where the run directory is to be
     nonce: str = ""
     peers: tuple[tuple[str, int], ...] = ()  # ports of other nodes
-    torch: bool = False  # whether to ask torch for its GPUs, which takes seconds
+    torch: bool = False  # whether to ask torch for its GPUs and to build loops.c, which takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class Facts:
     cuda: int | None  # GPUs that torch can use; None: not asked
     storage: Storage | None
     closed: tuple[str, ...]  # peers that do not accept a connection
+    uncompiled: str = ""  # why a learner's passes run in torch and not in C
 
 
 def gather_facts(question: Question) -> Facts:
@@ -93,8 +95,14 @@ def gather_facts(question: Question) -> Facts:
         cuda=_cuda_devices() if question.torch and gpus else None,
         storage=None if question.mark is None else _try_storage(question.mark, question.nonce),
         closed=_closed(question.peers),
+        uncompiled=_uncompiled(build=question.torch),
         clock=time.time(),  # last: the answer is on its way at once
     )
+
+
+def _uncompiled(build: bool) -> str:
+    loaded = compiled.load() if build else None
+    return compiled.problem() if loaded is None else "" if loaded.library else loaded.words
 
 
 def _version(name: str) -> str:
@@ -199,6 +207,12 @@ def judge(
     else:
         found.append(Check("ok", "/dev/shm", where, sizes))
     found.append(_judge_gpus(facts, where, resources))
+    if facts.uncompiled:
+        words = f"updates on the CPU compute with torch alone: {facts.uncompiled}"
+        fix = "install a C compiler (on Debian: apt install gcc libc6-dev) for updates about 1.3 times as fast"
+        found.append(Check("warn", "compiler", where, words, fix))
+    else:
+        found.append(Check("ok", "compiler", where, "updates on the CPU have compiled passes"))
     if facts.closed:
         found.append(
             Check("fail", "ports", where, f"cannot reach {', '.join(facts.closed[:5])}" + (" ..." if len(facts.closed) > 5 else ""),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cluster.connection
+from algorithms import compiled
 from cluster.cli import main
 from cluster.config import make_preset
 from cluster.doctor import Facts, Question, check_machine, gather_facts, judge, marked
@@ -21,7 +22,7 @@ from cluster.run_dir import RunDirectory
 @pytest.fixture
 def facts(tmp_path: Path) -> Facts:
     with marked(tmp_path / "run") as question:
-        return dataclasses.replace(gather_facts(question), open_files=65_536, shm_bytes=8 << 30)
+        return dataclasses.replace(gather_facts(question), open_files=65_536, shm_bytes=8 << 30, uncompiled="")
 
 
 def states(there: Facts, here: Facts, **given: object) -> dict[str, str]:
@@ -33,7 +34,8 @@ def test_this_machine_is_fit_and_nothing_is_left_in_the_folder(tmp_path: Path, c
     assert main(["doctor", "--run-dir", str(tmp_path / "runs" / "new")]) == 0
     table = capsys.readouterr().out
     assert "flock works, fsync takes" in table and "0 fail" in table
-    assert list(tmp_path.iterdir()) == [] and check_machine(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    assert [check.name for check in check_machine(tmp_path)] == ["compiler"] * bool(compiled.problem())
 
 
 def test_a_run_directory_that_cannot_be_written_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -48,6 +50,7 @@ def test_a_run_directory_that_cannot_be_written_fails(tmp_path: Path, capsys: py
         ({"open_files": 1024}, "ulimit", "warn"),
         ({"shm_bytes": 64 << 20}, "/dev/shm", "warn"),
         ({"gpus": 2, "cuda": 1}, "GPUs", "warn"),
+        ({"uncompiled": "no C compiler"}, "compiler", "warn"),
         ({"closed": ("10.0.0.1:6379",)}, "ports", "fail"),
     ],
 )

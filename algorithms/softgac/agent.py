@@ -12,9 +12,10 @@ import torch
 
 from algorithms.actor_critic import Actor, ActorCritic, Rollout
 from algorithms.interface import AgentSpec
+from algorithms.loops import choose_bridge
 from algorithms.softgac import bridge
 from algorithms.softgac.config import SoftGACConfig
-from algorithms.softgac.losses import control_energy, energy_budget
+from algorithms.softgac.losses import VARIANCE_FLOOR, control_energy, energy_budget
 from algorithms.weights import load_weights
 from replay.schema import Columns
 
@@ -24,11 +25,12 @@ OBS_STATISTICS = ("obs.mean", "obs.var")  # of a policy with input_norm=running,
 class BridgeActor(Actor):
     """The soft bridge with its control energy as cost, held at rho K A nats."""
 
-    def __init__(self, config: SoftGACConfig, action_dim: int) -> None:
+    def __init__(self, config: SoftGACConfig, action_dim: int, device: torch.device) -> None:
         self.config, self.action_dim, self.particles = config, action_dim, config.particles
         self.budget = energy_budget(config.rho, config.bridge_steps, action_dim)
         self.budget_units = float(config.bridge_steps * action_dim)
         self.layer_norm = config.input_norm == "layer_norm"
+        self.compiled = choose_bridge(device, self.layer_norm, VARIANCE_FLOOR)
         self.running: tuple[torch.Tensor, ...] = ()  # with input_norm=running: OBS_STATISTICS (O,)
 
     def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: dict[str, torch.Tensor]) -> Rollout:
@@ -36,6 +38,12 @@ class BridgeActor(Actor):
         if self.running:
             mean_O, var_O = self.running
             obs_RO = bridge.standardised(obs_RO, mean_O, var_O, self.config.renorm_eps)
+        if self.compiled:
+            return Rollout(
+                *bridge.CompiledRollout.apply(
+                    self.compiled, obs_RO, noise, *(parameters[name] for name in bridge.STEP_PARAMETERS)
+                )
+            )
         z_KRA, u_KRA, sigma_KRA = bridge.bridge_path(obs_RO, noise, parameters, self.layer_norm)
         return Rollout(torch.tanh(z_KRA[-1]), control_energy(z_KRA[:-1], u_KRA, sigma_KRA), sigma_KRA.detach().mean())
 
@@ -59,7 +67,7 @@ class SoftGAC(ActorCritic):
         parameters = bridge.initial_parameters(
             spec.obs_dim, spec.action_dim, steps=config.bridge_steps, width=config.bridge_width, draw=draw
         )
-        self.bridge = BridgeActor(config, spec.action_dim)
+        self.bridge = BridgeActor(config, spec.action_dim, torch.device(spec.device))
         super().__init__(config, spec, self.bridge, parameters, draw)
         if config.input_norm == "running":
             self.bridge.running = tuple(self._seen(name).clone() for name in ("mean", "var"))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from algorithms.loops import CompiledBridge
 from algorithms.onnx_graph import Graph
 from algorithms.softgac.config import SoftGACConfig
 from algorithms.trainer import xavier_uniform
@@ -131,6 +132,25 @@ def sample_noise(rng: np.random.Generator, rows: int, steps: int, action_dim: in
     return noise
 
 
+class CompiledRollout(torch.autograd.Function):
+    """Action (R, A), control energy (R,) and mean sigma (0-d): ``apply(bridge, obs_RO, noise_RKA, *parameters)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bridge: CompiledBridge, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        obs_RO, noise_RKA = obs_RO.contiguous(), noise_RKA.contiguous()
+        action_RA, cost_R, sigma, z_KRA = bridge.forward(obs_RO, noise_RKA, parameters)
+        ctx.bridge, ctx.parameters, ctx.seen = bridge, parameters, (obs_RO, noise_RKA, z_KRA, action_RA)
+        ctx.mark_non_differentiable(sigma)
+        return action_RA, cost_R, sigma
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Any) -> Any:
+        action_grad, cost_grad, _ = (grad.contiguous() for grad in output_grads)
+        return None, None, None, *ctx.bridge.backward(ctx.seen, ctx.parameters, action_grad, cost_grad)
+
+
 class _BridgePath(torch.autograd.Function):
     """All K steps and their backward through time, written out: about a third of the calls that autograd makes."""
 
@@ -142,7 +162,7 @@ class _BridgePath(torch.autograd.Function):
         steps, rows, action_dim = heads.shape[0], obs_RO.shape[0], heads.shape[2] // 2
         h = 1.0 / steps
         noise_KRA = noise_RKA.transpose(0, 1).contiguous()
-        eps_KRA = noise_KRA[1:].mul_(math.sqrt(2 * h))
+        eps_KRA = noise_KRA[1:] * math.sqrt(2 * h)  # not in place: of one row, noise_KRA is the caller's memory
         z_KRA = torch.empty_like(noise_KRA)
         z_KRA[0] = noise_KRA[0]
         heads_KRA = obs_RO.new_empty(steps, rows, 2 * action_dim)
