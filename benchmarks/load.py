@@ -35,14 +35,14 @@ class Shard(ShardActor):
         self.shard.limiter = Limiter(BATCH, 1.0, 1e18)
 
     async def cpu(self) -> float:
-        return cpu_s()
+        return spent_cpu_s()
 
 
 class Store(StoreActor):
     """The real store."""
 
     def cpu(self) -> float:
-        return cpu_s()
+        return spent_cpu_s()
 
 
 class Crowd:
@@ -145,8 +145,9 @@ class StandIns:
         return StandIn(self.crowd[part])
 
 
-def cpu_s() -> float:
-    times = psutil.Process().cpu_times()
+def spent_cpu_s(process: psutil.Process | None = None) -> float:
+    """CPU time of a process, of this one by default."""
+    times = (process or psutil.Process()).cpu_times()
     return float(times.user + times.system)
 
 

@@ -43,6 +43,7 @@ from benchmarks.load import (
     StandIn,
     StandIns,
     Store,
+    spent_cpu_s,
     turns,
 )
 from cluster.checks import make_spec
@@ -209,9 +210,9 @@ def driver_loop(count: int, seconds: float) -> None:
     from cluster.session import Session
 
     given: dict[str, Any] = {
-        "steps": 10**9, "worker.workers": count, "agent.critic_width": 16, "agent.bridge_width": 16, "agent.bridge_steps": 1,
+        "steps": 10**9, "agent.critic_width": 16, "agent.bridge_width": 16, "agent.bridge_steps": 1,
         "learner.batch_size": 32, "replay.replay_ratio": 0.001, "evaluation.every_steps": 0, "replay.snapshot_s": 600,
-        "learner.checkpoint_s": 600, "worker.restart_budget": 10_000,
+        "learner.checkpoint_s": 600, "worker.restart_budget": 10_000, "worker.workers": 1,
     }  # fmt: skip
     stand_ins, kill = StandIns(count), ray.kill
 
@@ -225,13 +226,15 @@ def driver_loop(count: int, seconds: float) -> None:
         config = settings(Path(folder), **given)
         run = RunDirectory.create(Path(folder) / "run", config)
         stack.callback(run.release)
-        session = stack.enter_context(Session(run, make_spec(config, run, 0)))
+        spec = make_spec(config, run, 0)  # of one worker: this machine need not hold the others
+        config = override(config, {"worker.workers": str(count)})
+        session = stack.enter_context(Session(run, dataclasses.replace(spec, config=config)))
         senders = [part.append.remote(1e6, 1, 1.0) for part in stand_ins.crowd.values()]
-        turns(session, lambda: session.aggregator.workers == count, 120)
+        turns(session, lambda: session.aggregator.workers == count and session.env_steps > 0, 120)
+        steps = session.env_steps
         cpu_s, longest_s, wall_s = turns(session, lambda: False, seconds)
-        rate = len(senders) and session.aggregator.env_steps / session.aggregator.time_s
-        print(f"{count:6} workers, {rate:,.0f} env steps/s: the driver uses {cpu_s / wall_s:.3f} CPUs, its longest turn takes "
-              f"{1e3 * longest_s:.0f} ms", flush=True)  # fmt: skip
+        print(f"{count:6} workers, {(session.env_steps - steps) / wall_s:,.0f} env steps/s from {len(senders)} processes: the driver uses "
+              f"{cpu_s / wall_s:.3f} CPUs, its longest turn takes {1e3 * longest_s:.0f} ms", flush=True)  # fmt: skip
         kill(stand_ins.crowd.pop(1))
         turns(session, lambda: session.aggregator.workers < count, 60)
         cpu_s, longest_s, wall_s = turns(session, lambda: session.aggregator.workers == count, 300)
@@ -339,7 +342,7 @@ def one_run(
                 assert time.monotonic() < deadline, "the run did not get under way"
             parts = {"shard": "ray::ShardActor", "store": "ray::StoreActor"}
             processes = {name: _find(title) for name, title in parts.items()} | {"driver": psutil.Process()}
-            before = {name: _total(process) for name, process in processes.items()}
+            before = {name: spent_cpu_s(process) for name, process in processes.items()}
             began, steps, versions, updates = (
                 time.monotonic(), session.env_steps, session.aggregator.version, session.aggregator.updates
             )  # fmt: skip
@@ -351,18 +354,13 @@ def one_run(
                 (session.aggregator.updates - updates) / UPDATES / wall_s,
                 (session.aggregator.version - versions) / wall_s,
             )
-            used = {name: (_total(process) - before[name]) / wall_s for name, process in processes.items()}
+            used = {name: (spent_cpu_s(process) - before[name]) / wall_s for name, process in processes.items()}
         run.release()
     return rate, used, predict(found, count, rate / (ENVS * STEPS), blocks, fetched)
 
 
 def _find(title: str) -> psutil.Process:
     return next(p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(title))
-
-
-def _total(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def main() -> None:
