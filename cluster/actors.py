@@ -284,5 +284,6 @@ class EvaluatorActor:
         """On which node this is."""
         return here()
 
-    def evaluate(self, weights: Weights, episodes: int) -> Evaluation:
-        return self.evaluator.evaluate(weights, episodes=episodes)
+    def evaluate(self, weights: Weights, episodes: int) -> tuple[Evaluation, Usage]:
+        """What came of it, and what this process takes."""
+        return self.evaluator.evaluate(weights, episodes=episodes), usage()

@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from cluster.actors import EvaluatorActor
 from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.remote import DIED, cause, make_actor, root
 from rollout_workers.evaluator import Evaluation
 
@@ -27,8 +28,8 @@ WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is g
 class Evaluations:
     """Training never waits for any of this."""
 
-    def __init__(self, spec: RunSpec, event: Callable[[str], None]) -> None:
-        self.spec, self.event, self.config = spec, event, spec.config
+    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+        self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self._queue: deque[tuple[Any, int, float]] = deque()  # what the store is asked for, episodes, since when
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
@@ -96,7 +97,9 @@ class Evaluations:
     def look_at(self, ref: Any) -> None:
         """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times in a row end the run."""
         try:
-            self._done.append(ray.get(ref))
+            evaluation, used = ray.get(ref)
+            self.aggregator.add_usage("evaluator", 0, used)
+            self._done.append(evaluation)
             self._run, self._failures = None, 0
         except (RayTaskError, *DIED) as error:
             self._failures += 1

@@ -85,7 +85,7 @@ class RayFleet:
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1).remote()
         self._actors.append(lambda: [*self._shards.actors, self._store])
         self._store_pulse = Pulse(self._store.started.remote)
-        self._evaluations = Evaluations(self.spec, self.event)
+        self._evaluations = Evaluations(self.spec, self.aggregator, self.event)
         self._actors.append(lambda: self._evaluations.actors)
         self._shards.wait(self._head.check)
         actors = self._shards.actors, self._store

@@ -50,6 +50,7 @@ def test_what_went_over_each_hop_is_what_the_run_counts(scaled: RayRun) -> None:
     assert row_bytes == 4 * (2 * 4 + 1 + 2), (
         "InvertedPendulum-v5: two observations, an action, reward and discount; float32"
     )
+    assert last["rss_bytes_evaluator"] > 1e8
     assert 0 < last["hop_publish_calls"] <= last["version"] and last["hop_fetch_calls"] >= 4
     assert {name for name in last if name.startswith("queue_")} == {"queue_append", "queue_sample", "queue_block"}
 
