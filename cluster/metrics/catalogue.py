@@ -114,7 +114,8 @@ PROGRESS = (
     _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
     Metric(
         series="part_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"rss_bytes_*": ("*",)},
-        help="resident memory by part, as its processes say: driver, worker, learner, shard, store, evaluator (as of its newest evaluation); inline all are the driver",
+        help="resident memory by part, as its processes say: driver, worker, learner, shard, store, evaluator (as of its newest "
+        "evaluation); inline all are the driver",
     ),
     Metric(
         series="part_object_store_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"shm_bytes_*": ("*",)},
