@@ -165,10 +165,11 @@ class WorkerGroup:
 
     def go_on(self) -> None:
         """Replaces workers that have ended, when it is time for it."""
-        for index, member in list(self._members.items()):
-            if member.down is not None and not member.finished:
-                self._replace(index, member, member.down)
-                self._count()
+        down = [(i, member, member.down) for i, member in self._members.items() if member.down and not member.finished]
+        for index, member, failure in down:
+            self._replace(index, member, failure)
+        if down:  # once, however many: counting looks at every worker
+            self._count()
 
     def watch(self) -> None:
         """Replaces workers that were silent for too long: an environment whose step hangs."""

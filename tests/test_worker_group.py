@@ -44,6 +44,23 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
             group.watch()
 
 
+def test_workers_are_counted_once_a_turn_however_many_are_lost_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = RunSpec(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=tmp_path)
+    aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
+    group = WorkerGroup(spec, aggregator, lambda text: None, Nodes(), [None], None, 0.0)
+    for index in range(200):
+        down = Failure(why="", reason="died", nodes=frozenset(("n",))) if index % 2 else None
+        group._members[index] = Member(
+            actor=None, run=index, incarnation=0, up=index, asked=0.0, began=1.0, node="n", down=down
+        )
+    counted, count = [], group._count
+    monkeypatch.setattr(group, "_count", lambda: counted.append(count()))
+    group.go_on()  # nothing is known of their node yet, so all wait
+    assert len(counted) == 1 and (aggregator.workers, aggregator.workers_pending) == (100, 100)
+
+
 def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> None:
     now_s = 0.0
     budget = Budget(4, clock=lambda: now_s)
