@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from test_gac_agent import RETURNS, same
 from test_learner import HostReads
-from tiny_episodes import TINY, make_dataset, pairs
+from tiny_episodes import TINY, finetune_words, make_dataset, pairs
 from tiny_runs import read
 
 from algorithms.gac.agent import GAC
@@ -324,6 +324,25 @@ def test_two_halves_of_a_run_equal_the_whole(dataset: str, tmp_path: Path) -> No
     assert config["preset"] == "linear" and config["agent"]["plan_reading"] == "linear"
     one, other = learned(whole), learned(parts)
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
+
+
+def test_the_papers_form_goes_through_every_command(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, online = tmp_path / "run", tmp_path / "online"
+    assert train(dataset, run, "paper-cpu", 20) == 0
+    assert main(finetune_words(run, online, stages=1, episodes=3, updates=10, evaluation__every_steps=0)) == 0
+    assert main(["plan", str(online), "--plot", str(tmp_path / "plans.png")]) == 0
+    for path in (run, online):
+        for mode in ("prior", "st", "kl", "max"):
+            capsys.readouterr()
+            assert main(["evaluate", str(path), "--mode", mode, "--episodes", "2", "--json"]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert found["mode"] == mode and np.isfinite(found["predicted"] + found["returns"]).all()
+        assert main(["diagnose", str(path), "--episodes", "2", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["plan"]["dims"] == make_preset("gac", "paper-cpu").agent.tokens * 8
+        assert sum(found["explained"].values()) < 1 and np.isfinite(found["scores"]["hidden"]["return_mean"])
 
 
 @pytest.mark.parametrize("algorithm", ["softgac", "sac", "dt"])

@@ -101,7 +101,7 @@ class Generator(nn.Module):
         x = torch.stack([F.silu(self.embed_obs(obs_RSX)), self._embed_action(action_RSA)], 2).flatten(1, 2)
         mask = window_mask(obs_RSX.shape[1], self.config.window, rows, obs_RSX.device)
         x = self._layers(memory, x, rows.plan_R, mask, rows.previous_R)
-        return self._read_out(x[:, 0::2], memory, rows.plan_R)
+        return self._read_out(x, memory, rows.plan_R)
 
     def fold(self, memory: Memory, obs_BSX: torch.Tensor, action_BSA: torch.Tensor, rows: Rows) -> Generated:
         """``forward`` of long rows, in linear time: they are cut into shorter ones that see the one before."""
@@ -160,6 +160,7 @@ class Generator(nn.Module):
         mask: torch.Tensor | None,
         previous_R: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """The last layer's outputs, with attention (a ``mask``) those of the states only: nothing reads an action's."""
         for layer, feed in enumerate(self.feeds):
             if mask is not None:
                 attention = self._self(layer)
@@ -167,8 +168,9 @@ class Generator(nn.Module):
                 if previous_R is not None:
                     at = previous_R.clamp(min=0)
                     key, value = torch.cat([key[at], key], 2), torch.cat([value[at], value], 2)
-                read = attend(query, key, value, mask)
-                x_RNC = x_RNC + attention.outward(join_heads(read))
+                if layer + 1 == len(self.feeds):
+                    x_RNC, query, mask = x_RNC[:, 0::2], query[:, :, 0::2], mask[:, :, 0::2]
+                x_RNC = x_RNC + attention.outward(join_heads(attend(query, key, value, mask)))
             x_RNC = feed(self._rest(layer, memory, x_RNC, plan_R))
         return x_RNC
 
