@@ -12,18 +12,12 @@ Exit code 1: the counters do not add up, or more rows are uncounted than a kille
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -31,55 +25,20 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
 
 from counting_env import FOLDER, counted  # noqa: E402
-from network import Host, second_host  # noqa: E402
-from ray_runs import RayRun, driven, with_variable  # noqa: E402
+from network import Host  # noqa: E402
+from ray_runs import RayRun, driven, two_hosts  # noqa: E402
 from tiny_runs import read, train_words, wait_for  # noqa: E402
 
 from benchmarks.markdown import table  # noqa: E402
 from cluster.connection import HEALTH  # noqa: E402
 
 ENV, CHUNK, UNACKED = "counting_env:Counting-v0", 4, 2
-MARK = "DRAWBRIDGE_PARTITION"
 QUICK = {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
 SETTINGS: dict[str, Any] = {
     "worker__cpus": 1, "worker__envs_per_worker": 1, "worker__chunk_steps": CHUNK, "worker__max_unacked": UNACKED,
     "replay__replay_ratio": 0.2, "replay__snapshot_s": 5, "evaluation__every_steps": 0, "ray__shard_labels": "name=core",
     "ray__learner_labels": "name=core", "metrics__line_s": 0.5,
 }  # fmt: skip
-
-
-def ray_start(
-    folder: Path, name: str, cpus: int, environment: dict[str, str], words: list[str], before: list[str]
-) -> str:
-    """A node; what `ray start` said."""
-    (folder / name).mkdir()
-    started = subprocess.run(
-        [*before, str(Path(sys.executable).parent / "ray"), "start", *words, f"--num-cpus={cpus}", f"--labels=name={name}",
-         "--object-store-memory=80000000", f"--temp-dir={folder / name}", "--disable-usage-stats"],
-        env=os.environ | environment | {MARK: str(folder)}, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert started.returncode == 0, started.stdout + started.stderr
-    return started.stdout
-
-
-@contextlib.contextmanager
-def two_hosts(environment: dict[str, str]) -> Iterator[tuple[str, Host]]:
-    """The address of a cluster of this host and a second one."""
-    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
-    with second_host() as host:
-        try:
-            ours = host.address_of_ours
-            there = f"{ours.rpartition('.')[0]}.{int(ours.rpartition('.')[2]) + 1}"
-            head = ["--head", f"--node-ip-address={ours}", "--port=0", "--include-dashboard=false"]
-            address = ray_start(folder, "core", 2, environment, head, []).split("--address='")[1].split("'")[0]
-            far = [f"--address={address}", f"--node-ip-address={there}"]
-            ray_start(folder, "far", 1, environment, far, host.words())
-            yield address, host
-        finally:
-            for process in with_variable(MARK, str(folder)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cut(host: Host, seconds: float) -> None:

@@ -32,6 +32,17 @@ HELD = "held"  # a shard's reason for having no block: the driver holds the run
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
 
 
+# Of a part that the driver replaces. On a node that is short of memory Ray kills those first that it may restart, the newest first: with
+# this, workers and the evaluator before the store and the shards, which are older, and learners last.
+EXPENDABLE = {"max_restarts": -1}
+
+
+def refuse_restart() -> None:
+    """Raises in a process that Ray began in place of one that died: of such a part the driver makes another."""
+    if ray.get_runtime_context().was_current_actor_reconstructed:
+        raise RuntimeError("the process before this one ended while it started; the logs of its node say why")
+
+
 def here() -> str:
     """The node of this process, by its id."""
     return str(ray.get_runtime_context().get_node_id())
@@ -215,6 +226,7 @@ class WorkerActor:
     def __init__(
         self, spec: RunSpec, index: int, incarnation: int, shards: list[Any], store: Any, random_steps: int
     ) -> None:
+        refuse_restart()
         config = spec.config
         set_threads(config)
         take_code(spec.own_code, config.env)
@@ -276,6 +288,7 @@ class EvaluatorActor:
     """Runs deterministic episodes with given weights, beside the training."""
 
     def __init__(self, spec: RunSpec) -> None:
+        refuse_restart()
         set_threads(spec.config)
         take_code(spec.own_code, spec.config.env)
         self.evaluator = make_evaluator(spec)

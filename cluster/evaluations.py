@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from cluster.actors import EvaluatorActor
+from cluster.actors import EXPENDABLE, EvaluatorActor
 from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
@@ -120,7 +120,7 @@ class Evaluations:
         return []
 
     def _start(self) -> None:
-        self._evaluator = make_actor(EvaluatorActor, num_cpus=0).remote(self.spec)
+        self._evaluator = make_actor(EvaluatorActor, num_cpus=0, **EXPENDABLE).remote(self.spec)
         self._up, self.node = self._evaluator.place.remote(), ""
 
     def _restart(self) -> None:

@@ -1,7 +1,8 @@
 """Where parts run: room for learners and shards is reserved for the whole run, so that nobody takes it while one of them is down.
 
-Learners are packed together, for their reductions; shards are spread, so that the loss of a node takes few of them. Workers are
-outside of the reservation and take what is free. On a cluster that is given, memory is reserved too.
+Learners are packed together, for their reductions, and the store of weights is with the first; shards are spread, so that the loss
+of a node takes few of them. Workers are outside of the reservation and take what is free. On a cluster that is given, memory is
+reserved too.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def free_resources() -> dict[str, float]:
 
 def cause(error: BaseException) -> str:
     """The traceback of what really failed, root cause last: the text of a RayTaskError is the remote one."""
-    return str(error).strip() or type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0] if isinstance(error, OutOfMemoryError) else text  # pages of advice follow
 
 
 def root(error: BaseException | str) -> str:

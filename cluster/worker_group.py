@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from cluster.actors import WorkerActor
+from cluster.actors import EXPENDABLE, WorkerActor
 from cluster.checks import uneven_shards
 from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
@@ -43,6 +43,7 @@ class Member:
     failures: int = 0  # since it last brought rows
     first_failure: str = ""
     rows: float = 0.0
+    rss_bytes: float = 0.0  # that its process took when it last said so
     finished: bool = False
 
 
@@ -69,7 +70,8 @@ class WorkerGroup:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self._nodes, self._shards, self._store = nodes, shards, store
         labels = parse_labels(self.config.ray.worker_labels)
-        self._options = {"num_cpus": cpus, "max_concurrency": 2} | ({"label_selector": labels} if labels else {})
+        self._options: dict[str, Any] = EXPENDABLE | {"num_cpus": cpus, "max_concurrency": 2}
+        self._options |= {"label_selector": labels} if labels else {}
         self._cpus = cpus
         self._members: dict[int, Member] = {}
         self._incarnations: dict[int, int] = {}
@@ -133,7 +135,10 @@ class WorkerGroup:
         try:
             totals = ray.get(ref)
         except (RayTaskError, *DIED) as error:
-            self._fail(index, member, cause(error), "raised" if isinstance(error, RayTaskError) else "died")
+            if isinstance(error, RayTaskError):
+                self._fail(index, member, cause(error), "raised")
+            else:
+                self._fail(index, member, _died(member, error), "died")
         else:
             member.finished = True
             self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
@@ -145,6 +150,7 @@ class WorkerGroup:
             member = self._members.get(report.worker)
             if member is not None and report.incarnation == member.incarnation:
                 member.rows += report.stats.get("recorded_rows", 0)
+                member.rss_bytes = report.stats.get("rss_bytes", member.rss_bytes)
                 member.failures, member.first_failure = 0, ""
         for worker, seconds in silent_s.items():
             self._last_report[worker] = max(self._last_report.get(worker, 0.0), time.monotonic() - seconds)
@@ -231,7 +237,7 @@ class WorkerGroup:
 
     def _fail(self, index: int, member: Member, why: str, reason: str) -> None:
         """Takes note of a worker that has ended or hangs, and ends it; ``go_on`` replaces it."""
-        self._end({index: member}, WORKER_LOST)
+        self._end({index: member}, WORKER_LOST, ask=reason != "died")
         member.down = Failure(why=why, reason=reason, nodes=frozenset((member.node,)))
         member.first_failure = member.first_failure or why
         self._count()
@@ -308,9 +314,9 @@ class WorkerGroup:
                     late[index] = member
         self._end(late, STOPPED)
 
-    def _end(self, members: dict[int, Member], reason: str) -> None:
-        """Kills workers that failed, hang or are late, and takes the row counts that they can still give."""
-        up = {index: member for index, member in members.items() if ray.wait([member.up], timeout=0)[0]}
+    def _end(self, members: dict[int, Member], reason: str, ask: bool = True) -> None:
+        """Kills workers that failed, hang or are late, and takes the row counts that they can still give, unless they are dead."""
+        up = {index: member for index, member in members.items() if ask and ray.wait([member.up], timeout=0)[0]}
         refs = {index: member.actor.totals.remote() for index, member in up.items()}
         if refs:
             ray.wait(list(refs.values()), num_returns=len(refs), timeout=LAST_WORDS_S)
@@ -339,3 +345,14 @@ class WorkerGroup:
         self.aggregator.workers_wanted = len(needed)
         self.aggregator.workers_pending = sum(not member.began or member.down is not None for member in needed)
         self.aggregator.budget_left["worker"] = self._budget.left
+
+
+def _died(member: Member, error: Exception) -> str:
+    """Why a worker's process is gone, as far as anybody knows."""
+    if not isinstance(error, ActorUnavailableError):
+        return cause(error)
+    took = f"; it took {member.rss_bytes / 2**20:,.0f} MiB when it last said so" if member.rss_bytes else ""
+    return (
+        "its process ended without a word: it was killed, by a signal or because its node ran out of memory, or native code crashed"
+        f"{took} (Ray's log of the node says which)"
+    )

@@ -14,27 +14,44 @@ FOLDER = "COUNTED_STEPS"  # environment variable: where the files are
 
 
 class Counting(Walk):
-    """Appends one byte for each step that was made; a file ``raise`` makes one of them raise, and goes."""
+    """Appends one byte for each step that was made.
+
+    A file ``raise`` makes one of them raise, ``nan`` give NaN, and ``leak`` makes that process take 64 MiB more with each step; it goes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(os.environ[FOLDER])
-        name = f"{os.getpid()}-{id(self)}.steps"
+        self.folder, self.held = Path(os.environ[FOLDER]), list[np.ndarray]()
+        self.evaluates = b"::EvaluatorActor" in Path("/proc/self/cmdline").read_bytes()  # Ray's title of the process
+        name = f"{os.getpid()}-{id(self)}.{'evaluated' if self.evaluates else 'steps'}"
         self.file = os.open(self.folder / name, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         result = super().step(action)
         os.write(self.file, b".")
+        if self.held or self._asked("leak"):
+            self.held.append(np.ones(2**23))
+        if self._asked("nan"):
+            return np.full(2, np.nan), *result[1:]
         return result
 
     def go_wrong(self) -> None:
-        if self.steps % 4 == 3 and (self.folder / "raise").exists():  # two steps into a chunk of four
-            (self.folder / "raise").unlink(missing_ok=True)
+        if self.steps % 4 == 3 and self._asked("raise"):  # two steps into a chunk of four
             raise RuntimeError("asked to raise")
+
+    def _asked(self, fault: str) -> bool:
+        """Whether a file of that name is there, for the first of all workers that looks."""
+        if self.evaluates:
+            return False
+        try:
+            (self.folder / fault).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def counted(folder: Path, *drivers: int) -> int:
-    """Steps that the environments of all processes ever made, but for those that the processes ``drivers`` tried them with."""
+    """Steps that the environments of all workers ever made: not those that the processes ``drivers`` tried them with."""
     files = folder.glob("*.steps")
     return sum(path.stat().st_size for path in files if int(path.name.split("-")[0]) not in drivers)
 

@@ -15,9 +15,10 @@ import pytest
 
 @dataclass(frozen=True)
 class Host:
-    """Another host, and the address at which it sees this one."""
+    """Another host, its address, and the one at which it sees this host."""
 
     name: str
+    address: str
     address_of_ours: str
 
     def words(self, *words: str) -> list[str]:
@@ -57,7 +58,7 @@ def second_host() -> Iterator[Host]:
         _ip("-n", name, "addr", "add", f"{there}/30", "dev", theirs)
         _ip("-n", name, "link", "set", theirs, "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        yield Host(name, address)
+        yield Host(name, there, address)
     finally:
         for words in (("link", "del", ours), ("netns", "del", name)):
             with contextlib.suppress(subprocess.CalledProcessError):

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+from network import Host, second_host
 from tiny_runs import ROOT, live, start, train_words, wait_for
 
+NODE = "DRAWBRIDGE_TWO_HOSTS"  # environment variable of the processes of ``two_hosts``
 END_S = 150.0  # a run's own end, on a machine that others use too
 
 
 class RayRun:
     """One ``drawbridge`` process that drives a run on a cluster of its own."""
 
-    def __init__(self, run_dir: Path, log: Path, *words: str, cwd: Path = ROOT) -> None:
+    def __init__(self, run_dir: Path, log: Path, *words: str, cwd: Path = ROOT, before: Sequence[str] = ()) -> None:
         self.run_dir, self.log = run_dir, log
-        self.process: subprocess.Popen[str] = start(*words, log=log, cwd=cwd)
+        self.process: subprocess.Popen[str] = start(*words, log=log, cwd=cwd, before=before)
         self.known: dict[int, psutil.Process] = {}  # every process of the run that was ever seen
 
     def children(self, title: str = "") -> list[psutil.Process]:
@@ -105,6 +111,43 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
     return list(found.values())
 
 
+@contextlib.contextmanager
+def two_hosts(variables: dict[str, str]) -> Iterator[tuple[str, Host]]:
+    """A cluster of this host, as node ``core`` with 2 CPUs, and of a second one, as node ``far`` with 1; its address, and that host.
+
+    Args:
+        variables: of the environment of both nodes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    with second_host() as host:
+        try:
+            head = ["--head", f"--node-ip-address={host.address_of_ours}", "--port=0", "--include-dashboard=false"]
+            said = _start_node(folder, "core", 2, variables, head, [])
+            address = said.split("--address='")[1].split("'")[0]
+            far = [f"--address={address}", f"--node-ip-address={host.address}"]
+            _start_node(folder, "far", 1, variables, far, host.words())
+            yield address, host
+        finally:
+            for process in with_variable(NODE, str(folder)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_node(
+    folder: Path, name: str, cpus: int, variables: dict[str, str], words: list[str], before: list[str]
+) -> str:
+    """What `ray start` says."""
+    (folder / name).mkdir()
+    started = subprocess.run(
+        [*before, str(Path(sys.executable).parent / "ray"), "start", *words, f"--num-cpus={cpus}", f"--labels=name={name}",
+         "--object-store-memory=80000000", f"--temp-dir={folder / name}", "--disable-usage-stats"],
+        env=os.environ | variables | {NODE: str(folder)}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stdout + started.stderr
+    return started.stdout
+
+
 def _lives(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):  # it may go between the two questions
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -128,9 +171,9 @@ def ray_run(
 
 
 @contextlib.contextmanager
-def driven(run_dir: Path, *words: str, cwd: Path = ROOT) -> Iterator[RayRun]:
+def driven(run_dir: Path, *words: str, cwd: Path = ROOT, before: Sequence[str] = ()) -> Iterator[RayRun]:
     """A command that drives the run in ``run_dir``."""
-    run = RayRun(run_dir, run_dir.with_suffix(f".{words[0]}.log"), *words, cwd=cwd)
+    run = RayRun(run_dir, run_dir.with_suffix(f".{words[0]}.log"), *words, cwd=cwd, before=before)
     try:
         yield run
     finally:

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, ObjectLostError, OutOfMemoryError
 
 from cluster.config import make_preset, override
 from cluster.errors import RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
-from cluster.remote import Budget
+from cluster.remote import Budget, root
 from cluster.worker_group import Member, WorkerGroup
 
 
@@ -26,7 +27,7 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
     events: list[str] = []
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
     group = WorkerGroup(spec, aggregator, events.append, Nodes(), [None, None], None, 0.0)
-    monkeypatch.setattr(group, "_end", lambda members, reason: None)
+    monkeypatch.setattr(group, "_end", lambda members, reason, ask: None)
     now = time.monotonic()
     for index, silent_s in enumerate((0.0, 60.0)):  # worker 1, of shard 1, hangs
         group._members[index] = Member(
@@ -59,6 +60,31 @@ def test_workers_are_counted_once_a_turn_however_many_are_lost_together(
     monkeypatch.setattr(group, "_count", lambda: counted.append(count()))
     group.go_on()  # nothing is known of their node yet, so all wait
     assert len(counted) == 1 and (aggregator.workers, aggregator.workers_pending) == (100, 100)
+
+
+ENDS = {
+    "Ray killed it": (OutOfMemoryError("the node is running low on memory\npages of advice"), "the node is running low on memory"),
+    "it is restarting": (ActorUnavailableError("restarting", None), "or because its node ran out of memory"),
+    "it has no place": (ActorUnschedulableError("no node has its label"), "no node has its label"),
+    "its object is lost": (ObjectLostError("0" * 56, "", ""), "lost"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_whatever_ray_says_of_a_worker_that_ended_it_has_died_and_the_event_says_why_in_a_line(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, words = ENDS[end]
+    spec = RunSpec(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=tmp_path)
+    aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
+    group = WorkerGroup(spec, aggregator, lambda text: None, Nodes(), [None], None, 0.0)
+    group._members[0] = member = Member(actor=None, run="run", incarnation=0, up=None, asked=0.0, began=1.0, node="a")
+    asked: list[bool] = []
+    monkeypatch.setattr(group, "_end", lambda members, reason, ask: asked.append(ask))
+    monkeypatch.setattr("ray.get", lambda ref: (_ for _ in ()).throw(error))
+    group.look_at("run")
+    assert member.down is not None and member.down.reason == "died" and words in root(member.down.why)
+    assert asked == [False], "a dead process is not waited for"
 
 
 def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> None:

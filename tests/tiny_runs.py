@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,16 @@ def command(
     return subprocess.run(_argv(words), capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
 
 
-def start(*words: str, log: Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """A command that goes on; what it says is in ``log``. In another folder than this tree's it is the installed one."""
+def start(
+    *words: str, log: Path, env: dict[str, str] | None = None, cwd: Path = ROOT, before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """A command that goes on; what it says is in ``log``. In another folder than this tree's it is the installed one.
+
+    Args:
+        before: words of a command that runs it, such as unshare's.
+    """
     argv = _argv(words) if cwd == ROOT else [str(Path(sys.executable).parent / "drawbridge"), *words]
+    argv[:0] = before
     with open(log, "w", encoding="utf-8") as file:
         return subprocess.Popen(
             argv, stdout=file, stderr=subprocess.STDOUT, text=True, cwd=cwd, env={**os.environ, **(env or {})}
