@@ -245,6 +245,12 @@ class EpisodeKind(DataKind):
             )
             return _pretrain_problems(config, learner)
         shards, found = max(1, config.replay.shards), []
+        if dataset is not None and dataset.goals_vary():
+            found.append(
+                f"dataset {dataset.id} has goals that change (desired_goal in its observations), expected one goal for all: a return would "
+                "say how near each goal happened to be, not how good its episode is; of a PointMaze, relabel it for one goal with "
+                f"`drawbridge dataset relabel {dataset.id}`, else take a dataset of one goal"
+            )
         if dataset is not None and dataset.total_episodes < shards:
             found.append(
                 f"replay.shards is {shards}, dataset {dataset.id} has {dataset.total_episodes} episodes, expected one for each shard at "

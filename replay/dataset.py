@@ -6,6 +6,7 @@ Letters: T steps, O observation dim, A action dim, X dim of what statistics are 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from replay.dataset_writer import write_files
 from replay.minari_files import EpisodeFiles, dataset_folders, datasets_root, find_data, read_metadata, recorded_env
 from replay.schema import DataSummary
 from replay.stored_episode import DatasetError, Refused, StoredEpisode
+from replay.task import name_of
 
 __all__ = [
     "Dataset",
@@ -28,6 +30,16 @@ __all__ = [
     "summarise",
     "write_dataset",
 ]
+# Mean returns of a random policy and of the expert by which D4RL's scores are normalised, and the task that they are of. Source:
+# d4rl/infos.py, github.com/Farama-Foundation/D4RL. Mazes go by the dataset's id, because their tasks differ from PointMaze's.
+D4RL_REFERENCES = {
+    "maze2d-umaze": (23.85, 161.86, "maze2d-umaze-v1"),
+    "maze2d-medium": (13.13, 277.39, "maze2d-medium-v1"),
+    "maze2d-large": (6.7, 273.99, "maze2d-large-v1"),
+    "Hopper": (-20.272305, 3234.3, "Hopper-v2"),
+    "HalfCheetah": (-280.178953, 12135.0, "HalfCheetah-v2"),
+    "Walker2d": (1.629008, 4592.3, "Walker2d-v2"),
+}
 LEAST_STD = 1e-3  # of observations and actions in statistics: a constant coordinate is not blown up
 LEAST_RETURN_STD = 1e-6
 
@@ -40,8 +52,9 @@ class Dataset:
         env: the environment it was recorded in, as its metadata says. env_id: its id; "" where it does not say.
         obs_dim, action_dim: of its episodes as vectors; Dicts are flattened in the order of sorted keys.
         total_episodes, total_steps: as the metadata says, the refused ones included.
-        random_return, expert_return: mean returns of the two references, Minari's ref_min_score and ref_max_score.
-        expert: who the expert is: "planner", "softgac run X", or "".
+        random_return, expert_return: mean returns of the two references, Minari's ref_min_score and ref_max_score; of a dataset
+            without them D4RL's, where D4RL has them for its task.
+        expert: who the expert is: "planner", "softgac run X", "D4RL's expert of Hopper-v2", or "".
         description: how it was made (command, noise, dwell, seed, ...); {"text": ...} for datasets made elsewhere.
     """
 
@@ -59,6 +72,13 @@ class Dataset:
         self.random_return = _finite(metadata.get("ref_min_score"))
         self.expert_return = _finite(metadata.get("ref_max_score"))
         self.expert: str = str(ours.get("expert", ""))
+        if (
+            self.random_return is None
+            and self.expert_return is None
+            and (published := _published(self.id, self.env_id))
+        ):
+            self.random_return, self.expert_return, task = published
+            self.expert = f"D4RL's expert of {task}"
         made = ours.get("description")
         self.description: dict[str, Any] = made if isinstance(made, dict) and made else {"text": text} if text else {}
         self._files = EpisodeFiles(data, metadata, shortest)
@@ -81,6 +101,15 @@ class Dataset:
     def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds (A,) of the box that actions were recorded in, float64."""
         return self._files.layout.action_bounds
+
+    def columns(self, key: str) -> slice | None:
+        """Where the part ``key`` of Dict observations stands in an episode's; None where there is no such part."""
+        return self._files.layout.columns(key)
+
+    def goals_vary(self) -> bool:
+        """Whether observations name a goal (desired_goal) that is not the same in all of them. Reads the dataset."""
+        goal = self.columns("desired_goal")
+        return goal is not None and bool((self.summary().obs_std_O[goal] > LEAST_STD).any())
 
     @property
     def refused(self) -> dict[str, list[int]]:
@@ -203,6 +232,13 @@ def _row(data: Path, place: str) -> DatasetRow:
     problem = f"its metadata calls it {metadata['dataset_id']}" if other else ""
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     return DatasetRow(place, recorded_env(metadata).env_id, episodes, steps, size, problem)
+
+
+def _published(dataset_id: str, env_id: str) -> tuple[float, float, str] | None:
+    """D4RL's references for a dataset of one of its tasks."""
+    maze = re.search(r"maze2d-(umaze|medium|large)-v\d+$", dataset_id)
+    name = maze[0].rsplit("-", 1)[0] if maze else re.sub(r"-v\d+$", "", name_of(env_id))
+    return D4RL_REFERENCES.get(name)
 
 
 def _finite(value: Any) -> float | None:

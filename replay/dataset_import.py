@@ -22,9 +22,7 @@ _CHECK_REACHABLE = (
     "import sys; from minari.storage.remotes import get_cloud_storage as storage; "
     "storage(remote_path=sys.argv[1] or None).get_dataset_metadata(sys.argv[2])"
 )
-_DOWNLOAD = (
-    "import sys, minari; minari.download_dataset(sys.argv[1] + '/' + sys.argv[2] if sys.argv[1] else sys.argv[2], True)"
-)
+_DOWNLOAD = "import sys, minari; minari.download_dataset(sys.argv[2], True)"
 
 
 def import_dataset(id_or_path: str, *, force: bool = False, timeout_s: float = DOWNLOAD_S) -> Dataset:
@@ -108,6 +106,8 @@ def _split(given: str) -> tuple[str, str]:
 def _fetch(code: str, remote: str, dataset_id: str, timeout_s: float, root: Path) -> None:
     words = [sys.executable, "-c", code, remote, dataset_id]
     environment = os.environ | {"MINARI_DATASETS_PATH": str(root)}
+    if remote:  # Minari asks its default remote about namespaces, also where an id names another one
+        environment["MINARI_REMOTE"] = remote
     where = remote or os.environ.get("MINARI_REMOTE", "Minari's remote")
     try:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)

@@ -62,6 +62,16 @@ class EpisodeLayout:
         self._half_A = np.where(half_A > 0, half_A, 1.0)
         self.clipped = 0  # steps read so far whose action lay outside the box; environments clip them too
 
+    def columns(self, key: str) -> slice | None:
+        """Where the part ``key`` of a Dict stands in flat observations; None where there is no such part."""
+        at, spaces = 0, self.obs_space.spaces if isinstance(self.obs_space, gym.spaces.Dict) else {}
+        for name in sorted(spaces):
+            end = at + _dim(spaces[name])
+            if name == key:
+                return slice(at, end)
+            at = end
+        return None
+
     def episode(self, index: int, raw: Mapping[str, Any], steps: int | None) -> StoredEpisode:
         """The episode in ``raw`` (a dict as Minari's storages give); ``steps`` is what the file says it has, if it says.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import http.server
 import json
 import multiprocessing
 import os
@@ -9,6 +12,8 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -506,6 +511,30 @@ def test_a_killed_writer_leaves_no_dataset_and_nobody_writes_beside_it(root: Pat
     assert not (root / dataset_writer.STAGING / "drawbridge--test-v0").exists()
 
 
+@pytest.mark.parametrize(
+    ("dataset_id", "env_id", "value", "score"),
+    [
+        ("d4rl/maze2d-medium-v1", "PointMaze_Medium-v3", 145.26, 50.0),
+        ("mujoco/hopper/medium-v0", "Hopper-v5", -20.272305, 0.0),
+        ("mujoco/halfcheetah/medium-v0", "module:HalfCheetah-v5", 12135.0, 100.0),
+        ("other/walker2d-v0", "Walker2d-v4", 4592.3, 100.0),
+        ("other/ant-v0", "Ant-v5", 0.0, None),
+        ("d4rl/maze2d-medium-v1-cut-v0", "PointMaze_Medium-v3", 1.0, None),
+    ],
+)
+def test_a_dataset_without_references_is_scored_by_d4rls_where_they_are_of_its_task(
+    dataset_id: str, env_id: str, value: float, score: float | None
+) -> None:
+    about = {"env_id": env_id, "action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
+    made = write_dataset(dataset_id, [episode(0)], **about)
+    assert made.normalised(value) == (score if score is None else pytest.approx(score))
+    assert made.expert.startswith("D4RL's expert of") == (score is not None)
+    own = write_dataset(
+        dataset_id, [episode(0)], **about, random_return=0.0, expert_return=10.0, expert="us", force=True
+    )
+    assert (own.normalised(5.0), own.expert) == (50.0, "us")
+
+
 def test_a_folder_is_imported_under_its_own_id(root: Path, tmp_path: Path) -> None:
     made = write([episode(0)])
     away = tmp_path / "away"
@@ -565,6 +594,76 @@ def test_a_download_is_checked_and_put_in_place(monkeypatch: pytest.MonkeyPatch,
         import_dataset("drawbridge/other-v0")
     assert import_dataset(f"hf://somebody/{ID}").total_episodes == 1
     assert [row.id for row in list_datasets()] == [ID]
+
+
+@contextlib.contextmanager
+def hub(repository: Path, name: str) -> Iterator[str]:
+    """A Hugging Face hub on this machine with one dataset repository, whose files are those of a folder; its address."""
+    files = {
+        path.relative_to(repository).as_posix(): path.read_bytes() for path in repository.rglob("*") if path.is_file()
+    }
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
+            api, resolve = f"/api/datasets/{name}", f"/datasets/{name}/resolve/"
+            entries = [
+                {"type": "file", "path": p, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                for p, b in files.items()
+            ]
+            if path == "/api/datasets":
+                self.give([{"id": name, "sha": commit}])
+            elif path.startswith(f"{api}/tree/"):
+                self.give(entries)
+            elif path.startswith(api):
+                self.give({"id": name, "sha": commit, "siblings": [{"rfilename": p} for p in files]})
+            elif path.startswith(resolve) and (file := path.removeprefix(resolve).split("/", 1)[1]) in files:
+                self.give(files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"')
+            else:
+                self.give({"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
+
+        do_HEAD = do_GET
+
+        def give(self, body: Any, status: int = 200, **headers: str) -> None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            for key, value in ({"Content-Length": str(len(data)), "X-Repo-Commit": commit} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *words: Any) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join(60)
+        server.server_close()
+
+
+def test_an_id_of_a_hugging_face_hub_is_downloaded_by_minaris_own_client(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    write([episode(0), episode(1)], "tiny/one-v0")
+    (root / "tiny").rename(tmp_path / "tiny")
+    (tmp_path / "tiny" / "namespace_metadata.json").write_text(json.dumps({"datasets": ["tiny/one-v0"]}))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    with hub(tmp_path / "tiny", "fakes/tiny") as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        made = import_dataset("hf://fakes/tiny/one-v0")
+        assert made.id == "tiny/one-v0" and made.path == root / "tiny" / "one-v0" / "data"
+        for one, seed in zip(made.episodes(), (0, 1), strict=True):
+            assert_same(one, episode(seed))
+        with pytest.raises(DatasetError, match=r"hf://fakes did not give tiny/two-v0 .*nothing was imported"):
+            import_dataset("hf://fakes/tiny/two-v0")
+    assert [row.id for row in list_datasets()] == ["tiny/one-v0"]
 
 
 def test_a_misplaced_or_damaged_dataset_has_its_problem_in_the_list(root: Path) -> None:

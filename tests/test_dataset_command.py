@@ -234,3 +234,71 @@ def test_a_run_that_only_learned_from_its_dataset_has_nothing_to_export(
 def test_environment_ids_become_parts_of_dataset_ids() -> None:
     assert env_name(ENV) == "pointmaze-umaze" and env_name("HalfCheetah-v5") == "halfcheetah"
     assert env_name("dm_control/cheetah-run-v0") == "dm-control-cheetah-run" and env_name("mod:My_Env-v12") == "my-env"
+
+
+def changing_goals(root: Path) -> list[np.ndarray]:
+    """Two walks of a ball, of 700 and 200 steps, in episodes that end anywhere and continue each other; their observations."""
+    import gymnasium as gym
+    import gymnasium_robotics
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    gym.register_envs(gymnasium_robotics)
+    env = gym.make("PointMaze_UMaze-v3", continuing_task=True, reset_target=True, max_episode_steps=10_000)
+    data, rng, walks, buffers = root / "d4rl" / "umaze-v2" / "data", np.random.default_rng(0), [], []
+    data.mkdir(parents=True)
+    for seed, ends in ((0, (250, 620, 700)), (1, (200,))):
+        seen, actions, begin = [env.reset(seed=seed)[0]], [], 0
+        for step in range(ends[-1]):
+            push = np.array([np.sin(step / 40), np.cos(step / 60)]) + 0.3 * rng.normal(size=2)
+            actions.append(push.clip(-1, 1).astype(np.float32))
+            seen.append(env.step(actions[-1])[0])
+        for end in ends:
+            part = range(begin, end + 1)
+            obs = {key: np.stack([seen[t][key] for t in part]) for key in seen[0]}
+            last = np.arange(end - begin) == end - begin - 1
+            fields = {
+                "rewards": np.zeros(end - begin),
+                "terminations": np.zeros(end - begin, bool),
+                "truncations": last,
+            }
+            buffers.append(EpisodeBuffer(observations=obs, actions=np.stack(actions[begin:end]), **fields))
+            begin = end
+        walks.append(np.stack([each["observation"] for each in seen]).astype(np.float32))
+    storage = MinariStorage.new(data, env.observation_space, env.action_space, env.spec)
+    storage.update_episodes(buffers)
+    storage.update_metadata({"dataset_id": "d4rl/umaze-v2", "minari_version": "0.5.4"})
+    env.close()
+    return walks
+
+
+def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset_recipes, "REFERENCE_EPISODES", 1)
+    walks = changing_goals(root)
+    words = ["train", "bc", "--backend", "inline", "--steps", "2", *pairs(TINY, TINY_CLONE)]
+    again = ["--env", "PointMaze_UMaze-v3", "--dataset", "d4rl/umaze-v2", "--run-dir", str(tmp_path / "refused")]
+    assert main([*words, *again]) == 2
+    told = capsys.readouterr().err
+    assert "d4rl/umaze-v2 has goals that change" in told and "drawbridge dataset relabel d4rl/umaze-v2" in told
+    assert main(["dataset", "relabel", "d4rl/umaze-v2", "--env-kwargs", '{"goal_cell": [1, 3]}']) == 0
+    made = open_dataset("d4rl/umaze-onegoal-v0")
+    assert made.env_id == ENV and made.env.kwargs["goal_cell"] == [1, 3] and made.expert == "planner"
+    pieces = list(made.episodes())
+    assert len(pieces) == 2  # what is left of each walk is shorter than the time limit
+    paid = 0.0
+    for number, piece in enumerate(pieces):
+        walk = walks[0][300 * number : 300 * number + 301]
+        np.testing.assert_array_equal(piece.obs_TO, walk[:-1])
+        np.testing.assert_array_equal(piece.next_obs_O, walk[-1])
+        for step in range(300):
+            x, y = walk[step + 1, :2]
+            expected = float((x - 1.0) ** 2 + (y - 1.0) ** 2 <= 0.45**2)  # the cell at the upper right
+            assert piece.reward_T[step] == expected
+            paid += expected
+    assert paid > 0
+    given = ["--dataset", made.id, "--run-dir", str(tmp_path / "run")]
+    assert main([*words, *given]) == 0
+    assert main(["dataset", "relabel", made.id, "--id", "again-v0"]) == 2
+    assert "without the part `observation`" in capsys.readouterr().err

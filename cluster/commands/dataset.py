@@ -43,6 +43,11 @@ def add_dataset(commands: Any) -> None:
     take.add_argument("source", metavar="ID|PATH", help="a folder, an id (D4RL/pointmaze/umaze-v2), or hf://OWNER/ID")
     take.add_argument("--timeout", type=seconds, default=3600.0, help="seconds for a download (default: 3600)")
     _add_force(take)
+    one = _command(actions, "relabel", _relabel, "a PointMaze dataset of changing goals, as one of one fixed goal")
+    one.add_argument("dataset", metavar="ID|PATH")
+    add_env_kwargs(one)
+    one.add_argument("--id", help="(default: the dataset's name with -onegoal-v0)")
+    _add_force(one)
     _command(actions, "list", _list, "the datasets that are there")
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
     show.add_argument("dataset", metavar="ID|PATH")
@@ -150,6 +155,13 @@ def _import(arguments: argparse.Namespace) -> None:
     from replay.dataset_import import import_dataset
 
     print(_one_line(import_dataset(arguments.source, force=arguments.force, timeout_s=arguments.timeout)))
+
+
+def _relabel(arguments: argparse.Namespace) -> None:
+    from cluster.commands.dataset_recipes import relabel
+
+    _, kwargs = named_task(None, arguments.env_kwargs)
+    print(_one_line(relabel(arguments.dataset, kwargs or {}, arguments.id, force=arguments.force)))
 
 
 def _list(arguments: argparse.Namespace) -> None:

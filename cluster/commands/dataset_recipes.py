@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -11,14 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
 from cluster.errors import RunError
 from cluster.metrics.wording import clock
 from cluster.run_dir import RunDirectory
-from replay.dataset import Dataset, StoredEpisode, open_dataset, write_dataset
+from replay.dataset import Dataset, DatasetError, StoredEpisode, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
-from replay.task import id_of, name_of
+from replay.task import id_of, join_task, name_of
+from rollout_workers.maze import REACHED, maze_of
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
 REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
@@ -66,6 +70,65 @@ def export_replay(dataset_id: str, run_dir: Path, *, force: bool) -> Dataset:
     """Every whole episode that a run's replay snapshots hold, as a dataset; of a run in stages what it gathered in them."""
     description = {"command": f"drawbridge dataset export {run_dir} {dataset_id}", "run": str(run_dir)}
     return _of_run(dataset_id, run_dir, "replay", None, 0, description=description, force=force)
+
+
+def relabel(source: str, kwargs: dict[str, Any], dataset_id: str | None, *, force: bool) -> Dataset:
+    """A PointMaze dataset whose goals change, as one of the task with the one fixed goal: its rewards are those of that goal.
+
+    Episodes that continue each other (as D4RL's do, which end at each goal) are joined, and cut into pieces of the task's time limit.
+    """
+    from rollout_workers.env_ids import find_env
+    from rollout_workers.fixed_goal import fixed_goal_id
+
+    dataset = open_dataset(source)
+    env_id = join_task(fixed_goal_id(name_of(dataset.env_id)), kwargs)
+    maze, limit, columns = maze_of(env_id), find_env(env_id).max_episode_steps, dataset.columns("observation")
+    assert maze is not None and maze.goal_xy is not None and limit
+    if columns is None:
+        raise DatasetError(
+            f"{dataset.id} has observations without the part `observation`, expected PointMaze's Dict: there is no position to tell a goal "
+            "from, so nothing was written; a dataset of one goal needs no relabelling"
+        )
+    from cluster.commands.collecting import measure_references
+
+    dataset_id = dataset_id or f"{re.sub(r'-v[0-9]+$', '', dataset.id)}-onegoal-v0"
+    check_can_write(dataset_id, force)
+    words = [f"drawbridge dataset relabel {source}", f"--id {dataset_id}"]
+    words += [f"--env-kwargs {shlex.quote(json.dumps(kwargs))}"] if kwargs else []
+    return _write(
+        dataset_id,
+        shown(relabelled(dataset.episodes(), columns, maze.goal_xy, limit), None),
+        env_id,
+        _measured(lambda: measure_references(env_id, REFERENCE_SEED, REFERENCE_EPISODES)),
+        expert="planner",
+        algorithm_name="",
+        description={"command": " ".join(words), "source": dataset.id},
+        force=force,
+    )
+
+
+def relabelled(
+    episodes: Iterable[StoredEpisode], columns: slice, goal_xy: np.ndarray, steps: int
+) -> Iterator[StoredEpisode]:
+    """Pieces of ``steps`` steps with 1 for each step that ends within reach of the goal; what is left of less is dropped.
+
+    Args:
+        columns: of the observation that begins with the position, m.
+    """
+    obs_TO: np.ndarray | None = None
+    made = 0
+    for episode in episodes:
+        own_NO = np.concatenate([episode.obs_TO, episode.next_obs_O[None]])[:, columns]
+        if obs_TO is None or not np.allclose(obs_TO[-1], own_NO[0], atol=1e-6):
+            obs_TO, action_TA = own_NO[:1], episode.action_TA[:0]
+        obs_TO = np.concatenate([obs_TO, own_NO[1:]])
+        action_TA = np.concatenate([action_TA, episode.action_TA])
+        while len(action_TA) >= steps:
+            piece_NO, obs_TO = obs_TO[: steps + 1], obs_TO[steps:]
+            piece_TA, action_TA = action_TA[:steps], action_TA[steps:]
+            reward_T = (np.linalg.norm(piece_NO[1:, :2] - goal_xy, axis=1) <= REACHED).astype(np.float64)
+            yield StoredEpisode(made, piece_NO[:-1], piece_TA, reward_T, False, True, piece_NO[-1])
+            made += 1
 
 
 def shown(
