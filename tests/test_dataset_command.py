@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_episodes import TINY, TINY_CLONE, pairs
-from tiny_runs import read, train_words
+from tiny_runs import ROOT, read, train_words
+from tiny_runs import TINY as TINY_RUN
 
 from cluster.cli import main
 from cluster.commands import dataset_recipes
@@ -215,6 +216,30 @@ def test_make_agent_has_every_kind(kind: str, run_dir: Path) -> None:
     dataset = open_dataset(f"drawbridge/invertedpendulum-{kind}-v0")
     assert dataset.total_episodes == 4 and dataset.env_id == "InvertedPendulum-v5"
     assert dataset.expert == "softgac run run" and dataset.normalised(dataset.expert_return or 0) in (100.0, None)
+
+
+def test_one_command_trains_agents_and_makes_datasets_of_each_kind_under_d4rls_names(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(dataset_recipes, "REFERENCE_EPISODES", 2)
+    words = ["dataset", "make", "agent", "--train", "InvertedPendulum-v5", "--steps", "300", "--episodes", "3"]
+    words += ["--kind", "medium", "replay", *pairs(TINY_RUN, backend="inline")]
+    assert main([*words, "--id", "one-v0"]) == 2
+    assert "more than one dataset" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+    assert main(words) == 0
+    told = capfd.readouterr()
+    ids = ["drawbridge/invertedpendulum-medium-v0", "drawbridge/invertedpendulum-medium-replay-v0"]
+    assert [line.split(":")[0] for line in told.out.splitlines()] == ids
+    for dataset_id in ids:
+        made = open_dataset(dataset_id)
+        assert 1 <= made.total_episodes <= 3 and made.expert == "softgac run invertedpendulum-300-1"
+    summary = read(tmp_path / "runs" / "agents" / "invertedpendulum-300-1" / "summary.json")
+    assert main(words) == 2 and "training an agent" not in capfd.readouterr().err  # the datasets are there
+    assert main([*words, "--force"]) == 0
+    assert "training an agent" not in capfd.readouterr().err  # the run that is there is used
+    assert summary == read(tmp_path / "runs" / "agents" / "invertedpendulum-300-1" / "summary.json")
 
 
 def test_a_run_that_only_learned_from_its_dataset_has_nothing_to_export(

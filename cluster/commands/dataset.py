@@ -11,12 +11,14 @@ from cluster.commands.arguments import (
     add_command,
     add_env_again,
     add_env_kwargs,
+    add_settings,
     count,
     location,
     name_env_again,
     named_task,
     scale,
     seconds,
+    settings_of,
     whole,
 )
 from cluster.errors import RunError, UsageError
@@ -75,19 +77,32 @@ def _add_maze(kinds: Any) -> None:
 
 def _add_agent(kinds: Any) -> None:
     agent = _command(kinds, "agent", _make_agent, "episodes of a trained agent")
+    whose = agent.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--run", type=location, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)")
+    whose.add_argument(
+        "--train",
+        nargs="+",
+        metavar="ENV",
+        help="environments to train a SoftGAC agent in first, each in runs/agents/NAME-STEPS-SEED; a run that is there goes on",
+    )
     agent.add_argument(
-        "--run", type=location, required=True, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)"
+        "--steps", type=count, default=300_000, help="env steps of each agent of --train (default: 300000)"
     )
     agent.add_argument(
         "--kind",
         choices=KINDS,
+        nargs="+",
         required=True,
         help="medium: its newest policy with exploration; expert: without; mixed: half and half; replay: its replay",
     )
     agent.add_argument("--episodes", type=count, required=True, help="episodes; for replay at most")
     agent.add_argument("--seed", type=whole, default=1, help="of everything random (default: 1)")
-    agent.add_argument("--id", help="(default: drawbridge/NAME-KIND-v0, NAME as halfcheetah)")
+    agent.add_argument(
+        "--id",
+        help="of one dataset (default: drawbridge/NAME-KIND-v0, NAME as halfcheetah; of --train replay is medium-replay)",
+    )
     add_env_again(agent)
+    add_settings(agent, "of the runs of --train, any field of `drawbridge config cpu`")
     _add_force(agent)
 
 
@@ -130,18 +145,28 @@ def _make_maze(arguments: argparse.Namespace) -> None:
 
 
 def _make_agent(arguments: argparse.Namespace) -> None:
-    from cluster.commands.dataset_recipes import make_agent
+    from cluster.commands.dataset_recipes import make_agent, train_agent, trained_id
+    from replay.dataset_writer import check_can_write
 
-    name_env_again(arguments.run, arguments.env)
-    made = make_agent(
-        arguments.id,
-        arguments.run,
-        arguments.kind,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        force=arguments.force,
-    )
-    print(_one_line(made))
+    kinds, recipe = arguments.kind, {"episodes": arguments.episodes, "seed": arguments.seed, "force": arguments.force}
+    if arguments.id and len(kinds) * len(arguments.train or [arguments.run]) > 1:
+        raise UsageError(
+            f"--id {arguments.id} was given for more than one dataset, expected one --kind and one environment: one would replace the "
+            "other, so nothing was made; leave --id out"
+        )
+    if arguments.run:
+        name_env_again(arguments.run, arguments.env)
+        for kind in kinds:
+            print(_one_line(make_agent(arguments.id, arguments.run, kind, **recipe)))
+        return
+    settings = settings_of(arguments.set)
+    ids = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
+    for dataset_id in [each for row in ids for each in row]:
+        check_can_write(dataset_id, arguments.force)  # before hours of training
+    for env, row in zip(arguments.train, ids):
+        run_dir = train_agent(env, arguments.steps, arguments.seed, settings)
+        for kind, dataset_id in zip(kinds, row):
+            print(_one_line(make_agent(dataset_id, run_dir, kind, **recipe)))
 
 
 def _export(arguments: argparse.Namespace) -> None:

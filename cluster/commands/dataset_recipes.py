@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +65,30 @@ def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: in
     recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
     description = {"command": _command("make agent", id=dataset_id, **recipe), **recipe}
     return _of_run(dataset_id, run_dir, kind, episodes, seed, description=description, force=force)
+
+
+def trained_id(env: str, kind: str) -> str:
+    """The id of a dataset of an agent that is trained for it, by D4RL's names: drawbridge/hopper-medium-replay-v0."""
+    return f"drawbridge/{env_name(env)}-{'medium-replay' if kind == 'replay' else kind}-v0"
+
+
+def train_agent(env: str, steps: int, seed: int, settings: dict[str, str]) -> Path:
+    """The run of a SoftGAC agent of ``steps`` env steps; one that is there already goes on, or is used as it is."""
+    path = Path("runs") / "agents" / f"{env_name(env)}-{steps}-{seed}"
+    words = ["train", "softgac", "--env", env, "--steps", str(steps), "--seed", str(seed), "--run-dir", str(path)]
+    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    if (path / "config.json").exists():
+        run = RunDirectory.open(path)
+        if (run.summary() or {}).get("exit") == "completed":
+            return path
+        words = ["resume", str(path)]
+    print(f"training an agent in {env}: {path}", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "cluster", *words], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise RunError(
+            f"the agent in {env} was not trained to its end, see above: no dataset of it was made; give the command again"
+        )
+    return path
 
 
 def export_replay(dataset_id: str, run_dir: Path, *, force: bool) -> Dataset:
