@@ -65,6 +65,7 @@ class EnvSpec:
     high: np.ndarray
     max_episode_steps: int | None  # steps after which an episode is truncated; None: no limit
     fast: bool  # whether the batched MuJoCo path serves it
+    vector: bool = False  # else, whether a vector entry point of its own does
 
 
 def env_spec(env_id: str) -> EnvSpec:
@@ -78,7 +79,7 @@ def env_spec(env_id: str) -> EnvSpec:
         with without_exit(env_id):
             action_space, observation_space = env.action_space, env.observation_space
         box = ActionBox(action_space, env_id)
-        obs_dim = observation_dim(observation_space, env_id)
+        obs_dim, registered = observation_dim(observation_space, env_id), find_env(env_id)
         if not obs_dim:
             raise EnvError(
                 f"{env_id} has an observation of no numbers, {observation_space}, expected at least one: there is nothing "
@@ -90,8 +91,9 @@ def env_spec(env_id: str) -> EnvSpec:
             action_dim=box.dim,
             low=box.low_A,
             high=box.high_A,
-            max_episode_steps=find_env(env_id).max_episode_steps,
+            max_episode_steps=registered.max_episode_steps,
             fast=has_fast_path(env_id),
+            vector=registered.vector_entry_point is not None and not has_fast_path(env_id),
         )
     finally:
         close_or_warn(env, env_id)
@@ -100,6 +102,11 @@ def env_spec(env_id: str) -> EnvSpec:
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """One environment as Gymnasium makes it, time limit included; EnvError when it cannot be made."""
     spec = find_env(env_id)
+    if spec.entry_point is None:
+        raise EnvError(
+            f"{env_id} is registered with a vector entry point alone, expected an entry_point too: spaces and pictures are those of one "
+            "environment, so nothing can be trained; give gymnasium.register both"
+        )
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # not all take the word
     try:
         return gym.make(spec, disable_env_checker=True, **rendering)

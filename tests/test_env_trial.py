@@ -161,6 +161,14 @@ class Continuing(Good):
     """Has no end."""
 
 
+class EndsItself(Good):
+    """Without a time limit."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, *rest = super().step(action)
+        return obs, reward, True, *rest
+
+
 class NeverTheSame(Good):
     observation_space = Box(-0.5, 0.5, (2,), np.float32)
     made = 0
@@ -196,10 +204,16 @@ TAKEN = (
     EndsAsNumpy,
     DemandsItsDtype,
     Continuing,
+    EndsItself,
     NeverTheSame,
 )
 for kind in (*REFUSED, *TAKEN, Hangs, HangsLater):
-    gym.register(f"trial/{kind.__name__}-v0", entry_point=kind, max_episode_steps=None if kind is Continuing else 20)
+    gym.register(
+        f"trial/{kind.__name__}-v0",
+        entry_point=kind,
+        max_episode_steps=None if kind in (Continuing, EndsItself) else 20,
+    )
+gym.register("trial/VectorAlone-v0", vector_entry_point=lambda **_: None)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -252,6 +266,8 @@ def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureF
     assert "every reward was 0" in result and "outside" not in result, (
         result
     )  # the first observations alone are outside
+    code, result = checked(capsys, "trial/EndsItself-v0", "--episodes", "2")
+    assert code == 0 and "2 terminated, 0 truncated; no time limit\n" in result, result
     code, result = checked(capsys, "trial/Continuing-v0", "--episodes", "1")
     assert code == 0 and "no time limit: a continuing task" in result and "1,000 steps, returns" in result, result
 
@@ -259,3 +275,5 @@ def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureF
 def test_check_env_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     code, result = checked(capsys, "trial/EndsAsText-v0")
     assert code == 2 and REFUSED[EndsAsText] in result and "Traceback" not in result, result
+    code, result = checked(capsys, "trial/VectorAlone-v0")
+    assert code == 2 and "a vector entry point alone, expected an entry_point too" in result, result

@@ -41,7 +41,7 @@ def report_in_words(report: EnvReport) -> str:
     """A short table, what is odd, and the verdict."""
     spec, made = report.spec, len(report.returns)
     low, high = number(min(report.returns)), number(max(report.returns))
-    path = "batched MuJoCo path" if spec.fast else "Gymnasium's own path"
+    path = "batched MuJoCo path" if spec.fast else "its vector entry point" if spec.vector else "Gymnasium's own path"
     rows = {
         "observation": counted(spec.obs_dim, "number"),
         "action": f"{counted(spec.action_dim, 'number')} {_box(spec.low, spec.high)}",
@@ -68,7 +68,9 @@ def _between(lengths: list[int]) -> str:
 
 def _ends(report: EnvReport) -> str:
     limit = report.spec.max_episode_steps
-    ended = f"{report.terminated} terminated, {report.truncated} truncated"
+    made, ended = len(report.returns), f"{report.terminated} terminated, {report.truncated} truncated"
+    if limit is None and made == report.terminated + report.truncated:
+        return f"{ended}; no time limit"
     if limit is None:
         return f"{ended}; no time limit: a continuing task, of which an evaluation measures evaluation.max_episode_steps steps at most"
     return f"{ended}; time limit {limit:,} steps"
