@@ -157,7 +157,7 @@ def _import_module(module: str, env_id: str) -> None:
         raise EnvError(
             f"{env_id} names the module {module!r} and was read from a file, expected a module to be named on the command "
             "line, because importing it runs its code and a dataset or a run directory may come from anybody: nothing was "
-            f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id}"
+            f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id} (from Python: env=)"
         )
     try:
         importlib.import_module(module)
