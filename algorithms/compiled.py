@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -59,8 +60,10 @@ def load() -> Compiled:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_private(path.parent)
         for attempt in range(2):
-            if not path.exists():
-                _build(path)
+            with open(path.parent / "lock", "w") as lock:  # one process builds, the others wait for it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    _build(path)
             _require_private(path)
             try:
                 return Compiled(ctypes.CDLL(str(path)), str(path))
@@ -121,4 +124,4 @@ def _build(path: Path) -> None:
         if done.returncode:
             raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no words'])[0]}")
         made.chmod(0o700)
-        os.replace(made, path)  # whole or not at all, however many processes build at once
+        os.replace(made, path)  # whole or not at all

@@ -7,7 +7,8 @@ C compiler; the C form agrees with it to float32 rounding (tests/test_loops.py).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -194,6 +195,14 @@ class _Bridge(ctypes.Structure):
     )
 
 
+class Bound(NamedTuple):
+    """A call on memory that stays; see ``CompiledBridge.bind``."""
+
+    run: Callable[[], None]
+    action_RA: torch.Tensor
+    kept: tuple[torch.Tensor, ...]  # what ``run`` points to
+
+
 class CompiledBridge:
     """SoftGAC's bridge in C, for float32 on the CPU; its twin is algorithms/softgac/bridge.py, which has the letters.
 
@@ -216,6 +225,16 @@ class CompiledBridge:
         made = (tensor.data_ptr() for tensor in (work, z_KRA, action_RA, cost_R, sigma))
         self._forward(given, obs_RO.data_ptr(), noise_RKA.data_ptr(), *made)
         return action_RA, cost_R, sigma, z_KRA
+
+    def bind(self, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Bound:
+        """``forward`` on this memory, again and again: the call writes into the actions (R, A) that come with it."""
+        rows, ends, action_dim = noise_RKA.shape
+        given, work = self._given(rows, obs_RO, parameters)
+        action_RA = obs_RO.new_empty(rows, action_dim)
+        kept = (*parameters, obs_RO, noise_RKA, work, obs_RO.new_empty(ends, rows, action_dim), action_RA)
+        kept = (*kept, obs_RO.new_empty(rows), obs_RO.new_empty(()))
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in kept[len(parameters) :]]
+        return Bound(functools.partial(self._forward, given, *pointers), action_RA, kept)
 
     def backward(
         self, seen: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], *grads: torch.Tensor

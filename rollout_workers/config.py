@@ -47,7 +47,10 @@ class WorkerConfig:
         why="a worker could never send, or fill its memory",
     )
     backend: str = option(
-        "auto", "name", "who computes actions: onnx, torch, or auto (onnx where it imports)", ("auto", "onnx", "torch")
+        "auto",
+        "name",
+        "who computes actions: onnx, torch, or auto (compiled code, else onnx where it imports)",
+        ("auto", "onnx", "torch"),
     )
     fast_envs: bool = option(
         True, "bool", "batched stepping for the MuJoCo v5 tasks and PointMaze; false: gymnasium's own"

@@ -7,15 +7,17 @@ import os
 import stat
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from softgac_twin import RENORM
 from test_softgac_update import NAMES, _agent, _equal, _rows
 
-from algorithms import compiled, loops
+from algorithms import ALGORITHMS, compiled, loops
 from algorithms.interface import Solo
 from algorithms.softgac import bridge
 from algorithms.softgac.losses import VARIANCE_FLOOR, control_energy
+from rollout_workers.actor import StatelessPolicy
 
 built = pytest.mark.skipif(compiled.problem() != "", reason=compiled.problem())
 
@@ -184,7 +186,7 @@ def test_the_library_is_built_once_where_only_its_user_can_write_and_again_when_
     path.write_bytes(b"half of a library")
     first = compiled.load()
     assert first.library is not None and first.words == str(path)
-    assert [*empty_cache.iterdir()] == [path] and path.stat().st_size > 4_096
+    assert {*empty_cache.iterdir()} == {path, empty_cache / "lock"} and path.stat().st_size > 4_096
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     made = path.stat().st_mtime_ns
     compiled.load.cache_clear()
@@ -209,3 +211,31 @@ def test_a_source_that_no_compiler_takes_is_no_error_either(empty_cache, tmp_pat
     source.write_text("this is not C\n")
     monkeypatch.setattr(compiled, "SOURCE", source)
     assert compiled.load().library is None and compiled.load().words
+
+
+@built
+@pytest.mark.parametrize("norm", ["layer_norm", "running"])
+def test_acting_equals_torchs_for_new_weights_and_any_number_of_rows(norm):
+    agent = _agent("softgac", input_norm=norm, renorm_warmup=0)
+    made = ALGORITHMS["softgac"]
+    fast, slow = (StatelessPolicy(made.make_policy(agent.config, 5, 3), backend) for backend in ("auto", "torch"))
+    assert (fast.backend, slow.backend) == ("compiled", "torch")
+    rng = np.random.default_rng(0)
+    for rows in (1, 7, 1):
+        agent.update(_rows(2, seed=rows))  # moves the statistics of observations too
+        weights = {name: tensor.numpy().copy() for name, tensor in agent.policy_weights().items()}
+        for policy in (fast, slow):
+            policy.load_weights(weights)
+        for array in weights.values():
+            array.fill(np.nan)  # what was given is the caller's
+        obs = 50 + rng.standard_normal((rows, 5), dtype=np.float32)
+        noise = fast.inner.sample_noise(rng, rows)
+        first = fast.act_on(obs, noise)
+        np.testing.assert_allclose(first, slow.act_on(obs, noise), atol=1e-5)
+        assert not np.array_equal(first, fast.act_on(obs)) and np.isfinite(first).all()
+    before = fast.act_on(obs)
+    with pytest.raises(ValueError, match=r"bridge\.0\.norm_in\.scale is missing"):
+        fast.load_weights({})
+    assert np.array_equal(before, fast.act_on(obs))
+    obs[0, 0] = np.nan
+    assert np.isnan(fast.act_on(obs)).all()

@@ -132,6 +132,11 @@ class SoftGACPolicy:
         """Copies arrays or tensors named as in ``policy_weights``; raises ValueError on names or shapes that differ."""
         load_weights(self._weights, weights)
 
+    def compiled(self) -> bridge.CompiledActing | None:
+        """``act`` in C, where this machine has it."""
+        fast = choose_bridge(torch.device("cpu"), self.config.input_norm == "layer_norm", VARIANCE_FLOOR)
+        return None if fast is None else bridge.CompiledActing(fast, self._weights, self.config.renorm_eps)
+
     def onnx_model(self) -> bytes:
         """The serialised graph of ``act``; see algorithms/softgac/bridge.py."""
         from algorithms.softgac.bridge import bridge_model  # onnx is slow to import, and learners never need it

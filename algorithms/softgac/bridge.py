@@ -24,6 +24,7 @@ from algorithms.loops import CompiledBridge
 from algorithms.onnx_graph import Graph
 from algorithms.softgac.config import SoftGACConfig
 from algorithms.trainer import xavier_uniform
+from algorithms.weights import load_weights
 
 LAYER_NORM_EPS = 1e-6
 EDGE = 1.0 - 1e-6  # the base law's U stays inside (-EDGE, EDGE), so that atanh is finite
@@ -149,6 +150,46 @@ class CompiledRollout(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Any) -> Any:
         action_grad, cost_grad, _ = (grad.contiguous() for grad in output_grads)
         return None, None, None, *ctx.bridge.backward(ctx.seen, ctx.parameters, action_grad, cost_grad)
+
+
+class CompiledActing:
+    """``bridge_action`` in C, for a worker: bound once for each version of the weights and each number of rows.
+
+    ``running``: observations are standardised by ``obs.mean`` and ``obs.var``, with ``eps``.
+    """
+
+    def __init__(self, bridge: CompiledBridge, weights: dict[str, torch.Tensor], eps: float) -> None:
+        self._bridge, self._weights, self._eps = bridge, weights, eps
+        self._rows = -1
+
+    def replace(self, arrays: dict[str, np.ndarray]) -> None:
+        """Copies the weights that the next calls use; raises ValueError on names or shapes that differ."""
+        load_weights(self._weights, arrays)
+        steps = range(sum(name.endswith(STEP_PARAMETERS[0]) for name in arrays))
+        self._parameters = [
+            torch.stack([self._weights[f"bridge.{k}.{name}"] for k in steps]) for name in STEP_PARAMETERS
+        ]
+        self._standard: tuple[np.ndarray, np.ndarray] | None = None
+        if "obs.mean" in arrays:
+            inverse_O = torch.rsqrt(self._weights["obs.var"] + self._eps)
+            self._standard = self._weights["obs.mean"].numpy(), inverse_O.numpy()
+        self._rows = -1
+
+    def act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """A fresh float32 (E, A); a row's rounding does not depend on the others."""
+        if len(obs_EO) != self._rows:
+            memory = torch.empty(obs_EO.shape), torch.empty(noise.shape)
+            self._bound = self._bridge.bind(*memory, self._parameters)
+            self._obs_EO, self._noise = (tensor.numpy() for tensor in memory)
+            self._action_EA, self._rows = self._bound.action_RA.numpy(), len(obs_EO)
+        if self._standard is None:
+            self._obs_EO[:] = obs_EO
+        else:
+            np.subtract(obs_EO, self._standard[0], out=self._obs_EO)
+            self._obs_EO *= self._standard[1]
+        self._noise[:] = noise
+        self._bound.run()
+        return self._action_EA.copy()
 
 
 class _BridgePath(torch.autograd.Function):
