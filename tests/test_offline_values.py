@@ -16,6 +16,7 @@ from test_imitation import Pair, same
 from test_learner import HostReads
 
 from algorithms import ALGORITHMS
+from algorithms.ensemble import ensemble_values
 from algorithms.fitted_agent import summed
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 from algorithms.offline.agent import MORE
@@ -328,3 +329,57 @@ def test_of_summed_rewards_only_the_sum_is_seen_and_every_episode_ends_with_it(n
     agent.data["longest"].fill_(max(len(e.reward_T) for e in data) + MORE)
     steps = draw_steps(batch, noise_BP, 2, 1, agent.data["longest"], None)
     assert float(steps.weight_R.min()) == 1.0 and float(steps.going_R.max()) == 0.0 and steps.to_go_R is None
+
+
+def corridor(count: int, steps: int = 12) -> list[Any]:
+    """Walks of five cells by chance; a step that ends in the last one pays 1. The observation is the cell, from -1 to 1."""
+    draw, episodes = np.random.default_rng(0), []
+    for _ in range(count):
+        cell, seen, done, paid = int(draw.integers(5)), [], [], []
+        for _ in range(steps):
+            seen.append([cell / 2 - 1, 0.0])
+            done.append([draw.choice([-0.8, 0.8])])
+            cell = min(4, max(0, cell + (1 if done[-1][0] > 0 else -1)))
+            paid.append(float(cell == 4))
+        episodes.append(episode(np.array(seen), np.array(done), np.array(paid)))
+    return episodes
+
+
+def expectiles(episodes: list[Any], expectile: float, gamma: float) -> list[float]:
+    """V of each cell by a table: the expectile of r + gamma V(s') over what was done there, until nothing moves."""
+    steps = []
+    for e in episodes:
+        cells = [round(2 * (float(x) + 1)) for x in e.obs_TO[:, 0]]
+        steps += [(cells[t], float(e.reward_T[t]), cells[t + 1]) for t in range(len(cells) - 1)]
+    values = [0.0] * 5
+    for _ in range(200):
+        targets = [[r + gamma * values[after] for cell, r, after in steps if cell == c] for c in range(5)]
+        for c, found in enumerate(targets):
+            low, high = min(found), max(found)
+            for _ in range(30):
+                middle = (low + high) / 2
+                pull = sum((expectile if q > middle else 1 - expectile) * (q - middle) for q in found)
+                low, high = (middle, high) if pull > 0 else (low, middle)
+            values[c] = low
+    return values
+
+
+def test_iqls_values_are_those_of_a_table_where_slow_copies_follow_fast_enough() -> None:
+    """At the published tau values have not arrived after as many updates: why the presets cpu follow faster."""
+    data, found = corridor(32), {}
+    expected = expectiles(data, 0.9, 0.9)
+    seen = torch.tensor([[c / 2 - 1, 0.0] for c in range(5)])
+    for tau in (0.05, 0.005):
+        config = dataclasses.replace(
+            CONFIGS["iql"], width=32, tau=tau, expectile=0.9, temperature=10.0, return_range=0.0
+        )
+        agent: Any = ALGORITHMS["iql"].make_agent(config, AgentSpec(obs_dim=2, action_dim=1))
+        agent.fit(summary_of(data))
+        agent.update([batch_of(data)] * 800)
+        found[tau] = ensemble_values("v", agent.see(seen), agent.frozen())[0].tolist()
+        policy: Any = ALGORITHMS["iql"].make_policy(config, 2, 1)
+        policy.load_weights({n: t.numpy() for n, t in agent.policy_weights().items()})
+        assert float(policy.act_on(seen).min()) > 0.5  # to the right, where half of the data went left
+    assert found[0.05] == pytest.approx(expected, rel=0.05)
+    assert max(found[0.005]) < 0.5 * min(expected)
+    assert IQLConfig().tau == 0.005 and all(ALGORITHMS[name].presets["cpu"]().tau == 0.05 for name in CONFIGS)
