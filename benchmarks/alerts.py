@@ -40,7 +40,7 @@ from benchmarks.markdown import table  # noqa: E402
 
 START_S = 600.0  # longest that a run may take to start there
 FIRES_S = 240.0  # longest that an alert is waited for, on a machine that others use too
-LOST_STEPS = 2_000  # and as many updates, that the learner has to make again once it is killed
+LOST_S, LOST_UPDATES = 60.0, 800  # of learning, at least, which the learner has to do again once it is killed
 HEALTHY_S = 60.0  # that the healthy run is watched: 30 minutes of the rules
 Row = list[str]
 
@@ -161,9 +161,13 @@ class Faults:
 
     def lost(self) -> list[Row]:
         """A run on Ray whose learner has to make all its updates again, slowly, because it is killed before its first checkpoint."""
-        slow = {"agent__critic_width": 512, "learner__batch_size": 256, "learner__checkpoint_s": 1_000}
+        slow = {"agent__critic_width": 256, "learner__batch_size": 256, "learner__checkpoint_s": 1_000}
         with self.run(self.folder / "lost", "InvertedPendulum-v5", "--workers", "1", **slow) as run:
-            run.run.wait(lambda: run.run.live().get("env_steps", 0) >= LOST_STEPS, f"{LOST_STEPS} steps", START_S)
+            run.run.wait(lambda: run.run.live().get("updates", 0) > 0, "the first update", START_S)
+            by = time.monotonic() + LOST_S
+            run.run.wait(
+                lambda: time.monotonic() > by and run.run.live()["updates"] >= LOST_UPDATES, "more updates", START_S
+            )
             (learner,) = run.run.children("ray::LearnerActor")
             return run.check("the learner is killed, with no checkpoint", "RatioOff", inject=learner.kill)
 

@@ -49,13 +49,14 @@ def main() -> int:
             try:
                 sizes = watch(driver, run, 60 * arguments.minutes)
             finally:
+                ended = driver.poll() is not None
                 driver.terminate()
                 driver.wait(120)
         line = json.loads((run / "live.json").read_text())
         print(
             f"{arguments.minutes:g} minutes, {line['env_steps']:,} env steps, {line['updates']:,} updates, exit code {driver.returncode}"
         )
-    return report(sizes)
+    return report(sizes) or int(ended)
 
 
 def watch(
@@ -70,7 +71,8 @@ def watch(
     began = time.monotonic()
     while (now := time.monotonic() - began) < seconds:
         if driver.poll() is not None:
-            raise SystemExit(f"the run ended after {now:.0f} s\n" + (run.parent / "log").read_text()[-3_000:])
+            print(f"the run ended after {now:.0f} s\n" + (run.parent / "log").read_text()[-1_000:])
+            break  # what was seen until then is reported all the same
         whole = psutil.Process(driver.pid)
         for process in [whole, *whole.children(recursive=True)]:
             try:
