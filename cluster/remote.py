@@ -76,13 +76,23 @@ def started(
 def no_place(limit_s: float, what: str) -> str:
     """Why nothing has started, as far as the cluster's resources tell."""
     try:
-        free = f"{free_resources()} free of {in_thread(ray.cluster_resources).result(RESOURCES_S)}"
+        free = _free_in_words(free_resources(), in_thread(ray.cluster_resources).result(RESOURCES_S))
     except TimeoutError:
         free = "a head that does not say what is free"
     return (
         f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {free}; give it more CPUs, ask for fewer "
         "(worker.cpus, learner.cpus), or raise ray.start_timeout_s"
     )
+
+
+def _free_in_words(free: dict[str, float], total: dict[str, float]) -> str:
+    """What a person can give or take away: no nodes, no parts of placement groups; bytes in GiB."""
+    units = {"memory": (2**30, " GiB"), "object_store_memory": (2**30, " GiB")}
+    found = []
+    for name in sorted(name for name in total if "_group_" not in name and not name.startswith("node:")):
+        scale, unit = units.get(name, (1, ""))
+        found.append(f"{free.get(name, 0.0) / scale:,.4g} of {total[name] / scale:,.4g}{unit} {name} free")
+    return ", ".join(found) or "no resources"
 
 
 def free_resources() -> dict[str, float]:

@@ -27,6 +27,14 @@ def test_what_is_free_is_not_waited_for_when_the_head_hangs(monkeypatch: pytest.
     )
 
 
+def test_what_is_free_is_said_without_nodes_and_parts_of_placement_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = {"CPU": 6.0, "memory": 3.0 * 2**30, "node:10.0.0.1": 1.0, "CPU_group_0_74f3": 1.0, "slots": 2.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "available_resources", lambda: total | {"CPU": 5.4})
+    words = remote.no_place(5, "a worker")
+    assert "the cluster has 5.4 of 6 CPU free, 3 of 3 GiB memory free, 2 of 2 slots free; give it more" in words
+
+
 def test_a_class_of_actors_is_sent_to_the_head_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Part:
         pass
