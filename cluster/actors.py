@@ -220,19 +220,19 @@ class StoreActor:
 class WorkerActor:
     """One rollout worker and the replay client that brings its chunks to its shard.
 
-    All of a worker's chunks go to one shard, so that a shard holds whole episodes.
+    ``run`` is told of the actors that it talks to: Ray warns of an expendable actor that is made with handles of others.
     """
 
-    def __init__(
-        self, spec: RunSpec, index: int, incarnation: int, shards: list[Any], store: Any, random_steps: int
-    ) -> None:
+    shard: Any  # all of a worker's chunks go to one, so that a shard holds whole episodes
+    store: Any
+
+    def __init__(self, spec: RunSpec, index: int, incarnation: int, random_steps: int) -> None:
         refuse_restart()
         config = spec.config
         set_threads(config)
         take_code(spec.own_code, config.env)
-        self.store, self.timeout_s, self.meter = store, config.ray.call_timeout_s, Meter()
+        self.timeout_s, self.meter = config.ray.call_timeout_s, Meter()
         self.fetched = Served("fetch")  # since the last chunk
-        self.shard = shards[index % len(shards)]
         self.client = ReplayClient(
             make_worker(spec, index, incarnation, random_steps),
             send=self._send,
@@ -243,8 +243,9 @@ class WorkerActor:
             patience_s=2 * self.timeout_s + config.ray.start_timeout_s,
         )
 
-    def run(self) -> RowTotals:
-        """Collects until ``stop`` is called or the shard has its rows; returns this worker's final row counts."""
+    def run(self, shard: Any, store: Any) -> RowTotals:
+        """Collects until ``stop`` is called or ``shard`` has its rows; returns this worker's final row counts."""
+        self.shard, self.store = shard, store
         self.client.run()
         return self.totals()
 

@@ -110,13 +110,11 @@ class WorkerGroup:
             self.spec,
             index,
             incarnation,
-            self._shards,
-            self._store,
             random_steps_left(self.config, self.aggregator.env_steps),
         )
         self._members[index] = Member(
             actor=actor,
-            run=actor.run.remote(),
+            run=actor.run.remote(self._shards[index % len(self._shards)], self._store),
             incarnation=incarnation,
             up=actor.place.remote(),
             asked=time.monotonic(),

@@ -77,6 +77,7 @@ def test_a_cut_of_five_seconds_between_two_hosts_loses_no_row_and_restarts_nobod
         line = run.live()
         run.process.terminate()
         assert run.end() == 143, run.output()[-3_000:]
+    assert "core_worker.cc" not in run.output(), "Ray has a complaint"
     assert " is lost (" not in run.output() and line["workers_restarted"] == 0, run.output()[-3_000:]
     rows = read(tmp_path / "run" / "summary.json")["rows"]
     assert rows["recorded"] == rows["stored"] == counted(folder, run.process.pid) and not sum(
