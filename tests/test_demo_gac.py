@@ -116,7 +116,7 @@ RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 0, "seed": 1}
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "words"),
     [
         ({"episodes": 2}, "is there with episodes 2, expected episodes 3:"),
         ({"seed": 7}, "is there with seed 7, expected seed 1:"),
@@ -124,12 +124,12 @@ RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 0, "seed": 1}
     ],
 )
 def test_a_dataset_of_another_recipe_is_refused_before_anything_is_started(
-    other: dict[str, Any], result: str, root: Path, capsys: pytest.CaptureFixture[str]
+    other: dict[str, Any], words: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     maze_data(**RECIPE | other)
     assert demo_gac.main([*SMALL, "--out", str(root / "out")]) == 2
     error = capsys.readouterr().err
-    assert result in error and "nothing was started; give --dataset with another id" in error and "--force" in error
+    assert words in error and "nothing was started; give --dataset with another id" in error and "--force" in error
     assert not (root / "out").exists()
 
 
