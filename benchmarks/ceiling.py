@@ -70,8 +70,8 @@ class Informed(torch.nn.Module):
 class Oracle:
     """Acts by a regression that is told one target for good."""
 
-    def __init__(self, result: Informed, maze: Maze, target: int) -> None:
-        self.result, self.maze, self.target = result, maze, target
+    def __init__(self, regression: Informed, maze: Maze, target: int) -> None:
+        self.regression, self.maze, self.target = regression, maze, target
 
     def reset(self, num_envs: int) -> None: ...
 
@@ -81,7 +81,7 @@ class Oracle:
     @torch.inference_mode()
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         knowledge = torch.from_numpy(ways(self.maze, obs_EO)[:, self.target])
-        return self.result(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
+        return self.regression(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
 
 
 def ways(maze: Maze, obs_NO: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     assert maze is not None
     data = recorded(dataset, maze)
     cut = TRAIN * (len(data["obs"]) // (TRAIN + HELD_OUT))
-    result, shares = {}, {}
+    regressions, shares = {}, {}
     for name, parts in {
         "the state": (),
         f"and {PAST} steps of the past": ("past",),
@@ -116,10 +116,10 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
         "and the past and the target": ("past", "target"),
     }.items():
         knowledge = torch.cat([data["obs"][:, :0], *(data[part] for part in parts)], 1)
-        result[name] = fitted(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
+        regressions[name] = fitted(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
         with torch.inference_mode():
             predicted = torch.cat(
-                [result[name](*pair) for pair in zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))]
+                [regressions[name](*pair) for pair in zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))]
             )
         shares[name] = explained(data["action"][cut:], predicted)
     shares["all but the planner's noise"] = explained(data["action"][cut:], data["mean"][cut:])
@@ -127,7 +127,7 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     goal = maze.index_of(maze.goal_cell)
     runs = EpisodeRuns(dataset.env_id)
     streams = np.random.SeedSequence(0).spawn(STARTS[1])
-    reached = runs.mean_return(Oracle(result["and the target"], maze, goal), STARTS[0], streams)
+    reached = runs.mean_return(Oracle(regressions["and the target"], maze, goal), STARTS[0], streams)
     cells = {name: f"{share:.3f}" for name, share in shares.items()}
     return cells | {"score of the oracle that is told the goal": f"{dataset.normalised(reached):.1f}"}
 
@@ -163,16 +163,16 @@ def recorded(dataset: Dataset, maze: Maze) -> dict[str, torch.Tensor]:
 def fitted(obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> Informed:
     """The regression of least squares, as deep as the generator of GAC's preset ``cpu``."""
     torch.manual_seed(0)
-    result = Informed(knowledge_NX.shape[1], obs_NO)
-    adam = torch.optim.Adam(result.parameters(), lr=2e-3)
+    regression = Informed(knowledge_NX.shape[1], obs_NO)
+    adam = torch.optim.Adam(regression.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, UPDATES)
     for _ in range(UPDATES):
         at = torch.randint(len(obs_NO), (BATCH,))
         adam.zero_grad()
-        (result(obs_NO[at], knowledge_NX[at]) - action_NA[at]).square().mean().backward()
+        (regression(obs_NO[at], knowledge_NX[at]) - action_NA[at]).square().mean().backward()
         adam.step()
         schedule.step()
-    return result
+    return regression
 
 
 def explained(action_NA: torch.Tensor, predicted_NA: torch.Tensor) -> float:

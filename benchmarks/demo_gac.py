@@ -148,10 +148,10 @@ def other_dataset(options: argparse.Namespace) -> str:
         return f"{error}; nothing was started"
     there = found.description | {"env": found.env_id.removeprefix("FixedGoal/"), "episodes": found.total_episodes}
     if differing := [name for name in names if there.get(name) != getattr(asked, name)]:
-        result = ", ".join(f"{name} {there.get(name)}" for name in differing)
+        found = ", ".join(f"{name} {there.get(name)}" for name in differing)
         wanted = ", ".join(f"{name} {getattr(asked, name)}" for name in differing)
         return (
-            f"dataset {options.dataset} is there with {result}, expected {wanted}: it would be learned from and scored as if it were the one "
+            f"dataset {options.dataset} is there with {found}, expected {wanted}: it would be learned from and scored as if it were the one "
             "asked for, so nothing was started; give --dataset with another id, or make this one anew with "
             f"`drawbridge {shlex.join(plan(options)[0].words)} --force`"
         )
@@ -228,10 +228,10 @@ def run(step: Step, log: Path) -> int:
     with open(log, "a") as file:
         file.write(f"$ drawbridge {shlex.join(step.words)}\n")
         file.flush()
-        code, result = waited(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True))
-        file.write(result)
+        code, output = waited(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True))
+        file.write(output)
     if step.into is not None and not code:
-        step.into.write_text(result)
+        step.into.write_text(output)
     if code:
         print("\n".join(log.read_text().splitlines()[-LAST_LINES:]), file=sys.stderr)
     return code
@@ -244,11 +244,11 @@ def waited(process: subprocess.Popen[str]) -> tuple[int, str]:
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
     }
     try:
-        result, _ = process.communicate()
+        output, _ = process.communicate()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return (process.returncode if process.returncode >= 0 else 128 - process.returncode), result or ""
+    return (process.returncode if process.returncode >= 0 else 128 - process.returncode), output or ""
 
 
 def closing(out: Path, seconds: float) -> str:
@@ -257,8 +257,8 @@ def closing(out: Path, seconds: float) -> str:
     lines += [f"    {'mode':8}{'offline':>10}{'online':>10}{'predicted':>22}"]
     for mode in MODES:
         before, after = (json.loads((out / f"{name}-{mode}.json").read_text()) for name in ("offline", "online"))
-        result = f"{score_of_prediction(before):.0f}, then {score_of_prediction(after):.0f}"
-        lines.append(f"    {mode:8}{before['normalised_mean']:10.1f}{after['normalised_mean']:10.1f}{result:>22}")
+        predicted = f"{score_of_prediction(before):.0f}, then {score_of_prediction(after):.0f}"
+        lines.append(f"    {mode:8}{before['normalised_mean']:10.1f}{after['normalised_mean']:10.1f}{predicted:>22}")
     found = (
         ("dataset.png", "returns and ways of the data"),
         ("plans-offline.png", "plans of each mode, their ascent and what came of it; plans-online.png the same after"),

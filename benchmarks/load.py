@@ -48,7 +48,7 @@ class Store(StoreActor):
 class Crowd:
     """Plays workers ``first``, ``first`` + PROCESSES, ... of ``count``, as a rollout worker's replay client does."""
 
-    def __init__(self, first: int, count: int, shards: list[Any], store: Any, steps: int = STEPS) -> None:
+    def __init__(self, first: int, count: int, shards: list[Any], store: Any = None, steps: int = STEPS) -> None:
         self.mine, self.shards, self.store, self.steps = list(range(first, count, PROCESSES)), shards, store, steps
         self.sequence = dict.fromkeys(self.mine, 0)
         rng = np.random.default_rng(first)
@@ -99,8 +99,9 @@ class Crowd:
 
         return sum(await asyncio.gather(*(work() for _ in self.mine)))
 
-    async def forever(self) -> None:
-        """A call that does not return, as a worker's ``run``."""
+    async def forever(self, shard: Any, store: Any) -> None:
+        """A call that does not return, as a worker's ``run``; all workers send to the one shard of the run."""
+        self.shards, self.store = [shard], store
         await asyncio.Event().wait()
 
     async def place(self) -> str:
@@ -135,13 +136,11 @@ class StandIns:
     def __init__(self, count: int) -> None:
         self.count, self.crowd = count, dict[int, Any]()
 
-    def remote(
-        self, spec: RunSpec, index: int, incarnation: int, shards: list[Any], store: Any, random_steps: int
-    ) -> StandIn:
+    def remote(self, spec: RunSpec, index: int, *_: Any) -> StandIn:
         part = index % PROCESSES
         if part not in self.crowd:
             actor = make_actor(Crowd, num_cpus=0, max_concurrency=4 * self.count + 20)
-            self.crowd[part] = actor.remote(part, self.count, shards, store)
+            self.crowd[part] = actor.remote(part, self.count, [])
         return StandIn(self.crowd[part])
 
 

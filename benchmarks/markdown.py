@@ -24,8 +24,8 @@ def over_seeds(values: Sequence[float | None], digits: int = 1) -> str:
     mean = f"{np.mean(known):.{digits}f}"
     if len(values) == 1:
         return mean
-    result = ("-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}" for value in values)
-    return f"{mean} ({' / '.join(result)})"
+    shown = ("-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}" for value in values)
+    return f"{mean} ({' / '.join(shown)})"
 
 
 def pivoted(text: str, rows: Sequence[int], column: int, cell: str) -> str:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import ascents, by_heart, plan_quality, promises, replanning, training_choices  # noqa: E402
 from benchmarks.gac import dataset_id  # noqa: E402
 from benchmarks.markdown import filled, pivoted  # noqa: E402
-from benchmarks.trained import Trained, result, trained  # noqa: E402
+from benchmarks.trained import Trained, choices, trained  # noqa: E402
 from replay.dataset import Dataset, open_dataset  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -48,7 +48,7 @@ def online(arguments: argparse.Namespace, plans: tuple[str, ...] = ONLINE) -> li
 
 
 ASKED: dict[str, Ask] = {
-    "runs": lambda a: result([*offline(a), *online(a)]),
+    "runs": lambda a: choices([*offline(a), *online(a)]),
     "target": lambda a: promises.online_stages(online(a)),
     "target-walk": lambda a: promises.target_walk(*ABILITIES),
     "replanning": lambda a: replanning.replanning(offline(a)),

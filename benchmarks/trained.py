@@ -133,7 +133,7 @@ def _dataset(name: str) -> Dataset:
     return open_dataset(name)
 
 
-def result(runs: Sequence[Trained]) -> str:
+def choices(runs: Sequence[Trained]) -> str:
     """Who was asked: seed, updates, how plans are read, what was chosen for each mode, and the best mode."""
     rows = []
     for run in runs:
