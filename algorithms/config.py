@@ -10,6 +10,9 @@ from replay.option import COUNT, RATE, WIDTH, WIDTH_LIMIT, option, range_problem
 from replay.task import name_of
 
 INITIAL_ALPHA: dict[str, Any] = {"at_least": 0, "why": "its logarithm is what is learned"}
+# Of Fourier features: octaves, and leading coordinates that have them; with the names that they had first.
+OCTAVES: dict[str, Any] = {**COUNT, "at_most": 64, "was": "obs_waves"}
+LEADING_DIMS: dict[str, Any] = {**COUNT, "at_most": 10**6, "was": "obs_wave_dims"}
 ALPHA_BUDGET: dict[str, Any] = {"at_least": -1_000, "at_most": 1_000, "why": "alpha would grow or vanish without end"}
 # What the presets cpu of all actor-critics share: narrow critics, larger steps, a support fitted to the rewards, Ioffe's form.
 CPU: dict[str, Any] = {

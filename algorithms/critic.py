@@ -20,20 +20,10 @@ from algorithms.trainer import FlatParameters, lecun_normal
 class Joint(NamedTuple):
     """What a joint pass gives; no part of it has a gradient of its own."""
 
-    logits_TMN: torch.Tensor
+    logits_TMN: torch.Tensor  # of the M / 2 rows of the first half, then of the second
     batch: torch.Tensor  # the batch's statistics, laid out like ``TwinCritic.running``, for ``commit``
     passes: list[loops.Pass]  # of each layer, for ``backward``
     outputs: list[torch.Tensor]  # (T, M, in) of each layer's renormalisation
-
-    @property
-    def now_TBN(self) -> torch.Tensor:
-        """Logits of the first half."""
-        return self.logits_TMN.chunk(2, 1)[0]
-
-    @property
-    def next_TBN(self) -> torch.Tensor:
-        """Logits of the second half."""
-        return self.logits_TMN.chunk(2, 1)[1]
 
 
 class TwinCritic:
@@ -97,7 +87,7 @@ class TwinCritic:
 
     @torch.no_grad()
     def backward(self, joint: Joint, grad_TBN: torch.Tensor, collective: Collective) -> None:
-        """Writes the parameters' gradient into ``parameters.gradient``, from that of ``joint.now_TBN``.
+        """Writes the parameters' gradient into ``parameters.gradient``, from that of the first half's logits.
 
         Written out because no row of the second half is followed below its statistics, and so that every product ends where the
         optimiser reads it.

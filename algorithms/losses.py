@@ -2,11 +2,15 @@
 
 Letters: B batch, N atoms, T the two critics. Source: arXiv 2605.08733. ``cost`` is what a policy pays for one
 action: the control energy of its path for the bridge, log pi(a|s) for a Gaussian.
+Source of the log-density: Haarnoja et al., "Soft Actor-Critic" (2018), appendix C.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 
 def critic_loss(
@@ -45,3 +49,14 @@ def temperature_loss(log_alpha: torch.Tensor, budget: float, mean_cost: torch.Te
 def log_temperature_loss(log_alpha: torch.Tensor, budget: float, mean_cost: torch.Tensor) -> torch.Tensor:
     """log_alpha (budget - mean cost): the same zero, but the step does not shrink with alpha (CrossQ-SAC, FLAC)."""
     return log_alpha * (budget - mean_cost)
+
+
+def log_tanh_slope(x: torch.Tensor) -> torch.Tensor:
+    """log (1 - tanh^2 x), as 2 (log 2 - x - softplus(-2x)), which stays finite."""
+    return 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))
+
+
+def log_prob(pre_tanh_RA: torch.Tensor, log_std_RA: torch.Tensor, noise_RA: torch.Tensor) -> torch.Tensor:
+    """log pi(tanh x | s) per row for x = mean + std * noise: sum_A log N(noise; 0, 1) - log std - log (1 - tanh^2 x)."""
+    gaussian_RA = -0.5 * noise_RA.square() - log_std_RA - 0.5 * math.log(2 * math.pi)
+    return (gaussian_RA - log_tanh_slope(pre_tanh_RA)).sum(-1)

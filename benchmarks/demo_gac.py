@@ -148,10 +148,10 @@ def other_dataset(options: argparse.Namespace) -> str:
         return f"{error}; nothing was started"
     there = found.description | {"env": found.env_id.removeprefix("FixedGoal/"), "episodes": found.total_episodes}
     if differing := [name for name in names if there.get(name) != getattr(asked, name)]:
-        found = ", ".join(f"{name} {there.get(name)}" for name in differing)
+        seen = ", ".join(f"{name} {there.get(name)}" for name in differing)
         wanted = ", ".join(f"{name} {getattr(asked, name)}" for name in differing)
         return (
-            f"dataset {options.dataset} is there with {found}, expected {wanted}: it would be learned from and scored as if it were the one "
+            f"dataset {options.dataset} is there with {seen}, expected {wanted}: it would be learned from and scored as if it were the one "
             "asked for, so nothing was started; give --dataset with another id, or make this one anew with "
             f"`drawbridge {shlex.join(plan(options)[0].words)} --force`"
         )

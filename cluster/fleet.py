@@ -82,9 +82,7 @@ class RayFleet:
         self._reservation.wait(config.ray.start_timeout_s, self._head.check)
         common, quota = (self.spec, self.aggregator, self.event, self._nodes), kind_of(config).row_quota(config)
         self._shards = ShardGroup(*common, self._reservation, quota)
-        place = self._reservation.place(
-            "learner", 0
-        )  # no worker waits for weights from a node that has nothing to do with them
+        place = self._reservation.place("learner", 0)  # so a cut that spares the learner does not take the weights away
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1, scheduling_strategy=place).remote()
         self._actors.append(lambda: [*self._shards.actors, self._store])
         self._store_pulse = Pulse(self._store.started.remote)

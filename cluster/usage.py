@@ -16,9 +16,7 @@ class Usage(NamedTuple):
 
     rss_bytes: float
     cpu_s: float  # since it began
-    shm_bytes: float | None = (
-        None  # of them pages of Ray's object store, which every process that maps them counts; None: not known
-    )
+    shm_bytes: float | None = None  # of them pages of Ray's object store, counted by all who map them; None: not known
     gpu_bytes: float | None = None  # that torch holds of its device; None without one
 
     def stats(self) -> dict[str, float]:

@@ -79,7 +79,8 @@ def test_the_joint_pass_and_its_gradient_equal_autograd(warmup, layers, form):
     x = (torch.randn(24, 5) * 2 + 1) * torch.tensor([1.0, 0.03, 1.0, 0.1, 1.0])  # variances on both sides of eps
     critic.parameters.grad.fill_(torch.nan)  # what stood there before does not count
     joint = critic.joint(x, Solo())
-    now, following, weight = joint.now_TBN, joint.next_TBN, torch.randn_like(joint.now_TBN)
+    now, following = joint.logits_TMN.chunk(2, 1)
+    weight = torch.randn_like(now)
     critic.backward(joint, weight, Solo())
     twin = {name: tensor.detach().clone().requires_grad_() for name, tensor in critic.parameters.named.items()}
     args = (twin, critic.statistics, critic.passes, critic.layers, critic.constants)
@@ -100,7 +101,7 @@ def test_in_bfloat16_critics_and_their_gradients_differ_by_its_rounding_alone():
     for critic in (exact, rough):
         joint = critic.joint(x, Solo())
         critic.backward(joint, weight, Solo())
-        seen.append((joint.now_TBN, joint.next_TBN, critic.parameters.gradient, evaluate(critic.frozen(), x)))
+        seen.append((*joint.logits_TMN.chunk(2, 1), critic.parameters.gradient, evaluate(critic.frozen(), x)))
     for one, other in zip(*seen):
         error = ((one - other).norm() / one.norm()).item()
         assert 1e-4 < error < 0.05 and other.dtype == torch.float32
@@ -112,7 +113,7 @@ def test_the_second_half_shapes_the_gradient_only_through_the_shared_statistics(
     grads = []
     for rows in (x, torch.cat([x[:12], x[12:] * 3])):
         joint = critic.joint(rows, Solo())
-        critic.backward(joint, 2 * joint.now_TBN, Solo())
+        critic.backward(joint, 2 * joint.logits_TMN[:, :12], Solo())
         grads.append(critic.parameters.grad.clone())
     assert not torch.allclose(*grads)
 

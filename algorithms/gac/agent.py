@@ -222,9 +222,9 @@ class GAC(TrainedAgent):
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes what ``state`` gave, in place; raises ValueError naming every missing, surplus or misshapen entry."""
-        state = {
-            "returns_digest" if name == "heard" else name: value for name, value in state.items()
-        }  # the older name
+        if "heard" in state:  # the older name
+            state = {**state, "returns_digest": state["heard"]}
+            del state["heard"]
         super().load_state(state)
         for late in (self.return_error, *(getattr(self.model, name) for name in LEARNED_LATE)):
             late.copy_(decode_nan(late))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from algorithms.config import LEADING_DIMS, OCTAVES
 from algorithms.gac.planning import PlanningConfig
 from replay.option import COUNT, DECAY, DRAWS, HEADS, LAYERS, RATE, SHARE, WEIGHT, WIDTH, option
 
@@ -41,17 +42,13 @@ class GACConfig(PlanningConfig):
         4,
         "octaves",
         "Fourier features of observations, from a period of 8 units down; 0: none [C]",
-        **COUNT,
-        at_most=64,
-        was="obs_waves",
+        **OCTAVES,
     )
     obs_fourier_dims: int = option(
         2,
         "1",
         "leading coordinates that have them (a maze's place); 0: all [C]",
-        **COUNT,
-        at_most=10**6,
-        was="obs_wave_dims",
+        **LEADING_DIMS,
     )
     layers: int = option(
         0, "layers", "of the trajectory generator; 0: an MLP, without attention (3 [LPT])", **COUNT, at_most=256

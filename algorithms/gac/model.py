@@ -75,11 +75,8 @@ class GACModel(nn.Module):
         outputs = 1 if config.return_variance else 2
         inputs = config.return_count * config.token_width
         self.return_head = perceptron(inputs, RETURN_WIDTH, outputs, config.return_layers)
-        self.generator, self.leading, self.features = (
-            Generator(config, features, obs_dim, action_dim),
-            leading,
-            features,
-        )
+        self.leading, self.features = leading, features
+        self.generator = Generator(config, features, obs_dim, action_dim)
         if not config.action_std:
             self.action_log_std_A = nn.Parameter(torch.full((action_dim,), -0.7))
         self.next_log_std_O = nn.Parameter(torch.zeros(obs_dim))

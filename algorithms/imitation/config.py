@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from algorithms.config import ALPHA_BUDGET, AgentConfig
+from algorithms.config import ALPHA_BUDGET, LEADING_DIMS, OCTAVES, AgentConfig
 from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option
 
 
@@ -17,17 +17,13 @@ class FeatureConfig(AgentConfig):
         4,
         "octaves",
         "Fourier features of observations, from a period of 8 units down, as GAC has them; 0: none",
-        **COUNT,
-        at_most=64,
-        was="obs_waves",
+        **OCTAVES,
     )
     obs_fourier_dims: int = option(
         2,
         "1",
         "leading coordinates that have them (a maze's place); 0: all",
-        **COUNT,
-        at_most=10**6,
-        was="obs_wave_dims",
+        **LEADING_DIMS,
     )
     matmul: str = option("auto", "name", "CPU matrix products: mkl, onednn, or the faster", ("auto", "mkl", "onednn"))
 

@@ -154,6 +154,10 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
                 f"a decision transformer was asked for mode {self.aim.mode!r}, expected none: it infers no plan; drop the "
                 "mode, and give a target return alone"
             )
+        return self._requested()
+
+    def _requested(self) -> float:
+        """The target return that was given, or the dataset's. Raises PlanRequestError where it is not finite."""
         if self.aim.target_return is None:
             return float(self._weights["return_target"])
         if not math.isfinite(self.aim.target_return):
@@ -232,13 +236,8 @@ def initial_parameters(
     return initial
 
 
-def predict(parameters: Parameters, window: Window, *, layers: int, heads: int, drop: Drop | None) -> torch.Tensor:
-    """Actions (B, S, A) in [-1, 1]: that of step s from the steps up to s and their actions before s."""
-    return torch.tanh(head_outputs(parameters, window, layers=layers, heads=heads, drop=drop))
-
-
 def head_outputs(parameters: Parameters, window: Window, *, layers: int, heads: int, drop: Drop | None) -> torch.Tensor:
-    """What the last layer gives for each step (B, S, outputs)."""
+    """What the last layer gives for each step (B, S, outputs), from the steps up to it and their actions before it."""
     x_BTW = _embed(parameters, window)
     if drop:
         x_BTW = drop(x_BTW)

@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from algorithms.imitation.config import OnlineTransformerConfig
 from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
-from algorithms.interface import AgentSpec, PlanRequest
+from algorithms.interface import AgentSpec
+from algorithms.losses import log_prob
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer
 from replay.schema import EpisodeMetadata, Trajectories
 
@@ -121,11 +121,7 @@ class OnlineDecisionTransformerPolicy(DecisionTransformerPolicy):
     def _target(self) -> float:
         if self.aim.mode != EXPLORE:
             return super()._target()
-        given, self.aim = self.aim, PlanRequest(target_return=self.aim.target_return)
-        try:
-            usual = super()._target()
-        finally:
-            self.aim = given
+        usual = self._requested()
         return usual + (self.config.explore_return - 1.0) * abs(usual)  # more, also where returns are negative
 
 
@@ -142,7 +138,5 @@ def atanh(action: torch.Tensor) -> torch.Tensor:
 
 
 def log_density(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """log pi (...) of the action tanh x: a Gaussian's of x, less log(1 - tanh(x)^2); over A."""
-    squash = 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))
-    scaled = (x - mean) * (-log_std).exp()
-    return (-0.5 * scaled.square() - log_std - 0.5 * math.log(2 * math.pi) - squash).sum(-1)
+    """log pi (...) of the actions tanh x, (..., A)."""
+    return log_prob(x, log_std, (x - mean) * (-log_std).exp())

@@ -6,12 +6,12 @@ Letters: B episodes, P steps of each, R = B P, N packed rows, X features, O, A, 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from algorithms.losses import log_prob
 from algorithms.trainer import lecun_normal
 from replay.schema import Trajectories
 
@@ -94,10 +94,8 @@ def outputs(p: dict[str, torch.Tensor], x_RX: torch.Tensor, layers: int) -> torc
 def squashed(
     p: dict[str, torch.Tensor], x_RX: torch.Tensor, noise_RA: torch.Tensor, layers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Actions (R, A) of a tanh-Gaussian and log pi (R,) of each; Haarnoja et al. (2018), appendix C."""
+    """Actions (R, A) of a tanh-Gaussian and log pi (R,) of each."""
     mean_RA, log_std_RA = outputs(p, x_RX, layers).chunk(2, -1)
     log_std_RA = log_std_RA.clamp(*LOG_STD)
     x_RA = mean_RA + log_std_RA.exp() * noise_RA
-    squash_RA = 2.0 * (math.log(2.0) - x_RA - F.softplus(-2.0 * x_RA))
-    log_pi_RA = -0.5 * noise_RA.square() - log_std_RA - 0.5 * math.log(2 * math.pi) - squash_RA
-    return torch.tanh(x_RA), log_pi_RA.sum(-1)
+    return torch.tanh(x_RA), log_prob(x_RA, log_std_RA, noise_RA)

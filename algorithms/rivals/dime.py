@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from algorithms.actor_critic import ActorBatch, ActorLoss, Optimiser, Rollout
 from algorithms.interface import AgentSpec
+from algorithms.losses import log_tanh_slope
 from algorithms.rivals.config import DIMEConfig
 from algorithms.rivals.sampler import Field, Rival, RivalPolicy, Sampler, Tensors
 from algorithms.trainer import lecun_normal
@@ -100,7 +101,7 @@ class DIMEActor(Sampler):
             back_RA = path[k] - path[k + 1] * (1.0 - eta / self.std**2)
             cost_RA = cost_RA + back_RA.square() / (4.0 * eta) - 0.5 * noise[:, k + 1].square()
         last = path[-1]
-        cost_RA = cost_RA - 2.0 * (math.log(2.0) - last - F.softplus(-2.0 * last))
+        cost_RA = cost_RA - log_tanh_slope(last)
         return Rollout(torch.tanh(last), cost_RA.sum(-1), torch.sqrt(2.0 * weights["eta"]).detach().mean())
 
     def loss(self, batch: ActorBatch, parameters: Tensors) -> ActorLoss:

@@ -13,8 +13,9 @@ import torch
 
 from algorithms.actor_critic import Actor, ActorCritic, Rollout
 from algorithms.interface import AgentSpec
+from algorithms.losses import log_prob
 from algorithms.sac.config import SACConfig
-from algorithms.sac.gaussian import gaussian, initial_parameters, log_prob
+from algorithms.sac.gaussian import gaussian, initial_parameters
 from algorithms.weights import load_weights
 
 

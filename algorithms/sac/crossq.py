@@ -20,9 +20,8 @@ from algorithms import batch_renorm
 from algorithms.acting import TracedPolicy
 from algorithms.actor_critic import Actor, ActorBatch, ActorCritic, ActorLoss, Rollout, renorm_of
 from algorithms.interface import AgentSpec
-from algorithms.losses import actor_loss, log_temperature_loss
+from algorithms.losses import actor_loss, log_prob, log_temperature_loss
 from algorithms.sac.config import CrossQConfig
-from algorithms.sac.gaussian import log_prob
 from algorithms.trainer import xavier_uniform
 from replay.schema import Columns
 

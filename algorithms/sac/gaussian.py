@@ -1,17 +1,15 @@
-"""The tanh-Gaussian actor: a plain network to mean and log standard deviation, its log-density, and the network as an ONNX graph.
+"""The tanh-Gaussian actor: a plain network to mean and log standard deviation, and the network as an ONNX graph.
 
-Letters: R rows, B batch, O observation dim, A action dim, H width. a = tanh(mean + std * noise), noise ~ N(0, I). Source of the
-log-density: Haarnoja et al., "Soft Actor-Critic" (2018), appendix C. The other losses are shared: algorithms/losses.py.
+Letters: R rows, B batch, O observation dim, A action dim, H width. a = tanh(mean + std * noise), noise ~ N(0, I). Its
+log-density and its losses are shared: algorithms/losses.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from algorithms.onnx_graph import Graph
 from algorithms.sac.config import SACConfig
@@ -57,13 +55,3 @@ def gaussian_model(config: SACConfig, obs_dim: int, action_dim: int) -> bytes:
     log_std = graph.node("Clip", log_std, graph.scalar(config.log_std_min), graph.scalar(config.log_std_max))
     kick = graph.node("Mul", graph.node("Exp", log_std), noise)
     return graph.model(graph.node("Tanh", graph.node("Add", mean, kick)), ("B", action_dim))
-
-
-def log_prob(pre_tanh_RA: torch.Tensor, log_std_RA: torch.Tensor, noise_RA: torch.Tensor) -> torch.Tensor:
-    """log pi(tanh x | s) per row for x = mean + std * noise: sum_A log N(noise; 0, 1) - log std - log (1 - tanh^2 x).
-
-    log (1 - tanh^2 x) is computed as 2 (log 2 - x - softplus(-2x)), which stays finite.
-    """
-    gaussian_RA = -0.5 * noise_RA.square() - log_std_RA - 0.5 * math.log(2 * math.pi)
-    squash_RA = 2.0 * (math.log(2.0) - pre_tanh_RA - F.softplus(-2.0 * pre_tanh_RA))
-    return (gaussian_RA - squash_RA).sum(-1)
