@@ -27,6 +27,7 @@ from rollout_workers.env import (
 from rollout_workers.env_ids import find_env
 from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
 from rollout_workers.maze import maze_of
+from rollout_workers.single_vectors import SingleVectors, takes_own_seeds
 
 __all__ = [
     "BatchEnv",
@@ -38,6 +39,7 @@ __all__ = [
     "episode_seed",
     "make_batch_env",
     "make_env",
+    "make_seeded_env",
 ]
 
 
@@ -125,19 +127,39 @@ def make_batch_env(env_id: str, num_envs: int, seed: int, fast: bool = True) -> 
     The standard MuJoCo v5 tasks and PointMaze take the batched path unless ``fast`` is False; an id with a
     vector entry point of its own is made through that; everything else is stepped in turn by SyncEnvs.
     """
+    return _vector_batch(env_id, num_envs, seed, fast)
+
+
+def make_seeded_env(env_id: str, num_envs: int, seed: int, fast: bool = True) -> BatchEnv:
+    """As ``make_batch_env``, for episodes that are to start from seeds of their own, whatever runs beside them.
+
+    A vector entry point that takes one int, or mixes the seeds of a list, is called once for each environment.
+    """
+    env = _vector_batch(env_id, num_envs, seed, fast)
+    if num_envs == 1 or not _has_vector(env_id, fast) or takes_own_seeds(env, seed):
+        return env
+    env.close()
+    return SingleVectors([_vector_batch(env_id, 1, one, fast) for one in env_seeds(seed, num_envs)])
+
+
+def _vector_batch(env_id: str, num_envs: int, seed: int, fast: bool) -> VectorBatchEnv:
     if num_envs < 1:
         raise EnvError(f"{num_envs} environments asked for, expected 1 or more: there is nothing to step; ask for more")
     with without_exit(env_id):
         return VectorBatchEnv(_vector_env(env_id, num_envs, fast), env_id=env_id, seed=seed)
 
 
+def _has_vector(env_id: str, fast: bool) -> bool:
+    """Whether a vector entry point of the environment's own makes it."""
+    return find_env(env_id).vector_entry_point is not None and not (fast and has_fast_path(env_id))
+
+
 def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
     if fast and has_fast_path(env_id):
         return BatchedMujocoEnv(env_id, num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    spec = find_env(env_id)
-    if spec.vector_entry_point is not None:
+    if _has_vector(env_id, fast):
         try:
-            return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+            return gym.make_vec(find_env(env_id), num_envs=num_envs, vectorization_mode="vector_entry_point")
         except Exception as error:
             raise EnvError(
                 f"{env_id} is registered with a vector entry point that did not start ({type(error).__name__}: {error}), expected "

@@ -19,7 +19,7 @@ from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import Actor, seeded_streams
 from rollout_workers.env import BatchEnv, EnvError, StepResult
 from rollout_workers.env_ids import find_env
-from rollout_workers.envs import make_batch_env
+from rollout_workers.envs import make_seeded_env
 from rollout_workers.maze import Maze, MazePaths
 
 UNLIMITED_STEPS = 10_000  # of an episode in an environment without a time limit, unless a cap is given
@@ -304,7 +304,7 @@ class EpisodeRuns:
         """One episode from each seed, in their order (``index`` is 0); None for one that met a NaN or an infinity."""
         if self._env is None or self._env.num_envs != len(seeds):
             self.close()
-            self._env = make_batch_env(self._env_id, len(seeds), 0, self._fast)
+            self._env = make_seeded_env(self._env_id, len(seeds), 0, self._fast)
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         found: list[StoredEpisode | None] = [None] * len(seeds)
 

@@ -18,7 +18,7 @@ from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
 from rollout_workers.actor import Actor
 from rollout_workers.env import BatchEnv
-from rollout_workers.envs import make_batch_env
+from rollout_workers.envs import make_seeded_env
 from rollout_workers.episodes import PLANS, UNLIMITED_STEPS, EpisodeGroup, run_episodes
 from rollout_workers.maze import Maze, maze_of
 
@@ -108,7 +108,7 @@ class Evaluator:
         backend: str = "auto",
         fast: bool = True,
         max_envs: int | None = None,
-        make_env: Callable[[str, int, int, bool], BatchEnv] = make_batch_env,
+        make_env: Callable[[str, int, int, bool], BatchEnv] = make_seeded_env,
     ) -> None:
         self._env_id, self._fast, self._make_env = env_id, fast, make_env
         self._episodes, self._seed, self._timeout_s = episodes, seed, timeout_s

@@ -90,7 +90,7 @@ class VectorBatchEnv:
         if isinstance(vec, SyncVectorEnv | AsyncVectorEnv):
             vec._add_info = functools.partial(_only_final_obs, vec.num_envs)  # type: ignore[method-assign]
         known = isinstance(vec, SyncVectorEnv | AsyncVectorEnv | BatchedMujocoEnv)
-        self._one_seed = False if known else None  # whether it takes one int instead of a list; None: nobody knows yet
+        self.one_seed = False if known else None  # whether it takes one int instead of a list; None: nobody knows yet
         self._all_E = np.ones(vec.num_envs, dtype=bool)
         self.not_replayed: dict[int, str] = {}
 
@@ -260,16 +260,16 @@ class VectorBatchEnv:
 
     def _reset(self, seeds: Sequence[int | None], **options: Any) -> Any:
         """The observations after a reset with these seeds, or with one int that follows from them."""
-        if self._one_seed is None:
+        if self.one_seed is None:
             try:
                 obs, _ = self._vec.reset(seed=list(seeds), **options)
-                self._one_seed = False
+                self.one_seed = False
                 return obs
             except Exception:
-                self._one_seed = True
+                self.one_seed = True
         given = [seed for seed in seeds if seed is not None]
         one = given[0] if len(given) == 1 else int(np.random.SeedSequence(given).generate_state(1)[0])
-        return self._vec.reset(seed=one if self._one_seed else list(seeds), **options)[0]
+        return self._vec.reset(seed=one if self.one_seed else list(seeds), **options)[0]
 
     def _restart(self, mask_E: np.ndarray, obs_EO: np.ndarray) -> np.ndarray:
         """Resets the environments of the mask with their next episodes' seeds; ``obs_EO`` with their first observations."""

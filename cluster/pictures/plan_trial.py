@@ -110,7 +110,7 @@ def _try(
     spec: RunSpec, weights: Weights, maze: Maze | None, starts_P2: np.ndarray | None, mode: str, seed: int
 ) -> Trial:
     from algorithms.interface import PlanRequest
-    from rollout_workers.envs import GivenStarts, make_batch_env
+    from rollout_workers.envs import GivenStarts, make_seeded_env
     from rollout_workers.evaluator import Evaluator
 
     starts = STARTS if starts_P2 is None else len(starts_P2)
@@ -120,7 +120,7 @@ def _try(
         spec.config.env,
         policy,
         timeout_s=spec.config.evaluation.timeout_s,
-        make_env=make_batch_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
+        make_env=make_seeded_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
     with counted(f"acting by plans of mode {mode}", len(start_E)):
         found = evaluator.evaluate(weights, len(start_E), seed, PlanRequest(mode=mode), record_paths=maze is not None)
