@@ -1,6 +1,7 @@
-"""What each part of GAC's preset `paper-cpu` is worth: the preset with one part changed, trained alike, and its diagnosis.
+"""What each part of a preset of GAC is worth: the preset with one part changed, trained alike, and its diagnosis.
 
     python benchmarks/ablations.py --out runs/ablations --dataset drawbridge/pointmaze-umaze-d0-v0
+    python benchmarks/ablations.py --preset linear --seeds 1 2 3 --updates 2000      the paper's parts, one at a time, in our model
 
 The dataset is made first: `drawbridge dataset make maze --env PointMaze_UMaze-v3 --episodes 1000`. A run that is there is
 trained to its end and not again. Scores are of mode st, 50 starts from 20000 up; shares are of the variance of 64 recorded
@@ -42,20 +43,39 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FIRST, STARTS = 20_000, 50  # seed of the first start, how many
 
-CHANGES: dict[str, tuple[str, ...]] = {
-    "preset `paper-cpu`": (),
-    "window 1": ("agent.window=1",),
-    "window 8": ("agent.window=8",),
-    "free bits 0": ("agent.free_bits=0",),
-    "free bits .1": ("agent.free_bits=0.1",),
-    "1 token": ("agent.tokens=1",),
-    "4 tokens": ("agent.tokens=4",),
-    "16 tokens": ("agent.tokens=16",),
-    "return head of one layer": ("agent.return_layers=1",),
-    "y told to the encoder": ("agent.posterior_return=true",),
-    "linear reading": ("agent.plan_reading=linear",),
-    "implicit prior": ("agent.prior=implicit",),
-    "stored posteriors, 3 steps": ("agent.posterior=stored", "agent.inner_steps=3"),
+CHANGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "paper-cpu": {
+        "the preset": (),
+        "window 1": ("agent.window=1",),
+        "window 8": ("agent.window=8",),
+        "free bits 0": ("agent.free_bits=0",),
+        "free bits .1": ("agent.free_bits=0.1",),
+        "1 token": ("agent.tokens=1",),
+        "4 tokens": ("agent.tokens=4",),
+        "16 tokens": ("agent.tokens=16",),
+        "return head of one layer": ("agent.return_layers=1",),
+        "y told to the encoder": ("agent.posterior_return=true",),
+        "linear reading": ("agent.plan_reading=linear",),
+        "implicit prior": ("agent.prior=implicit",),
+        "stored posteriors, 3 steps": ("agent.posterior=stored", "agent.inner_steps=3"),
+    },
+    "linear": {
+        "the preset": (),
+        "KL weight 1": ("agent.kl_weight=1",),
+        "KL weight 1, free bits .1": ("agent.kl_weight=1", "agent.free_bits=0.1"),
+        "KL weight 1, free bits .5": ("agent.kl_weight=1", "agent.free_bits=0.5"),
+        "4 tokens": ("agent.tokens=4",),
+        "16 tokens": ("agent.tokens=16",),
+        "y not told to the encoder": ("agent.posterior_return=false",),
+        "plan never hidden": ("agent.plan_dropout=0",),
+        "search by fresh noise": ("agent.infer_fresh=true",),
+        "next states generated": ("agent.next_state_weight=0.1",),
+        "return head of three layers": ("agent.return_layers=3",),
+        "implicit prior": ("agent.prior=implicit",),
+        "standard prior": ("agent.prior=standard",),
+        "stored posteriors, 3 steps": ("agent.posterior=stored", "agent.inner_steps=3"),
+        "cross-attention": ("agent.plan_reading=attention", "agent.layers=1", "agent.width=64"),
+    },
 }
 
 
@@ -63,14 +83,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d0-v0")
-    parser.add_argument("--only", nargs="+", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--preset", choices=list(CHANGES), default="paper-cpu")
+    parser.add_argument("--only", nargs="+", metavar="CHANGE", help="rows of the table (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--updates", type=int, default=1_500)
     options = parser.parse_args()
+    if unknown := set(options.only or ()) - set(CHANGES[options.preset]):
+        parser.error(f"no change {sorted(unknown)} of {options.preset}; give some of {list(CHANGES[options.preset])}")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name in options.only:
-        found = [diagnosed(options.out, name, options.dataset, seed, options.updates) for seed in options.seeds]
+    for name in options.only or CHANGES[options.preset]:
+        found = [diagnosed(options, name, seed) for seed in options.seeds]
         rows.append([name, *cells(found)])
         print(rows[-1], file=sys.stderr, flush=True)
     head = [
@@ -88,21 +111,23 @@ def main() -> None:
     print(table(head, rows))
 
 
-def diagnosed(out: Path, name: str, dataset: str, seed: int, updates: int) -> dict[str, Any]:
+def diagnosed(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """What `drawbridge diagnose` says of one run, which is trained unless it is there."""
+    preset, dataset, updates = options.preset, options.dataset, options.updates
     words = (
+        preset,
         dataset.rsplit("/", 1)[-1],
         "".join(c if c.isalnum() else "-" for c in name).strip("-"),
         str(updates),
         str(seed),
     )
-    run = out / "-".join(words)
+    run = options.out / "-".join(words)
     kept = run.with_suffix(".json")
     if not kept.exists():
-        train = ["train", "gac", "--preset", "paper-cpu", "--dataset", dataset, "--backend", "inline"]
+        train = ["train", "gac", "--preset", preset, "--dataset", dataset, "--backend", "inline"]
         train += ["--seed", str(seed), "--run-dir", str(run)]
         train += ["--steps", str(updates)]
-        for setting in (*CHANGES[name], f"evaluation.every_steps={updates}", "evaluation.final_episodes=1"):
+        for setting in (*CHANGES[preset][name], f"evaluation.every_steps={updates}", "evaluation.final_episodes=1"):
             train += ["--set", setting]
         if not run.exists() or RunDirectory(run).never_began():
             drawbridge(*train)
