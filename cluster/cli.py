@@ -17,6 +17,7 @@ from cluster.commands.gpu_check import add_gpu_check
 from cluster.commands.listing import add_list
 from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_plan
 from cluster.commands.status import add_status
+from cluster.commands.stop import add_stop
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.own_code import use_code
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_diagnose(commands)
     add_export(commands)
+    add_stop(commands)
     add_status(commands)
     add_list(commands)
     completion = add_command(

@@ -109,11 +109,37 @@ class SlowStart(Walk):
             threading.Event().wait(0.1)
 
 
+class OneStartsNever(Walk):
+    """Is never built in one process: the first that removes the file that FAULT_SWITCH names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            os.unlink(os.environ.get("FAULT_SWITCH", ""))
+        except FileNotFoundError:
+            return
+        threading.Event().wait(HANG_S)
+
+
 class WillNotStart(Walk):
     def __init__(self) -> None:
         raise OSError("no display")
 
 
-KINDS = (Walk, Raises, OneRaises, Exits, Hangs, SometimesNaN, Dies, Unbounded, Explodes, Slow, SlowStart, WillNotStart)
+KINDS = (
+    Walk,
+    Raises,
+    OneRaises,
+    Exits,
+    Hangs,
+    SometimesNaN,
+    Dies,
+    Unbounded,
+    Explodes,
+    Slow,
+    SlowStart,
+    OneStartsNever,
+    WillNotStart,
+)
 for kind in KINDS:
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)

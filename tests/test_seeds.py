@@ -68,6 +68,54 @@ def test_one_failing_seed_ends_no_other_a_signal_or_stop_saves_all_and_resume_ta
     assert "2 runs" in (tmp_path / "report.html").read_text()
 
 
+def test_stop_ends_a_seed_that_is_only_starting_and_the_same_command_or_resume_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switch, parent, log = tmp_path / "switch", tmp_path / "runs", tmp_path / "log"
+    monkeypatch.setenv("FAULT_SWITCH", str(switch))
+    said = train_words(parent, "broken_envs:OneStartsNever-v0", "--backend", "inline", "--seeds", "7", "8")
+    both = start(*said, "--steps", "1000000", log=log)
+    try:
+        wait_for((parent / "seed-8.log").exists, "a seed's process", 60, log)
+        switch.touch()  # no environment is made yet: the imports of learning take longer
+        seeds = [parent / "seed-7", parent / "seed-8"]
+        began = wait_for(lambda: [s for s in seeds if live(s).get("env_steps", 0) > 200], "one that begins", 90, log)
+        assert not switch.exists() and len(began) == 1
+        starting = next(seed for seed in seeds if seed not in began)
+        assert not (starting / "config.json").exists()
+        assert main(["stop", str(parent)]) == 0
+        assert both.wait(60) == 143, log.read_text()
+    finally:
+        both.kill()
+        both.wait(30)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{began[0]} ended at ") and first.endswith("everything is saved")
+    assert second == f"ended while it was starting: {starting.name}"
+    last = log.read_text().strip().splitlines()[-1]
+    assert f"{starting.name} (ended by SIGTERM before the command had finished" in last and "it wrote nothing" in last
+    assert main(["stop", str(parent)]) == 2 and "there is nothing to stop" in capsys.readouterr().err
+
+
+def test_a_start_that_led_nowhere_is_no_obstacle_to_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, log = tmp_path / "runs", tmp_path / "log"
+    given = words(parent, "--seeds", "7", "8", "--steps", "100")
+    both = start(*given, log=log)
+    try:
+        wait_for((parent / "seed-8.log").exists, "a seed's process", 60, log)
+        both.terminate()
+        assert both.wait(60) == 143, log.read_text()
+    finally:
+        both.kill()
+        both.wait(30)
+    assert main([*words(parent, "--seeds", "9", "--steps", "100")]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    again = command(*given)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [read(parent / f"seed-{seed}" / "summary.json")["exit"] for seed in (7, 8)] == ["completed"] * 2
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -7,13 +7,14 @@ of them ends another. A signal is handed on to all: each saves and ends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cluster.commands.arguments import resume_words
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
 from cluster.errors import Interrupted, RunError, UsageError
-from cluster.run_dir import RunDirectory, seed_dirs
+from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from cluster.signals import Signals
 
 REFRESH_S = 1.0  # of the table on a terminal
@@ -43,9 +44,16 @@ def check_seeds(arguments: argparse.Namespace) -> None:
         )
 
 
-def check_parent(parent: Path) -> None:
-    """UsageError unless new runs may go into the directory."""
-    if parent.exists() and (not parent.is_dir() or any(parent.iterdir())):
+def check_parent(parent: Path, seeds: Iterable[int]) -> None:
+    """UsageError unless new runs of these seeds may go into the directory: one that is not there, is empty, or of a start that led nowhere."""
+    if not parent.exists():
+        return
+    names = {seed_name(seed) for seed in seeds}
+    known = {"run.lock", "control", *(f"{name}.log" for name in names)}
+    free = parent.is_dir() and RunDirectory(parent).owner() is None
+    if not free or not all(
+        path.name in known or (path.name in names and RunDirectory(path).never_began()) for path in parent.iterdir()
+    ):
         raise UsageError(
             f"run directory {parent} exists and is not empty, expected a new one for the runs of --seeds; nothing was started; go on with "
             f"them by `drawbridge resume {parent}`, or choose another --run-dir"
@@ -81,7 +89,10 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         RunError: some did not complete; the others did.
         Interrupted: a signal or `drawbridge stop` ended them, in order.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    together = RunDirectory(parent)  # for `drawbridge stop`
+    with written_at_start(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        together.hold()
     spawn = multiprocessing.get_context("spawn")
     processes = {path: spawn.Process(target=_work, args=(member, _log(path))) for path, member in members.items()}
     print(f"{len(members)} runs in {parent}; each has its own log there")
@@ -96,6 +107,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
                 view.show()
             except KeyboardInterrupt:  # a second Ctrl-C: do not save
                 handed = 0
+            _answer(together, processes)
             for _ in signals.caught[handed:]:
                 _hand_on(processes.values(), signals.caught[0])
             handed = len(signals.caught)
@@ -107,7 +119,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")
         count = f"{len(bad)} of {len(members)} runs"
-        if bad and {processes[path].exitcode for path in bad} == {128 + signal.SIGTERM}:
+        if bad and {processes[path].exitcode for path in bad} <= {128 + signal.SIGTERM, -signal.SIGTERM}:
             raise Interrupted(signal.SIGTERM, f"{count} were ended: {how}")
         if bad:
             raise RunError(f"{count} did not complete: {how}")
@@ -135,6 +147,33 @@ def _hand_on(processes: Iterable[SpawnProcess], signum: int) -> None:
     for process in processes:
         if process.is_alive() and process.pid is not None:
             os.kill(process.pid, signum)
+
+
+def _answer(together: RunDirectory, processes: Mapping[Path, SpawnProcess]) -> None:
+    """Takes the request of `drawbridge stop`, if there is one."""
+    try:
+        request = together.requests.take()
+    except RunError as error:
+        print(error)
+        return
+    if request is not None and request.kind == "stop" and request.number == os.getpid():
+        together.requests.answer(request, True, _end(processes))
+
+
+def _end(processes: Mapping[Path, SpawnProcess]) -> str:
+    """Asks the runs to save and end, and ends the processes of those that are only starting; which those were."""
+    starting = []
+    for path, process in processes.items():
+        if not process.is_alive() or process.pid is None:
+            continue
+        run = RunDirectory(path)
+        if (run.path / "config.json").is_file() and run.owner() == process.pid:
+            with contextlib.suppress(OSError):
+                run.requests.write("stop", process.pid)
+                continue
+        os.kill(process.pid, signal.SIGTERM)
+        starting.append(path.name)
+    return f"ended while it was starting: {', '.join(starting)}" if starting else ""
 
 
 def _why(path: Path) -> str:

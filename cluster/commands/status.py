@@ -1,4 +1,4 @@
-"""Commands that look at runs and settings, or ask a run for something: ``status``, ``scale``, ``stop``, ``report``, ``presets`` and ``config``."""
+"""Commands that look at runs and settings, and ``scale``: ``status``, ``report``, ``presets`` and ``config``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def add_status(commands: Any) -> None:
     scale.add_argument(
         "--timeout", type=seconds, default=120.0, help="seconds to wait for the run's answer (default: 120)"
     )
-    stop = add_command(commands, "stop", _stop, "end a run with a checkpoint, from any machine that sees its directory")
-    stop.add_argument("run_dir", type=location, metavar="RUN_DIR")
-    stop.add_argument("--timeout", type=seconds, default=120.0, help="seconds to wait for its end (default: 120)")
     status = add_command(commands, "status", _status, "how a run is going, or how it ended")
     status.add_argument("run_dir", type=location, metavar="RUN_DIR")
     status.add_argument("--json", action="store_true", help="one JSON object instead of words")
@@ -47,56 +44,12 @@ def add_status(commands: Any) -> None:
 
 def _scale(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
-    _require_owner(run, "scale")
+    require_owner(run, "scale")
     print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout))
     return 0
 
 
-def _stop(arguments: argparse.Namespace) -> int:
-    runs = [RunDirectory.open(path) for path in seed_dirs(arguments.run_dir) or [arguments.run_dir]]
-    asked = {run: owner for run in runs if (owner := run.owner()) is not None}
-    if not asked:
-        _require_owner(runs[0], "stop")
-    for run, owner in asked.items():
-        run.requests.write("stop", owner)
-    deadline, problems = time.monotonic() + arguments.timeout, []
-    for run, owner in asked.items():
-        try:
-            while run.owner() == owner:
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"{run.path} did not end within {arguments.timeout:.0f} s, expected process {owner} to save and end: it was asked to "
-                        "and may still do so; see `drawbridge status`, or send that process SIGTERM"
-                    )
-                time.sleep(0.1)
-            print(_how_it_ended(run))
-        except RunError as error:  # says nothing of the others
-            problems.append(str(error))
-    if problems:
-        raise RunError("\n".join(problems))
-    return 0
-
-
-def _how_it_ended(run: RunDirectory) -> str:
-    """From its summary alone, which needs no settings; RunError when it left none, or could not save everything."""
-    summary = run.summary()
-    if summary is None:
-        raise RunError(
-            f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see `drawbridge status`"
-        )
-    saved = summary.get("saved", {})
-    parts = [
-        ("the checkpoint", saved.get("checkpoint", {})),
-        *((f"shard {i}", one) for i, one in enumerate(saved.get("snapshots", []))),
-    ]
-    if problems := [f"{name} ({part['problem']})" for name, part in parts if "problem" in part]:
-        raise RunError(
-            f"{run.path} ended, but did not save everything: {'; '.join(problems)}; the newest on disk is used when it goes on"
-        )
-    return f"{run.path} ended at {summary['env_steps']:,} env steps and {summary['updates']:,} updates; everything is saved"
-
-
-def _require_owner(run: RunDirectory, verb: str) -> int:
+def require_owner(run: RunDirectory, verb: str) -> int:
     """The process that drives the run; UsageError when there is none."""
     owner = run.owner()
     if owner is None:

@@ -149,7 +149,7 @@ def _train(arguments: argparse.Namespace) -> int:
     check_tree()
     if arguments.seeds:
         parent = arguments.run_dir or _new_run_dir(config, "seeds")
-        check_parent(parent)
+        check_parent(parent, arguments.seeds)
         _prove(config, parent / seed_name(arguments.seeds[0]), problems, len(arguments.seeds))
         return run_together(parent, members(parent, arguments, arguments.seeds))
     return _start(config, arguments.run_dir or _new_run_dir(config), problems)
