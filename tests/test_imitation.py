@@ -387,7 +387,7 @@ def test_the_regression_is_tanh_of_f_and_g_times_the_return_in_training_and_in_a
         (by_hand(weights, obs.tolist(), noisy) - float(action)) ** 2
         for obs, action in zip(drawn.obs_BPO[0], drawn.action_BPA[0, :, 0])
     ]
-    assert float(agent.losses(one).value) == pytest.approx(sum(errors), rel=1e-4)
+    assert agent.losses(one).value.item() == pytest.approx(sum(errors), rel=1e-4)
 
 
 def test_the_step_size_of_the_regression_falls_by_a_cosine_to_its_end_and_stays_there() -> None:
