@@ -30,7 +30,7 @@ quick: setup
 
 # The quick tests on every Python of 3.11 to 3.13 that this machine has, each with a folder of .venvs of its own.
 matrix:
-	@for python in $$(deploy/setup.sh --all); do \
+	@pythons=$$(deploy/setup.sh --all) || exit 2; for python in $$pythons; do \
 		venv=.venvs/$$(basename $$python); \
 		PYTHON=$$python deploy/setup.sh $$venv && echo "the quick tests on $$($$venv/bin/python -V)" && \
 		$$venv/bin/python -m pytest -m 'not cluster and not slow' --numprocesses 2 --dist loadscope || exit 1; \

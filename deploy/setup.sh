@@ -28,9 +28,13 @@ find_python() {
 
 if [[ $1 == --all ]]; then
   PYENV_VERSION=$(tr ' ' : <<<"$VERSIONS"); export PYENV_VERSION  # its commands run one version alone otherwise
+  find_python >/dev/null
+  seen=
   # shellcheck disable=SC2086
-  for name in $(printf 'python%s ' $VERSIONS); do
-    if usable "$name"; then "$name" -c 'import sys; print(sys.executable)'; fi
+  for name in ${PYTHON:-$(printf 'python%s ' $VERSIONS) python3}; do
+    version=$(version_of "$name") || continue
+    if usable "$name" && [[ " $seen " != *" $version "* ]]; then "$name" -c 'import sys; print(sys.executable)'; fi
+    seen+=" $version"
   done
   exit
 fi

@@ -28,6 +28,7 @@ OTHERS = {  # a setting of each kind that is fixed: another value, and a word of
     "data.offline_fraction": ("0.25", "from the dataset"),
     "online.stages": ("2", "the stages so far"),
     "worker.workers": ("3", "of an inline run holds its workers"),
+    "worker.chunk_steps": ("8", "of an inline run holds its workers"),
 }
 
 
@@ -46,6 +47,9 @@ def test_what_no_checkpoint_depends_on_changes_and_stays_changed(run_dir: Path, 
         "evaluation.final_episodes": 1,
         "learner.checkpoint_s": 7.0,
         "ray.call_timeout_s": 30.0,
+        "worker.random_steps": 200,
+        "worker.step_timeout_s": 90.0,
+        "worker.backend": "torch",
     }
     words = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     assert main(["resume", str(run), "--steps", "240", *words]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,14 @@ def test_python_overrides_and_does_not_fit_an_environment_of_another_one(tree: P
     assert "with Python 3.11" in set_up(tree, PYTHON="python3.11").stderr
     ended = set_up(tree, PYTHON="python3.13")
     assert ended.returncode == 2 and ".venv has Python 3.11" in ended.stderr and "remove .venv" in ended.stderr
+
+
+def test_the_matrix_is_of_every_python_there_is_and_no_silent_success_without_one(tree: Path) -> None:
+    none = set_up(tree, "--all")
+    assert none.returncode == 2 and "no Python 3.13, 3.12, 3.11 was found" in none.stderr and not none.stdout
+    paths = [tree / "bin" / f"python{version}" for version in ("3.13", "3.12", "3.11")]
+    for path in (*paths[:2], tree / "bin" / "python3"):  # three names of one version
+        path.unlink()
+        path.symlink_to(sys.executable)
+    found = set_up(tree, "--all")
+    assert (found.returncode, found.stdout) == (0, f"{paths[0]}\n"), found.stdout + found.stderr

@@ -22,6 +22,7 @@ FIXED = {  # by the beginning of their names: why they may not; the first that f
     "data.": "the replay holds what was taken from the dataset with it",
     "online.": "the stages so far, and the counts of the next ones, were made with it",
 }
+INLINE_HOLDS = ("worker.workers", "worker.envs_per_worker", "worker.chunk_steps", "worker.fast_envs")
 OF_INLINE = "the checkpoint of an inline run holds its workers, with their running episodes, as they were made with it"
 
 
@@ -46,7 +47,7 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
 
 def _why_fixed(config: RunConfig, key: str) -> str:
     """Why this setting of the run may not change; "" where it may."""
-    if config.backend == "inline" and key.startswith("worker."):
+    if config.backend == "inline" and key in INLINE_HOLDS:
         return OF_INLINE
     if key.startswith(MAY_CHANGE):
         return ""
