@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError
 
+from algorithms import progress
 from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_threads
 from cluster.remote import DIED
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
@@ -256,6 +257,10 @@ class WorkerActor:
     def totals(self) -> RowTotals:
         """Row counts now, also while ``run`` hangs or after it failed."""
         return self.client.worker.totals()
+
+    def idle_s(self) -> float:
+        """Seconds since an environment made a step, or the search for a plan did, also while ``run`` hangs."""
+        return progress.idle_s()
 
     def stop(self) -> None:
         """Lets ``run`` return once its chunks are settled."""

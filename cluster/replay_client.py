@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from algorithms import progress
 from algorithms.weights import CorruptWeights
 from cluster.errors import RunError
 from replay.messages import Ack, Chunk
@@ -172,6 +173,7 @@ class ReplayClient:
                     "worker cannot act and ends; look at what the learner says"
                 )
             self._sleep(WEIGHTS_RETRY_S)
+            progress.mark()  # this wait has its own deadline
         return not self.stopping
 
     def _load(self, order: tuple[int, int]) -> bool:

@@ -23,6 +23,7 @@ from cluster.setting_text import parse_labels
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
+ANSWER_S = 10.0  # for a worker to say whether it still gets on
 LAST_WORDS_S = 1.0  # for workers that are killed to give their row counts
 WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
 
@@ -45,6 +46,11 @@ class Member:
     rows: float = 0.0
     rss_bytes: float = 0.0  # that its process took when it last said so
     finished: bool = False
+    asked_idle: Any = (
+        None  # reference of its answer for how long it has done nothing, while its shard hears nothing of it
+    )
+    asked_at: float = 0.0
+    got_on: float = 0.0  # when it last made a step, by that answer, monotonic clock
 
 
 class WorkerGroup:
@@ -176,7 +182,7 @@ class WorkerGroup:
             self._count()
 
     def watch(self) -> None:
-        """Replaces workers that were silent for too long: an environment whose step hangs."""
+        """Replaces workers whose shard heard nothing of them for too long, and that made no step meanwhile: it hangs."""
         self._count()
         limit = self.config.worker.step_timeout_s
         now = time.monotonic()
@@ -186,14 +192,28 @@ class WorkerGroup:
             if index % len(self._shards) in self._silent:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
-            silent = now - max(member.began + grace, self._last_report.get(index, 0.0))
-            if silent > limit:
+            silent = now - max(member.began + grace, self._last_report.get(index, 0.0), member.got_on)
+            if silent > limit and not self._gets_on(member, limit):
                 self._fail(
                     index,
                     member,
                     f"worker {index} of {self.config.env} was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
                     "hung",
                 )
+
+    def _gets_on(self, member: Member, limit_s: float) -> bool:
+        """Whether a worker of which its shard hears nothing still makes steps or plans, or has yet to say so, for which it has ANSWER_S."""
+        if member.asked_idle is None:
+            member.asked_idle, member.asked_at = member.actor.idle_s.remote(), time.monotonic()
+        if not ray.wait([member.asked_idle], timeout=0)[0]:
+            return time.monotonic() - member.asked_at < ANSWER_S
+        answer, member.asked_idle = member.asked_idle, None
+        try:
+            idle_s: float = ray.get(answer)
+        except RayError:  # its run() tells
+            return False
+        member.got_on = time.monotonic() - idle_s
+        return idle_s <= limit_s
 
     def scale(self, workers: int) -> str:
         """Starts or ends workers while the others go on; says what was done."""

@@ -58,7 +58,7 @@ class WorkerConfig:
     step_timeout_s: float = option(
         60.0,
         "s",
-        "a worker silent for this long while not waiting is replaced",
+        "a worker that makes no step of an environment or of a search for a plan for this long is replaced",
         at_least=1,
         why="a healthy worker would be taken for a hung one",
     )

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from algorithms import progress
 from rollout_workers.action_log import ActionLog
 from rollout_workers.batched_mujoco import BatchedMujocoEnv
 from rollout_workers.env import (
@@ -348,6 +349,7 @@ class SyncEnvs(SyncVectorEnv):
         for i in np.flatnonzero(mask_E):
             obs, _ = self.envs[i].reset(seed=None if seed is None else seed[i], options=None)
             self._obs_E[i] = flatten_checked(self.single_observation_space, obs, self._env_id)
+            progress.mark()
         return np.stack(self._obs_E), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -358,6 +360,7 @@ class SyncEnvs(SyncVectorEnv):
             self._truncations[i] = truncated if type(truncated) is bool else self._flag("truncated", truncated)
             self._obs_E[i] = flatten_checked(self.single_observation_space, obs, self._env_id)
             self._rewards[i] = reward if type(reward) is float else self._number(reward)
+            progress.mark()
         return np.stack(self._obs_E), self._rewards.copy(), self._terminations.copy(), self._truncations.copy(), {}
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from algorithms import progress
 from algorithms.interface import EpisodePolicy, PlanRequest, Policy
 from algorithms.weights import Weights
 from replay.messages import Chunk, RowTotals
@@ -197,6 +198,7 @@ class RolloutWorker:
             acted = perf_counter()
             result = step(action_EA)
             stepped = perf_counter()
+            progress.mark()
             refused = record(action_EA, result)
             obs_EO = result.obs_EO if refused is None else self._restart(refused)
             note(result, refused)

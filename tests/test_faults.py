@@ -156,5 +156,19 @@ def test_an_environment_that_goes_wrong_every_time_is_restarted_within_the_budge
         assert run.live()["state"] == "failed" and run.live()["workers_restarted"] == 1
 
 
+def test_workers_whose_chunk_takes_longer_than_any_step_may_are_slow_and_not_hung(tmp_path: Path) -> None:
+    """A chunk of 8 x 8 steps of 50 ms takes 3.2 s; a step may take 1 s."""
+    settings = {
+        "worker__step_timeout_s": 1,
+        "worker__restart_budget": 0,
+        "worker__chunk_steps": 8,
+        "evaluation__episodes": 1,
+    }
+    settings |= {"evaluation__every_steps": 0, "evaluation__final_episodes": 1, "evaluation__max_episode_steps": 20}
+    with ray_run(tmp_path / "run", "--steps", "384", env="broken_envs:Slow-v0", **settings) as run:
+        assert run.end() == 0, run.output()[-3_000:]
+        assert run.live()["workers_restarted"] == 0 and "was silent" not in run.output()
+
+
 def test_a_minute_after_the_driver_was_killed_rays_own_agents_are_gone_too(resumed: RayRun) -> None:
     wait_for(lambda: not resumed.alive(), "Ray's agents to end", 120)

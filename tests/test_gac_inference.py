@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from algorithms import progress
 from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, draw_noise, infer_plan, noise_draws
 from algorithms.gac.losses import TARGET_VARIANCE, kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
@@ -78,6 +79,13 @@ def test_plans_count_in_deviations_of_the_returns_that_are_learned_from(mode: st
     found, twin = inferred(wide, mode, config, target=target), inferred(narrow, mode, config, target=asked)
     assert torch.allclose(found.mean_Knd, twin.mean_Knd, atol=1e-5)
     assert torch.allclose(found.predicted_K - MEAN, 3.0 * (twin.predicted_K - MEAN), atol=1e-3)
+
+
+def test_every_step_of_a_search_shows_that_the_worker_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks: list[None] = []
+    monkeypatch.setattr(progress, "mark", lambda: marks.append(None))
+    inferred(LinearWorld(), "kl", bare(infer_steps=50))
+    assert len(marks) == 50
 
 
 def test_kl_plans_reach_the_gradient_over_the_weight() -> None:

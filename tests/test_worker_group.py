@@ -28,6 +28,7 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
     group = WorkerGroup(spec, aggregator, events.append, Nodes(), [None, None], None, 0.0)
     monkeypatch.setattr(group, "_end", lambda members, reason, ask: None)
+    monkeypatch.setattr(group, "_gets_on", lambda member, limit_s: False)
     now = time.monotonic()
     for index, silent_s in enumerate((0.0, 60.0)):  # worker 1, of shard 1, hangs
         group._members[index] = Member(

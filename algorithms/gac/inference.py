@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from algorithms import progress
 from algorithms.gac.losses import (
     TARGET_VARIANCE,
     Weights,
@@ -159,6 +160,7 @@ class _Ascent:
                     leaf.requires_grad_(False)
                     if gradient is not None:
                         _adam_ascend(leaf, gradient, m, v, step + 1, self.config.infer_lr)
+                progress.mark()
         with torch.no_grad():
             rows.append(self._value(mean, log_variance, self._noise_of(noise_DKnd, self.weights.steps))[1])
         predicted_SK, variance_SK = _in_environment_units(
