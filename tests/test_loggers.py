@@ -27,7 +27,8 @@ def test_mlflow_has_the_records_of_a_run_and_of_its_continuation(
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     store = f"file:{tmp_path / 'store'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")  # as a user begins
     trained(tmp_path / "hopping", "mlflow")
     client = mlflow.MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name("drawbridge").experiment_id])

@@ -51,6 +51,8 @@ class MlflowLogger:
     def __init__(self, about: About) -> None:
         import mlflow
 
+        if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("file:"):  # whoever names a folder means it
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._mlflow = mlflow
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
         self.id = mlflow.start_run(run_id=about.id or None, run_name=about.name).info.run_id
@@ -73,7 +75,7 @@ class WandbLogger:
     def __init__(self, about: About) -> None:
         import wandb
 
-        if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not wandb.api.api_key:
+        if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not wandb.login(prompt=False):
             raise RuntimeError("nobody is logged in here; `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
