@@ -182,11 +182,19 @@ def test_no_value_in_a_metrics_line_can_stop_the_run(line: dict[str, Any]) -> No
     recording.print(console._view())
 
 
-def test_events_appear_at_once_without_markup_or_control_characters() -> None:
+def test_events_appear_at_once_with_their_time_and_without_markup_or_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [500.0]
+    monkeypatch.setattr("cluster.metrics.console.time.monotonic", lambda: now_s[0])
     console, stream = plain()
+    now_s[0] += 75.0
+    console.event("1 of 1 learners up")  # a start has no line yet
+    assert stream.getvalue() == "[0:01:15] 1 of 1 learners up\n"
     console.update(LINE)
+    now_s[0] += 3.0
     console.event("worker 3 was restarted: [red]\x1b[31mboom\x1b[0m\x07\nsecond line")
-    assert stream.getvalue().endswith("[0:03:12] worker 3 was restarted: [red]boom\n           second line\n")
+    assert stream.getvalue().endswith("[0:03:15] worker 3 was restarted: [red]boom\n           second line\n")
     console.close()
 
 

@@ -17,6 +17,7 @@ from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
 from cluster.config import flatten, make_preset
+from cluster.pictures.curve import learning_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from replay.dataset import open_dataset, write_dataset
@@ -134,7 +135,10 @@ def test_every_record_of_an_offline_run_is_on_the_scale_of_its_dataset(
     assert f", normalised {score:.1f}" in said(capsys, "status", str(run_dir))
     said(capsys, "report", str(run_dir), "--output", str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
-    assert "random policy (0)" in page and "expert (100)" in page
+    drawn = {line.get_label() for line in learning_curve(run_dir).axes[0].get_lines()}  # of curve.png
+    assert drawn >= {"random policy (0)", "expert (100)"} and all(
+        name in page for name in ("random policy (0)", "expert (100)")
+    )
 
 
 def test_status_of_an_offline_run_says_nothing_of_environments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -18,16 +19,27 @@ UPDATES, BATCH = 300, 64
 @pytest.mark.parametrize(("constant", "gap"), [(-10.0, 4.0), (0.0, 4.0), (10.0, 4.0), (0.0, 0.02), (0.0, 200.0)])
 def test_preset_cpu_prefers_the_better_of_two_actions_whatever_the_size_and_sign_of_returns(constant, gap):
     """An action above 0 brings ``gap`` more than one below; no episode ends, so the returns are 100 times the rewards."""
+    assert _chosen(constant, gap, torch.ones(UPDATES)) > 0.9
+
+
+def _chosen(constant: float, gap: float, size_U: torch.Tensor) -> float:
+    """The share of actions above 0 after updates on rewards of these sizes."""
     fast = {"critic_width": 32, "bridge_width": 16, "bridge_steps": 3, "critic_lr": 3e-3, "actor_lr": 5e-3}
     config = dataclasses.replace(ALGORITHMS["softgac"].presets["cpu"](), **fast)
     agent = ALGORITHMS["softgac"].make_agent(config, AgentSpec(obs_dim=1, action_dim=1))
     draw = torch.Generator().manual_seed(0)
     obs, action, next_obs = 2 * torch.rand(3, UPDATES, BATCH, 1, generator=draw) - 1
-    reward = constant + gap / 2 * action.sign()
+    reward = size_U[:, None, None] * (constant + gap / 2 * action.sign())
     agent.update(torch.cat([obs, action, reward, torch.ones_like(reward), next_obs], -1))
     with torch.no_grad():
         chosen = agent.actor.rollout(torch.zeros(512, 1), agent.draw_noise(512), agent.policy.named).action_RA
-    assert (chosen > 0).float().mean() > 0.9
+    return float((chosen > 0).float().mean())
+
+
+@pytest.mark.parametrize("last", [1_000.0, 1e-3])
+def test_preset_cpu_goes_on_to_prefer_the_better_action_while_rewards_grow_or_shrink(last):
+    """From 1 at the first update to ``last`` at the final one; the support can only widen, so small returns must stay apart."""
+    assert _chosen(0.0, 2.0, torch.logspace(0, math.log10(last), UPDATES)) > 0.9
 
 
 def _rows(constant: float = 0.0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

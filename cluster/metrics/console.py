@@ -84,7 +84,8 @@ class Console:
     def event(self, text: str) -> None:
         """Shows a line that stays: a worker was restarted, a checkpoint was written, a warning."""
         clean = without_control(text).rstrip().replace("\n", "\n           ")
-        self._write(f"[{clock(self._line.get('time_s', 0.0))}] {clean}")
+        now_s = self._line.get("time_s", 0.0) + time.monotonic() - self._heard_at  # a start has no lines yet
+        self._write(f"[{clock(now_s)}] {clean}")
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Ends the showing; prints the last figures and ``summary`` (summary.json) in words."""
