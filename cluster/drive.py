@@ -27,7 +27,7 @@ from cluster.session import Session
 from cluster.signals import Signals
 from cluster.task_preset import unpublished
 
-FEW = 3  # evaluations after which the curve is drawn again
+FEW = 3  # evaluations after which the curve is drawn again; the first time it has two
 
 
 def drive(run: RunDirectory, spec: RunSpec) -> int:
@@ -82,7 +82,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         )
         try:
             with session:
-                in_curve = 0
+                in_curve = 2 - FEW
                 while session.advance():
                     if len(session.evaluations) >= in_curve + FEW:
                         in_curve = len(session.evaluations)
