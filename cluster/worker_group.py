@@ -193,7 +193,9 @@ class WorkerGroup:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
             silent = now - max(member.began + grace, self._last_report.get(index, 0.0), member.got_on)
-            if silent > limit and not self._gets_on(member, limit):
+            if silent <= limit:
+                member.asked_idle = None  # an answer that comes now is of another silence
+            elif not self._gets_on(member, limit):
                 self._fail(
                     index,
                     member,
