@@ -111,6 +111,9 @@ class Crowd:
     async def totals(self) -> RowTotals:
         return RowTotals()
 
+    async def idle_s(self) -> float:
+        return 0.0
+
 
 class Call:
     """What an actor's method looks like to the driver."""
@@ -123,11 +126,8 @@ class StandIn:
     """A rollout worker's actor, as the driver sees it: it has no process of its own, a process of a Crowd answers."""
 
     def __init__(self, crowd: Any) -> None:
-        self.run, self.place, self.totals = (
-            Call(crowd.forever.remote),
-            Call(crowd.place.remote),
-            Call(crowd.totals.remote),
-        )
+        self.run, self.place = Call(crowd.forever.remote), Call(crowd.place.remote)
+        self.totals, self.idle_s = Call(crowd.totals.remote), Call(crowd.idle_s.remote)
 
 
 class StandIns:

@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """A run that was started could not go on. Exit code 1."""
 
 
+class HeadGone(RunError):
+    """The head of the Ray cluster is gone, so nothing can be ended in order."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asked this process to end. Exit code 128 + signal. No Exception, so that nothing tries again or goes on."""
 

@@ -24,7 +24,7 @@ from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
 from cluster.doctor import check_cluster
-from cluster.errors import RunError, UsageError
+from cluster.errors import HeadGone, RunError, UsageError
 from cluster.evaluations import Evaluations
 from cluster.graph import RunSpec
 from cluster.head_watch import HeadWatch
@@ -32,7 +32,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Nodes
 from cluster.placement import Reservation
-from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor
+from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor, root
 from cluster.saving import Saved, SaveWatch, look_at_disk
 from cluster.shard_group import PAUSE_S, ShardGroup
 from cluster.worker_group import RETIRE_S, WorkerGroup
@@ -40,6 +40,7 @@ from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
 
 STATS_S = 1.0
+HALT_S = 15.0  # for a run that ends with an error to save what it has
 SEAL_S = 2.0  # for shards to answer at the end of a run
 LEAST_S = 1.0  # for a step of the end, however late it is
 ALIGN_S = 1.0  # how long learners and shards are waited for when their counts are settled; then it is tried again
@@ -106,21 +107,28 @@ class RayFleet:
                 "shards' logs, or raise ray.call_timeout_s"
             )
         self.aggregator.settle_restart()
-        for index in range(kind_of(config).workers(config)):
-            self._worker_group.start(index)
+        self._worker_group.begin(kind_of(config).workers(config))
         self._next_save = time.monotonic() + replay.snapshot_s
 
     def advance(self, seconds: float, until: int = 0) -> None:
-        """Waits for about ``seconds``, or less when something happens; then looks after every part.
+        """Waits for about ``seconds``, or less when something happens; then looks after every part. A run that halts is saved first.
 
         Actors do not stop at ``until``: an evaluation is of the policy that is newest when the driver notices that it is due.
         """
+        try:
+            self._advance(seconds)
+        except HeadGone:
+            raise
+        except RunError:
+            self._save_before_the_halt()
+            raise
+
+    def _advance(self, seconds: float) -> None:
         waiting = [*self._worker_group.runs, *self._learners.runs, *self._evaluations.runs]
-        ready = ray.wait(waiting, num_returns=1, timeout=seconds)[0] if waiting else []
         if not waiting:
             time.sleep(min(seconds, 0.05))
-        for ref in ready:
-            self._look_at(ref)
+        elif ray.wait(waiting, num_returns=1, timeout=seconds)[0]:  # many may end at once
+            self._look_at(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0])
         self._head.check()
         now = time.monotonic()
         self._say_lost_nodes()
@@ -216,14 +224,15 @@ class RayFleet:
             self._reservation.release()
         disconnect(self._own_cluster)
 
-    def _look_at(self, ref: Any) -> None:
-        if ref in self._learners.runs:
-            self._learners.look_at(ref)
-        elif ref in self._evaluations.runs:
-            self._evaluations.look_at(ref)
-        else:
-            self._take_stats()  # whether its shard is full now decides what its failure means
-            self._worker_group.look_at(ref)
+    def _look_at(self, refs: list[Any]) -> None:
+        workers = [ref for ref in refs if ref not in (*self._learners.runs, *self._evaluations.runs)]
+        for part in (self._learners, self._evaluations):
+            for ref in refs:
+                if ref in part.runs:
+                    part.look_at(ref)
+        if workers:
+            self._take_stats()  # whether their shards are full now decides what their failure means
+            self._worker_group.look_at(workers)
 
     def _align(self) -> None:
         """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
@@ -279,6 +288,13 @@ class RayFleet:
         self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
         self.aggregator.add_usage("shard", index, report["usage"])
         self.aggregator.add_waiting(index, report["waiting"])
+
+    def _save_before_the_halt(self) -> None:
+        """Ends and saves what still answers. Nothing that goes wrong here may hide why the run halts."""
+        try:
+            self.event(f"the run halts; {self.finish(HALT_S).words()}")
+        except Exception as error:
+            self.event(f"the run halts, and what it had since its last save is lost: {root(error)}")
 
     def _say_lost_nodes(self) -> None:
         """The end of a node is one event, with all parts of the run that were there; they are restarted without one of their own."""

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from grpc import StatusCode
 
-from cluster.errors import RunError
+from cluster.errors import HeadGone
 
 ASK_S = 1.0  # between two questions
 OWN_S = 5.0  # for a run's own cluster, whose head nobody restarts
@@ -47,7 +47,7 @@ class HeadWatch:
             self._channel = init_grpc_channel(self.address, options=BACKOFF)
 
     def check(self) -> None:
-        """Takes the answer to the last question, if it is there, and asks again; RunError once the head is gone for too long."""
+        """Takes the answer to the last question, if it is there, and asks again; HeadGone once the head is gone for too long."""
         now = time.monotonic()
         if self._answer is not None and self._answer.done():
             code, self._answer = self._answer.code(), None
@@ -61,8 +61,8 @@ class HeadWatch:
             self._asked_at = now
             self._answer = self._channel.unary_unary(METHOD).future(b"", timeout=self._answer_s)
 
-    def _gone(self, gone_s: float, code: str) -> RunError:
-        return RunError(
+    def _gone(self, gone_s: float, code: str) -> HeadGone:
+        return HeadGone(
             f"the head of the Ray cluster (GCS) at {self.address} has not answered for {gone_s:.0f} s ({code}), expected an answer "
             f"within {self.limit_s:.0f} s: without a head nothing can be started or restarted, so the run halts; go on with "
             f"`{self._resume}` when the cluster has a head again; a run without --address starts its own"

@@ -34,6 +34,7 @@ from cluster.saving import Outcome
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
+Blame = tuple[str, str, int]  # why learners failed, for which of the counters' reasons, and the rank that failed first
 
 
 class LearnerGroup:
@@ -100,6 +101,7 @@ class LearnerGroup:
     def go_on(self) -> bool:
         """Takes a restart that is under way a step further; True once the learners are ready to ``run``."""
         self.aggregator.budget_left["learner"] = self._budget.left
+        self.aggregator.part_nodes["learner"] = {self._nodes.address(place) for place in self._places}
         if self._phase == "down" and not self._stopping:
             self._restart()
         if self._phase in ("meeting", "beginning") and not self._stopping and (failed := self._go_on()):
@@ -125,7 +127,7 @@ class LearnerGroup:
 
     def watch(self) -> None:
         """Takes what the learners answered since the last call, and replaces them when one of them hangs."""
-        hung = ""
+        hung: Blame | None = None
         for rank, pulse in enumerate(self.pulses):
             try:
                 news = pulse.answer()
@@ -135,9 +137,10 @@ class LearnerGroup:
                 self.aggregator.add_usage("learner", rank, news.usage)
             if news is not None and rank == 0:
                 self._take(news)
-            hung = hung or self._hangs(rank, news)
+            if not hung and (why := self._hangs(rank, news)):
+                hung = why, "hung", rank
         if hung and self.runs:
-            self._replace(hung, "hung")
+            self._replace(*hung)
 
     def on(self, node: str) -> list[str]:
         """Those on a node, for people."""
@@ -197,8 +200,8 @@ class LearnerGroup:
     def _enter(self, phase: str, refs: list[Any], limit_s: float) -> None:
         self._phase, self._starting, self._due = phase, refs, time.monotonic() + limit_s
 
-    def _go_on(self) -> tuple[str, str] | None:
-        """Looks at the start under way; returns why it failed and of which kind that is, None while it has not."""
+    def _go_on(self) -> Blame | None:
+        """Looks at the start under way; returns why it failed, None while it has not."""
         ready, waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
         try:
             ray.get(ready)
@@ -207,11 +210,12 @@ class LearnerGroup:
         limits = self.config.ray
         if waiting and time.monotonic() > self._due:
             if self._phase == "meeting":
-                return no_place(limits.start_timeout_s, "every learner to start"), "no_place"
-            return (
+                return no_place(limits.start_timeout_s, "every learner to start"), "no_place", 0
+            why = (
                 f"{len(waiting)} of {len(self.actors)} learners did not load their checkpoint within "
                 f"{limits.start_timeout_s + limits.call_timeout_s:.0f} s (ray.start_timeout_s + ray.call_timeout_s): they hang"
-            ), "hung"
+            )
+            return why, "hung", self._starting.index(waiting[0])
         if waiting:
             return None
         answers = ray.get(self._starting)
@@ -257,26 +261,27 @@ class LearnerGroup:
             )
         return ""
 
-    def _blame(self, refs: list[Any]) -> tuple[str, str]:
-        """Why learners failed, of ``refs`` at least one, and of which kind that is: a process that died or raised by itself, or hangs,
-        before the others, whose reductions failed because of it."""
+    def _blame(self, refs: list[Any]) -> Blame:
+        """Why learners failed, of ``refs`` at least one: a process that died or raised by itself, or hangs, before the others, whose
+        reductions failed because of it."""
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=BLAME_S)
-        found: list[tuple[int, str, str]] = []
+        found: list[tuple[int, str, str, int]] = []
         for ref in ready:
+            rank = refs.index(ref)
             try:
                 ray.get(ref)
             except DIED as error:
-                found.append((0, f"{cause(error)} (learner {refs.index(ref)})", "died"))
+                found.append((0, f"{cause(error)} (learner {rank})", "died", rank))
             except RayTaskError as error:
-                found.append((3 if "CollectiveError" in cause(error) else 1, cause(error), "raised"))
+                found.append((3 if "CollectiveError" in cause(error) else 1, cause(error), "raised", rank))
         limit_s = self.config.ray.call_timeout_s
         for rank, pulse in enumerate(self.pulses):
             if pulse.silent_s > limit_s / 2:
-                found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s", "hung"))
+                found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s", "hung", rank))
         return min(found)[1:]
 
-    def _replace(self, why: str, reason: str) -> None:
-        """Kills all ranks; ``go_on`` starts them again."""
+    def _replace(self, why: str, reason: str, rank: int) -> None:
+        """Kills all ranks, because ``rank`` failed; ``go_on`` starts them again."""
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         self.runs, self.pulses = [], []
@@ -286,7 +291,9 @@ class LearnerGroup:
             return
         if self._phase == "beginning" and "cluster.errors.RunError" in why:  # another try would find the same
             raise RunError(why)
-        self._phase, self._down = "down", Failure(why=why, reason=reason, nodes=frozenset(self._places))
+        node = self._places[rank] if self._places else ""
+        self._phase = "down"
+        self._down = Failure(why=why, reason=reason, nodes=frozenset(self._places), node=node)
         self._restart()
 
     def _restart(self) -> None:
@@ -296,7 +303,7 @@ class LearnerGroup:
         if down is None or not (verdict := self._nodes.verdict(down, self.config.ray.start_timeout_s)):
             return
         if verdict == "lost":
-            self.aggregator.count_restart("learner", "node_lost")
+            self.aggregator.count_restart("learner", "node_lost", self._nodes.address(self._nodes.lost(down)))
             self._start()
             return
         failures = [] if self.aggregator.updates > self._progress else self._failures
@@ -309,6 +316,6 @@ class LearnerGroup:
                 f"the learner failed and is not restarted (starts: {self._starts}, learner.restart_budget {budget.an_hour} an hour), so the "
                 f"run halts; it can be resumed. The first failure:\n{self._failures[0]}"
             )
-        self.aggregator.count_restart("learner", down.reason)
+        self.aggregator.count_restart("learner", down.reason, self._nodes.address(down.node))
         self.event(f"learner restarted from the newest checkpoint: {root(down.why)}")
         self._start()

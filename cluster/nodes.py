@@ -30,12 +30,14 @@ class Failure:
         why: the cause, root last.
         reason: raised, died or hung, for the counters.
         nodes: where it was, by id; of learners all ranks.
+        node: of those the one that it failed on; "" where that is not known.
         at: when it was noticed, monotonic clock.
     """
 
     why: str
     reason: str
     nodes: frozenset[str]
+    node: str = ""
     at: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -78,6 +80,10 @@ class Nodes:
             self._suspects |= placed
             return ""
         return "" if placed & self._dying and not late else "alive"
+
+    def lost(self, failure: Failure) -> str:
+        """The node that was lost, by its id, where that is the verdict."""
+        return next((node for node in sorted(failure.nodes) if node and not self._lives(node)), "")
 
     def name(self, node: str) -> str:
         """A node's address and the first digits of its id; "" for none."""

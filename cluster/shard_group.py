@@ -124,10 +124,12 @@ class ShardGroup:
             if not verdict:
                 continue
             self._restarts.remove((index, failure))
-            self.aggregator.count_restart("shard", "node_lost" if verdict == "lost" else failure.reason)
+            reason = "node_lost" if verdict == "lost" else failure.reason
+            self.aggregator.count_restart("shard", reason, self._nodes.address(next(iter(failure.nodes))))
             if verdict != "lost" and not budget.spend():
                 raise RunError(f"replay shard {index} failed again, and {self._spent(budget)}. {failure.why}")
         self.aggregator.budget_left["shard"] = min(budget.left for budget in self._budgets)
+        self.aggregator.part_nodes["shard"] = {self._nodes.address(node) for node in self._nodes_of.values()}
 
     def hold_at(self, rows: int) -> None:
         """Lets every shard take no rows beyond ``rows``."""

@@ -23,6 +23,7 @@ from cluster.setting_text import parse_labels
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
+SLICE_S = 0.25  # for workers that ended at once, in one turn of the driver
 ANSWER_S = 10.0  # for a worker to say whether it still gets on
 LAST_WORDS_S = 1.0  # for workers that are killed to give their row counts
 WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
@@ -103,7 +104,13 @@ class WorkerGroup:
             self._is_needed(index) for index, member in self._members.items() if not member.finished
         )
 
-    def start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
+    def begin(self, workers: int) -> None:
+        """Starts the first workers of a run."""
+        for index in range(workers):
+            self._start(index)
+        self._count()
+
+    def _start(self, index: int, failures: int = 0, first_failure: str = "") -> None:
         """A worker in slot ``index``: a new incarnation each time."""
         count = self._incarnations[index] = self._incarnations.get(index, -1) + 1
         if count == INCARNATIONS_A_START:  # the next start of the run has the ones above
@@ -128,25 +135,31 @@ class WorkerGroup:
             first_failure=first_failure,
         )
         self.aggregator.workers_started += count == 0
-        self._count()
 
-    def look_at(self, ref: Any) -> None:
-        """Takes a reference of ``runs`` that is ready: the worker has its rows, or failed and is replaced."""
-        index = next((i for i, member in self._members.items() if member.run == ref), None)
-        if index is None:  # it was retired meanwhile
-            return
-        member = self._members[index]
-        try:
-            totals = ray.get(ref)
-        except (RayTaskError, *DIED) as error:
-            if isinstance(error, RayTaskError):
-                self._fail(index, member, cause(error), "raised")
+    def look_at(self, refs: list[Any]) -> None:
+        """Takes references of ``runs`` that are ready: those workers have their rows, or failed and are replaced, all together.
+
+        What takes longer than SLICE_S is left to the next call: the rest is ready then, too.
+        """
+        by, failed = time.monotonic() + SLICE_S, dict[int, Failure]()
+        slots = {member.run: index for index, member in self._members.items()}
+        for ref in refs:
+            if (index := slots.get(ref)) is None:  # it was retired meanwhile
+                continue
+            member = self._members[index]
+            try:
+                totals = ray.get(ref)
+            except (RayTaskError, *DIED) as error:
+                raised = isinstance(error, RayTaskError)
+                why = cause(error) if raised else _died(member, error)
+                failed[index] = _failure(member, why, "raised" if raised else "died")
             else:
-                self._fail(index, member, _died(member, error), "died")
-        else:
-            member.finished = True
-            self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
-            self._count()
+                member.finished = True
+                self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
+            if time.monotonic() > by:
+                break
+        self._fail(failed)
+        self._count()
 
     def observe_reports(self, reports: list[Any], silent_s: dict[int, float]) -> None:
         """Takes what a shard tells of its writers: their reports, and for how long each has been silent."""
@@ -174,17 +187,20 @@ class WorkerGroup:
         return [f"worker {index}" for index, member in sorted(self._members.items()) if member.node == node]
 
     def go_on(self) -> None:
-        """Replaces workers that have ended, when it is time for it."""
+        """Replaces workers that have ended, when it is time for it; for SLICE_S, then the others wait for the next call."""
         down = [(i, member, member.down) for i, member in self._members.items() if member.down and not member.finished]
+        by = time.monotonic() + SLICE_S
         for index, member, failure in down:
             self._replace(index, member, failure)
+            if time.monotonic() > by:
+                break
         if down:  # once, however many: counting looks at every worker
             self._count()
 
     def watch(self) -> None:
         """Replaces workers whose shard heard nothing of them for too long, and that made no step meanwhile: it hangs."""
         self._count()
-        limit = self.config.worker.step_timeout_s
+        limit, hung = self.config.worker.step_timeout_s, dict[int, Failure]()
         now = time.monotonic()
         for index, member in list(self._members.items()):
             if member.finished or member.down or not self._is_needed(index) or not self._is_up(index, member):
@@ -196,12 +212,9 @@ class WorkerGroup:
             if silent <= limit:
                 member.asked_idle = None  # an answer that comes now is of another silence
             elif not self._gets_on(member, limit):
-                self._fail(
-                    index,
-                    member,
-                    f"worker {index} of {self.config.env} was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs",
-                    "hung",
-                )
+                why = f"was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs"
+                hung[index] = _failure(member, f"worker {index} of {self.config.env} {why}", "hung")
+        self._fail(hung)
 
     def _gets_on(self, member: Member, limit_s: float) -> bool:
         """Whether a worker of which its shard hears nothing still makes steps or plans, or has yet to say so, for which it has ANSWER_S."""
@@ -229,7 +242,7 @@ class WorkerGroup:
         self._retire(retired, RETIRE_S)
         free = (index for index in range(MOST_WORKERS) if index not in active)
         for _ in range(workers - len(active)):
-            self.start(next(free))
+            self._start(next(free))
         self._count()
         if uneven := uneven_shards(workers, least):
             self.event(uneven)
@@ -255,12 +268,14 @@ class WorkerGroup:
         self._retire({index: member for index, member in self._members.items() if not member.finished}, limit_s)
         self._count()
 
-    def _fail(self, index: int, member: Member, why: str, reason: str) -> None:
-        """Takes note of a worker that has ended or hangs, and ends it; ``go_on`` replaces it."""
-        self._end({index: member}, WORKER_LOST, ask=reason != "died")
-        member.down = Failure(why=why, reason=reason, nodes=frozenset((member.node,)))
-        member.first_failure = member.first_failure or why
-        self._count()
+    def _fail(self, failed: dict[int, Failure]) -> None:
+        """Takes note of workers that have ended or hang, and ends them; ``go_on`` replaces them."""
+        members = {index: self._members[index] for index in failed}
+        alive = {index: member for index, member in members.items() if failed[index].reason != "died"}
+        self._end(members, WORKER_LOST, ask=alive)
+        for index, member in members.items():
+            member.down = failed[index]
+            member.first_failure = member.first_failure or failed[index].why
         self.go_on()
 
     def _replace(self, index: int, member: Member, down: Failure) -> None:
@@ -292,8 +307,8 @@ class WorkerGroup:
                 )
             where = f" (was on {self._nodes.name(member.node)})" if member.node else ""
             self.event(f"worker {index} restarted{where}: {root(down.why)}")
-        self.aggregator.count_restart("worker", reason)
-        self.start(index, failures, member.first_failure)
+        self.aggregator.count_restart("worker", reason, self._nodes.address(member.node))
+        self._start(index, failures, member.first_failure)
 
     def _is_needed(self, index: int) -> bool:
         """Whether a worker's shard still takes rows."""
@@ -332,11 +347,11 @@ class WorkerGroup:
                 except (RayTaskError, *DIED) as error:
                     self.event(f"worker {index} did not end in order: {root(error)}")
                     late[index] = member
-        self._end(late, STOPPED)
+        self._end(late, STOPPED, ask=late)
 
-    def _end(self, members: dict[int, Member], reason: str, ask: bool = True) -> None:
-        """Kills workers that failed, hang or are late, and takes the row counts that they can still give, unless they are dead."""
-        up = {index: member for index, member in members.items() if ask and ray.wait([member.up], timeout=0)[0]}
+    def _end(self, members: dict[int, Member], reason: str, ask: dict[int, Member]) -> None:
+        """Kills workers that failed, hang or are late, and takes the row counts that those of ``ask``, which are not dead, can still give."""
+        up = {index: member for index, member in ask.items() if ray.wait([member.up], timeout=0)[0]}
         refs = {index: member.actor.totals.remote() for index, member in up.items()}
         if refs:
             ray.wait(list(refs.values()), num_returns=len(refs), timeout=LAST_WORDS_S)
@@ -365,6 +380,10 @@ class WorkerGroup:
         self.aggregator.workers_wanted = len(needed)
         self.aggregator.workers_pending = sum(not member.began or member.down is not None for member in needed)
         self.aggregator.budget_left["worker"] = self._budget.left
+
+
+def _failure(member: Member, why: str, reason: str) -> Failure:
+    return Failure(why=why, reason=reason, nodes=frozenset((member.node,)))
 
 
 def _died(member: Member, error: Exception) -> str:

@@ -11,12 +11,14 @@ import numpy as np
 from broken_envs import Walk
 
 FOLDER = "COUNTED_STEPS"  # environment variable: where the files are
+EPISODE = 50  # steps
 
 
 class Counting(Walk):
     """Appends one byte for each step that was made.
 
-    A file ``raise`` makes one of them raise, ``nan`` give NaN, and ``leak`` makes that process take 64 MiB more with each step; it goes.
+    A file ``raise`` makes one of them raise, ``nan`` give NaN, ``explode`` give a last observation of an episode that is finite and too
+    large for any network, and ``leak`` makes that process take 64 MiB more with each step; the file goes.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,10 @@ class Counting(Walk):
         name = f"{os.getpid()}-{id(self)}.{'evaluated' if self.evaluates else 'steps'}"
         self.file = os.open(self.folder / name, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.begun = self.steps
+        return super().reset(seed=seed, options=options)
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         result = super().step(action)
         os.write(self.file, b".")
@@ -33,6 +39,8 @@ class Counting(Walk):
             self.held.append(np.ones(2**23))
         if self._asked("nan"):
             return np.full(2, np.nan), *result[1:]
+        if self.steps == self.begun + EPISODE and self._asked("explode"):  # no policy acts on it
+            return np.full(2, 1e38), *result[1:]
         return result
 
     def go_wrong(self) -> None:
@@ -56,4 +64,4 @@ def counted(folder: Path, *drivers: int) -> int:
     return sum(path.stat().st_size for path in files if int(path.name.split("-")[0]) not in drivers)
 
 
-gym.register("Counting-v0", Counting, max_episode_steps=50)
+gym.register("Counting-v0", Counting, max_episode_steps=EPISODE)

@@ -1,9 +1,10 @@
-"""A real file system of a few megabytes, and files that fill it."""
+"""A real file system of a few megabytes, files that fill it, and folders that processes cannot write to or find stale."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,78 @@ class SmallDisk:
 
     def free(self) -> None:
         self._ballast.unlink()
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing under ``folder`` can be written, although processes have files open there: what they open from now on is on another mount."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True, timeout=30)
+
+
+STALE = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static const char *under, *fault;
+__attribute__((constructor)) static void begin(void) {
+    under = getenv("STALE_UNDER") ? strdup(getenv("STALE_UNDER")) : NULL;
+    fault = getenv("STALE_WHILE") ? strdup(getenv("STALE_WHILE")) : NULL;
+}
+static int stale(const char *path) {
+    if (!under || !fault || !path || strncmp(path, under, strlen(under)) || access(fault, F_OK)) return 0;
+    errno = ESTALE;
+    return 1;
+}
+#define REAL(name, result, types) ((result (*) types)dlsym(RTLD_NEXT, name))
+#define OPEN(name) int name(const char *path, int flags, ...) { \
+    va_list list; va_start(list, flags); mode_t mode = va_arg(list, mode_t); va_end(list); \
+    return stale(path) ? -1 : REAL(#name, int, (const char *, int, mode_t))(path, flags, mode); }
+OPEN(open) OPEN(open64)
+int rename(const char *a, const char *b) { return stale(a) ? -1 : REAL("rename", int, (const char *, const char *))(a, b); }
+int mkdir(const char *path, mode_t mode) { return stale(path) ? -1 : REAL("mkdir", int, (const char *, mode_t))(path, mode); }
+int unlink(const char *path) { return stale(path) ? -1 : REAL("unlink", int, (const char *))(path); }
+DIR *opendir(const char *path) { return stale(path) ? NULL : REAL("opendir", DIR *, (const char *))(path); }
+int stat(const char *path, struct stat *s) { return stale(path) ? -1 : REAL("stat", int, (const char *, struct stat *))(path, s); }
+int stat64(const char *path, struct stat64 *s) {
+    return stale(path) ? -1 : REAL("stat64", int, (const char *, struct stat64 *))(path, s);
+}
+"""
+
+
+class StaleFolder:
+    """A folder that can become stale, as an export does that its server has forgotten, for the processes started with ``variables``."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder, self.variables = folder, dict[str, str]()
+        self._fault, library = work / "stale", work / "stale.so"
+        if shutil.which("cc") is None:
+            return
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+        subprocess.run(command, input=STALE, text=True, check=True, timeout=60)
+        self.variables = {"LD_PRELOAD": str(library), "STALE_UNDER": f"{folder}/", "STALE_WHILE": str(self._fault)}
+
+    @contextlib.contextmanager
+    def stale(self) -> Iterator[None]:
+        """Every call for a file in it gives ESTALE, in those processes."""
+        if not self.variables:
+            pytest.skip("there is no C compiler to make calls of the file system fail with")
+        self._fault.touch()
+        try:
+            yield
+        finally:
+            self._fault.unlink()
 
 
 @contextlib.contextmanager

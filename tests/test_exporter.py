@@ -34,7 +34,7 @@ LINE = {
     "time_s": 12.5, "env_steps": 4000, "updates": 8000, "episodes": 4, "fill": 0.004, "size_rows": 4000,
     "rows_recorded": 4040, "rows_stored": 4000, "rows_dropped_nonfinite": 32, "rows_duplicate": 8,
     "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_wanted": 6, "workers_pending": 2,
-    "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1,
+    "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1, "node_restarts_worker_node_lost_10.0.0.3": 2,
     "version": 62, "generation": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
     "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01, "learner_data_wait_s": 3.5,
     "env_s": 1.5, "act_s": 1.0, "push_wait_s": 0.25, "blocked_insert_s": 3.0, "blocked_sample_s": 0.5,
@@ -226,6 +226,18 @@ def test_restarts_by_reason_add_up_to_all_restarts(exporter: Exporter) -> None:
     found = samples(exporter)
     assert found[key("restarts_total", part="worker", reason="hung")] == 2
     assert found[key("restarts_total", part="worker", reason="died")] == 1
+    assert found[key("node_restarts_total", part="worker", reason="node_lost", node="10.0.0.3")] == 2
+
+
+def test_a_node_that_a_record_leaves_out_is_shown_no_more_and_its_restarts_are(exporter: Exporter) -> None:
+    exporter.update(LINE)
+    exporter.update({"node_workers_10.0.0.4": 2, "node_steps_per_s_10.0.0.4": 9.0})
+    found = samples(exporter)
+    assert {labels for name, labels in found if name == "drawbridge_node_workers"} == {
+        frozenset({("node", "10.0.0.4")})
+    }
+    assert key("node_env_steps_per_second", node="10.0.0.3") not in found
+    assert found[key("node_restarts_total", part="worker", reason="node_lost", node="10.0.0.3")] == 2
 
 
 def test_sums_of_a_window_add_up_and_a_missing_key_keeps_its_last_value(exporter: Exporter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +154,12 @@ def test_an_environment_that_goes_wrong_every_time_is_restarted_within_the_budge
         assert cause in run.output().strip().splitlines()[-1]
         failure = read(run.run_dir / "failure.json")
         assert cause in failure["error"] and "can be resumed" in failure["error"]
-        assert run.live()["state"] == "failed" and run.live()["workers_restarted"] == 1
+        line = run.live()
+        assert line["state"] == "failed" and line["workers_restarted"] == 1 and conserved(line), line
+        assert re.search(
+            rf"the run halts; saved: the checkpoint of update {line['updates']:,}, snapshots of 1 of 1 shards \({line['rows_stored']:,} rows\)",
+            run.output(),
+        ), run.output()[-3_000:]
 
 
 def test_workers_whose_chunk_takes_longer_than_any_step_may_are_slow_and_not_hung(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_runs import RayRun, ray_run
-from small_disk import SmallDisk, small_disk
+from small_disk import SmallDisk, StaleFolder, read_only, small_disk
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
 
@@ -231,14 +232,22 @@ def test_failure_json_is_written_on_a_full_disk_whatever_its_size(disk: SmallDis
 
 
 @pytest.fixture(scope="module")
-def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayRun, SmallDisk]]:
-    """A run on Ray without an end, on a small disk; the tests below go on with it in turn."""
+def export(tmp_path_factory: pytest.TempPathFactory) -> StaleFolder:
+    """The run directory of ``on_ray``, for its processes."""
     folder = tmp_path_factory.mktemp("full")
+    return StaleFolder(folder / "disk" / "run", folder)
+
+
+@pytest.fixture(scope="module")
+def on_ray(export: StaleFolder) -> Iterator[tuple[RayRun, SmallDisk]]:
+    """A run on Ray without an end, on a small disk; the tests below go on with it in turn."""
     often = {"metrics__port": 0, "learner__checkpoint_s": 2, "replay__snapshot_s": 1, "evaluation__every_steps": 0}
-    with (
-        small_disk(folder / "disk", "48m") as disk,
-        ray_run(folder / "disk" / "run", "--steps", "100000000", "--workers", "2", **often) as run,
-    ):
+    with small_disk(export.folder.parent, "48m") as disk, contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in export.variables.items():
+                patch.setenv(name, value)
+            flags = ("--steps", "100000000", "--workers", "2")
+            run = stack.enter_context(ray_run(export.folder, *flags, **often))
         run.wait(lambda: run.live().get("written_snapshots", 0) and run.live()["written_checkpoints"], "saves")
         yield run, disk
 
@@ -262,6 +271,31 @@ def test_a_run_on_ray_goes_on_while_its_disk_is_full_and_counts_it(on_ray: tuple
     line = run.live()
     assert line["workers_restarted"] == 0 and line["generation"] == 0, line
     assert "Traceback" not in run.output()
+    lines(run.run_dir / "metrics.jsonl")  # every line is JSON
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("why", ["Read-only file system", "Stale file handle"])
+def test_a_run_on_ray_goes_on_while_its_directory_is_read_only_or_stale_and_counts_it(
+    why: str, on_ray: tuple[RayRun, SmallDisk], export: StaleFolder
+) -> None:
+    run, _ = on_ray
+    port, again = run.live()["metrics_port"], "the checkpoint is written again"
+    before, written = scraped(port), run.output().count(again)
+
+    def grown(name: str, count: int) -> Callable[[], bool]:
+        return lambda: scraped(port)[name] >= before[name] + count
+
+    with read_only(run.run_dir) if why.startswith("Read") else export.stale():
+        for name in ("checkpoint", "snapshot", "report"):
+            run.wait(grown(name, 1), f"failed writes: {name}")
+        before["env_steps"] = scraped(port)["env_steps"]
+        run.wait(grown("env_steps", 100), "env steps meanwhile")
+    run.wait(lambda: run.output().count(again) > written, "a checkpoint")
+    run.wait(lambda: run.live()["failed_reports"] > before["report"], "live.json")
+    assert why in run.output() and "Traceback" not in run.output(), run.output()[-3_000:]
+    line = run.live()
+    assert line["workers_restarted"] == 0 and line["generation"] == 0, line
     lines(run.run_dir / "metrics.jsonl")  # every line is JSON
 
 

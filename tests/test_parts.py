@@ -10,8 +10,9 @@ import torch
 from cluster.metrics import parts
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
-from cluster.metrics.parts import Parts
+from cluster.metrics.parts import NODES, NodeRestarts, Parts
 from cluster.usage import Usage, usage
+from learners.learner import LearnerReport
 
 
 def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_are_far_behind(
@@ -84,3 +85,44 @@ def test_what_a_restarted_shard_or_store_has_served_goes_on_growing() -> None:
     for calls in (5.0, 8.0, 2.0):  # restarted after 8
         seen.add_served("store", {"publish_calls": calls})
     assert seen.line()["hop_publish_calls"] == 10
+
+
+def test_restarts_by_node_begin_at_0_once_and_further_nodes_are_counted_together() -> None:
+    seen = NodeRestarts()
+    first = seen.record({"a"})
+    assert first["node_restarts_worker_died_a"] == first["node_restarts_shard_node_lost_a"] == 0
+    assert seen.record({"a"}) == {}, "what did not happen is in one record of a run, not in each"
+    seen.count("worker", "died", "a")
+    seen.count("learner", "hung", "")  # it had no place
+    assert seen.record({"a"}) == {"node_restarts_worker_died_a": 1}
+    for number in range(2 * NODES):
+        seen.count("worker", "node_lost", f"n{number}")
+    counts = seen.record(set())
+    assert len(counts) == NODES + 1 and counts["node_restarts_worker_node_lost_other"] == NODES + 1
+    later = NodeRestarts()
+    later.resume_from(counts)
+    assert later.record(set()) == counts
+
+
+def test_updates_that_are_not_finite_are_counted_over_all_learners_that_a_run_had() -> None:
+    seen = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
+    facts = {
+        "env_steps": 0,
+        "generation": 0,
+        "version": 0,
+        "rollbacks": 0,
+        "updates_per_s": 0.0,
+        "wall_s": 1.0,
+        "time": {},
+    }
+    for updates, skipped in (
+        (8, 3),
+        (16, 0),
+        (8, 2),
+    ):  # the last one of a learner that was restarted from its checkpoint
+        metrics = {"nonfinite": float(skipped)}
+        seen.add_learner(LearnerReport(updates=updates, metrics=metrics, nonfinite=skipped, **facts))
+    assert seen.line()["nonfinite_updates"] == 5
+    later = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
+    later.resume_from(seen.line())
+    assert later.line()["nonfinite_updates"] == 5

@@ -7,7 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, ObjectLostError, OutOfMemoryError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 
 from cluster.config import make_preset, override
 from cluster.errors import RunError
@@ -15,7 +21,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.remote import Budget, root
-from cluster.worker_group import Member, WorkerGroup
+from cluster.worker_group import SLICE_S, Member, WorkerGroup
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -80,12 +86,52 @@ def test_whatever_ray_says_of_a_worker_that_ended_it_has_died_and_the_event_says
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
     group = WorkerGroup(spec, aggregator, lambda text: None, Nodes(), [None], None, 0.0)
     group._members[0] = member = Member(actor=None, run="run", incarnation=0, up=None, asked=0.0, began=1.0, node="a")
-    asked: list[bool] = []
+    asked: list[dict[int, Member]] = []
     monkeypatch.setattr(group, "_end", lambda members, reason, ask: asked.append(ask))
+    monkeypatch.setattr(group, "_count", lambda: None)
     monkeypatch.setattr("ray.get", lambda ref: (_ for _ in ()).throw(error))
-    group.look_at("run")
+    group.look_at(["run"])
     assert member.down is not None and member.down.reason == "died" and words in root(member.down.why)
-    assert asked == [False], "a dead process is not waited for"
+    assert asked == [{}], "a dead process is not waited for"
+
+
+def test_workers_that_end_together_are_ended_together_and_come_back_in_turns_of_bounded_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, each_s = 40, 0.02
+    spec = RunSpec(config=make_preset("softgac", "cpu"), obs_dim=3, action_dim=1, run_dir=tmp_path)
+    group = WorkerGroup(spec, MetricsAggregator(min_size_rows=64, replay_ratio=1.0), print, Nodes(), [None], None, 0.0)
+    for index in range(workers):
+        group._members[index] = Member(actor=None, run=index, incarnation=0, up=None, asked=0.0, began=1.0, node="a")
+    now_s, ended, begun = 100.0, list[int](), list[int]()
+
+    def end(members: dict[int, Member], reason: str, ask: dict[int, Member]) -> None:
+        assert len(ask) == len(members), "each of them raised, so its process still knows its rows"
+        ended.extend(members)
+
+    def answer(ref: int) -> None:
+        nonlocal now_s
+        now_s += each_s
+        raise RayTaskError("run", "RuntimeError: the licence server is down", RuntimeError())
+
+    def start(index: int, *_: object) -> None:
+        nonlocal now_s
+        now_s += each_s
+        begun.append(index)
+        group._members[index].down = None
+
+    monkeypatch.setattr("cluster.worker_group.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("ray.get", answer)
+    for name, function in (("_end", end), ("_start", start), ("_count", lambda: None)):
+        monkeypatch.setattr(group, name, function)
+    monkeypatch.setattr(group._nodes, "verdict", lambda failure, limit_s: "lost")
+    turns = 0
+    while len(begun) < workers:
+        turns, began_s = turns + 1, now_s
+        down = [index for index, member in group._members.items() if member.down]
+        group.look_at([index for index in range(workers) if index not in (*ended, *down)])
+        assert now_s - began_s <= 2 * (SLICE_S + each_s)
+    assert sorted(begun) == sorted(ended) == list(range(workers)) and turns <= 5
 
 
 def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> None:

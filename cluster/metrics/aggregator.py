@@ -12,7 +12,7 @@ import numpy as np
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import DROP_REASONS, HOPS, LEARNER_PARTS, RESTART_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.ledger import Ledger
-from cluster.metrics.parts import Parts
+from cluster.metrics.parts import NodeRestarts, Parts
 from cluster.usage import Usage
 from replay.episode_assembly import LOST_REASONS
 from replay.messages import RowTotals
@@ -58,6 +58,8 @@ class MetricsAggregator:
         self.disk_free_bytes: int | None = None  # None where the file system does not answer
         self.save_every_s = dict.fromkeys(SAVED, 0.0)
         self.restarts = {part: Counter(dict.fromkeys(RESTART_REASONS, 0)) for part in RESTARTED_PARTS}  # by reason
+        self._node_restarts = NodeRestarts()
+        self.part_nodes: dict[str, set[str]] = {}  # where learners and shards are, by part
         self.memory_bytes = 0
         self.failed = dict.fromkeys(FAILED, 0)  # writes to the run directory, over the run
         self.written = dict.fromkeys(SAVED, 0)  # complete saves, over the run
@@ -91,6 +93,8 @@ class MetricsAggregator:
         self.workers_started = int(line.get("workers_started", 0))
         for part, counts in self.restarts.items():
             counts.update(by_reason(line, f"{part}s_restarted_"))
+        self._node_restarts.resume_from(line)
+        self.nonfinite_updates = int(line.get("nonfinite_updates", 0))
         unnamed = int(line.get("workers_restarted", 0)) - self.workers_restarted
         if unnamed > 0:  # of an earlier version, which gave no reasons
             self.restarts["worker"]["unnamed"] = unnamed
@@ -180,7 +184,7 @@ class MetricsAggregator:
             made = report.updates_per_s * report.wall_s
             self._clipped += made * np.array([report.metrics["clipped_mass"], 1.0])
         self.observe_learner(report.updates, report.generation, report.version)
-        self.nonfinite_updates = max(self.nonfinite_updates, report.nonfinite)
+        self.nonfinite_updates += round(report.metrics.get("nonfinite", 0.0))
         self._losses.update(report.metrics)
         for name in LEARNER_PARTS:
             self._share_s[name] += report.time.get(name, 0.0) * report.wall_s
@@ -195,9 +199,10 @@ class MetricsAggregator:
         self.written[what] += 1
         self._saved_at[what] = time.monotonic()
 
-    def count_restart(self, part: str, reason: str) -> None:
-        """A worker, the learners, or a shard began again."""
+    def count_restart(self, part: str, reason: str, node: str) -> None:
+        """A worker, the learners, or a shard began again; what failed was on ``node``, "" where it had no place."""
         self.restarts[part][reason] += 1
+        self._node_restarts.count(part, reason, node)
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
         self.evaluation = evaluation
@@ -244,6 +249,7 @@ class MetricsAggregator:
             **{f"shard_stored_rows_{s.shard}": s.stored_rows for s in shards},
             **{f"shard_held_rows_{s.shard}": s.size for s in shards},
             **self._parts.record(self.worker_nodes),
+            **self._node_restarts.record(set(self.worker_nodes.values()).union(*self.part_nodes.values())),
         }
         if self.disk_free_bytes is not None:
             line["disk_free_bytes"] = self.disk_free_bytes

@@ -107,10 +107,7 @@ PROGRESS = (
     _metric("gauge", "", "updates/s", "updates_per_s", "since the previous record", chart="Updates"),
     _metric("counter", "episodes", "episodes", "episodes", "exploring episodes that ended", window=True),
     _metric("gauge", "run_seconds", "s", "time_s", "wall time since the run began", resumed=True),
-    _metric(
-        "gauge", "last_line_timestamp_seconds", "s since 1970", "heard_at",
-        "time of the newest metrics record; an old one means a stall",
-    ),
+    _metric("gauge", "last_line_timestamp_seconds", "s since 1970", "heard_at", "time of the newest metrics record; an old one means a stall"),
     _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
     Metric(
         series="part_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"rss_bytes_*": ("*",)},
@@ -241,8 +238,7 @@ ROLLOUT = (
         help="workers that run, by the address of their node",
     ),
     Metric(
-        series="node_env_steps_per_second", kind="gauge", unit="env steps/s", labels=("node",),
-        keys={"node_steps_per_s_*": ("*",)},
+        series="node_env_steps_per_second", kind="gauge", unit="env steps/s", labels=("node",), keys={"node_steps_per_s_*": ("*",)},
         help="env steps a second of all workers on a node over the last 30 s",
     ),
     Metric(
@@ -258,6 +254,11 @@ ROLLOUT = (
         keys={f"{part}s_restarted_*": (part, "*") for part in RESTARTED_PARTS},
         help="restarts by part (worker, learner: all ranks together, shard) and reason: raised (its code raised), died (its process is "
         "gone), hung (it did not answer), node_lost (with its node), no_place (nothing was free for it)",
+    ),
+    Metric(
+        series="node_restarts", kind="counter", unit="restarts", labels=("part", "reason", "node"), resumed=True,
+        keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in RESTARTED_PARTS for why in RESTART_REASONS},
+        help="the same by the address of the node where the part was that failed: of 64 nodes by name, of any further ones as other",
     ),
     Metric(
         series="", kind="counter", unit="episodes", labels=("reason",), resumed=True, keys={"episodes_cut_*": ("*",)},
@@ -334,8 +335,8 @@ LEARNER = (
         help="share of that time since the previous record",
     ),
     _metric(
-        "counter", "nonfinite_updates", "updates", "nonfinite_updates",
-        "updates that were skipped because their loss or gradient was not finite",
+        "counter", "nonfinite_updates", "updates", "nonfinite_updates", resumed=True,
+        help="updates that were skipped because their loss or gradient was not finite",
     ),
     Metric(
         series="learning", kind="gauge", unit="the metric's own", labels=("metric",), keys={f"{AGENT_PREFIX}*": ("*",)},

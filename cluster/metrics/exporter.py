@@ -26,6 +26,7 @@ from replay.admission import Reason
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver
 CONNECTION_TIMEOUT_S = 5.0
 _REJECTED = {f"rows_dropped_{reason}": 0.0 for reason in get_args(Reason)}  # records have only those that occurred
+BY_NODE = ("node_workers_", "node_steps_per_s_")  # keys of which a record has all that there are
 LAST_SCRAPE_S = 6.0  # longest interval between scrapes for which the end of a run waits
 
 
@@ -157,6 +158,10 @@ class _Lines(Collector):
                     numbers[key] = self._line.get(key, 0.0) + max(0.0, added)
             if "rows_stored" in numbers:
                 self._line = _REJECTED | self._line
+            if any(
+                key.startswith(BY_NODE) for key in numbers
+            ):  # machines come and go: of one that is gone nothing is shown
+                self._line = {key: value for key, value in self._line.items() if not key.startswith(BY_NODE)}
             self._line |= numbers
             self._line["heard_at"] = time.time()
 

@@ -1,4 +1,5 @@
-"""What single workers, nodes and processes do, as far as a record holds it: distributions and sums, and the slowest workers by name."""
+"""What single workers, nodes and processes do, as far as a record holds it: distributions and sums, and the slowest workers by name;
+and on which nodes parts were restarted."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from cluster.metrics.catalogue import RESTART_REASONS, RESTARTED_PARTS, Line, by_reason
 from cluster.usage import Usage, usage
 
 WINDOW_S = 30.0  # over which a worker's rate is taken: a chunk may last for seconds
 SLOWEST = 3  # workers that are named
+NODES = 64  # whose restarts are counted by name: where machines come and go, names would be without end
+OTHER = "other"  # name of all further ones
 
 
 class Parts:
@@ -91,3 +95,38 @@ class Parts:
             **sizes,
             **{f"cpu_s_{part}": seconds for part, seconds in self._cpu_s.items()},
         }
+
+
+class NodeRestarts:
+    """Restarts by part, reason and node."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._shown: set[str] = set()
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+
+    def resume_from(self, line: Line) -> None:
+        """Takes the counts of the newest line of the run's earlier part."""
+        for part in RESTARTED_PARTS:
+            for reason in RESTART_REASONS:
+                for node, count in by_reason(line, f"node_restarts_{part}_{reason}_").items():
+                    self._counts[part, reason, self._name(node)] += count
+
+    def count(self, part: str, reason: str, node: str) -> None:
+        """One more on ``node``; none where there is no node."""
+        if node:
+            self._counts[part, reason, self._name(node)] += 1
+
+    def record(self, nodes: set[str]) -> dict[str, int]:
+        """The keys of a record: the counts, and once 0 of everything that may happen on each of ``nodes`` that is new, so that its first
+        restart shows as an increase."""
+        names = {self._name(node) for node in sorted(nodes)}
+        new, self._shown = names - self._shown, self._shown | names
+        zeros = {(part, why, node): 0 for node in new for part in RESTARTED_PARTS for why in RESTART_REASONS}
+        found = zeros | self._counts
+        return {f"node_restarts_{part}_{why}_{node}": count for (part, why, node), count in found.items()}
+
+    def _name(self, node: str) -> str:
+        if node not in self._names and len(self._names) < NODES:
+            self._names.add(node)
+        return node if node in self._names else OTHER
