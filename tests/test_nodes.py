@@ -35,6 +35,7 @@ class Nodes:
         )  # short: Ray's sockets have at most 107 characters
         result = self.start("head", 0, "--head", "--port=0", "--include-dashboard=false")
         self.address = result.split("--address='")[1].split("'")[0]
+        self.host = self.address.split(":")[0]  # of all nodes, whatever address they are given
 
     def start(self, name: str, cpus: int, *words: str) -> str:
         """A node, which has joined when this returns."""
@@ -118,7 +119,7 @@ def test_in_a_full_cluster_a_waiting_worker_does_not_take_the_place_of_a_learner
     line = going.live()
     assert (line["workers"], line["workers_pending"]) == (2, 1)
     assert line["restart_budget_left_learner"] == 2 and line["learners_restarted_died"] == 1
-    assert line["node_restarts_learner_died_127.0.0.1"] == 1
+    assert line[f"node_restarts_learner_died_{nodes.host}"] == 1
 
 
 def test_a_node_that_is_added_takes_the_worker_that_waits(going: RayRun, nodes: Nodes) -> None:
@@ -133,7 +134,7 @@ def test_the_loss_of_a_node_is_one_event_and_costs_no_budget(going: RayRun, node
     anywhere = r"(, the store of weights)?(, the evaluator)?"  # they need no CPU of their own: Ray chooses their node
     assert re.search(f", and with it worker 0, worker 1{anywhere}: restarted on other nodes", event), event
     assert "restarted (was on" not in going.output()
-    assert going.live()["node_restarts_worker_node_lost_127.0.0.1"] == 2
+    assert going.live()[f"node_restarts_worker_node_lost_{nodes.host}"] == 2
     assert going.live()["restart_budget_left_worker"] == 10 and going.live()["workers"] >= 1
     goes_on(going)
 
@@ -149,5 +150,5 @@ def test_learner_and_shard_of_a_second_node_that_is_lost_move_together(going: Ra
     goes_on(going)
     line = going.live()
     assert (line["restart_budget_left_learner"], line["restart_budget_left_shard"]) == (2, 3)
-    assert line["node_restarts_shard_node_lost_127.0.0.1"] == line["node_restarts_learner_node_lost_127.0.0.1"] == 1
+    assert all(line[f"node_restarts_{part}_node_lost_{nodes.host}"] == 1 for part in ("shard", "learner"))
     assert [line["generation"] for line in lines(going.run_dir / "metrics.jsonl")][-1] == 2
