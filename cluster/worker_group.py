@@ -23,7 +23,7 @@ from cluster.setting_text import parse_labels
 
 MOST_WORKERS = 4_096
 RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
-SLICE_S = 0.25  # for workers that ended at once, in one turn of the driver
+SLICE_S = 0.1  # for workers that ended at once, in one turn of the driver
 ANSWER_S = 10.0  # for a worker to say whether it still gets on
 LAST_WORDS_S = 1.0  # for workers that are killed to give their row counts
 WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
