@@ -47,9 +47,7 @@ class Member:
     rows: float = 0.0
     rss_bytes: float = 0.0  # that its process took when it last said so
     finished: bool = False
-    asked_idle: Any = (
-        None  # reference of its answer for how long it has done nothing, while its shard hears nothing of it
-    )
+    asked_idle: Any = None  # reference of its answer for how long it has made no step
     asked_at: float = 0.0
     got_on: float = 0.0  # when it last made a step, by that answer, monotonic clock
 
