@@ -94,7 +94,7 @@ def evaluate(
     from cluster.commands.arguments import name_env_again
     from cluster.commands.evaluation import evaluate
 
-    path = Path(run)
+    path = Path(run).absolute()
     name_env_again(path, env)
     return evaluate(path, episodes, seed, None, mode=mode, target_return=target_return)
 

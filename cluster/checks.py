@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -62,7 +63,11 @@ def make_spec(
 
 
 def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
-    """The run's parts without proof that this machine can hold them; UsageError when the environment cannot be trained on."""
+    """The run's parts without proof that this machine can hold them; UsageError when the environment cannot be trained on.
+
+    Paths among its settings are made absolute, because the environment may change the current directory.
+    """
+    config = _settled(config)
     try:
         find_env(config.env)  # before MuJoCo is imported: whoever misspelt an id need not wait for it
         from rollout_workers.envs import env_spec
@@ -72,6 +77,15 @@ def spec_of(config: RunConfig, run: RunDirectory, start: int = 0) -> RunSpec:
         raise UsageError(str(error)) from error
     dims = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim}
     return RunSpec(config=config, **dims, run_dir=run.path, start=start, own_code=own_code())
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    from replay.minari_files import settled
+
+    metrics = config.metrics
+    if metrics.targets_dir:
+        metrics = dataclasses.replace(metrics, targets_dir=os.path.abspath(metrics.targets_dir))
+    return dataclasses.replace(config, dataset=settled(config.dataset), metrics=metrics)
 
 
 def memory_bytes(spec: RunSpec) -> dict[str, int]:

@@ -153,7 +153,7 @@ def load(
     env: str | None = None,
 ) -> LoadedPolicy:
     """See ``drawbridge.load``."""
-    path = Path(run_dir)
+    path = Path(run_dir).absolute()
     name_env_again(path, env)
     return LoadedPolicy(path, mode=mode, target_return=target_return, seed=seed)
 

@@ -34,6 +34,19 @@ def datasets_root() -> Path:
     return Path(given) if given else Path.home() / ".minari" / "datasets"
 
 
+def settled(id_or_path: str) -> str:
+    """What finds the same dataset after the current directory has changed: an id, or an absolute path; "" stays.
+
+    Makes MINARI_DATASETS_PATH absolute, for this process and those that it starts.
+    """
+    if given := os.environ.get("MINARI_DATASETS_PATH"):
+        os.environ["MINARI_DATASETS_PATH"] = os.path.abspath(given)
+    with contextlib.suppress(DatasetError):
+        if id_or_path and not find_data(id_or_path).is_relative_to(datasets_root()):
+            return str(Path(id_or_path).expanduser().absolute())
+    return id_or_path
+
+
 def check_id(dataset_id: str) -> str:
     """The id, if it is one of Minari's form; else DatasetError."""
     if not ID.fullmatch(dataset_id):

@@ -121,6 +121,15 @@ class OneStartsNever(Walk):
         threading.Event().wait(HANG_S)
 
 
+class ChangesDirectory(Walk):
+    """Makes a folder in the current directory and goes there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.makedirs("elsewhere", exist_ok=True)
+        os.chdir("elsewhere")
+
+
 class WillNotStart(Walk):
     def __init__(self) -> None:
         raise OSError("no display")
@@ -139,6 +148,7 @@ KINDS = (
     Slow,
     SlowStart,
     OneStartsNever,
+    ChangesDirectory,
     WillNotStart,
 )
 for kind in KINDS:

@@ -28,10 +28,11 @@ def point(text: str) -> tuple[float, float]:
 
 
 def location(text: str) -> Path:
-    """A path; no text would be the current directory, as it comes from a variable that is not set."""
+    """An absolute path, because an environment may change the directory; no text would be the current one, as it comes from a
+    variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty, expected a path; give one, or '.' for the current directory")
-    return Path(text)
+    return Path(text).absolute()
 
 
 def count(text: str) -> int:

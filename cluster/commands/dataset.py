@@ -123,8 +123,9 @@ def make_dataset(
 
     if kind == "maze":
         return make_maze(name, str(source), episodes=episodes, noise=noise, dwell=dwell, seed=seed, force=force)
-    name_env_again(Path(source), env)
-    return make_agent(name, Path(source), kind, episodes=episodes, seed=seed, force=force)
+    run_dir = Path(source).absolute()
+    name_env_again(run_dir, env)
+    return make_agent(name, run_dir, kind, episodes=episodes, seed=seed, force=force)
 
 
 def _make_maze(arguments: argparse.Namespace) -> None:
@@ -163,8 +164,9 @@ def _make_agent(arguments: argparse.Namespace) -> None:
     ids = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
     for dataset_id in [each for row in ids for each in row]:
         check_can_write(dataset_id, arguments.force)  # before hours of training
+    here = Path.cwd()  # an environment may change the directory
     for env, row in zip(arguments.train, ids):
-        run_dir = train_agent(env, arguments.steps, arguments.seed, settings)
+        run_dir = train_agent(env, arguments.steps, arguments.seed, settings, here)
         for kind, dataset_id in zip(kinds, row):
             print(_one_line(make_agent(dataset_id, run_dir, kind, **recipe)))
 

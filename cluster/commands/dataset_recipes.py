@@ -72,9 +72,9 @@ def trained_id(env: str, kind: str) -> str:
     return f"drawbridge/{env_name(env)}-{'medium-replay' if kind == 'replay' else kind}-v0"
 
 
-def train_agent(env: str, steps: int, seed: int, settings: dict[str, str]) -> Path:
-    """The run of a SoftGAC agent of ``steps`` env steps; one that is there already goes on, or is used as it is."""
-    path = Path("runs") / "agents" / f"{env_name(env)}-{steps}-{seed}"
+def train_agent(env: str, steps: int, seed: int, settings: dict[str, str], folder: Path) -> Path:
+    """The run in ``folder`` of a SoftGAC agent of ``steps`` env steps; one that is there already goes on, or is used as it is."""
+    path = folder / "runs" / "agents" / f"{env_name(env)}-{steps}-{seed}"
     words = ["train", "softgac", "--env", env, "--steps", str(steps), "--seed", str(seed), "--run-dir", str(path)]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     if (path / "config.json").exists():
@@ -83,7 +83,7 @@ def train_agent(env: str, steps: int, seed: int, settings: dict[str, str]) -> Pa
             return path
         words = ["resume", str(path)]
     print(f"training an agent in {env}: {path}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "cluster", *words], stdout=sys.stderr, check=False)
+    done = subprocess.run([sys.executable, "-m", "cluster", *words], stdout=sys.stderr, check=False, cwd=folder)
     if done.returncode:
         raise RunError(
             f"the agent in {env} was not trained to its end, see above: no dataset of it was made; give the command again"

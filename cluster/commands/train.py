@@ -190,7 +190,7 @@ def _start(
     spec = _prove(config, path, problems, check=check)
     from cluster.drive import drive  # imports torch: a refusal need not wait for it
 
-    return drive(RunDirectory.create(path, config), spec)
+    return drive(RunDirectory.create(path, spec.config), spec)
 
 
 def _prove(
@@ -255,7 +255,7 @@ def train(
     given = {key: "none" if value is None else str(value) for key, value in settings.items()}
     problems: list[str] = []
     config = new_run(algorithm, env, dataset, preset, given, problems, env_kwargs=env_kwargs)
-    path = _new_run_dir(config) if run_dir is None else Path(run_dir)
+    path = _new_run_dir(config) if run_dir is None else Path(run_dir).absolute()
     _start(config, path, problems)
     return path
 
@@ -368,7 +368,7 @@ def _over(task: str, env_id: str, kwargs: dict[str, Any] | None) -> str:
 
 def _new_run_dir(config: RunConfig, seeds: str = "") -> Path:
     stem = f"{id_of(config.env)}-{config.algorithm}-{seeds or config.seed}".replace("/", "_").replace(":", "_")
-    return _unused(Path("runs") / stem)
+    return _unused(Path("runs").absolute() / stem)
 
 
 def _unused(stem: Path) -> Path:
