@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checks import memory_bytes, on_this_machine, uneven_shards
-from cluster.commands.arguments import resume_words
 from cluster.data_kind import kind_of
 from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
@@ -21,6 +20,7 @@ from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
+from cluster.own_code import resume_words
 from cluster.pictures.curve import draw_curve
 from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session

@@ -20,7 +20,6 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from algorithms.weights import Weights
 from cluster.actors import StoreActor
 from cluster.checks import memory_problems
-from cluster.commands.arguments import resume_words
 from cluster.connection import connect, disconnect
 from cluster.data_kind import kind_of
 from cluster.doctor import check_cluster
@@ -31,6 +30,7 @@ from cluster.head_watch import HeadWatch
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Nodes
+from cluster.own_code import resume_words
 from cluster.placement import Reservation
 from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor, root
 from cluster.saving import Saved, SaveWatch, look_at_disk

@@ -287,7 +287,10 @@ class InlineFleet:
         """The newest snapshot of each shard; whether any has one."""
         found = False
         for index, shard in enumerate(self.shards):
-            info = snapshot.load(shard, self.spec.shard_dir(index))
+            try:
+                info = snapshot.load(shard, self.spec.shard_dir(index))
+            except snapshot.SnapshotError as error:
+                raise RunError(str(error)) from error
             found = found or info is not None
             for warning in info.warnings if info else ():
                 self.event(f"snapshot skipped: {warning}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.errors import UsageError
 from cluster.run_dir import ROOT
+from replay.task import id_of
 
 INSTALLED = {
     "site-packages",
@@ -59,6 +60,12 @@ def flags() -> str:
     """The flags again that this command was given, for messages."""
     given = [("--import", name) for name in _modules] + [("--py-modules", path) for path in _paths]
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
+
+
+def resume_words(run_dir: Path | str, env_id: str) -> str:
+    """The command that goes on with a run, for messages."""
+    again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
+    return f"drawbridge resume {shlex.quote(str(run_dir))}{again}{flags()}"
 
 
 def search_path() -> dict[str, str]:

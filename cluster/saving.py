@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from cluster.config import RunConfig
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.manifest import Damaged, read_manifest
@@ -187,8 +189,8 @@ class SaveWatch:
             raise RunError(
                 f"{count} checkpoints one after the other could not be written to {where} ({self._first['checkpoint']}; "
                 f"{free_words(self.spec.run_dir)}{_need(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
-                "that the run learns would last, so it ends; the older checkpoints stay; free some space, then `drawbridge resume "
-                f"{self.spec.run_dir}`"
+                f"that the run learns would last, so it ends; the older checkpoints stay; free some space, then "
+                f"`{resume_words(self.spec.run_dir, self.spec.config.env)}`"
             )
 
     def _note(self, part: str, where: Path, problem: str, every_s: float) -> bool:
@@ -331,7 +333,7 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
     problems = [problem] if (problem := missing_checkpoint(run)) else []
     folders = [run.replay / f"shard-{index}" for index in range(config.replay.shards)]
     if _snapshots_expected(line, folders):
-        problems += [_seen(folder) for folder in folders if not any(folder.glob("manifest-*.json"))]
+        problems += filter(None, map(_lacking, folders))
     if not problems:
         return []
     lost = [
@@ -343,9 +345,21 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
             "files that the run wrote are missing:\n"
             + "\n".join(f"  - {text}" for text in problems)
             + f"\nGoing on without them would throw away {' and '.join(filter(None, lost))}, so nothing was started. Put them back, or "
-            f"begin anew what is missing and keep the rest with `drawbridge resume {run.path} --accept-loss`"
+            f"begin anew what is missing and keep the rest with `{resume_words(run.path, config.env)} --accept-loss`"
         )
     return [f"begins anew, as --accept-loss allows: {text}" for text in problems]
+
+
+def set_aside(run: RunDirectory, config: RunConfig) -> None:
+    """Moves snapshots that nobody can load out of the way of a run that begins them anew: to ``shard-I.unusable``."""
+    for index in range(config.replay.shards):
+        folder = run.replay / f"shard-{index}"
+        if any(folder.glob("manifest-*.json")) and _lacking(folder):
+            number = itertools.count(2)
+            target = folder.with_name(f"{folder.name}.unusable")
+            while target.exists():
+                target = folder.with_name(f"{folder.name}.unusable-{next(number)}")
+            folder.rename(target)
 
 
 def _snapshots_expected(line: Mapping[str, Any], folders: list[Path]) -> bool:
@@ -354,7 +368,15 @@ def _snapshots_expected(line: Mapping[str, Any], folders: list[Path]) -> bool:
     return bool(line.get("env_steps")) or any(any(folder.glob("manifest-*.json")) for folder in folders)
 
 
-def _seen(folder: Path) -> str:
+def _lacking(folder: Path) -> str:
+    """What a shard's ``folder`` lacks of a snapshot; "" if it has one with all of its files in full length."""
+    manifests = len(list(folder.glob("manifest-*.json")))
+    if manifests and next(snapshot.intact(folder), None) is not None:
+        return ""
+    if manifests:
+        return (
+            f"{folder} has {manifests} manifests and not all files of any, expected those that it names, in full length"
+        )
     segments = len(list(folder.glob("segment-*"))) if folder.is_dir() else 0
     if segments:
         return f"{folder} has {segments} segments and no manifest, expected the manifest that says what is in them"

@@ -16,9 +16,8 @@ from tiny_episodes import TINY, TINY_CLONE, pairs, swings
 from tiny_runs import read, train_inline, train_words
 
 from cluster.cli import main
-from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
-from cluster.own_code import shipped, use_code
+from cluster.own_code import resume_words, shipped, use_code
 from replay.dataset import write_dataset
 from rollout_workers import env_ids as envs
 

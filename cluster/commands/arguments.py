@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UsageError
-from cluster.own_code import find_in, flags
+from cluster.own_code import find_in
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
 from replay.task import TaskError, id_of, join_task, parse_kwargs, split_task
@@ -154,12 +153,6 @@ def named_task(env: str | None, env_kwargs: str | Mapping[str, Any] | None) -> t
     except TaskError as error:
         raise UsageError(f"{error}; nothing was started") from error
     return env_id, kwargs if kwargs or env_kwargs is not None else None
-
-
-def resume_words(run_dir: Path | str, env_id: str) -> str:
-    """The command that goes on with a run, for messages."""
-    again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
-    return f"drawbridge resume {shlex.quote(str(run_dir))}{again}{flags()}"
 
 
 def add_settings(

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from cluster.commands.arguments import resume_words
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
 from cluster.errors import Interrupted, RunError, UsageError
+from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from cluster.signals import Signals
 

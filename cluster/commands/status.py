@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
-from cluster.commands.arguments import add_command, count, location, resume_words, seconds
+from cluster.commands.arguments import add_command, count, location, seconds
 from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
 from cluster.metrics.alarms import alarms
+from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory, seed_dirs
 from replay.option import range_of, type_of
 

@@ -216,7 +216,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
-    from cluster.saving import check_parts
+    from cluster.saving import check_parts, set_aside
 
     check_tree()
     name_env_again(run.path, arguments.env)
@@ -231,6 +231,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         spec = dataclasses.replace(spec, start=run.count_start())
         run.write_config(config)
         run.clear_outcome()
+        set_aside(run, config)
     from cluster.drive import drive
 
     for text in lost:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.commands.arguments import resume_words
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import agent_metrics, charts
 from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
+from cluster.own_code import resume_words
 from cluster.pictures.chart import COLOURS, Line, draw_chart, page, table
 
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
