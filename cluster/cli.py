@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 import traceback
 from typing import Any
@@ -21,7 +22,10 @@ from cluster.commands.stop import add_stop
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.own_code import use_code
+from cluster.run_dir import ROOT
 from cluster.signals import Signals
+
+PACKAGES = ("algorithms", "cluster", "learners", "replay", "rollout_workers")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,12 +72,31 @@ def _run(arguments: argparse.Namespace) -> int:
             1,
         )
     except Exception as error:
-        _print_traceback()
+        if _is_ours(error):  # it says all there is to say of this project's part
+            _print_frames_of_others(error)
+        else:
+            _print_traceback()
         return _failed(error, 1)
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in PACKAGES
 
 
 def _print_traceback() -> None:
     print(without_control(traceback.format_exc()), end="", file=sys.stderr)
+
+
+def _print_frames_of_others(error: BaseException) -> None:
+    """The traceback of what caused ``error``, from the first frame on that is neither this project's nor Gymnasium's, if there is one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    folders = [f"{ROOT / name}{os.sep}" for name in PACKAGES] + [f"{os.sep}gymnasium{os.sep}"]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [at for at, frame in enumerate(frames) if not any(folder in frame.filename for folder in folders)]
+    if theirs and not _is_ours(error):
+        text = "".join([*traceback.format_list(frames[theirs[0] :]), *traceback.format_exception_only(error)])
+        print(f"Traceback (most recent call last):\n{without_control(text)}", end="", file=sys.stderr)
 
 
 def _failed(error: BaseException, code: int) -> int:

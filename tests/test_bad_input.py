@@ -299,7 +299,10 @@ def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
 ) -> None:
     run = tmp_path / "run"
     assert train_inline(run, "broken_envs:Raises-v0", 4_000, replay__replay_ratio=0.1) == 1
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    *frames, last = capsys.readouterr().err.strip().splitlines()
+    at = frames.index("Traceback (most recent call last):")
+    assert "broken_envs.py" in frames[at + 1] and frames[-1] == "RuntimeError: the simulator lost its licence"
+    assert not any("gym_vector.py" in line or "cli.py" in line for line in frames), "the user's own frames alone"
     assert (
         "broken_envs:Raises-v0 raised RuntimeError in go_wrong, broken_envs.py, line 45 (the simulator lost its licence)"
         in last
