@@ -107,6 +107,19 @@ def test_a_snapshot_of_which_a_byte_differs_is_refused_in_words(run: Path, capsy
     assert "its digest differs" in result and "restore the files" in result and "Traceback" not in result
 
 
+@pytest.mark.parametrize(
+    "words", [["evaluate"], ["export", "--onnx", "p.onnx"], ["finetune"]], ids=lambda words: words[0]
+)
+def test_checkpoints_that_are_gone_are_not_taken_for_those_of_a_run_that_only_begins(
+    words: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    assert main([words[0], str(run), *words[1:]]) in (1, 2)
+    result, updates = capsys.readouterr().err, live(run)["updates"]
+    assert f"checkpoints does not exist, expected the checkpoints of a run that has made {updates} updates" in result
+    assert "put them back" in result and "Traceback" not in result and "yet" not in result
+
+
 def test_the_command_that_is_proposed_names_the_environment_again_where_that_is_needed(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", override(CONFIG, {"env": "mine:Mine-v0"}))
     (run.path / "live.json").write_text(json.dumps({"updates": 9, "written_checkpoints": 1, "written_snapshots": 0}))

@@ -19,6 +19,7 @@ from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, ne
 from cluster.history import document, number
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
+from cluster.saving import missing_checkpoint
 
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
 
@@ -128,6 +129,7 @@ def _evaluation(
 ) -> tuple[Evaluation, list[str]]:
     """An evaluation, and what its policy warned of, each once."""
     from algorithms.interface import PlanRequestError
+    from rollout_workers.evaluator import BrokenEpisodes, EvaluationTimeout
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -135,6 +137,8 @@ def _evaluation(
             result = make_evaluator(spec).evaluate(weights, episodes, seed, aim)
         except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was evaluated") from error
+        except (BrokenEpisodes, EvaluationTimeout) as error:
+            raise RunError(str(error)) from error
     ours = [str(one.message) for one in caught if one.category is UserWarning]
     for one in caught:
         if one.category is not UserWarning:
@@ -231,8 +235,10 @@ def newest_learner(spec: RunSpec) -> Learner:
 
     found = newest_checkpoint(spec)
     if found is None:
+        if lost := missing_checkpoint(RunDirectory(spec.run_dir)):
+            raise RunError(f"{lost}: there is no policy; put them back")
         raise RunError(
-            f"{spec.run_dir} has no checkpoint yet, so there is no policy to evaluate; the first one is written when the run starts to learn"
+            f"{spec.run_dir} has no checkpoint yet, so there is no policy; the first one is written when the run starts to learn"
         )
     settings = dataclasses.replace(spec.config.learner, device="cpu")
     here = dataclasses.replace(spec, config=dataclasses.replace(spec.config, learner=settings))
