@@ -20,7 +20,7 @@ from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.remote import DIED, cause, make_actor, root
-from rollout_workers.evaluator import Evaluation
+from rollout_workers.evaluator import BrokenEpisodes, Evaluation
 
 WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is given up and counted
 
@@ -100,6 +100,9 @@ class Evaluations:
             evaluation, used = ray.get(ref)
             self.aggregator.add_usage("evaluator", 0, used)
             self._done.append(evaluation)
+            self._run, self._failures = None, 0
+        except BrokenEpisodes as error:  # no fault of the evaluator; training leaves out what is not finite, too
+            self.event(f"an evaluation has no result: {root(error)}")
             self._run, self._failures = None, 0
         except (RayTaskError, *DIED) as error:
             self._failures += 1

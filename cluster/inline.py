@@ -53,7 +53,7 @@ class InlineFleet:
         self.watch = SaveWatch(spec, aggregator, event)
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
-        self._without_result = 0  # evaluations in a row
+        self._timeouts = 0  # evaluations in a row that took too long
 
     def start(self) -> None:
         """Builds the parts; goes on from the newest checkpoint when there is one."""
@@ -96,13 +96,19 @@ class InlineFleet:
         return self.learner.weights()
 
     def request_evaluation(self, episodes: int) -> None:
-        """Evaluates the policy as it is now; SAME_FAILURE evaluations without a result in a row end the run."""
+        """Evaluates the policy as it is now. One that fails is reported; SAME_FAILURE in a row that took too long end the run.
+
+        Without one finished episode there is no result, but the run goes on: training leaves out what is not finite, too.
+        """
         try:
             self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes))
-            self._without_result = 0
-        except (BrokenEpisodes, EvaluationTimeout) as error:
-            self._without_result += 1
-            if self._without_result == SAME_FAILURE:
+            self._timeouts = 0
+        except BrokenEpisodes as error:
+            self._timeouts = 0
+            self.event(f"an evaluation has no result: {error}")
+        except EvaluationTimeout as error:
+            self._timeouts += 1
+            if self._timeouts == SAME_FAILURE:
                 raise
             self.event(f"an evaluation failed: {error}")
 

@@ -152,8 +152,9 @@ class Evaluator:
             groups.append(self._run(seeds, started + self._timeout_s, before, record_paths))
         if all(group.broken_E.all() for group in groups):
             raise BrokenEpisodes(
-                f"none of {count} episodes of {self._env_id} with policy {weights.order} could be finished, so there "
-                f"is no return; the first: {groups[0].errors[0]}"
+                f"none of {count} episodes of {self._env_id} with policy {weights.order} could be finished ({groups[0].errors[0]}), "
+                "expected observations and rewards without a NaN or an infinity: there is no return; correct the environment, or let it "
+                "end an episode before that"
             )
         return Evaluation(
             env_steps=weights.env_steps,

@@ -121,6 +121,19 @@ class OneStartsNever(Walk):
         threading.Event().wait(HANG_S)
 
 
+class NaNInEveryEpisode(Walk):
+    """The seventh step of every episode gives an observation that is not a number."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.in_episode = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        self.in_episode += 1
+        return (obs * np.nan if self.in_episode == 7 else obs, *rest)
+
+
 class ChangesDirectory(Walk):
     """Makes a folder in the current directory and goes there."""
 
@@ -148,6 +161,7 @@ KINDS = (
     Slow,
     SlowStart,
     OneStartsNever,
+    NaNInEveryEpisode,
     ChangesDirectory,
     WillNotStart,
 )
