@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
+import io
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from cluster.bounded import leave_cluster
 from cluster.commands.arguments import add_command, location
@@ -50,8 +54,11 @@ def _caught(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        use_code(getattr(arguments, "imports", ()), getattr(arguments, "py_modules", ()))
-        return int(arguments.command(arguments) or 0)
+        with (
+            _json_alone() if getattr(arguments, "json", False) else contextlib.nullcontext(sys.stdout) as arguments.out
+        ):
+            use_code(getattr(arguments, "imports", ()), getattr(arguments, "py_modules", ()))
+            return int(arguments.command(arguments) or 0)
     except UsageError as error:
         return _failed(error, 2)
     except Interrupted as error:
@@ -77,6 +84,27 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             _print_traceback()
         return _failed(error, 1)
+
+
+@contextlib.contextmanager
+def _json_alone() -> Iterator[TextIO]:
+    """Gives what ends up on standard output; all else that is written there in this block, by whatever code, goes to standard error."""
+    out, standard, kept = io.StringIO(), sys.stdout, None
+    try:
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # one that is closed, or no file: nothing but print uses it
+            standard.flush()
+            kept = standard.fileno(), os.dup(standard.fileno())
+            os.dup2(sys.stderr.fileno(), kept[0])
+        with contextlib.redirect_stdout(sys.stderr):
+            yield out
+    finally:
+        if kept is not None:
+            ctypes.CDLL(None).fflush(None)  # what native code has printed
+            os.dup2(kept[1], kept[0])
+            os.close(kept[1])
+    print(out.getvalue(), end="", file=standard, flush=True)
 
 
 def _is_ours(error: BaseException) -> bool:

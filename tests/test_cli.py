@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,29 @@ def test_a_config_file_that_cannot_be_used_is_refused(text: str, words: str, tmp
     env = [] if "env" in text else ["--env", "Pendulum-v1"]
     assert main(["train", "softgac", *env, *given]) == 2
     assert re.search(words, capsys.readouterr().err.replace("\n", " ")) and not (tmp_path / "run").exists()
+
+
+LOUD = """
+import os
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+print("while it is imported")
+class Loud(PendulumEnv):
+    def __init__(self, **words):
+        print("from Python")
+        os.write(1, b"past Python\\n")
+        super().__init__(**words)
+gym.register("Loud-v0", Loud, max_episode_steps=20)
+"""
+
+
+def test_nothing_that_an_environment_prints_is_mixed_into_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code = ["--py-modules", str(tmp_path / "loud.py"), "--import", "loud"]
+    run = tmp_path / "run"
+    assert train_inline(run, "loud:Loud-v0", 96, *code) == 0
+    result = command("evaluate", str(run), "--episodes", "1", "--env", "loud:Loud-v0", *code, "--json")
+    assert result.returncode == 0 and len(json.loads(result.stdout)["returns"]) == 1, result.stderr
+    for text in ("while it is imported", "from Python", "past Python"):
+        assert text in result.stderr

@@ -91,7 +91,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             settings=settings_of(arguments.set),
         )
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(result), file=arguments.out)
     else:
         print(evaluation_in_words(result))
         if arguments.video:
@@ -120,7 +120,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         target_return=arguments.target_return,
     )
-    print(json.dumps(found) if arguments.json else diagnosis_in_words(found))
+    print(json.dumps(found) if arguments.json else diagnosis_in_words(found), file=arguments.out)
     return 0
 
 
