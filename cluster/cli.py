@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from cluster.bounded import leave_cluster
-from cluster.commands.arguments import add_command, location
+from cluster.commands.arguments import add_command, location, new_file
 from cluster.commands.check_env import add_check_env
 from cluster.commands.dataset import add_dataset
 from cluster.commands.doctor import add_doctor
@@ -180,7 +180,7 @@ def _with_paths(parser: argparse.ArgumentParser, file: Any, directory: Any) -> a
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 _with_paths(command, file, directory)
-        elif action.type is location:
+        elif action.type in (location, new_file):
             action.complete = directory if "DIR" in f"{action.metavar or action.dest}".upper() else file  # type: ignore[attr-defined]
     return parser
 

@@ -20,7 +20,7 @@ from cluster.metrics.event_file import EventFile
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
-from cluster.own_code import resume_words
+from cluster.own_code import resume_words, twice_words
 from cluster.pictures.curve import draw_curve
 from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session
@@ -43,7 +43,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         stack.callback(run.release)
         exporter = _exporter(run, spec, stack, console.event)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(twice_words(run.path, config.env)))
         logger = start_logger(run.path, config, console.event)
         if logger is not None:
             stack.push(lambda kind, error, trace: logger.close(error is None))

@@ -214,10 +214,6 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     except checkpoint.CheckpointError as error:
         raise RunError(f"{base} cannot be gone on from: {error}") from error
     if found is None:
-        from cluster.saving import missing_checkpoint
-
-        if lost := missing_checkpoint(RunDirectory(base)):
-            raise RunError(f"{lost}: there is nothing to go on from; put them back")
         raise RunError(f"{base} has no checkpoint, so there is nothing to go on from; let that run learn first")
     part = found.part(PART)
     return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}

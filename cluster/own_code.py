@@ -6,6 +6,7 @@ On a cluster of the run's own, every process looks where this one does (``search
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UsageError
-from cluster.run_dir import ROOT
+from cluster.history import Damaged, read_object
 from replay.task import id_of
 
+ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = {
     "site-packages",
     "dist-packages",
@@ -64,8 +66,33 @@ def flags() -> str:
 
 def resume_words(run_dir: Path | str, env_id: str) -> str:
     """The command that goes on with a run, for messages."""
+    return run_words("resume", run_dir, env_id)
+
+
+def run_words(name: str, run_dir: Path | str, env_id: str) -> str:
+    """A command on a run that makes its environment, for messages: with what makes it find that one again."""
     again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
-    return f"drawbridge resume {shlex.quote(str(run_dir))}{again}{flags()}"
+    return f"drawbridge {name} {shlex.quote(str(run_dir))}{again}{flags()}"
+
+
+def twice_words(run_dir: Path, env_id: str) -> str:
+    """What follows from a second Ctrl-C, and how to go on with the run."""
+    return (
+        f"interrupted twice, so the save was cut short: see `drawbridge status {shlex.quote(str(run_dir))}` and go on with "
+        f"`{resume_words(run_dir, env_id)}`"
+    )
+
+
+def taken_words(path: Path) -> str:
+    """That ``path`` is no new run directory, and how to go on with the run, or the runs of --seeds, that it may hold."""
+    if not path.is_dir():
+        return f"run directory {path} is a file, expected a new directory; it was not touched; choose another --run-dir"
+    words = f"run directory {path} exists and is not empty, expected a new one; nothing in it was touched; "
+    for config in (path / "config.json", *sorted(path.glob("seed-*/config.json"))):
+        with contextlib.suppress(OSError, Damaged):
+            again = resume_words(path, str(read_object(config).get("env", "")))
+            return f"{words}go on with it by `{again}`, or choose another --run-dir"
+    return f"{words}choose another --run-dir"
 
 
 def search_path() -> dict[str, str]:

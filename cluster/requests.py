@@ -60,7 +60,8 @@ class Requests:
                 return str(answer.get("message"))
             time.sleep(0.1)
         raise RunError(
-            f"the run in {self._folder.parent} did not answer within {deadline_s:.0f} s; it may still scale later; see `drawbridge status`"
+            f"the run in {self._folder.parent} did not answer within {deadline_s:.0f} s; it may still scale later; see "
+            f"`drawbridge status {self._folder.parent}`"
         )
 
     def take(self) -> Request | None:

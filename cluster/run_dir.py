@@ -30,6 +30,7 @@ from cluster.config import RunConfig, from_json, to_json
 from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
+from cluster.own_code import taken_words
 from cluster.requests import Requests
 from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
 
@@ -69,13 +70,10 @@ class RunDirectory:
             if living:
                 raise UsageError(
                     f"run directory {run.path} belongs to a living run (process {living}); nothing was started; "
-                    "watch it with `drawbridge status`, or choose another --run-dir"
+                    f"watch it with `drawbridge status {run.path}`, or choose another --run-dir"
                 )
             if not run.path.is_dir() or not run.never_began():
-                raise UsageError(
-                    f"run directory {run.path} exists and is not empty, expected a new one; nothing in it was touched; go on with "
-                    f"it by `drawbridge resume {run.path}`, or choose another --run-dir"
-                )
+                raise UsageError(taken_words(run.path))
         with written_at_start(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             run.hold()

@@ -11,16 +11,17 @@ from typing import Any
 
 from cluster.errors import Interrupted
 
-TWICE = "interrupted twice, so the save was cut short: see `drawbridge status` and go on with `drawbridge resume`"
+TWICE = "interrupted twice, so the command was cut short; give it again"
 
 
 class Signals:
     """Takes this process's SIGTERM and SIGINT while it is entered; entered outside the main thread it takes none.
 
-    The first one is noted in ``caught``. A second SIGINT raises KeyboardInterrupt.
+    The first one is noted in ``caught``. A second SIGINT raises KeyboardInterrupt, which says ``twice``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, twice: str = TWICE) -> None:
+        self._twice = twice
         self.caught: list[int] = []
         self._consequence = ""
         self._before: dict[int, Any] = {}
@@ -56,7 +57,7 @@ class Signals:
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.caught:
             if signum == signal.SIGINT:
-                raise KeyboardInterrupt(TWICE)
+                raise KeyboardInterrupt(self._twice)
             return
         self.caught.append(signum)
         if self._consequence:

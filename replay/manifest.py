@@ -120,7 +120,8 @@ def read_whole(path: Path, most: int = LARGEST_TEXT) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or has more than ``most`` bytes.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -172,8 +173,11 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     fsync_directory(path.parent)
 

@@ -18,6 +18,7 @@ from cluster.cli import _parser, main
 from cluster.commands.train import resolve
 from cluster.config import RunConfig, flatten, make_preset
 from cluster.run_dir import RunDirectory
+from replay.manifest import write_atomic
 
 COMMANDS = ("train", "resume", "evaluate", "export", "scale", "stop", "status", "list", "report", "presets", "config")
 SUMMARY = {
@@ -306,6 +307,20 @@ def test_a_config_file_that_cannot_be_used_is_refused(text: str, words: str, tmp
     env = [] if "env" in text else ["--env", "Pendulum-v1"]
     assert main(["train", "softgac", *env, *given]) == 2
     assert re.search(words, capsys.readouterr().err.replace("\n", " ")) and not (tmp_path / "run").exists()
+
+
+def test_a_path_that_cannot_be_used_is_refused_by_its_own_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "softgac", "--env", "Pendulum-v1", "--config", str(tmp_path)]) == 2
+    assert f"--config {tmp_path} cannot be used ([Errno 21] Is a directory: '{tmp_path}')" in capsys.readouterr().err
+    missing = tmp_path / "missing" / "p.onnx"
+    for path, seen in ((missing, f"{missing.parent} is no folder"), (tmp_path, f"{tmp_path} is a folder")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["export", str(tmp_path), "--onnx", str(path)])
+        assert seen in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{missing}'"):
+        write_atomic(missing, b"")
 
 
 LOUD = """

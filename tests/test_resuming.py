@@ -68,12 +68,37 @@ def test_what_cannot_change_is_refused_by_name_with_the_reason_all_at_once_and_n
     for key, (_, why) in OTHERS.items():
         (line,) = (line for line in result.splitlines() if line.startswith(f"  - {key} is "))
         assert why in line, line
-    assert "nothing was started" in result and "Leave them out" in result
+    assert "nothing was started" in result and "Leave out what cannot change" in result
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert main(["resume", str(run_dir), "--workers", "3"]) == 2
     assert "of an inline run holds its workers" in capsys.readouterr().err
     assert main(["resume", str(run_dir), "--set", "worker.wrkers=3"]) == 2
     assert "nearest: worker.workers" in capsys.readouterr().err
+
+
+def test_what_cannot_change_is_listed_with_all_else_that_is_wrong(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (
+        "agent.gamma=0.9",
+        "worker.workers=3",
+        "foo=1",
+        "learner.checkpoint_s=x",
+        "evaluation.episodes=0",
+        "steps=7",
+    )
+    assert main(["resume", str(run_dir), *(word for pair in given for word in ("--set", pair))]) == 2
+    result = capsys.readouterr().err
+    expected = (
+        "agent.gamma is 0.99",
+        "worker.workers is ",
+        "--set foo: ",
+        "--set learner.checkpoint_s=x",
+        "evaluation.episodes is 0",
+        "give --steps more",
+    )
+    for part in expected:
+        assert sum(part in line and line.startswith("  - ") for line in result.splitlines()) == 1, (part, result)
 
 
 def test_on_ray_the_workers_may_change_and_the_same_value_is_no_change(run_dir: Path, tmp_path: Path) -> None:

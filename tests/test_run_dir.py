@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
 from cluster.history import read_run
 from cluster.metrics.event_file import EventFile
+from cluster.own_code import twice_words
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
+from cluster.signals import Signals
 
 CONFIG = override(make_preset("softgac", "cpu"), {"env": "InvertedPendulum-v5", "backend": "inline"})
 
@@ -157,3 +160,31 @@ def test_an_uneven_number_of_workers_is_said_with_what_it_costs() -> None:
     result = uneven_shards(5, 2)
     assert "3 write to each of 1 of them and 2 to each of the others" in result and "25% longer" in result
     assert "use 4 or 6 workers" in result
+
+
+def test_what_is_proposed_for_a_directory_that_is_taken_works(tmp_path: Path) -> None:
+    config = override(CONFIG, {"env": "mine:Mine-v0"})
+    (tmp_path / "file").touch()
+    for name, env in (("one", "mine:Mine-v0"), ("seeds/seed-1", "mine:Mine-v0"), ("other", "Pendulum-v1")):
+        run = RunDirectory(tmp_path / name)
+        run.path.mkdir(parents=True)
+        run.write_config(override(config, {"env": env}))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").touch()
+    for name, proposed in (
+        ("one", f"`drawbridge resume {tmp_path}/one --env mine:Mine-v0`, or choose another --run-dir"),
+        ("seeds", f"`drawbridge resume {tmp_path}/seeds --env mine:Mine-v0`, or choose another --run-dir"),
+        ("other", f"`drawbridge resume {tmp_path}/other`, or choose another --run-dir"),
+        ("thesis", "nothing in it was touched; choose another --run-dir"),
+        ("file", "is a file, expected a new directory; it was not touched; choose another --run-dir"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            RunDirectory.create(tmp_path / name, config)
+        assert str(refused.value).endswith(proposed)
+
+
+def test_a_second_ctrl_c_says_how_to_go_on_with_this_run(tmp_path: Path) -> None:
+    words = f"status {tmp_path}` and go on with `drawbridge resume {tmp_path} --env m:I-v0`"
+    with pytest.raises(KeyboardInterrupt, match=words), Signals(twice_words(tmp_path, "m:I-v0")):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)

@@ -34,6 +34,18 @@ def location(text: str) -> Path:
     return Path(text).absolute()
 
 
+def new_file(text: str) -> Path:
+    """A path at which a file can be made: its folder is there."""
+    path = location(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, expected the name of a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{path.parent} is no folder, expected the one for the file to be there; make it first"
+        )
+    return path
+
+
 def count(text: str) -> int:
     """A whole number of at least 1, also written as 25e3 or 25_000."""
     return int(_number(text, 1, COUNT_LIMIT, f"a whole number of at least 1 and at most {COUNT_LIMIT:g}", whole=True))

@@ -12,6 +12,7 @@ from cluster.data_kind import evaluated_often
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
+from cluster.saving import missing_checkpoint
 
 STAGES_ARE_LEARNED_BY = {  # by default
     "data.offline_fraction": "0.125",
@@ -81,6 +82,8 @@ def check_base(spec: RunSpec) -> None:
     config, base = spec.config, Path(spec.config.online.base)
     given = AgentSpec(obs_dim=spec.obs_dim, action_dim=spec.action_dim, seed=config.seed)
     agent = ALGORITHMS[config.algorithm].make_agent(config.agent, given)
+    if lost := missing_checkpoint(RunDirectory(base)):
+        raise UsageError(f"{lost}: there is nothing to go on from, so nothing was started; put them back")
     try:
         state = base_state(base, spec)
     except RunError as error:

@@ -13,6 +13,7 @@ from cluster.commands.arguments import (
     count,
     location,
     name_env_again,
+    new_file,
     point,
     seed,
     settings_of,
@@ -68,9 +69,9 @@ def add_export(commands: Any) -> None:
     )
     export.add_argument("run_dir", type=location, metavar="RUN_DIR")
     export.add_argument(
-        "--onnx", type=location, metavar="FILE.onnx", help="a graph for onnxruntime, which needs nothing else"
+        "--onnx", type=new_file, metavar="FILE.onnx", help="a graph for onnxruntime, which needs nothing else"
     )
-    export.add_argument("--torch", type=location, metavar="FILE.pt2", help="a program for torch.export.load")
+    export.add_argument("--torch", type=new_file, metavar="FILE.pt2", help="a program for torch.export.load")
     add_env_again(export)
 
 

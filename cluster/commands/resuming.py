@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.config import RunConfig, flatten, override
 from cluster.errors import UsageError
+from cluster.own_code import run_words
 from cluster.run_dir import RunDirectory
 
 MAY_CHANGE = (
@@ -27,22 +28,41 @@ OF_INLINE = "the checkpoint of an inline run holds its workers, with their runni
 
 
 def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
-    """The run's configuration with other settings; UsageError names every one that cannot change, with the reason."""
+    """The run's configuration with other settings; UsageError names every one that cannot change, with the reason, and all else that
+    is wrong with them."""
     config = run.config()
-    changed = override(config, settings)
+    problems: list[str] = []
+    changed = override(config, settings, problems)
     before, after = flatten(config), flatten(changed)
-    problems = [
-        f"{key} is {before[key][0]!r} in this run, expected no other value than that ({after[key][0]!r} was given): {why}"
+    fixed = {
+        key: f"{key} is {before[key][0]!r} in this run, expected no other value than that ({after[key][0]!r} was given): {why}"
         for key in settings
-        if before[key][0] != after[key][0] and (why := _why_fixed(config, key))
-    ]
+        if key in before and before[key][0] != after[key][0] and (why := _why_fixed(config, key))
+    }
+    problems += fixed.values()
     if problems:
+        may = {key: text for key, text in settings.items() if key not in fixed}
         raise UsageError(
-            "a run cannot go on with other settings of this kind; nothing was started:\n"
-            + "\n".join(f"  - {text}" for text in problems)
-            + f"\nLeave them out, or begin a new run with them: `drawbridge train`, or `drawbridge finetune {run.path}` to keep its policy"
+            _with_others(run, override(config, may, []), problems)
+            + f"\nLeave out what cannot change, or begin a new run with it: `drawbridge train`, or `{run_words('finetune', run.path, config.env)}` "
+            "to keep its policy"
         )
     return changed
+
+
+def _with_others(run: RunDirectory, config: RunConfig, problems: list[str]) -> str:
+    """``problems`` in one text with all others that ``config`` has for this run."""
+    from cluster.checks import make_spec
+
+    try:
+        run.check_resumable(config)
+    except UsageError as error:
+        problems.append(str(error))
+    try:
+        make_spec(config, run, 0, problems)
+    except UsageError as error:
+        return str(error)
+    raise AssertionError("make_spec refuses whatever has problems")
 
 
 def _why_fixed(config: RunConfig, key: str) -> str:

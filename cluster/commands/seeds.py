@@ -21,7 +21,7 @@ from pathlib import Path
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
 from cluster.errors import Interrupted, RunError, UsageError
-from cluster.own_code import resume_words
+from cluster.own_code import resume_words, taken_words, twice_words
 from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from cluster.signals import Signals
 
@@ -54,10 +54,7 @@ def check_parent(parent: Path, seeds: Iterable[int]) -> None:
     if not free or not all(
         path.name in known or (path.name in names and RunDirectory(path).never_began()) for path in parent.iterdir()
     ):
-        raise UsageError(
-            f"run directory {parent} exists and is not empty, expected a new one for the runs of --seeds; nothing was started; go on with "
-            f"them by `drawbridge resume {parent}`, or choose another --run-dir"
-        )
+        raise UsageError(f"{taken_words(parent)}; nothing was started")
 
 
 def members(parent: Path, arguments: argparse.Namespace, seeds: Iterable[int]) -> dict[Path, argparse.Namespace]:
@@ -96,7 +93,8 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
     spawn = multiprocessing.get_context("spawn")
     processes = {path: spawn.Process(target=_work, args=(member, _log(path))) for path, member in members.items()}
     print(f"{len(members)} runs in {parent}; each has its own log there")
-    with Signals() as signals:
+    env_id = next(iter(members.values())).env or ""
+    with Signals(twice_words(parent, env_id)) as signals:
         for process in processes.values():
             process.start()
         handed = 0
@@ -114,7 +112,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         view.show(last=True)
         expected = {0, *(128 + signum for signum in signals.caught)}
         bad = [path for path, process in processes.items() if process.exitcode not in expected]
-        again = resume_words(parent, next(iter(members.values())).env or "")
+        again = resume_words(parent, env_id)
         how = "; ".join([*map(_why, bad), f"go on with `{again}`"])
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")

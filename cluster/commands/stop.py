@@ -52,7 +52,7 @@ def _wait(run: RunDirectory, owner: int, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise RunError(
                 f"{run.path} did not end in time (--timeout), expected process {owner} to save and end: it was asked to "
-                "and may still do so; see `drawbridge status`, or send that process SIGTERM"
+                f"and may still do so; see `drawbridge status {run.path}`, or send that process SIGTERM"
             )
         time.sleep(0.1)
 
@@ -62,7 +62,8 @@ def _how_it_ended(run: RunDirectory) -> str:
     summary = run.summary()
     if summary is None:
         raise RunError(
-            f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see `drawbridge status`"
+            f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see "
+            f"`drawbridge status {run.path}`"
         )
     saved = summary.get("saved", {})
     parts = [
