@@ -92,7 +92,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             settings=settings_of(arguments.set),
         )
     if arguments.json:
-        print(json.dumps(result), file=arguments.out)
+        print(json.dumps(result), file=arguments.stdout)
     else:
         print(evaluation_in_words(result))
         if arguments.video:
@@ -121,7 +121,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         target_return=arguments.target_return,
     )
-    print(json.dumps(found) if arguments.json else diagnosis_in_words(found), file=arguments.out)
+    print(json.dumps(found) if arguments.json else diagnosis_in_words(found), file=arguments.stdout)
     return 0
 
 

@@ -64,7 +64,7 @@ def _status(arguments: argparse.Namespace) -> int:
     runs = seed_dirs(arguments.run_dir)
     found = [status(path) for path in runs or [arguments.run_dir]]
     if arguments.json:
-        print(json.dumps(found if runs else found[0]), file=arguments.out)
+        print(json.dumps(found if runs else found[0]), file=arguments.stdout)
     else:
         print("\n".join(map(status_in_words, found)))
     return 0
