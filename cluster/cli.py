@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from cluster.bounded import leave_cluster
 from cluster.commands.arguments import add_command, location, new_file
@@ -54,9 +54,7 @@ def _caught(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        with (
-            _json_alone() if getattr(arguments, "json", False) else contextlib.nullcontext(sys.stdout) as arguments.out
-        ):
+        with _json_alone(arguments) if getattr(arguments, "json", False) else contextlib.nullcontext():
             use_code(getattr(arguments, "imports", ()), getattr(arguments, "py_modules", ()))
             return int(arguments.command(arguments) or 0)
     except UsageError as error:
@@ -87,9 +85,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _json_alone() -> Iterator[TextIO]:
-    """Gives what ends up on standard output; all else that is written there in this block, by whatever code, goes to standard error."""
-    out, standard, kept = io.StringIO(), sys.stdout, None
+def _json_alone(arguments: argparse.Namespace) -> Iterator[None]:
+    """What the command writes to ``arguments.stdout`` ends up on standard output; all else that is written there in this block, by
+    whatever code, on standard error."""
+    arguments.stdout, standard, kept = io.StringIO(), sys.stdout, None
     try:
         with contextlib.suppress(
             OSError, ValueError, AttributeError
@@ -98,13 +97,13 @@ def _json_alone() -> Iterator[TextIO]:
             kept = standard.fileno(), os.dup(standard.fileno())
             os.dup2(sys.stderr.fileno(), kept[0])
         with contextlib.redirect_stdout(sys.stderr):
-            yield out
+            yield
     finally:
         if kept is not None:
             ctypes.CDLL(None).fflush(None)  # what native code has printed
             os.dup2(kept[1], kept[0])
             os.close(kept[1])
-    print(out.getvalue(), end="", file=standard, flush=True)
+    print(arguments.stdout.getvalue(), end="", file=standard, flush=True)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -121,7 +121,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         target_return=arguments.target_return,
     )
-    print(json.dumps(found) if arguments.json else diagnosis_in_words(found), file=arguments.stdout)
+    if arguments.json:
+        print(json.dumps(found), file=arguments.stdout)
+    else:
+        print(diagnosis_in_words(found))
     return 0
 
 
