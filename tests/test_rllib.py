@@ -31,6 +31,7 @@ from cluster.rllib.methods import CONFIGS
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
+from replay.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -74,8 +75,9 @@ def learner_state(saved: str) -> dict[str, torch.Tensor]:
 
 
 def replay_rows(saved: str) -> np.ndarray:
-    """The packed rows of all shards in a saved checkpoint; slots that were never written are zeros."""
-    segments = sorted(Path(saved).glob("replay/shard-*/segment-*.safetensors"))
+    """The packed rows of all shards in the newest snapshots of a saved checkpoint; slots that were never written are zeros."""
+    newest = [max(shard.glob("manifest-*.json")) for shard in sorted(Path(saved).glob("replay/shard-*"))]
+    segments = [path.parent / entry["file"] for path in newest for entry in read_manifest(path)["segments"]]
     return np.concatenate([load_file(path)["rows"] for path in segments])
 
 
