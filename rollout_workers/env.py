@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -49,7 +50,17 @@ def raised_error(env_id: str, error: Exception) -> EnvError:
     return EnvError(
         f"{env_id} raised {type(error).__name__} in {where} ({' '.join(str(error).split())}), expected Gymnasium's reset(seed=, options=) "
         "-> (observation, info) and step(action) -> (observation, reward, terminated, truncated, info): no worker could run it; "
-        "correct the environment, or wrap it"
+        f"correct the environment, or wrap it{thread_note(error)}"
+    )
+
+
+def thread_note(error: Exception) -> str:
+    """What to add to the report of an exception that only a thread besides the main one raises; "" for any other."""
+    if not re.search("main thread|event loop in thread", str(error)):
+        return ""
+    return (
+        "; environments are made and stepped in other threads than the main one too, such as that of the check before a run, which may "
+        "hang: install no signal handler (they are the run's), and make an event loop with asyncio.new_event_loop()"
     )
 
 
@@ -214,6 +225,14 @@ class ActionBox:
             )
 
 
+def to_float32(values: Any) -> np.ndarray:
+    """A new float32 array; a number beyond float32's largest, 3.4e38, is an infinity there, which nothing stores."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        return np.array(values)
+    with np.errstate(over="ignore"):  # whoever checks for infinities says what it is
+        return np.array(values, dtype=np.float32)
+
+
 def observation_dim(space: gym.Space, env_id: str) -> int:
     """O of a Box, or of a Dict of Boxes (nested ones too); anything else is an EnvError that names the part."""
     if isinstance(space, gym.spaces.Dict):
@@ -233,9 +252,9 @@ def flatten_observations(obs: Any, num_envs: int) -> np.ndarray:
     ``obs`` is (E, ...) or a Dict of such, as a gymnasium.vector.VectorEnv gives.
     """
     if isinstance(obs, np.ndarray):
-        return obs.reshape(num_envs, -1).astype(np.float32)
+        return to_float32(obs.reshape(num_envs, -1))
     parts = _parts(obs, num_envs)
-    return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
+    return np.concatenate([to_float32(part) for part in parts], axis=1)
 
 
 def flatten_checked(space: gym.Space, obs: Any, env_id: str) -> np.ndarray:
@@ -249,7 +268,7 @@ def flatten_checked(space: gym.Space, obs: Any, env_id: str) -> np.ndarray:
             )
         return np.concatenate([flatten_checked(space[key], obs[key], f"{env_id} [{key!r}]") for key in sorted(space)])
     try:
-        array = np.array(obs, dtype=np.float32)
+        array = to_float32(obs)
     except (TypeError, ValueError) as error:
         raise EnvError(
             f"{env_id} returned {type(obs).__name__} as an observation ({error}), expected numbers of shape {space.shape}: "
@@ -267,7 +286,7 @@ def flatten_observation(obs: Any) -> np.ndarray:
     """One environment's observation as a new float32 (O,) array; Dicts in the order of their sorted keys."""
     if isinstance(obs, Mapping):
         return np.concatenate([flatten_observation(obs[key]) for key in sorted(obs)])
-    return np.array(obs, dtype=np.float32).ravel()
+    return to_float32(obs).ravel()
 
 
 def _parts(obs: Any, num_envs: int) -> list[np.ndarray]:

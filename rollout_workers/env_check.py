@@ -21,6 +21,7 @@ from rollout_workers.env import (
     close_or_warn,
     flatten_observation,
     raised_error,
+    to_float32,
     without_exit,
 )
 from rollout_workers.env_ids import find_env
@@ -31,6 +32,7 @@ END_STEPS, END_S = 50, 1.0  # in which a run that starts looks for the end of an
 REPEATED_STEPS = 20  # that are made twice from one seed
 CUT_STEPS = 1_000  # of an episode of a continuing task
 MEASURED_S = 30.0  # after which no further episode is begun
+_LIMIT = " (as a float32, which ends at 3.4e38)"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,6 +45,7 @@ class EnvReport:
     lengths: list[int] = dataclasses.field(default_factory=list)  # env steps
     terminated: int = 0  # episodes
     truncated: int = 0
+    beyond: int = 0  # episodes that went on past the time limit
     step_s: float = 0.0  # time in steps
     repeats: str = ""  # what differed when one seed was used twice; "" if nothing did
     one_start: bool = False  # all seeds began at one observation
@@ -154,17 +157,17 @@ def _check_observation(env_id: str, env: BatchEnv, obs_EO: np.ndarray, method: s
     if len(bad):
         e, at = bad[0]
         raise EnvError(
-            f"{env_id} returned an observation from {method} whose number {at} is {obs_EO[e, at]}, expected finite numbers: no row of "
-            "it could be stored; see what the environment computes there"
+            f"{env_id} returned an observation from {method} whose number {at} is {obs_EO[e, at]}{_LIMIT}, expected finite numbers: no "
+            "row of it could be stored; see what the environment computes there"
         )
 
 
 def _check_step(env_id: str, env: BatchEnv, result: StepResult) -> None:
     _check_observation(env_id, env, result.next_obs_EO, "step")
-    if not np.isfinite(result.reward_E).all():
+    if not np.isfinite(to_float32(result.reward_E)).all():
         raise EnvError(
-            f"{env_id} returned a reward in one of its first steps that is no finite number (None counts as none), expected one: no row "
-            "of it could be stored; return a float from step()"
+            f"{env_id} returned a reward in one of its first steps that is no finite number{_LIMIT} (None counts as none), expected "
+            "one: no row of it could be stored; return a float from step()"
         )
 
 
@@ -215,7 +218,7 @@ def _run(env: BatchEnv, report: EnvReport, clock: _Clock) -> None:
             report.step_s += perf_counter() - started
             clock.beat()
             obs_O, reward, steps = result.next_obs_EO[0], float(result.reward_E[0]), steps + 1
-            finite = bool(np.isfinite(obs_O).all() and np.isfinite(reward))
+            finite = bool(np.isfinite(obs_O).all() and np.isfinite(to_float32(reward)))
             report.nonfinite += not finite
             report.outside += finite and bool((obs_O < low_O).any() or (obs_O > high_O).any())
             report.rewarded |= reward != 0
@@ -226,6 +229,8 @@ def _run(env: BatchEnv, report: EnvReport, clock: _Clock) -> None:
                 break
             if monotonic() - began > 2 * MEASURED_S:
                 break
+        else:
+            report.beyond += report.spec.max_episode_steps is not None
         report.returns.append(total)
         report.lengths.append(steps)
 

@@ -22,6 +22,7 @@ from rollout_workers.env import (
     episode_seed,
     exit_error,
     observation_dim,
+    thread_note,
     without_exit,
 )
 from rollout_workers.env_ids import find_env
@@ -41,6 +42,7 @@ __all__ = [
     "make_env",
     "make_seeded_env",
 ]
+INSTALL = "; install what it asks for, correct its arguments, and try gymnasium.make by itself"
 
 
 def _quiet_mujoco() -> None:
@@ -115,9 +117,14 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     except SystemExit as error:
         raise exit_error(env_id, error) from error
     except Exception as error:
+        if render_mode is not None and "render_mode" in str(error):
+            raise EnvError(
+                f"{env_id} takes no render_mode ({type(error).__name__}: {error}), expected to be made with render_mode={render_mode!r}: it "
+                "cannot be drawn; give its __init__ that argument, and let render() return a picture (height, width, 3)"
+            ) from error
         raise EnvError(
             f"{env_id} is registered but did not start ({type(error).__name__}: {error}), expected gymnasium.make to "
-            "build it: no worker can run it; install what it asks for, correct its arguments, and try gymnasium.make by itself"
+            f"build it: no worker can run it{thread_note(error) or INSTALL}"
         ) from error
 
 
@@ -164,7 +171,7 @@ def _vector_env(env_id: str, num_envs: int, fast: bool) -> VectorEnv:
             raise EnvError(
                 f"{env_id} is registered with a vector entry point that did not start ({type(error).__name__}: {error}), expected "
                 "gymnasium.make_vec to build it, which passes num_envs and max_episode_steps: no worker can run it; correct it, or "
-                "register the environment without it"
+                f"register the environment without it{thread_note(error)}"
             ) from error
     return SyncEnvs([functools.partial(make_env, env_id)] * num_envs, env_id)
 

@@ -17,7 +17,7 @@ from numpy.random import Generator, SeedSequence
 from replay.schema import EpisodeMetadata
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import Actor, seeded_streams
-from rollout_workers.env import BatchEnv, EnvError, StepResult
+from rollout_workers.env import BatchEnv, EnvError, StepResult, to_float32
 from rollout_workers.env_ids import find_env
 from rollout_workers.envs import make_seeded_env
 from rollout_workers.maze import Maze, MazePaths
@@ -79,7 +79,7 @@ class RunningEpisodes:
             begin_E[refused] = True
         self._any = bool(begin_E.any())
         self._begin_E = begin_E
-        self._reward_E = step.reward_E.astype(np.float32)
+        self._reward_E = to_float32(step.reward_E)
         if self._any:
             self._reward_E[begin_E] = 0.0
 
@@ -271,7 +271,7 @@ def run_episodes(
         if _watch:
             _watch[-1](group)
         obs_EO = _without(env, step.obs_EO, bad_E)
-        reward_E = _finite(step.reward_E.astype(np.float32))
+        reward_E = _finite(to_float32(step.reward_E))
     return group
 
 

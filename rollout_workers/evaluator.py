@@ -89,7 +89,8 @@ class Evaluator:
         episodes: default number of episodes.
         seed: default seed: episode i is reset with seed + i.
         timeout_s: how long one evaluation may take.
-        max_episode_steps: cuts every episode there; 0: at the environment's time limit, or after 10,000 steps where it has none.
+        max_episode_steps: cuts every episode there; 0: at the environment's time limit, or after 10,000 steps where it has none
+            or does not keep it.
         backend, fast: as in WorkerConfig.
         max_envs: episodes that run side by side; more run one group after the other. None: 32, or 128 with an
             EpisodePolicy.
@@ -184,11 +185,10 @@ class Evaluator:
             )
 
         env = self._make_env(self._env_id, len(seeds), seeds[0], self._fast)
-        most = self._most_steps or (UNLIMITED_STEPS if env.max_episode_steps is None else 0)
+        most = self._most_steps or max(UNLIMITED_STEPS, env.max_episode_steps or 0)  # not every limit is kept
 
         def cut(group: EpisodeGroup, *_: object) -> None:
-            if most:
-                group.cut_at(most)
+            group.cut_at(most)
 
         try:
             paths: dict[str, Any] = {"maze": self._maze, "record_paths": record_paths}

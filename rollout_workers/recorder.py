@@ -80,7 +80,8 @@ class Recorder:
             raise RuntimeError(f"the chunk is full with {t} steps: take it before recording more, this step is lost")
         columns = self._columns
         columns.action[:, t] = action_EA
-        columns.reward[:, t] = reward_E = step.reward_E.astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32's largest number it is an infinity, and refused
+            columns.reward[:, t] = reward_E = step.reward_E.astype(np.float32)
         columns.next_obs[:, t] = step.next_obs_EO
         self._terminated[:, t] = step.terminated_E
         self._truncated[:, t] = step.truncated_E

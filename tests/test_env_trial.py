@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from linear_policy import LinearPolicy
 from tiny_runs import train_words
 
 from cluster.cli import main
+from rollout_workers import evaluator
 from rollout_workers.env import EnvError
 from rollout_workers.env_check import try_env
 
@@ -133,6 +139,28 @@ class RewardOfOneElement(Good):
         return obs, np.array([reward]), *rest
 
 
+class BeyondFloat32(Good):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0] + np.array([0, 1e200]), {}
+
+
+class RewardBeyondFloat32(Good):
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, -1e200, *rest
+
+
+class HandlesSignals(Good):
+    def __init__(self) -> None:
+        signal.signal(signal.SIGUSR2, signal.getsignal(signal.SIGUSR2))
+
+
+class AsksForALoop(Good):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        asyncio.get_event_loop()
+        return super().reset(seed=seed)
+
+
 class FloatsInBytes(Good):
     observation_space = Box(0, 255, (2,), np.uint8)
 
@@ -192,6 +220,10 @@ REFUSED = {
     BreaksAfterTheEnd: "raised TypeError in reset or step (cannot unpack non-iterable NoneType",
     LastStepWithoutReward: "returned the reward '[]' of type list, expected one real number",
     StartsAtNaN: "returned an observation from reset whose number 1 is nan",
+    BeyondFloat32: "from reset whose number 1 is inf (as a float32, which ends at 3.4e38), expected finite numbers",
+    RewardBeyondFloat32: "that is no finite number (as a float32, which ends at 3.4e38)",
+    HandlesSignals: "environments are made and stepped in other threads than the main one too",
+    AsksForALoop: "and make an event loop with asyncio.new_event_loop()",
     EndsAsText: "returned terminated='no' of type str, expected True or False",
     EndsAsNone: "returned truncated='None' of type NoneType, expected True or False",
     Exits: "called sys.exit(0) in step (test_env_trial.py, line",
@@ -213,6 +245,16 @@ for kind in (*REFUSED, *TAKEN, Hangs, HangsLater):
         entry_point=kind,
         max_episode_steps=None if kind in (Continuing, EndsItself) else 20,
     )
+
+
+class NoLimit(SyncVectorEnv):
+    """Ignores the time limit that it is passed."""
+
+    def __init__(self, num_envs: int, **_: Any) -> None:
+        super().__init__([Good] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+gym.register("trial/NoLimit-v0", Good, vector_entry_point=NoLimit, max_episode_steps=8)
 gym.register("trial/VectorAlone-v0", vector_entry_point=lambda **_: None)
 
 
@@ -270,6 +312,30 @@ def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureF
     assert code == 0 and "2 terminated, 0 truncated; no time limit\n" in result, result
     code, result = checked(capsys, "trial/Continuing-v0", "--episodes", "1")
     assert code == 0 and "no time limit: a continuing task" in result and "1,000 steps, returns" in result, result
+
+
+def test_a_number_beyond_float32_is_no_warning_of_numpys() -> None:
+    for kind in (BeyondFloat32, RewardBeyondFloat32):
+        with warnings.catch_warnings(), pytest.raises(EnvError, match=r"ends at 3\.4e38"):
+            warnings.simplefilter("error")
+            try_env(f"trial/{kind.__name__}-v0", True, 60.0)
+
+
+def test_a_time_limit_that_is_not_kept_is_said_and_ends_every_evaluation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, result = checked(capsys, "trial/NoLimit-v0", "--episodes", "3")
+    assert code == 0 and "0 terminated, 0 truncated; time limit 8 steps, which is not kept" in result, result
+    assert "3 of 3 episodes went on past the time limit, and so will those of a run" in result, result
+    monkeypatch.setattr(evaluator, "UNLIMITED_STEPS", 30)
+    policy = LinearPolicy(2, 1)
+    found = evaluator.Evaluator("trial/NoLimit-v0", policy).evaluate(policy.weights(0), 2)
+    assert found.lengths == [30, 30] and "2 of 2 episodes were cut after 30 steps" in found.note
+    found = evaluator.Evaluator("trial/Good-v0", policy).evaluate(policy.weights(0), 2)
+    assert found.lengths == [20, 20] and not found.note
+    monkeypatch.setattr(evaluator, "UNLIMITED_STEPS", 10)  # a longer limit that is kept is no reason to cut
+    found = evaluator.Evaluator("trial/Good-v0", policy).evaluate(policy.weights(0), 2)
+    assert found.lengths == [20, 20] and not found.note
 
 
 def test_check_env_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:

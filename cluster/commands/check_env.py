@@ -73,7 +73,7 @@ def _ends(report: EnvReport) -> str:
         return f"{ended}; no time limit"
     if limit is None:
         return f"{ended}; no time limit: a continuing task, of which an evaluation measures evaluation.max_episode_steps steps at most"
-    return f"{ended}; time limit {limit:,} steps"
+    return f"{ended}; time limit {limit:,} steps" + (", which is not kept" if report.beyond else "")
 
 
 def _seeds(report: EnvReport) -> str:
@@ -91,6 +91,11 @@ def _notes(report: EnvReport) -> list[str]:
         found.append(f"{len(report.returns)} of {report.asked} episodes were run in the time for them")
     if report.repeats:
         found.append("inline runs are then not bit for bit the same, and a resumed one cuts the running episodes")
+    if report.beyond:
+        found.append(
+            f"{report.beyond} of {len(report.returns)} episodes went on past the time limit, and so will those of a run; truncate them after "
+            "max_episode_steps, which a vector entry point is passed and has to keep itself"
+        )
     if report.outside:
         found.append(
             f"{report.outside:,} of {steps:,} observations were outside of their box; they are stored as they are"
