@@ -45,10 +45,7 @@ def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_
     drawn here, with what to install. Sets MUJOCO_GL for this process when it was not set.
     """
     target = Path(path)
-    if target.suffix != ".mp4":
-        raise ValueError(
-            f"{target} ends in {target.suffix!r}, expected '.mp4': nothing was recorded; name an .mp4 file"
-        )
+    check_mp4(target)
     gl_problem = _choose_gl()
     camera = _Camera(make_env(env_id, render_mode="rgb_array"), env_id, gl_problem)
     env = VectorBatchEnv(SyncEnvs([lambda: camera], env_id), env_id=env_id)
@@ -77,6 +74,12 @@ def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_
         episode_return=float(group.return_E[0]),
         ended=camera.ended,
     )
+
+
+def check_mp4(path: Path) -> None:
+    """ValueError for a path that no video is written to."""
+    if path.suffix != ".mp4":
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected '.mp4': nothing was recorded; name an .mp4 file")
 
 
 def find_gl() -> str:
@@ -111,7 +114,8 @@ class _Camera(gym.Wrapper):
     def __init__(self, env: gym.Env, env_id: str, gl_problem: str) -> None:
         super().__init__(env)
         self._env_id, self._gl_problem = env_id, gl_problem
-        self.fps = int(env.metadata.get("render_fps", 30))
+        self.fps = int(env.metadata.get("render_fps") or 30)
+        self._draws = "rgb_array" in (env.metadata.get("render_modes") or ())
         self.writer: Any = None
         self.frames = 0
         self.failure: Exception | None = None  # raised in a step it would count as the environment's
@@ -136,8 +140,13 @@ class _Camera(gym.Wrapper):
             return
         try:
             self.writer.append_data(self.frame())
-        except Exception as error:
+        except (NoRenderer, OSError) as error:
             self.failure = error
+        except Exception as error:
+            self.failure = NoRenderer(
+                f"{self._env_id} drew a picture that the video does not take ({error}), expected all of one size and type: there is no video "
+                "of it; return such from render()"
+            )
         else:
             self.frames += 1
 
@@ -146,18 +155,29 @@ class _Camera(gym.Wrapper):
         try:
             frame: Any = self.render()
         except Exception as error:
+            if not self._draws:
+                raise self._no_picture(f"raised {type(error).__name__} in render() ({error})") from error
             raise NoRenderer(
                 f"{self._env_id} could not draw itself with MUJOCO_GL={os.environ.get('MUJOCO_GL')} "
                 f"({type(error).__name__}: {error}), so there is no video; "
                 f"{self._gl_problem or 'install what it asks for, or unset MUJOCO_GL'}"
             ) from error
         if not isinstance(frame, np.ndarray):
-            raise NoRenderer(
-                f"{self._env_id} drew {type(frame).__name__}, expected an array (height, width, 3): there is no "
-                "video of it; choose an environment with the render mode rgb_array"
-            )
+            raise self._no_picture(f"drew {type(frame).__name__}")
+        if frame.ndim != 3 or frame.shape[2] not in (3, 4):
+            raise self._no_picture(f"drew an array of shape {frame.shape}")
         even: np.ndarray = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         return even
+
+    def _no_picture(self, seen: str) -> NoRenderer:
+        """For an environment that has no picture, or another kind of it."""
+        modes = (
+            "" if self._draws else ", in the render mode rgb_array, which its metadata['render_modes'] does not list"
+        )
+        return NoRenderer(
+            f"{self._env_id} {seen}, expected an array (height, width, 3){modes}: there is no video of it; return "
+            "that from render()"
+        )
 
 
 def _writer(path: Path, fps: int) -> Any:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import imageio.v3
 import numpy as np
 import pytest
+from broken_envs import Walk
 from linear_policy import LinearPolicy
 from remembering_policy import RememberingPolicy
+from tiny_runs import train_inline
 
+from cluster.cli import main
 from rollout_workers import video
 from rollout_workers.actor import Actor
+from rollout_workers.env import EnvError
+from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluator
 from rollout_workers.video import NoRenderer, find_gl, record_video
 
@@ -69,6 +78,96 @@ def _no_picture(*_: object) -> np.ndarray:
 def test_a_name_that_is_no_mp4_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'\.gif', expected '\.mp4'"):
         record_video("Swimmer-v5", swimmer_actor(), tmp_path / "swim.gif", seed=0)
+
+
+class Undrawn(Walk):
+    """Takes the argument and draws nothing; ``picture``: what render() returns."""
+
+    picture: Any = NotImplementedError
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def render(self) -> Any:
+        if Undrawn.picture is NotImplementedError:
+            raise NotImplementedError
+        return Undrawn.picture(self.steps)
+
+
+class Drawn(Undrawn):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": None}  # noqa: RUF012
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No search for a renderer of MuJoCo's, of which these environments need none."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    for kind in (Undrawn, Drawn):
+        gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=5)
+    yield
+    Undrawn.picture = NotImplementedError
+    for kind in (Undrawn, Drawn):
+        gym.registry.pop(f"{kind.__name__}-v0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture", "expected"),
+    [
+        (
+            Undrawn,
+            NotImplementedError,
+            r"raised NotImplementedError in render\(\).* in the render mode rgb_array, which",
+        ),
+        (Undrawn, lambda steps: None, r"drew NoneType, expected an array \(height, width, 3\), in the render mode rgb"),
+        (
+            Drawn,
+            lambda steps: np.zeros((32, 32)),
+            r"drew an array of shape \(32, 32\), expected .*3\): there is no video",
+        ),
+        (
+            Drawn,
+            lambda steps: np.zeros((16 + 2 * steps, 16, 3), np.uint8),
+            "drew a picture that the video does not take",
+        ),
+    ],
+    ids=["no render", "nothing", "grey", "another size"],
+)
+def test_an_environment_that_gives_no_picture_is_told_what_to_give(
+    kind: type[Undrawn], picture: Any, expected: str, no_probe: None, tmp_path: Path
+) -> None:
+    Undrawn.picture = staticmethod(picture)
+    actor = Actor(LinearPolicy(2, 1))
+    actor.load(LinearPolicy(2, 1).weights(0))
+    with pytest.raises(NoRenderer, match=expected) as caught:
+        record_video(f"{kind.__name__}-v0", actor, tmp_path / "walk.mp4", seed=0)
+    assert "MUJOCO_GL" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_an_environment_without_a_render_mode_is_told_to_take_one() -> None:
+    with pytest.raises(EnvError, match=r"takes no render_mode .*it cannot be drawn; give its __init__ that argument"):
+        make_env("Walk-v0", render_mode="rgb_array")
+
+
+def test_the_score_is_printed_where_there_is_no_video(
+    no_probe: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, video_path = str(tmp_path / "run"), str(tmp_path / "walk.mp4")
+    assert train_inline(tmp_path / "run", "Undrawn-v0", 80) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--episodes", "2", "--video", video_path]) == 1
+    out, err = capsys.readouterr()
+    assert "over 2 deterministic episodes" in out and "video:" not in out
+    assert err.splitlines()[-1].startswith("drawbridge: error: Undrawn-v0 raised NotImplementedError in render()")
+    assert "Traceback" not in err and not Path(video_path).exists()
+    assert main(["evaluate", run, "--episodes", "2", "--video", video_path, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["returns"]) == 2 and "there is no video of it" in found["no_video"]
+    assert main(["evaluate", run, "--episodes", "2", "--video", str(tmp_path / "walk.gif")]) == 2
+    out, err = capsys.readouterr()
+    assert "expected '.mp4'" in err and "evaluating" not in err and not out  # before an hour of episodes
+    Undrawn.picture = staticmethod(lambda steps: np.zeros((16, 16, 3), np.uint8))  # whatever its metadata say
+    assert main(["evaluate", run, "--episodes", "2", "--video", video_path]) == 0
+    assert f"video: {video_path}" in capsys.readouterr().out and Path(video_path).exists()
 
 
 @pytest.mark.parametrize("kind", [LinearPolicy, RememberingPolicy])

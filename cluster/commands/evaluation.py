@@ -47,21 +47,23 @@ def evaluate(
         plot: PNG of predicted against achieved returns.
         settings: dotted keys of how plans are inferred, over the run's own; those of the model stay as it was trained.
 
-    Raises UsageError for what cannot be asked of this run's policy. ``warnings`` lists what is odd about it.
+    Raises UsageError for what cannot be asked of this run's policy. ``warnings`` lists what is odd about it, and ``no_video`` says why the
+    video that was asked for is not there.
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
     aim = plan_request(spec, mode, target_return)
     if plot is not None:
         _check_plot(spec, plot)
+    if video is not None:
+        _check_video(video)
     set_threads(spec.config)
     acting = _acting(spec, settings or {})
     weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
     result, warned = _evaluation(spec, weights, episodes, seed, aim)
     if result.note:
         warned.append(result.note)
-    if video is not None:
-        _record(spec, weights, video, seed, aim)
+    no_video = "" if video is None else _record(spec, weights, video, seed, aim)
     found = {
         "algorithm": spec.config.algorithm,
         "env": spec.config.env,
@@ -81,6 +83,8 @@ def evaluate(
         _planned(result) if ALGORITHMS[spec.config.algorithm].takes_requests else {}
     )
     warned += _alarms(run, result)
+    if no_video:
+        found["no_video"] = no_video
     if plot is not None:
         from cluster.pictures.calibration import draw_calibration
 
@@ -122,6 +126,16 @@ def _check_plot(spec: RunSpec, path: Path) -> None:
 
     check_png(path)
     planning_policy(spec)
+
+
+def _check_video(path: Path) -> None:
+    """UsageError, before any episode, for a file that no video goes into."""
+    from rollout_workers.video import check_mp4
+
+    try:
+        check_mp4(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _evaluation(
@@ -248,13 +262,20 @@ def newest_learner(spec: RunSpec) -> Learner:
     return learner
 
 
-def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> None:
+def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanRequest | None) -> str:
+    """Records a video; why there is none, "" if there is: the episodes that were measured are not to be lost with it."""
     from rollout_workers.actor import Actor
-    from rollout_workers.video import record_video
+    from rollout_workers.env import EnvError
+    from rollout_workers.evaluator import BrokenEpisodes
+    from rollout_workers.video import NoRenderer, record_video
 
     actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if aim is not None:
         actor.policy.aim = aim
     actor.load(weights)
-    with counted("filming", 1):
-        record_video(spec.config.env, actor, path, seed=seed)
+    try:
+        with counted("filming", 1):
+            record_video(spec.config.env, actor, path, seed=seed)
+    except (NoRenderer, EnvError, BrokenEpisodes, OSError) as error:
+        return str(error)
+    return ""

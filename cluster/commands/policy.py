@@ -18,7 +18,7 @@ from cluster.commands.arguments import (
     seed,
     settings_of,
 )
-from cluster.errors import UsageError
+from cluster.errors import RunError, UsageError
 
 
 def add_evaluate(commands: Any) -> None:
@@ -95,10 +95,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(result), file=arguments.stdout)
     else:
         print(evaluation_in_words(result))
-        if arguments.video:
+        if arguments.video and "no_video" not in result:
             print(f"video: {arguments.video}")
         if arguments.plot:
             print(f"picture: {arguments.plot}")
+    if "no_video" in result:
+        raise RunError(result["no_video"])
     return 0
 
 
