@@ -21,6 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "load", "make_dataset", "train"]
 
 
+def _check_names() -> None:
+    """ValueError if a module of the caller's hides one of this project's packages."""
+    import importlib.util
+
+    here = Path(__file__).resolve().parent
+    for ours in sorted(here.glob("*/__init__.py")):
+        name = ours.parent.name
+        found = importlib.util.find_spec(name)
+        if found is None:
+            continue
+        place = found.origin or next(
+            iter(found.submodule_search_locations or [""])
+        )  # a folder without code has no origin
+        if Path(place).resolve() != ours:
+            raise ValueError(
+                f"{place} is found under the name {name!r}, expected this project's package {ours.parent}, which it hides: nothing was "
+                "done; rename it, or start in another folder"
+            )
+
+
 def load(
     run: str | Path,
     *,
@@ -40,6 +60,7 @@ def load(
 
     Raises ValueError for what is no run or cannot be asked of its policy, and RuntimeError where there is no checkpoint to use.
     """
+    _check_names()
     from cluster.policy import load
 
     return load(run, mode=mode, target_return=target_return, seed=seed, env=env)
@@ -68,8 +89,15 @@ def train(
 
     Called from the main thread, SIGINT and SIGTERM end the run with a checkpoint.
     """
+    _check_names()
     from cluster.commands.train import train
+    from cluster.commands.values import check_mapping, check_path, check_text
 
+    for name, value in (("algorithm", algorithm), ("preset", preset), ("env", env), ("dataset", dataset)):
+        check_text(name, value, optional=name in ("env", "dataset"))
+    check_mapping("settings", settings)
+    check_mapping("env_kwargs", env_kwargs)
+    run = None if run is None else check_path("run", run)
     return train(
         algorithm, env, dataset=dataset, preset=preset, run_dir=run, settings=settings or {}, env_kwargs=env_kwargs
     )
@@ -91,12 +119,18 @@ def evaluate(
         episodes, seed: episode i starts from ``seed`` + i.
         mode, target_return, env: as in ``load``.
     """
+    _check_names()
     from cluster.commands.arguments import name_env_again
     from cluster.commands.evaluation import evaluate
+    from cluster.commands.values import check_count, check_number, check_path, check_seed, check_text
 
-    path = Path(run).absolute()
+    path = check_path("run", run).absolute()
+    for name, text in (("mode", mode), ("env", env)):
+        check_text(name, text)
+    check_number("target_return", target_return)
+    count, first = check_count("episodes", episodes), check_seed("seed", seed)
     name_env_again(path, env)
-    return evaluate(path, episodes, seed, None, mode=mode, target_return=target_return)
+    return evaluate(path, count, first, None, mode=mode, target_return=target_return)
 
 
 def make_dataset(
@@ -123,8 +157,15 @@ def make_dataset(
         env: as in ``load``, for the other kinds.
         force: replace a dataset of that id.
     """
+    _check_names()
     from cluster.commands.dataset import make_dataset
+    from cluster.commands.values import check_count, check_number, check_path, check_seed, check_text
 
-    recipe: dict[str, Any] = {"episodes": episodes, "kind": kind, "seed": seed, "noise": noise, "dwell": dwell}
+    check_path("source", source)
+    for label, text in (("kind", kind), ("name", name), ("env", env)):
+        check_text(label, text, optional=label != "kind")
+    check_number("noise", noise, 0, optional=False)
+    recipe: dict[str, Any] = {"episodes": check_count("episodes", episodes), "seed": check_seed("seed", seed)}
+    recipe |= {"kind": kind, "noise": noise, "dwell": check_count("dwell", dwell, 0)}
     made = make_dataset(source, **recipe, name=name, env=env, force=force)
     return str(made.id)

@@ -7,6 +7,7 @@ Letters: B batch, O observation dim, A action dim.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def export_policy(policy: LoadedPolicy, onnx_path: Path | None, torch_path: Path
             "nothing was written; act with drawbridge.load"
         )
     parts = leaves(policy.observation_space)
-    lines = []
+    renamed, lines = _renamed(policy.observation_space, parts), []
     for path, write in ((onnx_path, _as_onnx), (torch_path, _as_torch)):
         if path is None:
             continue
@@ -49,15 +50,48 @@ def export_policy(policy: LoadedPolicy, onnx_path: Path | None, torch_path: Path
             raise RunError(
                 f"{path} could not be written ({error}), expected room for the policy: it is not there; give a file that can be"
             ) from error
-        lines.append(f"{path}: {words}; differs from torch by at most {difference:.1e} over {CHECKED} observations")
+        lines.append(
+            f"{path}: {words}; differs from torch by at most {difference:.1e} over {CHECKED} observations{renamed}"
+        )
     return lines
 
 
-def leaves(space: gym.Space, name: str = "") -> list[Leaf]:
-    """The parts of an observation in the order in which policies see them; a Box alone is ``obs``."""
+def leaves(space: gym.Space) -> list[Leaf]:
+    """The parts of an observation in the order in which policies see them; a Box alone is ``obs``.
+
+    No two have one name, and none that of the output: a part ``action`` becomes ``action_2``.
+    """
+    found: list[Leaf] = []
+    taken = {"action"}
+    for path, shape in _paths(space):
+        name = _joined(path)
+        free = (
+            name if name not in taken else next(f"{name}_{n}" for n in itertools.count(2) if f"{name}_{n}" not in taken)
+        )
+        taken.add(free)
+        found.append((free, shape))
+    return found
+
+
+def _paths(space: gym.Space, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], tuple[int, ...]]]:
+    """The keys that lead to each part, and its shape."""
     if isinstance(space, gym.spaces.Dict):
-        return [leaf for key in sorted(space) for leaf in leaves(space[key], f"{name}.{key}" if name else str(key))]
-    return [(name or "obs", tuple(space.shape or ()))]
+        return [leaf for key in sorted(space) for leaf in _paths(space[key], (*path, key))]
+    return [(path, tuple(space.shape or ()))]
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path)) or "obs"
+
+
+def _renamed(space: gym.Space, parts: list[Leaf]) -> str:
+    """Which parts have other names than their keys, to add to a line; "" if none has."""
+    found = [
+        f"{name} is the part {''.join(f'[{key!r}]' for key in path)} of an observation"
+        for (name, _), (path, _) in zip(parts, _paths(space))
+        if name != _joined(path)
+    ]
+    return "".join(f"; {text}, whose own name is taken" for text in found)
 
 
 def _acting(policy: LoadedPolicy) -> Any:
@@ -97,38 +131,46 @@ def onnx_bytes(policy: LoadedPolicy, parts: list[Leaf]) -> bytes:
         numpy_helper.from_array(np.array(weights[name]), name) for name in names if name in weights
     )
     del graph.input[:], graph.output[:]
+    inner = "policy/"  # what the names inside begin with, and no input's
+    while any(name.startswith(inner) for name, _ in parts):
+        inner = f"/{inner}"
+    for node in graph.node:
+        node.input[:] = [name and inner + name for name in node.input]  # an input that is left out has no name
+        node.output[:] = [name and inner + name for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = inner + tensor.name
+    before: list[Any] = []
+    after: list[Any] = []
 
     def constant(name: str, value: Any) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), inner + name))
+        return inner + name
 
-    before, flat = [], []
-    for name, shape in parts:
+    def add(nodes: list[Any], op: str, inputs: list[str], output: str, **more: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [inner + output], **more))
+        return inner + output
+
+    flat = []
+    for i, (name, shape) in enumerate(parts):
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", *shape)))
-        size = constant(f"{name}/size", np.array([-1, math.prod(shape)]))
-        before.append(helper.make_node("Reshape", [name, size], [f"{name}/flat"]))
-        flat.append(f"{name}/flat")
-    before.append(helper.make_node("Concat", flat, ["policy/obs"], axis=1))
+        size = constant(f"size/{i}", np.array([-1, math.prod(shape)]))
+        flat.append(add(before, "Reshape", [name, size], f"flat/{i}"))
+    obs = add(before, "Concat", flat, "obs", axis=1)
     if "noise" in names:
         zero = numpy_helper.from_array(np.zeros(1, np.float32))
-        before.append(helper.make_node("Shape", ["policy/obs"], ["policy/rows"], start=0, end=1))
-        noise_shape = constant("policy/noise_shape", np.array(acting.noise_shape))
-        before.append(helper.make_node("Concat", ["policy/rows", noise_shape], ["policy/zeros"], axis=0))
-        before.append(helper.make_node("ConstantOfShape", ["policy/zeros"], ["noise"], value=zero))
+        rows = add(before, "Shape", [obs], "noise/rows", start=0, end=1)
+        zeros = add(
+            before, "Concat", [rows, constant("noise/shape", np.array(acting.noise_shape))], "noise/zeros", axis=0
+        )
+        add(before, "ConstantOfShape", [zeros], "noise", value=zero)
     kind = helper.np_dtype_to_tensor_dtype(box.half_A.dtype)
-    ends = constant("box/low", box.lowest_A), constant("box/high", box.highest_A)
-    scaling: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Cast", ["policy/action"], "box/unit", {"to": kind}),
-        ("Mul", ["box/unit", constant("box/half", box.half_A)], "box/scaled", {}),
-        ("Add", ["box/scaled", constant("box/middle", box.middle_A)], "box/shifted", {}),
-        ("Max", ["box/shifted", ends[0]], "box/above", {}),
-        ("Min", ["box/above", ends[1]], "box/inside", {}),
-        ("Reshape", ["box/inside", constant("box/shape", np.array([-1, *policy.box.shape]))], "action", {}),
-    ]
-    after = [helper.make_node(op, inputs, [output], **more) for op, inputs, output, more in scaling]
-    for node in graph.node:
-        node.input[:] = ["policy/obs" if name == "obs" else name for name in node.input]
-        node.output[:] = ["policy/action" if name == "action" else name for name in node.output]
+    action = add(after, "Cast", [f"{inner}action"], "box/unit", to=kind)
+    action = add(after, "Mul", [action, constant("box/half", box.half_A)], "box/scaled")
+    action = add(after, "Add", [action, constant("box/middle", box.middle_A)], "box/shifted")
+    action = add(after, "Max", [action, constant("box/low", box.lowest_A)], "box/above")
+    action = add(after, "Min", [action, constant("box/high", box.highest_A)], "box/inside")
+    shape_of_box = constant("box/shape", np.array([-1, *box.shape]))
+    after.append(helper.make_node("Reshape", [action, shape_of_box], ["action"]))
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)

@@ -18,11 +18,12 @@ from algorithms.interface import PlanRequest, PlanRequestError
 from cluster.checks import spec_of
 from cluster.commands.arguments import name_env_again
 from cluster.commands.evaluation import newest_weights
+from cluster.commands.values import check_number, check_path, check_seed, check_text
 from cluster.errors import UsageError
 from cluster.graph import RunSpec, make_policy
 from cluster.run_dir import RunDirectory
 from rollout_workers.actor import Actor, seeded_streams
-from rollout_workers.env import ActionBox, close_or_warn
+from rollout_workers.env import ActionBox, close_or_warn, to_float32
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import plan_streams
 
@@ -69,6 +70,7 @@ class LoadedPolicy:
             seed: of everything drawn from now on; environment e draws from ``seed`` + e. None: the random numbers go on.
         """
         if seed is not None:
+            seed = check_seed("seed", seed)
             self._rng = np.random.default_rng(seed)
         first = int(self._rng.integers(2**31)) if seed is None else seed
         self._first, self._streams = first, plan_streams([])
@@ -153,7 +155,11 @@ def load(
     env: str | None = None,
 ) -> LoadedPolicy:
     """See ``drawbridge.load``."""
-    path = Path(run_dir).absolute()
+    path = check_path("run", run_dir).absolute()
+    for name, text in (("mode", mode), ("env", env)):
+        check_text(name, text)
+    check_number("target_return", target_return)
+    check_seed("seed", seed)  # before the environment is made
     name_env_again(path, env)
     return LoadedPolicy(path, mode=mode, target_return=target_return, seed=seed)
 
@@ -184,7 +190,8 @@ def observation_rows(space: gym.Space, obs: Any, name: str) -> tuple[np.ndarray,
     if not np.isfinite(obs_EO).all():
         rows = np.flatnonzero(~np.isfinite(obs_EO).all(axis=1)).tolist()
         raise UsageError(
-            f"{name} has NaN or infinity in rows {rows}, expected finite numbers: no action was taken; reset that environment"
+            f"{name} has NaN or infinity in rows {rows}, expected finite numbers (as float32, which ends at 3.4e38): no action was taken; "
+            "reset that environment"
         )
     return obs_EO, count is None
 
@@ -201,7 +208,7 @@ def _leaves(space: gym.Space, obs: Any, name: str) -> list[tuple[np.ndarray, np.
         return [leaf for key in sorted(space) for leaf in _leaves(space[key], obs[key], f"{name}[{key!r}]")]
     assert isinstance(space, Box)
     try:
-        array = np.asarray(obs, np.float32)
+        array = to_float32(obs)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"{name} is {type(obs).__name__} ({error}), expected numbers of shape {space.shape}: no action was taken; give an array"
@@ -217,7 +224,12 @@ def _leaves(space: gym.Space, obs: Any, name: str) -> list[tuple[np.ndarray, np.
 
 def _per_row(name: str, given: Any, rows: int, kind: type) -> np.ndarray:
     """One value a row; zeros for None."""
-    values: np.ndarray = np.zeros(rows, kind) if given is None else np.atleast_1d(np.asarray(given, kind))
+    try:
+        values: np.ndarray = np.zeros(rows, kind) if given is None else np.atleast_1d(np.asarray(given, kind))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{name} is {type(given).__name__} ({error}), expected one number for each observation: no action was taken; give an array"
+        ) from error
     if values.shape != (rows,):
         raise UsageError(
             f"{name} has shape {values.shape}, expected ({rows},), one value for each observation: no action was taken; give one a row"

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from gymnasium.envs.registration import EnvSpec
 from replay.task import LIMIT, TaskError, id_of, join_task, split_task, texts_with_colon
 from rollout_workers.env import EnvError, exit_error
 
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}  # the names of this project's packages
 FIXED_GOAL = "FixedGoal/"  # namespace of this project's mazes
 FIXED_GOAL_ENTRY_POINT = "rollout_workers.fixed_goal:FixedGoalMaze"  # datasets on disk name it too
 FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in steps as PointMaze has it
@@ -159,16 +162,32 @@ def _import_module(module: str, env_id: str) -> None:
             "line, because importing it runs its code and a dataset or a run directory may come from anybody: nothing was "
             f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id} (from Python: env=)"
         )
+    if hidden := _hidden({module.partition(".")[0]} & OURS):
+        raise EnvError(
+            f"{env_id} names the module {module!r}, and {hidden} cannot be imported under that name, which is one of this project's own "
+            f"packages ({', '.join(sorted(OURS))}), expected another: the environment cannot be made; rename the module"
+        )
     try:
         importlib.import_module(module)
     except SystemExit as error:
         raise exit_error(env_id, error) from error
     except Exception as error:
+        hidden = _hidden(OURS) if isinstance(error, ImportError) else ""
         raise EnvError(
             f"{env_id} names the module {module!r}, which did not import ({type(error).__name__}: {error}), expected a "
             "module that registers the environment: it cannot be made; start in the folder of the module, install it, or give "
             "--py-modules PATH"
+            + (f"; if it imports {hidden}, rename that: this project has a package of the name" if hidden else "")
         ) from error
+
+
+def _hidden(names: set[str]) -> str:
+    """The first file on the path that would be one of these modules, had this project no package of its name; "" if there is none."""
+    for folder in (Path(entry).resolve() for entry in sys.path):
+        for path in sorted(folder / file for name in names for file in (f"{name}.py", f"{name}/__init__.py")):
+            if folder != ROOT and path.is_file():
+                return str(path)
+    return ""
 
 
 def _register_robotics(env_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from tiny_episodes import TINY, TINY_CLONE, pairs, swings
-from tiny_runs import read, train_inline, train_words
+from tiny_runs import folder_of_ones_own, read, train_inline, train_words
 
 from cluster.cli import main
-from cluster.errors import UsageError
+from cluster.commands.arguments import name_env_again
+from cluster.commands.dataset_recipes import train_agent
+from cluster.errors import RunError, UsageError
 from cluster.own_code import resume_words, shipped, use_code
 from replay.dataset import write_dataset
 from rollout_workers import env_ids as envs
@@ -224,6 +227,70 @@ def test_ones_own_module_is_found_in_the_current_directory_and_where_the_command
     for path in (tmp_path / "nothing", tmp_path / "datasets.txt"):
         assert main([*check, "--py-modules", str(path)]) == 2
         assert f"--py-modules {path} is no package" in capsys.readouterr().err
+
+
+def test_a_module_that_is_called_like_a_package_of_this_project_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(f"{MODULE}.py", "replay.py")
+    Path("mine.py").write_text("from replay import Everything\n")
+    for words in (
+        ["replay:Strange-v0"],
+        ["Strange-v0", "--import", "replay"],
+        ["replay:Strange-v0", "--py-modules", "replay.py"],
+    ):
+        assert main(["check-env", *words]) == 2
+        result = capsys.readouterr().err
+        assert f"names the module 'replay', and {tmp_path}/replay.py cannot be imported under that name" in result, (
+            result
+        )
+        assert "(algorithms, cluster, learners, replay, rollout_workers), expected another" in result, result
+    assert main(["check-env", "mine:Strange-v0"]) == 2
+    assert f"; if it imports {tmp_path}/replay.py, rename that" in capsys.readouterr().err
+    assert "Strange-v0" not in gym.registry
+
+
+@pytest.mark.parametrize("file", ["replay.py", "replay/__init__.py", "replay/shard-0/rows"])
+def test_the_functions_of_drawbridge_say_what_hides_a_package_of_this_project(file: str, tmp_path: Path) -> None:
+    """In a folder of one's own, or in a run's directory, which has a folder called replay."""
+    folder = tmp_path / "here"
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+    calls = ("load('x')", "evaluate('x')", "train('sac', 'Pendulum-v1')", "make_dataset('x', episodes=1)")
+    script = "\n".join(
+        ["import drawbridge"] + [f"try: drawbridge.{call}\nexcept ValueError as error: print(error)" for call in calls]
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, timeout=60)
+    found = ended.stdout.splitlines()
+    assert len(found) == 4 and all(
+        "is found under the name 'replay', expected this project's" in line for line in found
+    ), ended.stdout + ended.stderr
+    assert all(line.startswith(f"{folder}/replay") for line in found), found
+
+
+def test_an_agent_for_a_dataset_is_trained_whatever_the_folder_is_called_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of_ones_own(tmp_path / "own")
+    monkeypatch.chdir(folder)
+    with pytest.raises(RunError, match="the agent in NoSuch-v0 was not trained to its end"):
+        train_agent("NoSuch-v0", 10, 1, {}, folder)
+    assert "unknown environment 'NoSuch-v0'" in capfd.readouterr().err
+
+
+def test_the_arguments_of_a_run_may_be_named_again_in_any_order(edited: Path) -> None:
+    config = read(edited / "config.json")
+    task = 'Pendulum-v1?{"g":1.5,"max_episode_steps":9}'
+    other_order = 'Pendulum-v1?{"max_episode_steps": 9, "g": 1.5}'
+    for theirs in (task, other_order):
+        (edited / "config.json").write_text(json.dumps(config | {"env": theirs}))
+        for again in (task, other_order, "Pendulum-v1"):
+            name_env_again(edited, again)
+        for other in ('Pendulum-v1?{"g":1.6,"max_episode_steps":9}', 'Pendulum-v1?{"g":', "Pendulum-v1?", "Acrobot-v1"):
+            with pytest.raises(UsageError, match="expected its own environment"):
+                name_env_again(edited, other)
 
 
 def test_commands_of_a_run_take_the_import_again_and_messages_repeat_it(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from tiny_episodes import ENV, TINY, TINY_CLONE, TINY_GAC, make_dataset
 from tiny_runs import ROOT
 from tiny_runs import TINY as TINY_ONLINE
@@ -176,6 +178,51 @@ def test_what_cannot_be_answered_says_what_was_seen_expected_its_consequence_and
         remembering(obs_O, np.zeros(2))
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda run: drawbridge.load(3), "run is '3' (int), expected a path"),
+        (lambda run: drawbridge.load(None), "run is 'None' (NoneType), expected a path"),
+        (lambda run: drawbridge.load(""), "run is '' (str), expected a path"),
+        (lambda run: drawbridge.load(run, env=3), "env is '3' (int), expected a text, or None"),
+        (lambda run: drawbridge.load(run, mode=3), "mode is '3' (int), expected a text, or None"),
+        (lambda run: drawbridge.load(run, target_return="x"), "target_return is 'x' (str), expected a finite number"),
+        (lambda run: drawbridge.load(run, target_return=np.nan), "target_return is 'nan' (float), expected a finite"),
+        (lambda run: drawbridge.load(run, seed=-1), "seed is '-1' (int), expected a whole number from 0 to"),
+        (lambda run: drawbridge.load(run).reset(seed="x"), "seed is 'x' (str), expected a whole number from 0 to"),
+        (lambda run: drawbridge.load(run).reset(seed=-1), "seed is '-1' (int), expected a whole number from 0 to"),
+        (lambda run: drawbridge.load(run)(np.full(3, 1e200)), "(as float32, which ends at 3.4e38)"),
+        (lambda run: drawbridge.evaluate(3), "run is '3' (int), expected a path"),
+        (lambda run: drawbridge.evaluate(run, episodes="a"), "episodes is 'a' (str), expected a whole number from 1"),
+        (lambda run: drawbridge.evaluate(run, episodes=0), "episodes is '0' (int), expected a whole number from 1"),
+        (lambda run: drawbridge.evaluate(run, episodes=True), "episodes is 'True' (bool), expected a whole number"),
+        (lambda run: drawbridge.evaluate(run, seed=-1), "seed is '-1' (int), expected a whole number from 0 to"),
+        (lambda run: drawbridge.evaluate(run, seed=1.5), "seed is '1.5' (float), expected a whole number from 0 to"),
+        (lambda run: drawbridge.train(3, "Pendulum-v1"), "algorithm is '3' (int), expected a text"),
+        (lambda run: drawbridge.train("no", "Pendulum-v1"), "'no'"),
+        (lambda run: drawbridge.train("sac", 3), "env is '3' (int), expected a text, or None"),
+        (lambda run: drawbridge.train("sac", "Pendulum-v1", preset=3), "preset is '3' (int), expected a text"),
+        (lambda run: drawbridge.train("sac", "Pendulum-v1", run=3), "run is '3' (int), expected a path"),
+        (lambda run: drawbridge.train("sac", "Pendulum-v1", settings=3), "settings is '3' (int), expected a mapping"),
+        (lambda run: drawbridge.train("sac", "Pendulum-v1", env_kwargs=[1]), "env_kwargs is '[1]' (list), expected a"),
+        (lambda run: drawbridge.make_dataset(3, episodes=1), "source is '3' (int), expected a path"),
+        (lambda run: drawbridge.make_dataset(run, kind="best", episodes=1), "'best'"),
+        (lambda run: drawbridge.make_dataset(run, kind="expert", episodes=None), "episodes is 'None' (NoneType), exp"),
+        (lambda run: drawbridge.make_dataset("PointMaze_UMaze-v3", episodes=1, noise=-1), "noise is '-1' (int), exp"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_a_value_error_that_names_it(call: Any, expected: str, runs: Runs) -> None:
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=re.escape(expected)):
+        warnings.simplefilter("error")  # numpy's own words about a number too large for float32
+        call(runs["softgac"])
+
+
+def test_numpys_numbers_are_numbers(runs: Runs) -> None:
+    policy = drawbridge.load(runs["softgac"], seed=np.int64(3))
+    policy.reset(np.uint8(3))
+    assert len(drawbridge.evaluate(runs["softgac"], episodes=np.int32(1), seed=np.int64(1))["returns"]) == 1
+
+
 def test_a_dataset_is_made_of_a_runs_policy(runs: Runs) -> None:
     assert drawbridge.make_dataset(runs["sac"], kind="expert", episodes=1) == "drawbridge/pendulum-expert-v0"
 
@@ -233,6 +280,33 @@ def test_a_graph_reaches_the_ends_of_an_action_box_of_another_type(runs: Runs, t
     (action,) = session.run(None, {"obs": obs_BO})
     assert action.dtype == np.float64 and action.min() >= -0.7 and action.max() <= 3.1
     np.testing.assert_allclose(action, policy(obs_BO), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["sac", "softgac"])
+def test_parts_whose_names_are_taken_get_others_in_a_file_and_the_command_says_which(
+    runs: Runs, name: str, tmp_path: Path
+) -> None:
+    policy, one = drawbridge.load(runs[name]), Box(-1, 1, (1,), np.float32)
+    obs_BO = 3 * np.random.default_rng(0).standard_normal((5, 3), np.float32)
+    expected = policy(obs_BO)
+    for keys, names in (
+        ({"action": one, "action_2": one, "noise": one}, ["action_2", "action_2_2", "noise"]),
+        ({"a.b": one, "a": Dict({"b": one}), "obs": one}, ["a.b", "a.b_2", "obs"]),
+        ({"policy/obs": one, "policy/noise": one, "/policy/": one}, ["/policy/", "policy/noise", "policy/obs"]),
+    ):
+        policy.observation_space = Dict(keys)
+        program_path = tmp_path / "policy.pt2" if "a.b" in keys else None
+        lines = export_policy(policy, tmp_path / "policy.onnx", program_path)
+        session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+        assert [entry.name for entry in session.get_inputs()] == names
+        columns = np.split(obs_BO, 3, axis=1)
+        (action,) = session.run(None, dict(zip(names, columns)))
+        np.testing.assert_allclose(action, expected, atol=2e-6)
+        if program_path:
+            action = torch.export.load(program_path).module()(*map(torch.from_numpy, columns)).detach().numpy()
+            np.testing.assert_allclose(action, expected, atol=2e-6)
+            assert all("a.b_2 is the part ['a.b'] of an observation, whose own name is taken" in line for line in lines)
+        assert ("own name is taken" in lines[0]) == (set(names) != {*keys})
 
 
 def test_what_no_graph_holds_is_refused_by_name(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

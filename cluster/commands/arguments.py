@@ -132,12 +132,20 @@ def name_env_again(run_dir: Path, env_id: str | None) -> None:
     if ":" in env_id:
         find_in(Path.cwd())
     theirs = run.config().env
-    if env_id not in (theirs, id_of(theirs)):
+    if _canonical(env_id) not in (_canonical(theirs), id_of(theirs)):
         raise UsageError(
             f"--env {env_id} was given to a run of {theirs}, expected its own environment: what was learned there would not hold "
             "in another, so nothing was done; leave --env out, or repeat the run's own if it names a module"
         )
     name_module(env_id)
+
+
+def _canonical(task: str) -> str:
+    """``task`` with its arguments as this project writes them; as it is where they are none."""
+    try:
+        return join_task(*split_task(task))
+    except TaskError:
+        return task
 
 
 def add_env_kwargs(parser: argparse.ArgumentParser, default: str = "the dataset's, else none") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
 from cluster.errors import RunError
 from cluster.metrics.wording import clock
+from cluster.own_code import search_path
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, DatasetError, StoredEpisode, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
@@ -83,7 +85,9 @@ def train_agent(env: str, steps: int, seed: int, settings: dict[str, str], folde
             return path
         words = ["resume", str(path)]
     print(f"training an agent in {env}: {path}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "cluster", *words], stdout=sys.stderr, check=False, cwd=folder)
+    # -P: a module called replay in the current directory hides none of this project's
+    argv = [sys.executable, "-P", "-m", "cluster", *words]
+    done = subprocess.run(argv, stdout=sys.stderr, check=False, cwd=folder, env={**os.environ, **search_path()})
     if done.returncode:
         raise RunError(
             f"the agent in {env} was not trained to its end, see above: no dataset of it was made; give the command again"
