@@ -103,7 +103,7 @@ def _json_alone(arguments: argparse.Namespace) -> Iterator[None]:
             ctypes.CDLL(None).fflush(None)  # what native code has printed
             os.dup2(kept[1], kept[0])
             os.close(kept[1])
-    print(arguments.stdout.getvalue(), end="", file=standard, flush=True)
+        print(arguments.stdout.getvalue(), end="", file=standard, flush=True)  # also of a command that fails after it
 
 
 def _is_ours(error: BaseException) -> bool:
