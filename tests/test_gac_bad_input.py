@@ -360,6 +360,7 @@ def test_a_base_run_without_a_checkpoint_or_a_dataset_is_refused(
     base = tmp_path / "base"
     shutil.copytree(gac, base)
     shutil.rmtree(base / "checkpoints")
+    (base / "live.json").write_text("{}")  # of a run that has not learned yet
     result = refused(finetune_words(base, tmp_path / "run"), capsys)
     holds(
         result, f"{base} has no checkpoint", "nothing to go on from", "let that run learn first", "nothing was started"

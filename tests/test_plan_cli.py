@@ -110,6 +110,7 @@ def test_a_run_that_has_learned_nothing_yet_has_no_plans(
     run = tmp_path / "run"
     shutil.copytree(runs["maze"], run)
     shutil.rmtree(run / "checkpoints")
+    (run / "live.json").write_text("{}")
     capsys.readouterr()
     assert main(["plan", str(run), "--plot", str(tmp_path / "x.png")]) == 1
     assert "has no checkpoint yet" in capsys.readouterr().err and not (tmp_path / "x.png").exists()

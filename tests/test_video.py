@@ -25,6 +25,8 @@ from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluator
 from rollout_workers.video import NoRenderer, find_gl, record_video
 
+UNLISTED = pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's, beside our error
+
 
 @pytest.fixture(scope="module")
 def gl() -> str:
@@ -110,6 +112,7 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         gym.registry.pop(f"{kind.__name__}-v0")
 
 
+@UNLISTED
 @pytest.mark.parametrize(
     ("kind", "picture", "expected"),
     [
@@ -143,11 +146,13 @@ def test_an_environment_that_gives_no_picture_is_told_what_to_give(
     assert "MUJOCO_GL" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+@UNLISTED
 def test_an_environment_without_a_render_mode_is_told_to_take_one() -> None:
     with pytest.raises(EnvError, match=r"takes no render_mode .*it cannot be drawn; give its __init__ that argument"):
         make_env("Walk-v0", render_mode="rgb_array")
 
 
+@UNLISTED
 def test_the_score_is_printed_where_there_is_no_video(
     no_probe: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
