@@ -31,9 +31,8 @@ def _check_names() -> None:
         found = importlib.util.find_spec(name)
         if found is None:
             continue
-        place = found.origin or next(
-            iter(found.submodule_search_locations or [""])
-        )  # a folder without code has no origin
+        folders = found.submodule_search_locations or [""]
+        place = found.origin or next(iter(folders))  # a folder without code has no origin
         if Path(place).resolve() != ours:
             raise ValueError(
                 f"{place} is found under the name {name!r}, expected this project's package {ours.parent}, which it hides: nothing was "
@@ -122,12 +121,10 @@ def evaluate(
     _check_names()
     from cluster.commands.arguments import name_env_again
     from cluster.commands.evaluation import evaluate
-    from cluster.commands.values import check_count, check_number, check_path, check_seed, check_text
+    from cluster.commands.values import check_count, check_path, check_request, check_seed
 
     path = check_path("run", run).absolute()
-    for name, text in (("mode", mode), ("env", env)):
-        check_text(name, text)
-    check_number("target_return", target_return)
+    check_request(mode, target_return, env)
     count, first = check_count("episodes", episodes), check_seed("seed", seed)
     name_env_again(path, env)
     return evaluate(path, count, first, None, mode=mode, target_return=target_return)

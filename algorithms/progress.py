@@ -1,4 +1,4 @@
-"""When this process last got on with its work: whatever takes long marks it, so that a slow worker is told from one that hangs."""
+"""When this process last got on with its work: whatever takes long marks it, so that a slow worker does not pass for one that hangs."""
 
 from __future__ import annotations
 

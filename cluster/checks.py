@@ -18,8 +18,9 @@ from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.loggers import missing_package
-from cluster.run_dir import ROOT, RunDirectory
+from cluster.run_dir import RunDirectory
 from replay.option import range_problems, with_preset
+from replay.task import ROOT
 from rollout_workers.env import EnvError
 from rollout_workers.env_ids import find_env, own_code
 

@@ -26,10 +26,8 @@ from cluster.commands.stop import add_stop
 from cluster.commands.train import add_finetune, add_resume, add_train
 from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.own_code import use_code
-from cluster.run_dir import ROOT
 from cluster.signals import Signals
-
-PACKAGES = ("algorithms", "cluster", "learners", "replay", "rollout_workers")
+from replay.task import OWN_PACKAGES, ROOT
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,9 +88,7 @@ def _json_alone(arguments: argparse.Namespace) -> Iterator[None]:
     whatever code, on standard error."""
     arguments.stdout, standard, kept = io.StringIO(), sys.stdout, None
     try:
-        with contextlib.suppress(
-            OSError, ValueError, AttributeError
-        ):  # one that is closed, or no file: nothing but print uses it
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no file: print alone uses it
             standard.flush()
             kept = standard.fileno(), os.dup(standard.fileno())
             os.dup2(sys.stderr.fileno(), kept[0])
@@ -107,7 +103,7 @@ def _json_alone(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in PACKAGES
+    return type(error).__module__.partition(".")[0] in OWN_PACKAGES
 
 
 def _print_traceback() -> None:
@@ -118,7 +114,7 @@ def _print_frames_of_others(error: BaseException) -> None:
     """The traceback of what caused ``error``, from the first frame on that is neither this project's nor Gymnasium's, if there is one."""
     while error.__cause__ is not None:
         error = error.__cause__
-    folders = [f"{ROOT / name}{os.sep}" for name in PACKAGES] + [f"{os.sep}gymnasium{os.sep}"]
+    folders = [f"{ROOT / name}{os.sep}" for name in OWN_PACKAGES] + [f"{os.sep}gymnasium{os.sep}"]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [at for at, frame in enumerate(frames) if not any(folder in frame.filename for folder in folders)]
     if theirs and not _is_ours(error):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cluster.errors import UsageError
 from cluster.own_cluster import LOOPBACK, start_cluster, stop_cluster
 from cluster.own_code import search_path, shipped
-from cluster.run_dir import ROOT
+from replay.task import ROOT
 
 if TYPE_CHECKING:
     from ray.job_config import JobConfig

@@ -225,7 +225,8 @@ class RayFleet:
         disconnect(self._own_cluster)
 
     def _look_at(self, refs: list[Any]) -> None:
-        workers = [ref for ref in refs if ref not in (*self._learners.runs, *self._evaluations.runs)]
+        others = {*self._learners.runs, *self._evaluations.runs}
+        workers = [ref for ref in refs if ref not in others]
         for part in (self._learners, self._evaluations):
             for ref in refs:
                 if ref in part.runs:

@@ -18,9 +18,8 @@ from typing import Any
 
 from cluster.errors import UsageError
 from cluster.history import Damaged, read_object
-from replay.task import id_of
+from replay.task import ROOT, id_of
 
-ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = {
     "site-packages",
     "dist-packages",

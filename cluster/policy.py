@@ -18,7 +18,7 @@ from algorithms.interface import PlanRequest, PlanRequestError
 from cluster.checks import spec_of
 from cluster.commands.arguments import name_env_again
 from cluster.commands.evaluation import newest_weights
-from cluster.commands.values import check_number, check_path, check_seed, check_text
+from cluster.commands.values import check_path, check_request, check_seed
 from cluster.errors import UsageError
 from cluster.graph import RunSpec, make_policy
 from cluster.run_dir import RunDirectory
@@ -156,9 +156,7 @@ def load(
 ) -> LoadedPolicy:
     """See ``drawbridge.load``."""
     path = check_path("run", run_dir).absolute()
-    for name, text in (("mode", mode), ("env", env)):
-        check_text(name, text)
-    check_number("target_return", target_return)
+    check_request(mode, target_return, env)
     check_seed("seed", seed)  # before the environment is made
     name_env_again(path, env)
     return LoadedPolicy(path, mode=mode, target_return=target_return, seed=seed)

@@ -33,8 +33,8 @@ from cluster.metrics.catalogue import is_resumed
 from cluster.own_code import taken_words
 from cluster.requests import Requests
 from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
+from replay.task import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
 RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
 OF_A_START = {  # what a run directory may hold before the run has begun

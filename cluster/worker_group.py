@@ -156,8 +156,10 @@ class WorkerGroup:
                 self.aggregator.end_writer(index, member.incarnation, totals, STOPPED)
             if time.monotonic() > by:
                 break
-        self._fail(failed)
-        self._count()
+        if failed:
+            self._fail(failed)  # counts, too
+        else:
+            self._count()
 
     def observe_reports(self, reports: list[Any], silent_s: dict[int, float]) -> None:
         """Takes what a shard tells of its writers: their reports, and for how long each has been silent."""
@@ -196,7 +198,7 @@ class WorkerGroup:
             self._count()
 
     def watch(self) -> None:
-        """Replaces workers whose shard heard nothing of them for too long, and that made no step meanwhile: it hangs."""
+        """Replaces workers that hang: their shard got nothing from them for too long, and they made no step meanwhile."""
         self._count()
         limit, hung = self.config.worker.step_timeout_s, dict[int, Failure]()
         now = time.monotonic()
@@ -212,10 +214,11 @@ class WorkerGroup:
             elif not self._gets_on(member, limit):
                 why = f"was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs"
                 hung[index] = _failure(member, f"worker {index} of {self.config.env} {why}", "hung")
-        self._fail(hung)
+        if hung:
+            self._fail(hung)
 
     def _gets_on(self, member: Member, limit_s: float) -> bool:
-        """Whether a worker of which its shard hears nothing still makes steps or plans, or has yet to say so, for which it has ANSWER_S."""
+        """Whether a worker whose shard gets nothing from it still makes steps or plans, or has yet to say so, for which it has ANSWER_S."""
         if member.asked_idle is None:
             member.asked_idle, member.asked_at = member.actor.idle_s.remote(), time.monotonic()
         if not ray.wait([member.asked_idle], timeout=0)[0]:

@@ -3,15 +3,19 @@
 ``Hopper-v5`` is the environment as registered; ``Hopper-v5?{"forward_reward_weight":2.0,"max_episode_steps":300}`` is what
 ``gymnasium.make("Hopper-v5", forward_reward_weight=2.0, max_episode_steps=300)`` makes. One string, so that nobody who
 passes an environment on can forget its arguments. Only text is read here: nothing is built or imported.
+No module of a task can be called like one of this project's packages.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from replay.option import COUNT_LIMIT
 
+ROOT = Path(__file__).resolve().parent.parent  # of this project's tree
+OWN_PACKAGES = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
 LIMIT = "max_episode_steps"  # the argument that gymnasium.make takes for itself
 
 

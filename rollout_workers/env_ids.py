@@ -16,18 +16,16 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from replay.task import LIMIT, TaskError, id_of, join_task, split_task, texts_with_colon
+from replay.task import LIMIT, OWN_PACKAGES, ROOT, TaskError, id_of, join_task, split_task, texts_with_colon
 from rollout_workers.env import EnvError, exit_error
 
-ROOT = Path(__file__).resolve().parent.parent
-OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}  # the names of this project's packages
 FIXED_GOAL = "FixedGoal/"  # namespace of this project's mazes
 FIXED_GOAL_ENTRY_POINT = "rollout_workers.fixed_goal:FixedGoalMaze"  # datasets on disk name it too
 FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in steps as PointMaze has it
@@ -162,17 +160,17 @@ def _import_module(module: str, env_id: str) -> None:
             "line, because importing it runs its code and a dataset or a run directory may come from anybody: nothing was "
             f"imported and the environment cannot be made; if you trust it, repeat the command with --env {env_id} (from Python: env=)"
         )
-    if hidden := _hidden({module.partition(".")[0]} & OURS):
+    if hidden := _hidden({module.partition(".")[0]} & OWN_PACKAGES):
         raise EnvError(
             f"{env_id} names the module {module!r}, and {hidden} cannot be imported under that name, which is one of this project's own "
-            f"packages ({', '.join(sorted(OURS))}), expected another: the environment cannot be made; rename the module"
+            f"packages ({', '.join(sorted(OWN_PACKAGES))}), expected another: the environment cannot be made; rename the module"
         )
     try:
         importlib.import_module(module)
     except SystemExit as error:
         raise exit_error(env_id, error) from error
     except Exception as error:
-        hidden = _hidden(OURS) if isinstance(error, ImportError) else ""
+        hidden = _hidden(OWN_PACKAGES) if isinstance(error, ImportError) else ""
         raise EnvError(
             f"{env_id} names the module {module!r}, which did not import ({type(error).__name__}: {error}), expected a "
             "module that registers the environment: it cannot be made; start in the folder of the module, install it, or give "
@@ -181,7 +179,7 @@ def _import_module(module: str, env_id: str) -> None:
         ) from error
 
 
-def _hidden(names: set[str]) -> str:
+def _hidden(names: Iterable[str]) -> str:
     """The first file on the path that would be one of these modules, had this project no package of its name; "" if there is none."""
     for folder in (Path(entry).resolve() for entry in sys.path):
         for path in sorted(folder / file for name in names for file in (f"{name}.py", f"{name}/__init__.py")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,3 +59,14 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory) -> RealRuns:
     from real_runs import make_real_runs
 
     return make_real_runs(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the counting environments of a module's runs write down their steps."""
+    from counting_env import FOLDER
+
+    folder = tmp_path_factory.mktemp("counting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        yield folder

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_env import FOLDER, counted
+from counting_env import counted
 from ray_runs import RayRun, driven, ray_run
-from tiny_runs import command, lines, read
+from tiny_runs import command, lines, newest_manifest, read
 
 from learners import checkpoint
-from replay.manifest import read_manifest
-from replay.snapshot import intact, manifest_path
 
 pytestmark = pytest.mark.cluster
 
@@ -40,8 +38,7 @@ def on_disk(run_dir: Path) -> list[int]:
     """Rows that the newest snapshot of each shard stands for."""
     found = []
     for index in range(SHARDS):
-        folder = run_dir / "replay" / f"shard-{index}"
-        manifest = read_manifest(manifest_path(folder, next(intact(folder))))
+        manifest = newest_manifest(run_dir / "replay" / f"shard-{index}")
         found.append(manifest["state"]["table"]["inserted"])
     return found
 
@@ -61,14 +58,6 @@ def totals(run_dir: Path) -> dict[str, Any]:
     rows = read(run_dir / "summary.json")["rows"]
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()), rows
     return dict(rows)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("counting")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")

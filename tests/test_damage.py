@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_env import FOLDER, counted
+from counting_env import counted
 from ray_runs import RayRun, driven, ray_run
-from tiny_runs import read
+from tiny_runs import newest_manifest, read
 
 from learners import checkpoint
-from replay.manifest import read_manifest
-from replay.snapshot import intact, manifest_path
 
 pytestmark = pytest.mark.cluster
 
@@ -54,16 +52,7 @@ def saved_twice(run: RayRun) -> None:
 def exact(run: RayRun, folder: Path, rows: dict[str, Any], *drivers: int) -> None:
     """Every step that an environment made is stored, and in the newest snapshot, or dropped by a reason."""
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) == counted(folder, *drivers), rows
-    shard = run.run_dir / "replay" / "shard-0"
-    assert rows["stored"] == read_manifest(manifest_path(shard, next(intact(shard))))["state"]["table"]["inserted"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("damage")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(folder))
-        yield folder
+    assert rows["stored"] == newest_manifest(run.run_dir / "replay" / "shard-0")["state"]["table"]["inserted"]
 
 
 @pytest.fixture(scope="module")

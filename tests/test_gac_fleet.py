@@ -111,6 +111,7 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
         "replay__shards": 1,
         "worker__restart_budget": 0,
         "worker__step_timeout_s": 600,
+        "ray__call_timeout_s": 600,  # the learner stands still for as long as one worker takes to gather the stage
     }
     words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=240, **settings, **OFTEN, **SLOW)  # fmt: skip
     with driven(tmp_path / "run", *words) as run:

@@ -20,7 +20,7 @@ from ray.rllib.algorithms.callbacks import DefaultCallbacks
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune import register_env
 from safetensors.numpy import load_file
-from tiny_runs import TINY
+from tiny_runs import TINY, newest_manifest
 
 from algorithms import ALGORITHMS
 from cluster.cli import main
@@ -31,7 +31,6 @@ from cluster.rllib.methods import CONFIGS
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
 from replay.limiter import feasible_tolerance
-from replay.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -76,8 +75,8 @@ def learner_state(saved: str) -> dict[str, torch.Tensor]:
 
 def replay_rows(saved: str) -> np.ndarray:
     """The packed rows of all shards in the newest snapshots of a saved checkpoint; slots that were never written are zeros."""
-    newest = [max(shard.glob("manifest-*.json")) for shard in sorted(Path(saved).glob("replay/shard-*"))]
-    segments = [path.parent / entry["file"] for path in newest for entry in read_manifest(path)["segments"]]
+    shards = sorted(Path(saved).glob("replay/shard-*"))
+    segments = [shard / entry["file"] for shard in shards for entry in newest_manifest(shard)["segments"]]
     return np.concatenate([load_file(path)["rows"] for path in segments])
 
 

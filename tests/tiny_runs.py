@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli import main
+from replay.manifest import read_manifest
+from replay.snapshot import intact, manifest_path
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -108,3 +110,8 @@ def live(run_dir: Path) -> dict[str, Any]:
     """The newest line of a run, empty before the first."""
     path = run_dir / "live.json"
     return dict(read(path)) if path.exists() else {}
+
+
+def newest_manifest(shard: Path) -> dict[str, Any]:
+    """Of the newest snapshot in a shard's folder that has all of its files."""
+    return read_manifest(manifest_path(shard, next(intact(shard))))

@@ -90,7 +90,7 @@ def _tree() -> Any:
     """What Ray would upload from this tree, for ``--address`` and for ``ray job submit --working-dir .``."""
     from cluster.connection import shipped_files
     from cluster.doctor import Check
-    from cluster.run_dir import ROOT
+    from replay.task import ROOT
 
     sizes = shipped_files()
     total = sum(sizes.values())

@@ -26,6 +26,13 @@ def check_text(name: str, value: Any, optional: bool = True) -> None:
         raise _refused(name, value, "a text, or None" if optional else "a text")
 
 
+def check_request(mode: Any, target_return: Any, env: Any) -> None:
+    """What a run's policy is asked for: each of the three may be None."""
+    check_text("mode", mode)
+    check_text("env", env)
+    check_number("target_return", target_return)
+
+
 def check_mapping(name: str, value: Any) -> None:
     """A mapping whose keys are texts, or None."""
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):

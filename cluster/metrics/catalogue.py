@@ -258,7 +258,7 @@ ROLLOUT = (
     Metric(
         series="node_restarts", kind="counter", unit="restarts", labels=("part", "reason", "node"), resumed=True,
         keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in RESTARTED_PARTS for why in RESTART_REASONS},
-        help="the same by the address of the node where the part was that failed: of 64 nodes by name, of any further ones as other",
+        help="the same, by the address of the node on which the failed part ran; nodes beyond 64 count as other",
     ),
     Metric(
         series="", kind="counter", unit="episodes", labels=("reason",), resumed=True, keys={"episodes_cut_*": ("*",)},

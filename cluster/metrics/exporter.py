@@ -158,9 +158,7 @@ class _Lines(Collector):
                     numbers[key] = self._line.get(key, 0.0) + max(0.0, added)
             if "rows_stored" in numbers:
                 self._line = _REJECTED | self._line
-            if any(
-                key.startswith(BY_NODE) for key in numbers
-            ):  # machines come and go: of one that is gone nothing is shown
+            if any(key.startswith(BY_NODE) for key in numbers):  # a node that is gone shows nothing
                 self._line = {key: value for key, value in self._line.items() if not key.startswith(BY_NODE)}
             self._line |= numbers
             self._line["heard_at"] = time.time()
