@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from replay.schema import DataSummary, EpisodeMetadata, ReturnSummary, Trajectories
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Collective(Protocol):

@@ -1,4 +1,7 @@
-"""Weights on the wire: one flat float32 buffer with a manifest, a digest and a version."""
+"""Weights on the wire: one flat float32 buffer with a manifest, a digest and a version.
+
+torch is imported where tensors are touched: shards and the store pass weights on and never need its seconds and 200 MiB.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CorruptWeights(ValueError):
@@ -57,6 +62,8 @@ class Packing:
     """Named tensors (or arrays) on their way into one flat buffer, as they are now. On CUDA nobody waits until ``done``."""
 
     def __init__(self, tensors: dict[str, Any]) -> None:
+        import torch
+
         named = {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in tensors.items()}
         starts = itertools.accumulate((tensor.numel() for tensor in named.values()), initial=0)
         self._manifest = tuple((name, tuple(tensor.shape), at) for (name, tensor), at in zip(named.items(), starts))
@@ -123,6 +130,8 @@ def load_weights(own: dict[str, torch.Tensor], given: Mapping[str, Any]) -> None
 
     Raises ValueError naming every missing, surplus or misshapen entry; ``own`` is then unchanged.
     """
+    import torch
+
     if problems := misfits(own, given):
         raise ValueError(
             f"these weights do not fit the policy, which keeps the ones it has: {'; '.join(problems)}. Build the policy "

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
+from learners import checkpoint
 from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.task import id_of
@@ -202,7 +203,6 @@ def _prepare(spec: RunSpec, agent: Any) -> None:
 def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     """The agent's state in the newest checkpoint of run ``base``; RunError unless it has one that fits ``spec``."""
     from cluster.run_dir import RunDirectory
-    from learners import checkpoint
     from learners.learner import AGENT, PART
 
     theirs = RunDirectory.open(base).config()  # settings that change nothing in the weights may differ
@@ -221,15 +221,11 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
 
 def checkpoint_exists(spec: RunSpec) -> bool:
     """Whether the run has a checkpoint that its learner is going to load."""
-    from learners import checkpoint
-
     return checkpoint.exists(spec.run_dir / "checkpoints")
 
 
 def newest_checkpoint(spec: RunSpec) -> Checkpoint | None:
     """The newest valid checkpoint of the run, None before the first; RunError when there are some and none can be used."""
-    from learners import checkpoint
-
     try:
         return checkpoint.load_newest(spec.run_dir / "checkpoints", spec.identity())
     except checkpoint.CheckpointError as error:
@@ -238,7 +234,6 @@ def newest_checkpoint(spec: RunSpec) -> Checkpoint | None:
 
 def save_checkpoint(spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> int:
     """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes; its bytes on disk."""
-    from learners import checkpoint
     from learners.learner import PART
 
     parts = checkpoint.prefixed(PART, learner.state()) | (others or {})

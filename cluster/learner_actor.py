@@ -11,7 +11,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.exceptions import GetTimeoutError
 
 from cluster.actors import HELD, HOLD_S, here
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from learners.checkpoint import Checkpoint
     from learners.collective import TorchCollective
     from learners.feed import Feed, ReadyBatch
-    from learners.learner import LearnerReport
+    from learners.report import LearnerReport
     from replay.messages import EpisodeBlock
 
 NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
@@ -277,6 +276,8 @@ class LearnerActor:
         """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
         if self.collective is None:
             return ready, ended
+        import torch
+
         shares = torch.tensor([float(ready), float(ended)])  # on the CPU: nobody waits for a device
         self.collective.mean_(shares)
         share_ready, share_ended = shares.tolist()
@@ -287,6 +288,8 @@ class LearnerActor:
         same: ranks that go on from different ones would wait for each other in vain."""
         if self.collective is None:
             return
+        import torch
+
         mine = -1.0 if found is None else float(found.meta["updates"])
         mean = torch.tensor(mine, dtype=torch.float64)
         self.collective.mean_(mean)

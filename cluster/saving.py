@@ -29,6 +29,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory
+from learners import checkpoint
 from replay import snapshot
 from replay.manifest import Damaged, read_manifest
 
@@ -132,8 +133,6 @@ def _part(name: str, count: int | None, problem: str) -> Part:
 
 
 def _updates(directory: Path) -> int | None:
-    from learners import checkpoint
-
     with contextlib.suppress(OSError):
         meta = checkpoint.newest_meta(directory)
         return None if meta is None else int(meta["updates"])
@@ -305,8 +304,6 @@ def size_words(count: int) -> str:
 
 def missing_checkpoint(run: RunDirectory) -> str:
     """That the run wrote checkpoints and none is there, in words; "" where that is not so."""
-    from learners import checkpoint
-
     if checkpoint.exists(run.checkpoints):
         return ""
     line = run.live()

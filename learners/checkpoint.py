@@ -9,6 +9,8 @@ It is written under a temporary name, synced file by file, renamed, and the pare
 any moment leaves the older checkpoints as they were. Nothing in it is a pickle, so reading one runs no code.
 
 Not promised: safety of two processes that save into one directory at the same time (a run has one writer).
+
+torch is imported where tensors are read or written: a driver looks at manifests alone.
 """
 
 from __future__ import annotations
@@ -21,11 +23,9 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
-import torch
 
 from replay.manifest import (
     Damaged,
@@ -37,6 +37,9 @@ from replay.manifest import (
     seal,
     write_file,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
@@ -168,9 +171,10 @@ def _number(path: Path) -> int:
 
 
 def _write(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    entry = write_file(
-        directory / TENSORS, safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
-    )
+    import safetensors.torch
+
+    data = safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
+    entry = write_file(directory / TENSORS, data)
     try:
         manifest = seal({"format": FORMAT, "meta": dict(meta), "segments": [entry]})
     except (TypeError, ValueError) as error:
@@ -181,6 +185,8 @@ def _write(directory: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any])
 
 def _plain(value: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A contiguous CPU tensor with storage of its own: safetensors refuses views that share a buffer."""
+    import torch
+
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
     tensor = tensor.cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -202,6 +208,8 @@ def _read(path: Path, expect: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor
     differing = [line for key in wanted for line in _differing(key, meta.get(key, _ABSENT), wanted[key])]
     if differing:
         raise Damaged(f"made with another configuration: {'; '.join(differing)}")
+    import safetensors.torch
+
     return safetensors.torch.load(data), meta
 
 

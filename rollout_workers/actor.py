@@ -12,7 +12,6 @@ from itertools import repeat
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.random import PCG64, Generator, SeedSequence
 from numpy.random.bit_generator import ISpawnableSeedSequence
 
@@ -237,6 +236,8 @@ class TorchEngine:
         self._policy.load_weights(arrays)
 
     def act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        import torch
+
         with torch.inference_mode():
             return self._policy.act(torch.from_numpy(obs_EO), torch.from_numpy(noise)).numpy()
 

@@ -12,7 +12,7 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
 from cluster.metrics.parts import NODES, NodeRestarts, Parts
 from cluster.usage import Usage, usage
-from learners.learner import LearnerReport
+from learners.report import LearnerReport
 
 
 def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_are_far_behind(

@@ -43,6 +43,14 @@ def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
     assert result[-1]["env_steps"] > result[seen.index(4)]["env_steps"]
 
 
+def test_shards_and_store_do_without_torch(scaled: RayRun) -> None:
+    shards, stores, learners = (scaled.children(f"ray::{part}Actor") for part in ("Shard", "Store", "Learner"))
+    assert (len(shards), len(stores), len(learners)) == (SHARDS, 1, LEARNERS)
+    for process in (*shards, *stores, *learners):
+        has_torch = any("libtorch" in part.path for part in process.memory_maps())
+        assert has_torch == (process in learners), process
+
+
 def test_what_went_over_each_hop_is_what_the_run_counts(scaled: RayRun) -> None:
     last = lines(scaled.run_dir / "metrics.jsonl")[-1]
     assert all(last[f"hop_{hop}_{what}"] > 0 for hop in HOPS for what in ("calls", "s", "bytes"))

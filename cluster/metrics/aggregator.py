@@ -179,7 +179,7 @@ class MetricsAggregator:
         self.updates, self.generation, self.version = updates, generation, version
 
     def add_learner(self, report: Any) -> None:
-        """Takes a learner's report (learners.learner.LearnerReport)."""
+        """Takes a learner's report (learners.report.LearnerReport)."""
         if "clipped_mass" in report.metrics:
             made = report.updates_per_s * report.wall_s
             self._clipped += made * np.array([report.metrics["clipped_mass"], 1.0])
