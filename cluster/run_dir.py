@@ -32,7 +32,6 @@ from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.own_code import taken_words
 from cluster.requests import Requests
-from learners import checkpoint
 from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
 from replay.task import ROOT
 
@@ -103,6 +102,8 @@ class RunDirectory:
         count = len(list(self.checkpoints.glob("checkpoint-*")))
         if not count:
             return False
+        from learners import checkpoint
+
         return count > 1 or (checkpoint.newest_meta(self.checkpoints) or {}).get("updates") != 0
 
     @classmethod
