@@ -314,20 +314,27 @@ def missing_checkpoint(run: RunDirectory) -> str:
     return f"{run.checkpoints} {seen}, expected the checkpoints of a run that has made {updates:,} updates"
 
 
+def _damaged_checkpoints(run: RunDirectory) -> str:
+    """That the run has checkpoints and none is whole, in words; "" where that is not so."""
+    found = checkpoint.damage(run.checkpoints)
+    return f"{run.checkpoints} has {len(found)} checkpoints, expected a whole one: {'; '.join(found)}" if found else ""
+
+
 def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list[str]:
     """Looks for the checkpoint and for every shard's snapshot before a run goes on.
 
     Args:
-        accept_loss: what is missing begins anew.
+        accept_loss: what is missing or damaged begins anew.
 
     Returns:
-        what is missing and begins anew, in words.
+        what begins anew, in words.
 
     Raises:
-        UsageError: something is missing and ``accept_loss`` is False; nothing was changed.
+        UsageError: something is missing or damaged and ``accept_loss`` is False; nothing was changed.
     """
     line = run.live()
-    problems = [problem] if (problem := missing_checkpoint(run)) else []
+    problem = missing_checkpoint(run) or _damaged_checkpoints(run)
+    problems = [problem] if problem else []
     folders = [run.replay / f"shard-{index}" for index in range(config.replay.shards)]
     if _snapshots_expected(line, folders):
         problems += filter(None, map(_lacking, folders))
@@ -339,7 +346,7 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
     ]
     if not accept_loss:
         raise UsageError(
-            "files that the run wrote are missing:\n"
+            "files that the run wrote are missing or damaged:\n"
             + "\n".join(f"  - {text}" for text in problems)
             + f"\nGoing on without them would throw away {' and '.join(filter(None, lost))}, so nothing was started. Put them back, or "
             f"begin anew what is missing and keep the rest with `{resume_words(run.path, config.env)} --accept-loss`"
@@ -348,15 +355,17 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
 
 
 def set_aside(run: RunDirectory, config: RunConfig) -> None:
-    """Moves snapshots that nobody can load out of the way of a run that begins them anew: to ``shard-I.unusable``."""
-    for index in range(config.replay.shards):
-        folder = run.replay / f"shard-{index}"
-        if any(folder.glob("manifest-*.json")) and _lacking(folder):
-            number = itertools.count(2)
-            target = folder.with_name(f"{folder.name}.unusable")
-            while target.exists():
-                target = folder.with_name(f"{folder.name}.unusable-{next(number)}")
-            folder.rename(target)
+    """Moves what nobody can load out of the way of a run that begins it anew: to ``shard-I.unusable``, ``checkpoints.unusable``."""
+    folders = [run.replay / f"shard-{index}" for index in range(config.replay.shards)]
+    unusable = [folder for folder in folders if any(folder.glob("manifest-*.json")) and _lacking(folder)]
+    if _damaged_checkpoints(run):
+        unusable.append(run.checkpoints)
+    for folder in unusable:
+        number = itertools.count(2)
+        target = folder.with_name(f"{folder.name}.unusable")
+        while target.exists():
+            target = folder.with_name(f"{folder.name}.unusable-{next(number)}")
+        folder.rename(target)
 
 
 def _snapshots_expected(line: Mapping[str, Any], folders: list[Path]) -> bool:

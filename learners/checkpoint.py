@@ -114,6 +114,16 @@ def exists(directory: Path) -> bool:
     return bool(_checkpoints(Path(directory)))
 
 
+def damage(directory: Path) -> list[str]:
+    """What is wrong with each checkpoint, newest first, if none is complete and intact; empty if one is, or if there are none."""
+    found = []
+    for path in _checkpoints(Path(directory)):
+        if (problem := problem_of(path)) is None:
+            return []
+        found.append(f"{path.name}: {problem}")
+    return found
+
+
 def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None:
     """The newest checkpoint that is complete, intact and whose ``meta`` agrees with ``expect`` in every field of it.
 

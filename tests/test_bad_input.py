@@ -202,13 +202,23 @@ def test_a_checkpoint_that_cannot_be_used_stops_resume_and_evaluate_and_is_never
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     harm(run)
-    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    before, config = sorted(path.name for path in (run / "checkpoints").iterdir()), (run / "config.json").read_bytes()
+    whole = damage == "of another configuration"
     for words in (["resume", str(run), "--steps", "256"], ["evaluate", str(run)]):
-        result = refused(words, capsys, code=1)
-        for part in (seen, "none of the 1 checkpoints", "would throw the run's training away", "Put a good copy back"):
+        result = refused(words, capsys, code=2 if words[0] == "resume" and not whole else 1)
+        wanted = ("none of the 1 checkpoints", "would throw the run's training away", "Put a good copy back")
+        if words[0] == "resume" and not whole:
+            wanted = (
+                "has 1 checkpoints, expected a whole one",
+                "would throw away",
+                "nothing was started",
+                "--accept-loss",
+            )
+            assert (run / "config.json").read_bytes() == config
+        for part in (seen, *wanted):
             assert part in result
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
-    assert seen in read(run / "failure.json")["error"]
+    assert not whole or seen in read(run / "failure.json")["error"]
 
 
 def test_an_empty_path_is_not_the_current_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,9 +50,15 @@ def _remove_segments(run: Path) -> None:
         path.unlink()
 
 
+def _cut_checkpoints(run: Path) -> None:
+    for path in run.glob("checkpoints/*/tensors.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+
+
 LOST: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no checkpoints": (lambda run: shutil.rmtree(run / "checkpoints"), "checkpoints does not exist", "updates"),
     "empty checkpoints": (lambda run: _clear(run / "checkpoints"), "checkpoints is empty", "updates"),
+    "cut checkpoints": (_cut_checkpoints, "tensors.safetensors is truncated", "updates"),
     "no manifest": (_remove_manifests, "shard-1 has 1 segments and no manifest", "rows of the replay"),
     "segments": (_remove_segments, "shard-0 has 1 manifests and not all files of any", "rows of the replay"),
     "one shard": (
