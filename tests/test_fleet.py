@@ -15,7 +15,7 @@ from replay.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 6_000
+STEPS = 3_000
 FIRST_ROWS = 1_000  # replay.min_size_rows
 
 
@@ -25,7 +25,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     run_dir = tmp_path_factory.mktemp("fleet") / "run"
     settings: dict[str, Any] = {
         "replay__min_size_rows": FIRST_ROWS,
-        "evaluation__every_steps": 2_000,
+        "evaluation__every_steps": 1_000,
         "learner__publish_updates": 64,
         "metrics__tensorboard": "true",
         "metrics__port": 0,
