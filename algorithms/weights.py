@@ -1,6 +1,6 @@
 """Weights on the wire: one flat float32 buffer with a manifest, a digest and a version.
 
-torch is imported where tensors are touched: shards and the store pass weights on and never need its seconds and 200 MiB.
+torch is imported where tensors are touched: shards and the store pass weights on and never need its seconds and 180 MiB.
 """
 
 from __future__ import annotations

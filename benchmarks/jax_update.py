@@ -1,14 +1,13 @@
 """SoftGAC's update against the same update in JAX, by CPU-seconds of one core: ``python benchmarks/jax_update.py``.
 
 The authors' code is in JAX. This is the paper's update written anew in it, one jitted program for a call of many updates, with
-optax's Adam; both come with the extra `bench`. First both get the same weights, rows and noise, and
-must agree after UPDATES updates (exit code 1 if not). Then they are timed by turns, with noise of their own.
+optax's Adam (extra `bench`). First both get the same weights, rows and noise, and must agree after UPDATES updates (exit code 1
+if not). Then they are timed by turns, with noise of their own.
 
     python benchmarks/jax_update.py                     # the widths of preset cpu; the paper's inputs, support and form
     python benchmarks/jax_update.py --preset paper --updates 4 --repeats 3
 
-"preset" is what `--preset` runs here; where it differs from the paper's algorithm (cpu: input norm, fitted support, Ioffe's form)
-its rate stands beside. Letters as in algorithms/critic.py.
+Preset cpu differs from the paper's algorithm (input norm, support, Ioffe's form), so the table has its rate too. Letters as in algorithms/critic.py.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ import torch
 
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import UpdateNoise
+from algorithms.config import GYM_SUPPORT
 from algorithms.interface import AgentSpec
 from algorithms.softgac.agent import SoftGAC
 from algorithms.softgac.bridge import EDGE, LAYER_NORM_EPS, STEP_PARAMETERS
 from algorithms.softgac.config import SoftGACConfig
-from algorithms.softgac.losses import VARIANCE_FLOOR
+from algorithms.softgac.losses import VARIANCE_FLOOR, energy_budget
 from benchmarks.markdown import table
 from benchmarks.update import rate
 
 UPDATES = 6  # that both make with the same noise
-GYM_SUPPORT = 1600.0  # the paper's
 
 
 class State(NamedTuple):
@@ -62,7 +61,7 @@ class Twin:
     def __init__(self, config: SoftGACConfig, obs: int, action: int) -> None:
         self.config, self.obs, self.action = config, obs, action
         self.layers, self.y_N = config.critic_layers + 1, jnp.linspace(config.v_min, config.v_max, config.atoms)
-        self.budget = config.rho * config.bridge_steps * action
+        self.budget = energy_budget(config.rho, config.bridge_steps, action)
         self.adams = (
             optax.adam(config.critic_lr, b1=config.critic_beta1), optax.adam(config.actor_lr), optax.adam(config.alpha_lr),
         )  # fmt: skip

@@ -354,11 +354,14 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
     return [f"begins anew, as --accept-loss allows: {text}" for text in problems]
 
 
-def set_aside(run: RunDirectory, config: RunConfig) -> None:
-    """Moves what nobody can load out of the way of a run that begins it anew: to ``shard-I.unusable``, ``checkpoints.unusable``."""
+def set_aside(run: RunDirectory, config: RunConfig, lost: list[str]) -> None:
+    """Moves what nobody can load out of the way of a run that begins it anew: to ``shard-I.unusable``, ``checkpoints.unusable``.
+
+    ``lost`` is of ``check_parts``: where nothing is, no checkpoint is read and checked a second time.
+    """
     folders = [run.replay / f"shard-{index}" for index in range(config.replay.shards)]
     unusable = [folder for folder in folders if any(folder.glob("manifest-*.json")) and _lacking(folder)]
-    if _damaged_checkpoints(run):
+    if lost and _damaged_checkpoints(run):
         unusable.append(run.checkpoints)
     for folder in unusable:
         number = itertools.count(2)

@@ -121,7 +121,7 @@ for words in {LIGHT!r}:
 
 
 def test_driver_shards_and_store_need_no_torch() -> None:
-    """It is seconds and 200 MiB in every process that does not learn or act (tests/test_scale.py sees it in the processes)."""
+    """It is seconds and 180 MiB in every process that does not learn or act (tests/test_scale.py sees it in the processes)."""
     script = "import sys, cluster.fleet, cluster.session, learners.checkpoint; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.stdout == "[]\n", ended.stderr

@@ -231,7 +231,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         spec = dataclasses.replace(spec, start=run.count_start())
         run.write_config(config)
         run.clear_outcome()
-        set_aside(run, config)
+        set_aside(run, config, lost)
     from cluster.drive import drive
 
     for text in lost:
