@@ -108,7 +108,7 @@ class Crowd:
         """On which node this is; there is an answer once the process is up."""
         return here()
 
-    async def totals(self) -> RowTotals:
+    async def last_words(self) -> RowTotals:
         return RowTotals()
 
     async def idle_s(self) -> float:
@@ -127,7 +127,7 @@ class StandIn:
 
     def __init__(self, crowd: Any) -> None:
         self.run, self.place = Call(crowd.forever.remote), Call(crowd.place.remote)
-        self.totals, self.idle_s = Call(crowd.totals.remote), Call(crowd.idle_s.remote)
+        self.last_words, self.idle_s = Call(crowd.last_words.remote), Call(crowd.idle_s.remote)
 
 
 class StandIns:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rollout_workers.evaluator import Evaluation
 
 HELD = "held"  # a shard's reason for having no block: the driver holds the run
+LAST_CHUNK_S = 0.5  # for the chunk in hand of a worker that is to be killed
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
 
 
@@ -248,15 +249,15 @@ class WorkerActor:
         """Collects until ``stop`` is called or ``shard`` has its rows; returns this worker's final row counts."""
         self.shard, self.store = shard, store
         self.client.run()
-        return self.totals()
+        return self.client.worker.totals()
 
     def place(self) -> str:
         """On which node this is; there is an answer once the environments are built."""
         return here()
 
-    def totals(self) -> RowTotals:
-        """Row counts now, also while ``run`` hangs or after it failed."""
-        return self.client.worker.totals()
+    def last_words(self) -> RowTotals:
+        """Row counts before this process is killed, also while ``run`` hangs or after it failed: no further chunk is begun."""
+        return self.client.last_words(LAST_CHUNK_S)
 
     def idle_s(self) -> float:
         """Seconds since an environment made a step, or the search for a plan did, also while ``run`` hangs."""

@@ -18,6 +18,7 @@ know what carries the messages.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from algorithms import progress
 from algorithms.weights import CorruptWeights
 from cluster.errors import RunError
-from replay.messages import Ack, Chunk
+from replay.messages import Ack, Chunk, RowTotals
 
 if TYPE_CHECKING:
     from algorithms.weights import Weights
@@ -81,6 +82,7 @@ class ReplayClient:
         self._held = False  # the shard has held rows back since the running episodes were begun
         self._unsure = False  # an answer to the chunk that is being settled was lost: it may have been stored
         self._settle_by: float | None = None  # when chunks that the shard makes wait are dropped; None: never
+        self._collecting = threading.Lock()
 
     def run(self) -> str:
         """Collects and pushes; returns why it ended: "complete" (the shard has its rows) or "stopped".
@@ -96,8 +98,7 @@ class ReplayClient:
             while not self.stopping and not self.complete:
                 if not self._wait_for_weights():
                     break
-                chunk = self.worker.collect()
-                self.pending.append((chunk, self._send(chunk)))
+                self._collect()
                 while len(self.pending) >= self._limit and not self.complete:
                     self._settle()
         except Lost:
@@ -115,6 +116,19 @@ class ReplayClient:
         if self._settle_by is None:
             self._settle_by = self._clock() + SETTLE_S
         self.stopping = True
+
+    def last_words(self, limit_s: float) -> RowTotals:
+        """Row counts that stay true: ``stop``, and the chunk in hand is waited for, at most ``limit_s``. For another thread than ``run``'s."""
+        self.stop()
+        if self._collecting.acquire(timeout=limit_s):
+            self._collecting.release()
+        return self.worker.totals()
+
+    def _collect(self) -> None:
+        with self._collecting:
+            if not self.stopping:
+                chunk = self.worker.collect()
+                self.pending.append((chunk, self._send(chunk)))
 
     def _settle_all(self) -> None:
         while self.pending:

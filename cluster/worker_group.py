@@ -351,9 +351,11 @@ class WorkerGroup:
         self._end(late, STOPPED, ask=late)
 
     def _end(self, members: dict[int, Member], reason: str, ask: dict[int, Member]) -> None:
-        """Kills workers that failed, hang or are late, and takes the row counts that those of ``ask``, which are not dead, can still give."""
-        up = {index: member for index, member in ask.items() if ray.wait([member.up], timeout=0)[0]}
-        refs = {index: member.actor.totals.remote() for index, member in up.items()}
+        """Kills workers that failed, hang or are late, and takes the row counts that those of ``ask``, which are not dead, can still give.
+
+        One that was not up yet is asked, too: it may be so by now, and make steps.
+        """
+        refs = {index: member.actor.last_words.remote() for index, member in ask.items()}
         if refs:
             ray.wait(list(refs.values()), num_returns=len(refs), timeout=LAST_WORDS_S)
         for index, member in members.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray.exceptions import (
     ActorUnavailableError,
@@ -14,6 +16,8 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayTaskError,
 )
+from tagged_env import TaggedEnv
+from test_replay_client_plans import ENVS, linear_policy, make_worker
 
 from cluster.config import make_preset, override
 from cluster.errors import RunError
@@ -21,7 +25,10 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes
 from cluster.remote import Budget, root
+from cluster.replay_client import ReplayClient
 from cluster.worker_group import SLICE_S, Member, WorkerGroup
+from replay.messages import Ack
+from rollout_workers.env import StepResult
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -133,6 +140,36 @@ def test_workers_that_end_together_are_ended_together_and_come_back_in_turns_of_
         assert now_s - began_s <= 2 * (SLICE_S + each_s)
     assert sorted(begun) == sorted(ended) == list(range(workers))
     assert turns <= 2 + workers * each_s / SLICE_S
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_last_words_count_every_step_that_was_made_and_wait_for_no_step_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    worker = make_worker(linear_policy())
+    env, stepping, go_on = worker._env, threading.Event(), threading.Event()
+
+    def step(action_EA: np.ndarray) -> StepResult:
+        stepping.set()
+        assert go_on.wait(60)
+        return TaggedEnv.step(env, action_EA)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(env, "step", step)
+    ok = Ack(status="ok", generation=0, version=1)
+    client = ReplayClient(
+        worker, send=lambda chunk: ok, answer=lambda ack, limit_s: ack, fetch=lambda: None, max_unacked=1, timeout_s=60.0
+    )
+    thread = threading.Thread(target=client.run)
+    thread.start()
+    assert stepping.wait(60)
+    if not hangs:  # the chunk in hand can end while the driver waits for the counts
+        threading.Timer(0.1, go_on.set).start()
+    totals = client.last_words(0.05 if hangs else 60.0)
+    told = env.made  # type: ignore[attr-defined]
+    go_on.set()
+    thread.join(60)
+    assert totals.recorded == told == (0 if hangs else 4 * ENVS)
+    assert hangs or env.made == told, "a step that no count of the run has"  # type: ignore[attr-defined]
 
 
 def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> None:
