@@ -37,12 +37,13 @@ HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "
 # Of a part that the driver replaces. On a node that is short of memory Ray kills those first that it may restart, the newest first: with
 # this, workers and the evaluator before the store and the shards, which are older, and learners last.
 EXPENDABLE = {"max_restarts": -1}
+REFUSED = "the process before this one ended and only the driver replaces it"
 
 
 def refuse_restart() -> None:
     """Raises in a process that Ray began in place of one that died: of such a part the driver makes another."""
     if ray.get_runtime_context().was_current_actor_reconstructed:
-        raise RuntimeError("the process before this one ended while it started; the logs of its node say why")
+        raise RuntimeError(f"{REFUSED}; the logs of its node say why")
 
 
 def here() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from cluster.actors import EXPENDABLE, WorkerActor
+from cluster.actors import EXPENDABLE, REFUSED, WorkerActor
 from cluster.checks import uneven_shards
 from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
@@ -391,7 +391,7 @@ def _failure(member: Member, why: str, reason: str) -> Failure:
 
 def _died(member: Member, error: Exception) -> str:
     """Why a worker's process is gone, as far as anybody knows."""
-    if not isinstance(error, ActorUnavailableError):
+    if not isinstance(error, ActorUnavailableError) and REFUSED not in str(error):  # which of the two is a matter of time
         return cause(error)
     took = f"; it took {member.rss_bytes / 2**20:,.0f} MiB when it last said so" if member.rss_bytes else ""
     return (

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray.exceptions import (
+    ActorDiedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     ObjectLostError,
@@ -19,6 +20,7 @@ from ray.exceptions import (
 from tagged_env import TaggedEnv
 from test_replay_client_plans import ENVS, linear_policy, make_worker
 
+from cluster.actors import REFUSED
 from cluster.config import make_preset, override
 from cluster.errors import RunError
 from cluster.graph import RunSpec
@@ -79,6 +81,10 @@ def test_workers_are_counted_once_a_turn_however_many_are_lost_together(
 ENDS = {
     "Ray killed it": (OutOfMemoryError("the node is running low on memory\npages of advice"), "the node is running low on memory"),
     "it is restarting": (ActorUnavailableError("restarting", None), "or because its node ran out of memory"),
+    "it restarted it, and that process refused": (
+        ActorDiedError(RayTaskError("WorkerActor.__init__", f"RuntimeError: {REFUSED}; the logs", RuntimeError(REFUSED))),
+        "or because its node ran out of memory",
+    ),
     "it has no place": (ActorUnschedulableError("no node has its label"), "no node has its label"),
     "its object is lost": (ObjectLostError("0" * 56, "", ""), "lost"),
 }  # fmt: skip
