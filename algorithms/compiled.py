@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_name("loops.c")
 # No flag lets the compiler change the order of a sum or forget about NaN: the same bits in every run.
@@ -50,6 +50,12 @@ def without() -> Iterator[None]:
 def library() -> ctypes.CDLL | None:
     """The library, or None where torch computes."""
     return None if _off else load().library
+
+
+def function(found: Any, *arguments: Any) -> Any:
+    """A function of the library that takes these and returns nothing."""
+    found.argtypes, found.restype = arguments, None
+    return found
 
 
 @functools.cache

@@ -7,14 +7,13 @@ C compiler; the C form agrees with it to float32 rounding (tests/test_loops.py).
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from algorithms import batch_renorm, c51, compiled
 from algorithms.batch_renorm import Renorm
+from algorithms.compiled import function
 from algorithms.interface import Collective
 from algorithms.losses import critic_loss
 
@@ -133,11 +132,11 @@ class CompiledLoops(TorchLoops):
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, long, real, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
         sizes = [long] * 4  # step, T, M, I
-        self._moments = _function(library.renorm_moments, pointer, *sizes, integer, pointer)
-        self._apply = _function(library.renorm_apply, pointer, *sizes, *[pointer] * 5, _Constants, pointer, pointer)
-        self._sums = _function(library.renorm_sums, pointer, pointer, *[long] * 5, *[pointer] * 4)
-        self._input = _function(library.renorm_input, pointer, pointer, *[long] * 4, *[pointer] * 4)
-        self._head = _function(library.critic_head, pointer, *[long] * 3, *[pointer] * 5, *[real] * 3, *[pointer] * 3)
+        self._moments = function(library.renorm_moments, pointer, *sizes, integer, pointer)
+        self._apply = function(library.renorm_apply, pointer, *sizes, *[pointer] * 5, _Constants, pointer, pointer)
+        self._sums = function(library.renorm_sums, pointer, pointer, *[long] * 5, *[pointer] * 4)
+        self._input = function(library.renorm_input, pointer, pointer, *[long] * 4, *[pointer] * 4)
+        self._head = function(library.critic_head, pointer, *[long] * 3, *[pointer] * 5, *[real] * 3, *[pointer] * 3)
 
     def forward(self, x_TMI: torch.Tensor, relu: bool, norm: Norm, collective: Collective) -> tuple[torch.Tensor, Any]:
         """See TorchLoops; ``x_TMI`` may be one (M, I) for all critics, expanded."""
@@ -186,92 +185,7 @@ class CompiledLoops(TorchLoops):
         return Head(loss, grad, *means)
 
 
-class _Bridge(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("R", "K", "O", "A", "H")),
-        ("layer_norm", ctypes.c_int),
-        ("floor", ctypes.c_float),
-        *((f"p{i}", ctypes.c_void_p) for i in range(8)),
-    )
-
-
-class Bound(NamedTuple):
-    """A call on memory that stays; see ``CompiledBridge.bind``."""
-
-    run: Callable[[], None]
-    action_RA: torch.Tensor
-    kept: tuple[torch.Tensor, ...]  # what ``run`` points to
-
-
-class CompiledBridge:
-    """SoftGAC's bridge in C, for float32 on the CPU; its twin is algorithms/softgac/bridge.py, which has the letters.
-
-    ``parameters``: the eight of STEP_PARAMETERS, (K, ...), contiguous.
-    """
-
-    def __init__(self, library: ctypes.CDLL, layer_norm: bool, floor: float) -> None:
-        self.settings = layer_norm, floor
-        self._forward = _function(library.bridge_forward, _Bridge, *[ctypes.c_void_p] * 7)
-        self._backward = _function(library.bridge_backward, _Bridge, _Bridge, *[ctypes.c_void_p] * 7)
-
-    def forward(
-        self, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Actions (R, A), control energy (R,), the mean sigma (0-d), and the path (K+1, R, A)."""
-        rows, ends, action_dim = noise_RKA.shape
-        given, work = self._given(rows, obs_RO, parameters)
-        z_KRA = obs_RO.new_empty(ends, rows, action_dim)
-        action_RA, cost_R, sigma = obs_RO.new_empty(rows, action_dim), obs_RO.new_empty(rows), obs_RO.new_empty(())
-        made = (tensor.data_ptr() for tensor in (work, z_KRA, action_RA, cost_R, sigma))
-        self._forward(given, obs_RO.data_ptr(), noise_RKA.data_ptr(), *made)
-        return action_RA, cost_R, sigma, z_KRA
-
-    def bind(self, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Bound:
-        """``forward`` on this memory, again and again: the call writes into the actions (R, A) that come with it."""
-        rows, ends, action_dim = noise_RKA.shape
-        given, work = self._given(rows, obs_RO, parameters)
-        action_RA = obs_RO.new_empty(rows, action_dim)
-        kept = (*parameters, obs_RO, noise_RKA, work, obs_RO.new_empty(ends, rows, action_dim), action_RA)
-        kept = (*kept, obs_RO.new_empty(rows), obs_RO.new_empty(()))
-        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in kept[len(parameters) :]]
-        return Bound(functools.partial(self._forward, given, *pointers), action_RA, kept)
-
-    def backward(
-        self, seen: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], *grads: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """The parameters' gradients, from ``grads`` by action and cost; ``seen``: obs, noise, path and action."""
-        obs_RO, noise_RKA, z_KRA, action_RA = seen
-        rows = len(obs_RO)
-        given, work = self._given(rows, obs_RO, parameters)
-        made = [torch.zeros_like(tensor) for tensor in parameters]
-        inputs = (tensor.data_ptr() for tensor in (obs_RO, noise_RKA, work, z_KRA, action_RA, *grads))
-        self._backward(given, self._given(rows, obs_RO, made)[0], *inputs)
-        return made
-
-    def _given(
-        self, rows: int, obs_RO: torch.Tensor, parameters: Sequence[torch.Tensor]
-    ) -> tuple[_Bridge, torch.Tensor]:
-        """The argument of loops.c, and memory for its work."""
-        (steps, inputs, width), obs_dim = parameters[2].shape, obs_RO.shape[1]
-        action_dim = inputs - obs_dim
-        sizes = rows, steps, obs_dim, action_dim, width
-        work = 4 * (3 * inputs + 4 * width + 8 * action_dim) + width * (inputs + 2 * action_dim) + rows * action_dim
-        pointers = (tensor.data_ptr() for tensor in parameters)
-        return _Bridge(*sizes, *self.settings, *pointers), obs_RO.new_empty(work)
-
-
 def choose(device: torch.device) -> TorchLoops:
     """The fastest form for ``device`` on this machine."""
     library = compiled.library() if device.type == "cpu" else None
     return TorchLoops() if library is None else CompiledLoops(library)
-
-
-def _function(function: Any, *arguments: Any) -> Any:
-    function.argtypes, function.restype = arguments, None
-    return function
-
-
-def choose_bridge(device: torch.device, layer_norm: bool, floor: float) -> CompiledBridge | None:
-    """The bridge in C where ``device`` and this machine have it."""
-    library = compiled.library() if device.type == "cpu" else None
-    return None if library is None else CompiledBridge(library, layer_norm, floor)

@@ -84,7 +84,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             config_class=softgac_config.SoftGACConfig,
             presets={"cpu": softgac_config.cpu, "paper": softgac_config.paper},
             agent="algorithms.softgac.agent:SoftGAC",
-            policy="algorithms.softgac.agent:SoftGACPolicy",
+            policy="algorithms.softgac.acting:SoftGACPolicy",
         ),
         Algorithm(
             name="sac",

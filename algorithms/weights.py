@@ -125,21 +125,19 @@ def check_state(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) ->
         )
 
 
-def load_weights(own: dict[str, torch.Tensor], given: Mapping[str, Any]) -> None:
-    """Copies ``given`` (arrays or tensors) into the tensors of ``own``, on the CPU.
+def load_weights(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Copies ``given`` into ``own``, both arrays or tensors; ``own``'s are float32 on the CPU.
 
     Raises ValueError naming every missing, surplus or misshapen entry; ``own`` is then unchanged.
     """
-    import torch
-
     if problems := misfits(own, given):
         raise ValueError(
             f"these weights do not fit the policy, which keeps the ones it has: {'; '.join(problems)}. Build the policy "
             "with the configuration and dimensions of the learner that made the weights"
         )
-    for name, tensor in own.items():
-        value = given[name]
-        if isinstance(value, torch.Tensor):
-            tensor.copy_(value)
-        else:
-            np.copyto(tensor.numpy(), value)
+    for name, mine in own.items():
+        np.copyto(_array(mine), _array(given[name]))
+
+
+def _array(value: Any) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()

@@ -35,9 +35,10 @@ from algorithms.actor_critic import UpdateNoise
 from algorithms.config import GYM_SUPPORT
 from algorithms.interface import AgentSpec
 from algorithms.softgac.agent import SoftGAC
-from algorithms.softgac.bridge import EDGE, LAYER_NORM_EPS, STEP_PARAMETERS
-from algorithms.softgac.config import SoftGACConfig
-from algorithms.softgac.losses import VARIANCE_FLOOR, energy_budget
+from algorithms.softgac.bridge import LAYER_NORM_EPS
+from algorithms.softgac.config import EDGE, VARIANCE_FLOOR, SoftGACConfig
+from algorithms.softgac.losses import energy_budget
+from algorithms.softgac.weights import STEP_PARAMETERS
 from benchmarks.markdown import table
 from benchmarks.update import rate
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from algorithms import progress
-from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker, set_threads
+from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker
 from cluster.remote import DIED
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
 from cluster.saving import Outcome
@@ -232,7 +232,6 @@ class WorkerActor:
     def __init__(self, spec: RunSpec, index: int, incarnation: int, random_steps: int) -> None:
         refuse_restart()
         config = spec.config
-        set_threads(config)
         take_code(spec.own_code, config.env)
         self.timeout_s, self.meter = config.ray.call_timeout_s, Meter()
         self.fetched = Served("fetch")  # since the last chunk
@@ -297,7 +296,6 @@ class EvaluatorActor:
 
     def __init__(self, spec: RunSpec) -> None:
         refuse_restart()
-        set_threads(spec.config)
         take_code(spec.own_code, spec.config.env)
         self.evaluator = make_evaluator(spec)
 

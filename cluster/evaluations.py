@@ -1,5 +1,7 @@
 """Evaluations of a run on Ray: one evaluator beside the training, a bounded queue of policies before it.
 
+Without evaluation.every_steps the evaluator is started for the first evaluation that is asked for, the last of the run.
+
 An evaluator that hangs is killed once its evaluation has taken evaluation.timeout_s (its own deadline) and ray.call_timeout_s
 more, or ray.start_timeout_s more while its process starts. Nothing here blocks.
 """
@@ -36,7 +38,9 @@ class Evaluations:
         self._failures = 0
         self.node = ""  # where the evaluator is, once that is known
         self._done: list[Evaluation] = []
-        self._start()
+        self._evaluator: Any = None
+        if self.config.evaluation.every_steps:
+            self._start()
 
     @property
     def runs(self) -> list[Any]:
@@ -50,7 +54,7 @@ class Evaluations:
 
     @property
     def actors(self) -> list[Any]:
-        return [self._evaluator]
+        return [] if self._evaluator is None else [self._evaluator]
 
     def request(self, fetched: Any, episodes: int) -> None:
         """Queues an evaluation of the newest policy.
@@ -86,6 +90,8 @@ class Evaluations:
                 refs = self._left_out(error)
             self._queue.popleft()
             if refs:
+                if self._evaluator is None:
+                    self._start()
                 up = ray.wait([self._up], timeout=0)[0]
                 if up:
                     with contextlib.suppress(*DIED, RayTaskError):

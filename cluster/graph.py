@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,10 @@ def make_policy(spec: RunSpec) -> Policy | EpisodePolicy:
     """The acting side of the run's algorithm."""
     from algorithms import ALGORITHMS
 
-    return ALGORITHMS[spec.config.algorithm].make_policy(spec.config.agent, spec.obs_dim, spec.action_dim)
+    policy = ALGORITHMS[spec.config.algorithm].make_policy(spec.config.agent, spec.obs_dim, spec.action_dim)
+    if "torch" in sys.modules:  # a policy that acts without it needs none of its threads
+        set_threads(spec.config)
+    return policy
 
 
 def make_worker(spec: RunSpec, index: int, incarnation: int, random_steps: int) -> RolloutWorker:

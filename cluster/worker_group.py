@@ -391,7 +391,7 @@ def _failure(member: Member, why: str, reason: str) -> Failure:
 
 def _died(member: Member, error: Exception) -> str:
     """Why a worker's process is gone, as far as anybody knows."""
-    if not isinstance(error, ActorUnavailableError) and REFUSED not in str(error):  # which of the two is a matter of time
+    if not isinstance(error, ActorUnavailableError) and REFUSED not in str(error):  # the one or the other comes first
         return cause(error)
     took = f"; it took {member.rss_bytes / 2**20:,.0f} MiB when it last said so" if member.rss_bytes else ""
     return (

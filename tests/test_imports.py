@@ -120,11 +120,27 @@ for words in {LIGHT!r}:
         assert code in ("0", "2") and loaded == "[]", (words, code, loaded)
 
 
-def test_driver_shards_and_store_need_no_torch() -> None:
-    """It is seconds and 180 MiB in every process that does not learn or act (tests/test_scale.py sees it in the processes)."""
-    script = "import sys, cluster.fleet, cluster.session, learners.checkpoint; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("part", "script"),
+    [
+        ("driver, shards and store", "import cluster.fleet, cluster.session, learners.checkpoint"),
+        (
+            "worker and evaluator",
+            "import pathlib\n"
+            "from cluster.config import make_preset, override\n"
+            "from cluster.graph import RunSpec, make_evaluator, make_worker\n"
+            "config = override(make_preset('softgac', 'cpu'), {'env': 'InvertedPendulum-v5'})\n"
+            "spec = RunSpec(config=config, obs_dim=4, action_dim=1, run_dir=pathlib.Path('.'))\n"
+            "worker, evaluator = make_worker(spec, 0, 0, 10**6), make_evaluator(spec)\n"
+            "assert len(worker.collect().rows_ND) and worker._actor.stateless.backend == 'compiled'\n",
+        ),
+    ],
+)
+def test_torch_is_not_imported_by(part: str, script: str) -> None:
+    """It is a second or two and 180 MiB in every process that does not learn (tests/test_scale.py sees it in the processes)."""
+    script += "\nimport sys; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert ended.stdout == "[]\n", ended.stderr
+    assert ended.stdout == "[]\n", (part, ended.stderr)
 
 
 UNKNOWN = {"Nope-v9": {"mujoco", "cffi"}, "PointMaze_UMaze-v9": {"cffi"}}  # and what its refusal must not have imported

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tiny_runs import lines, train_inline
+from tiny_runs import lines, train_inline, wait_for
 
 from cluster.cli import main
 from cluster.metrics import loggers
@@ -45,7 +45,8 @@ def test_wandb_has_the_records_of_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     trained(tmp_path / "run", "wandb")
     first, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert first.stem == second.stem  # one run of Weights & Biases
-    assert b"loss_critic_loss" in first.read_bytes() and b"env_steps_per_s" in second.read_bytes()
+    for file, name in ((first, b"loss_critic_loss"), (second, b"env_steps_per_s")):  # written by a process of W&B's own
+        wait_for(lambda file=file, name=name: name in file.read_bytes(), f"{name!r} in {file.name}", 30)
 
 
 def test_a_logger_that_is_not_installed_is_refused_before_anything_starts(

@@ -16,7 +16,8 @@ from test_softgac_update import NAMES, _agent, _equal, _rows
 from algorithms import ALGORITHMS, compiled, loops
 from algorithms.interface import Solo
 from algorithms.softgac import bridge
-from algorithms.softgac.losses import VARIANCE_FLOOR, control_energy
+from algorithms.softgac.compiled_bridge import choose_bridge
+from algorithms.softgac.losses import control_energy
 from rollout_workers.actor import StatelessPolicy
 
 built = pytest.mark.skipif(compiled.problem() != "", reason=compiled.problem())
@@ -115,7 +116,7 @@ def test_the_bridge_and_its_gradients_equal_torchs(layer_norm, rows, obs, action
     made = bridge.initial_parameters(obs, action, steps=4, width=width, draw=draw)
     p = {name: (t + 0.5 * torch.randn(t.shape, generator=draw)).requires_grad_() for name, t in made.items()}
     states, noise = 2 * torch.randn(rows, obs), bridge.draw_noise(rows, 4, action, "logistic", draw)
-    fast = loops.choose_bridge(torch.device("cpu"), layer_norm, VARIANCE_FLOOR)
+    fast = choose_bridge(layer_norm)
     assert fast is not None
     one = bridge.CompiledRollout.apply(fast, states, noise, *(p[name] for name in bridge.STEP_PARAMETERS))
     z, u, sigma = bridge.bridge_path(states, noise, p, layer_norm)
@@ -133,7 +134,7 @@ def test_a_rows_action_does_not_depend_on_the_other_rows():
     draw = torch.Generator().manual_seed(0)
     p = list(bridge.initial_parameters(5, 3, steps=6, width=16, draw=draw).values())
     states, noise = torch.randn(11, 5), torch.randn(11, 7, 3)
-    fast: Any = loops.choose_bridge(torch.device("cpu"), True, VARIANCE_FLOOR)
+    fast: Any = choose_bridge(True)
     whole = fast.forward(states, noise, p)[0]
     rows = [fast.forward(states[i : i + 1], noise[i : i + 1], p)[0] for i in range(11)]
     assert torch.equal(whole, torch.cat(rows))

@@ -43,12 +43,13 @@ def test_a_run_scales_up_and_down_while_it_goes_on(scaled: RayRun) -> None:
     assert result[-1]["env_steps"] > result[seen.index(4)]["env_steps"]
 
 
-def test_shards_and_store_do_without_torch(scaled: RayRun) -> None:
-    shards, stores, learners = (scaled.children(f"ray::{part}Actor") for part in ("Shard", "Store", "Learner"))
-    assert (len(shards), len(stores), len(learners)) == (SHARDS, 1, LEARNERS)
-    for process in (*shards, *stores, *learners):
-        has_torch = any("libtorch" in part.path for part in process.memory_maps())
-        assert has_torch == (process in learners), process
+def test_only_learners_have_torch(scaled: RayRun) -> None:
+    expected = {"Shard": SHARDS, "Store": 1, "Learner": LEARNERS, "Worker": 2, "Evaluator": 1}
+    for part, count in expected.items():
+        found = scaled.children(f"ray::{part}Actor")
+        assert len(found) == count, part
+        for process in found:
+            assert any("libtorch" in file.path for file in process.memory_maps()) == (part == "Learner"), process
 
 
 def test_what_went_over_each_hop_is_what_the_run_counts(scaled: RayRun) -> None:

@@ -15,7 +15,7 @@ from softgac_twin import bridge_autograd
 
 from algorithms import ALGORITHMS
 from algorithms.interface import AgentSpec
-from algorithms.softgac import bridge
+from algorithms.softgac import acting, bridge
 from algorithms.softgac.config import cpu
 from algorithms.softgac.losses import control_energy, reference_endpoint
 
@@ -100,7 +100,7 @@ def test_the_reference_ends_almost_uniform():
 @pytest.mark.parametrize("law", ["logistic", "gaussian"])
 def test_both_samplers_of_the_base_law_have_variance_pi_squared_over_twelve(law):
     drawn = bridge.draw_noise(200_000, 2, 1, law, torch.Generator().manual_seed(0)).numpy()
-    sampled = bridge.sample_noise(np.random.default_rng(0), 200_000, 2, 1, law)
+    sampled = acting.sample_noise(np.random.default_rng(0), 200_000, 2, 1, law)
     for noise in (drawn, sampled):
         assert noise.dtype == np.float32 and noise.shape == (200_000, 3, 1) and np.isfinite(noise).all()
         assert noise[:, 0].var() == pytest.approx(math.pi**2 / 12, rel=0.02)

@@ -163,7 +163,12 @@ def test_last_words_count_every_step_that_was_made_and_wait_for_no_step_that_han
     monkeypatch.setattr(env, "step", step)
     ok = Ack(status="ok", generation=0, version=1)
     client = ReplayClient(
-        worker, send=lambda chunk: ok, answer=lambda ack, limit_s: ack, fetch=lambda: None, max_unacked=1, timeout_s=60.0
+        worker,
+        send=lambda chunk: ok,
+        answer=lambda ack, limit_s: ack,
+        fetch=lambda: None,
+        max_unacked=1,
+        timeout_s=60.0,
     )
     thread = threading.Thread(target=client.run)
     thread.start()

@@ -20,26 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from algorithms.loops import CompiledBridge
 from algorithms.onnx_graph import Graph
-from algorithms.softgac.config import SoftGACConfig
+from algorithms.softgac.compiled_bridge import CompiledBridge
+from algorithms.softgac.config import BASE_STD, EDGE, SoftGACConfig
+from algorithms.softgac.weights import OBS_STATISTICS, STEP_PARAMETERS, step_shapes
 from algorithms.trainer import xavier_uniform
-from algorithms.weights import load_weights
 
 LAYER_NORM_EPS = 1e-6
-EDGE = 1.0 - 1e-6  # the base law's U stays inside (-EDGE, EDGE), so that atanh is finite
-BASE_STD = math.pi / math.sqrt(12.0)  # of atanh(U); the Gaussian base law takes the same
-
-STEP_PARAMETERS = (
-    "norm_in.scale",  # (I,)
-    "norm_in.bias",  # (I,)
-    "hidden.weight",  # (I, H)
-    "hidden.bias",  # (H,)
-    "norm_out.scale",  # (H,)
-    "norm_out.bias",  # (H,)
-    "heads.weight",  # (H, 2A), drift then raw sigma
-    "heads.bias",  # (2A,)
-)
 
 
 class Path(NamedTuple):
@@ -123,16 +110,6 @@ def draw_noise(rows: int, steps: int, action_dim: int, law: str, generator: torc
     return noise
 
 
-def sample_noise(rng: np.random.Generator, rows: int, steps: int, action_dim: int, law: str) -> np.ndarray:
-    """``draw_noise`` in numpy, for workers: float32 (rows, K+1, A)."""
-    noise = rng.standard_normal((rows, steps + 1, action_dim), dtype=np.float32)
-    if law == "gaussian":
-        noise[:, 0] *= BASE_STD
-    else:
-        noise[:, 0] = np.arctanh(rng.random((rows, action_dim), dtype=np.float32) * (2 * EDGE) - EDGE)
-    return noise
-
-
 class CompiledRollout(torch.autograd.Function):
     """Action (R, A), control energy (R,) and mean sigma (0-d): ``apply(bridge, obs_RO, noise_RKA, *parameters)``."""
 
@@ -150,46 +127,6 @@ class CompiledRollout(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Any) -> Any:
         action_grad, cost_grad, _ = (grad.contiguous() for grad in output_grads)
         return None, None, None, *ctx.bridge.backward(ctx.seen, ctx.parameters, action_grad, cost_grad)
-
-
-class CompiledActing:
-    """``bridge_action`` in C, for a worker: bound once for each version of the weights and each number of rows.
-
-    ``running``: observations are standardised by ``obs.mean`` and ``obs.var``, with ``eps``.
-    """
-
-    def __init__(self, bridge: CompiledBridge, weights: dict[str, torch.Tensor], eps: float) -> None:
-        self._bridge, self._weights, self._eps = bridge, weights, eps
-        self._rows = -1
-
-    def replace(self, arrays: dict[str, np.ndarray]) -> None:
-        """Copies the weights that the next calls use; raises ValueError on names or shapes that differ."""
-        load_weights(self._weights, arrays)
-        steps = range(sum(name.endswith(STEP_PARAMETERS[0]) for name in arrays))
-        self._parameters = [
-            torch.stack([self._weights[f"bridge.{k}.{name}"] for k in steps]) for name in STEP_PARAMETERS
-        ]
-        self._standard: tuple[np.ndarray, np.ndarray] | None = None
-        if "obs.mean" in arrays:
-            inverse_O = torch.rsqrt(self._weights["obs.var"] + self._eps)
-            self._standard = self._weights["obs.mean"].numpy(), inverse_O.numpy()
-        self._rows = -1
-
-    def act(self, obs_EO: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """A fresh float32 (E, A); a row's rounding does not depend on the others."""
-        if len(obs_EO) != self._rows:
-            memory = torch.empty(obs_EO.shape), torch.empty(noise.shape)
-            self._bound = self._bridge.bind(*memory, self._parameters)
-            self._obs_EO, self._noise = (tensor.numpy() for tensor in memory)
-            self._action_EA, self._rows = self._bound.action_RA.numpy(), len(obs_EO)
-        if self._standard is None:
-            self._obs_EO[:] = obs_EO
-        else:
-            np.subtract(obs_EO, self._standard[0], out=self._obs_EO)
-            self._obs_EO *= self._standard[1]
-        self._noise[:] = noise
-        self._bound.run()
-        return self._action_EA.copy()
 
 
 class _BridgePath(torch.autograd.Function):
@@ -275,21 +212,11 @@ def bridge_model(config: SoftGACConfig, obs_dim: int, action_dim: int) -> bytes:
     With input_norm=running also ``obs.mean`` and ``obs.var`` (O,).
     """
     graph, steps, h = Graph(), config.bridge_steps, 1.0 / config.bridge_steps
-    inputs, width = obs_dim + action_dim, config.bridge_width
-    shapes = {
-        "norm_in.scale": (inputs,),
-        "norm_in.bias": (inputs,),
-        "hidden.weight": (inputs, width),
-        "hidden.bias": (width,),
-        "norm_out.scale": (width,),
-        "norm_out.bias": (width,),
-        "heads.weight": (width, 2 * action_dim),
-        "heads.bias": (2 * action_dim,),
-    }
+    shapes = step_shapes(obs_dim, action_dim, config.bridge_width)
     obs = graph.input("obs", ("B", obs_dim))
     noise = graph.input("noise", ("B", steps + 1, action_dim))
     if config.input_norm == "running":
-        mean, var = graph.input("obs.mean", (obs_dim,)), graph.input("obs.var", (obs_dim,))
+        mean, var = (graph.input(name, (obs_dim,)) for name in OBS_STATISTICS)
         std = graph.node("Sqrt", graph.node("Add", var, graph.scalar(config.renorm_eps)))
         obs = graph.node("Div", graph.node("Sub", obs, mean), std)
     flat = graph.node("Reshape", noise, graph.constant(np.array([-1, (steps + 1) * action_dim])))

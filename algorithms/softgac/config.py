@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from algorithms.config import CPU, ActorCriticConfig
 from replay.option import WIDTH, WIDTH_LIMIT, option
+
+# Constants of the method
+EDGE = 1.0 - 1e-6  # the base law's U stays inside (-EDGE, EDGE), so that atanh is finite
+BASE_STD = math.pi / math.sqrt(12.0)  # of atanh(U); the Gaussian base law takes the same
+VARIANCE_FLOOR = 1e-6  # added to sigma^2 in the energy alone, so that its logarithm stays finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

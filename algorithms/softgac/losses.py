@@ -10,7 +10,7 @@ import math
 
 import torch
 
-VARIANCE_FLOOR = 1e-6  # added to sigma^2 in the energy alone, so that its logarithm stays finite
+from algorithms.softgac.config import VARIANCE_FLOOR
 
 
 def control_energy(z_KBA: torch.Tensor, u_KBA: torch.Tensor, sigma_KBA: torch.Tensor) -> torch.Tensor:
