@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from broken_envs import Walk
 
 FOLDER = "COUNTED_STEPS"  # environment variable: where the files are
 EPISODE = 50  # steps
+REST_S = 0.002  # after each step: a run that only waits to be killed leaves the cores to others
 
 
 class Counting(Walk):
@@ -35,6 +37,7 @@ class Counting(Walk):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         result = super().step(action)
         os.write(self.file, b".")
+        time.sleep(REST_S)
         if self.held or self._asked("leak"):
             self.held.append(np.ones(2**23))
         if self._asked("nan"):

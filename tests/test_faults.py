@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import RayRun, driven, ray_run
+from ray_runs import PACED, RayRun, driven, ray_run
 from tiny_runs import command, lines, read, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -100,7 +100,7 @@ def resumed(going: RayRun) -> Iterator[RayRun]:
     """The run after SIGTERM, gone on with by the command that it named."""
     assert going.process.poll() is not None, "the test before this one ends the run"
     steps, updates = (read(going.run_dir / "summary.json")[name] for name in ("env_steps", "updates"))
-    with driven(going.run_dir, "resume", str(going.run_dir)) as run:
+    with driven(going.run_dir, "resume", str(going.run_dir), "--env", PACED) as run:
         run.wait(lambda: run.live().get("state") == "running", "the resumed run to go on")
         first = run.live()
         assert first["env_steps"] >= steps and first["updates"] >= updates - 64  # nothing was lost
@@ -124,7 +124,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
     killed = resumed.live()
     rate = max(result["env_steps_per_s"] for result in lines(resumed.run_dir / "metrics.jsonl"))
     steps = killed["env_steps"] + 1_000
-    with driven(resumed.run_dir, "resume", str(resumed.run_dir), "--steps", str(steps)) as run:
+    with driven(resumed.run_dir, "resume", str(resumed.run_dir), "--env", PACED, "--steps", str(steps)) as run:
         assert run.end() == 0, run.output()[-3_000:]
     summary = read(resumed.run_dir / "summary.json")
     rows = summary["rows"]

@@ -30,7 +30,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
         "metrics__tensorboard": "true",
         "metrics__port": 0,
     }
-    with ray_run(run_dir, "--steps", str(STEPS), "--workers", "2", **settings) as run:
+    with ray_run(run_dir, "--steps", str(STEPS), "--workers", "2", env="InvertedPendulum-v5", **settings) as run:
         run.wait_for_steps(FIRST_ROWS)
         run.kill_one("ray::EvaluatorActor")  # the next evaluation fails
         run.children()

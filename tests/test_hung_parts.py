@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ray_runs import RayRun, driven, ray_run, stopped
+from ray_runs import PACED, RayRun, driven, ray_run, stopped
 from tiny_runs import command, lines, read, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -115,7 +115,7 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
     assert going.process.poll() is not None, "the test before this one ends the run"
     before = going.live()
     steps = before["env_steps"] + 600
-    with driven(going.run_dir, "resume", str(going.run_dir), "--steps", str(steps)) as run:
+    with driven(going.run_dir, "resume", str(going.run_dir), "--env", PACED, "--steps", str(steps)) as run:
         run.wait(
             lambda: run.live()["generation"] > before["generation"] + 1 and run.live()["state"] == "running",
             "it to run",
