@@ -115,7 +115,15 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
     assert going.process.poll() is not None, "the test before this one ends the run"
     before = going.live()
     steps = before["env_steps"] + 600
-    with driven(going.run_dir, "resume", str(going.run_dir), "--env", PACED, "--steps", str(steps)) as run:
+    words = (
+        "--env",
+        PACED,
+        "--steps",
+        str(steps),
+        "--set",
+        f"evaluation.every_steps={10 * steps}",
+    )  # but for the first and the last
+    with driven(going.run_dir, "resume", str(going.run_dir), *words) as run:
         run.wait(
             lambda: run.live()["generation"] > before["generation"] + 1 and run.live()["state"] == "running",
             "it to run",
