@@ -18,7 +18,7 @@ from network import Host, second_host
 from tiny_runs import ROOT, live, start, train_words, wait_for
 
 NODE = "DRAWBRIDGE_TWO_HOSTS"  # environment variable of the processes of ``two_hosts``
-PACED = "paced_env:Paced-v0"
+PACED, RATIO = "paced_env:Paced-v0", 0.2  # steps and updates at a pace that leaves the cores to others
 END_S = 300.0  # a run's own end, on a machine that others use too
 
 
@@ -164,7 +164,9 @@ def _title(process: psutil.Process) -> str:
 @contextlib.contextmanager
 def ray_run(run_dir: Path, *flags: str, env: str = PACED, cwd: Path = ROOT, **settings: Any) -> Iterator[RayRun]:
     """A new run on Ray, started in folder ``cwd``."""
-    words = train_words(run_dir, env, "--backend", "ray", *flags, **({"metrics__line_s": 0.5} | settings))
+    words = train_words(
+        run_dir, env, "--backend", "ray", *flags, **({"metrics__line_s": 0.5, "replay__replay_ratio": RATIO} | settings)
+    )
     with driven(run_dir, *words, cwd=cwd) as run:
         yield run
 

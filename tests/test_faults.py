@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import PACED, RayRun, driven, ray_run
+from ray_runs import PACED, RATIO, RayRun, driven, ray_run
 from tiny_runs import command, lines, read, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -59,11 +59,11 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_generation_at_the
     before = going.live()
     victim = going.kill_one("ray::LearnerActor")
     going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
-    going.wait(lambda: going.live()["updates"] > before["updates"] + 500, "updates beyond those of the one that died")
+    going.wait(lambda: going.live()["updates"] > before["updates"] + 250, "updates beyond those of the one that died")
     assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
     assert "learner restarted from the newest checkpoint" in going.output()
     line = going.live()
-    due = line["env_steps"] - 64  # less replay.min_size_rows
+    due = RATIO * (line["env_steps"] - 64)  # less replay.min_size_rows
     assert abs(line["updates"] - due) <= 256 + 2.0 * line["updates_per_s"], line
     versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
@@ -131,7 +131,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
     assert summary["exit"] == "completed" and summary["env_steps"] >= steps
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
     assert rows["dropped"].get("restart", 0) <= rate * (SAVE_S + 5.0) + 512
-    assert summary["replay_ratio"] == pytest.approx(1.0, rel=0.02)
+    assert summary["replay_ratio"] == pytest.approx(RATIO, rel=0.05)
     versions = [(line["generation"], line["version"]) for line in lines(resumed.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
 

@@ -25,6 +25,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     run_dir = tmp_path_factory.mktemp("fleet") / "run"
     settings: dict[str, Any] = {
         "replay__min_size_rows": FIRST_ROWS,
+        "replay__replay_ratio": 1.0,
         "evaluation__every_steps": 1_000,
         "learner__publish_updates": 64,
         "metrics__tensorboard": "true",

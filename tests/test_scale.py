@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ray_runs import RayRun, ray_run
+from ray_runs import RATIO, RayRun, ray_run
 from tiny_runs import command, lines, read
 
 from cluster.metrics.catalogue import HOPS
@@ -20,9 +20,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     """A run of two learners and two shards that was scaled from 2 to 4 and back to 2, and ended by itself."""
     run_dir = tmp_path_factory.mktemp("scale") / "run"
     flags = ("--steps", "1000000", "--workers", "2", "--shards", str(SHARDS), "--learners", str(LEARNERS))
-    with ray_run(
-        run_dir, *flags, learner__checkpoint_s=5, replay__replay_ratio=0.5, learner__updates_per_call=4
-    ) as run:
+    with ray_run(run_dir, *flags, learner__checkpoint_s=5, learner__updates_per_call=4) as run:
         run.wait_for_steps(500)
         for workers in (4, 2):
             result = command("scale", str(run_dir), "--workers", str(workers))
@@ -92,7 +90,7 @@ def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm
     summary = read(scaled.run_dir / "summary.json")
     rows = summary["rows"]
     assert summary["exit"] == "interrupted" and rows["recorded"] == rows["stored"] + sum(rows["dropped"].values())
-    assert summary["replay_ratio"] == pytest.approx(0.5, rel=0.1)
+    assert summary["replay_ratio"] == pytest.approx(RATIO, rel=0.1)
     for index in range(SHARDS):
         assert list((scaled.run_dir / "replay" / f"shard-{index}").glob("manifest-*.json"))
     assert list((scaled.run_dir / "checkpoints").iterdir())

@@ -73,8 +73,16 @@ def _argv(words: tuple[str, ...]) -> list[str]:
 
 
 MINE = """
+import time
 import gymnasium as gym
-gym.register("Mine-v0", "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv", max_episode_steps=100)
+from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+
+class Mine(InvertedPendulumEnv):
+    def step(self, action):
+        time.sleep(0.002)  # a run that goes on leaves the cores to others
+        return super().step(action)
+
+gym.register("Mine-v0", Mine, max_episode_steps=100)
 """
 
 
