@@ -18,7 +18,7 @@ from network import Host, second_host
 from tiny_runs import ROOT, live, start, train_words, wait_for
 
 NODE = "DRAWBRIDGE_TWO_HOSTS"  # environment variable of the processes of ``two_hosts``
-PACED, RATIO = "paced_env:Paced-v0", 0.2  # steps and updates at a pace that leaves the cores to others
+PACED, RATIO = "paced_env:Paced-v0", 0.1  # steps and updates at a pace that leaves the cores to others
 END_S = 300.0  # a run's own end, on a machine that others use too
 
 

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "learner__nonfinite_skips": 1,
     "learner__rollbacks": 1_000,
     "replay__snapshot_s": 2,
-    "replay__replay_ratio": 0.2,
+    "replay__replay_ratio": 0.1,
     "replay__capacity_rows": 400_000,
     "worker__envs_per_worker": 1,
     "evaluation__every_steps": 0,

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def goes_on(run: RayRun, updates: int = 100) -> None:
+def goes_on(run: RayRun, updates: int = 40) -> None:
     """Waits until the run has gathered and learned more, and checks that every worker is still the first of its slot."""
     before = run.live()
     run.wait_for_steps(before["env_steps"] + 150)

@@ -39,7 +39,7 @@ def going(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayR
         for name in AUTH:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(home))
-        settings = {"learner__learners": 2, "evaluation__every_steps": 0}
+        settings = {"learner__learners": 2, "evaluation__every_steps": 0, "replay__replay_ratio": 0.05}
         folder = folder_of_ones_own(tmp_path_factory.mktemp("own") / "code")
         where: dict[str, Any] = {"env": "mine:Mine-v0", "cwd": folder}
         with ray_run(folder.parent / "run", "--steps", "100000000", **where, **settings) as run:
