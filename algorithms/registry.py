@@ -30,6 +30,7 @@ class Algorithm:
         agent, policy: "module:class" of the learner's side and of the acting side, imported when one is made.
         items: what a batch is made of.
         shortest: fewest steps of an episode of a dataset that it learns from.
+        light: whether its policy acts without torch on a machine with a C compiler.
         online: how it learns online: "always", in "stages" of gathering and learning, or "never".
     """
 
@@ -41,6 +42,7 @@ class Algorithm:
     policy: str
     items: Literal["transitions", "episodes"] = "transitions"
     shortest: int = 1
+    light: bool = False
     online: Literal["always", "stages", "never"] = "always"
 
     @property
@@ -85,6 +87,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             presets={"cpu": softgac_config.cpu, "paper": softgac_config.paper},
             agent="algorithms.softgac.agent:SoftGAC",
             policy="algorithms.softgac.acting:SoftGACPolicy",
+            light=True,
         ),
         Algorithm(
             name="sac",

@@ -25,6 +25,7 @@ from rollout_workers.env import EnvError
 from rollout_workers.env_ids import find_env, own_code
 
 PROCESS_BYTES = 560 * 2**20  # of one Python process with torch; the largest seen, an inline run, had 520 MiB resident
+LIGHT_BYTES = 280 * 2**20  # of one without torch; a driver had 230 MiB, a worker or a shard without its rows 160
 RAY_BYTES = 600 * 2**20  # of a local cluster's own processes; 557 MiB seen
 
 
@@ -91,17 +92,25 @@ def _settled(config: RunConfig) -> RunConfig:
 
 def memory_bytes(spec: RunSpec) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
-    config = spec.config
-    processes = (
-        1
-        if config.backend == "inline"
-        else 2 + kind_of(config).workers(config) + config.learner.learners + config.replay.shards
-    )
+    config, replay_bytes = spec.config, kind_of(spec.config).replay_bytes(spec)
+    if config.backend == "inline":
+        return {"replay": replay_bytes, "processes": PROCESS_BYTES, "ray": 0}
+    acting, rest = (
+        kind_of(config).workers(config) + 1,
+        2 + config.replay.shards,
+    )  # the evaluator; driver and store of weights
+    acting_bytes = LIGHT_BYTES if _acts_without_torch(config) else PROCESS_BYTES
     return {
-        "replay": kind_of(config).replay_bytes(spec),
-        "processes": processes * PROCESS_BYTES,
-        "ray": 0 if config.backend == "inline" else RAY_BYTES + config.ray.object_store_bytes,
+        "replay": replay_bytes,
+        "processes": config.learner.learners * PROCESS_BYTES + acting * acting_bytes + rest * LIGHT_BYTES,
+        "ray": RAY_BYTES + config.ray.object_store_bytes,
     }
+
+
+def _acts_without_torch(config: RunConfig) -> bool:
+    from algorithms import ALGORITHMS, compiled
+
+    return ALGORITHMS[config.algorithm].light and config.worker.backend == "auto" and not compiled.problem()
 
 
 def check_tree() -> None:

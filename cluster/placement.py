@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.bounded import in_thread
-from cluster.checks import PROCESS_BYTES
+from cluster.checks import LIGHT_BYTES, PROCESS_BYTES
 from cluster.data_kind import kind_of
 from cluster.errors import RunError
 from cluster.graph import RunSpec
@@ -37,7 +37,7 @@ class Reservation:
 
     def __init__(self, spec: RunSpec, own: bool) -> None:
         config = spec.config
-        shard_bytes = 0 if own else PROCESS_BYTES + kind_of(config).replay_bytes(spec) // config.replay.shards
+        shard_bytes = 0 if own else LIGHT_BYTES + kind_of(config).replay_bytes(spec) // config.replay.shards
         learner = {"CPU": config.learner.cpus, "GPU": config.learner.gpus, "memory": 0 if own else PROCESS_BYTES}
         shard = {"CPU": config.ray.shard_cpus, "memory": shard_bytes}
         self._groups = {

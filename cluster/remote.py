@@ -23,7 +23,7 @@ from ray.exceptions import (
 from cluster.bounded import in_thread
 from cluster.errors import RunError
 
-ANSWER_WAIT_S = 0.5  # longest wait for answers, which normally come in milliseconds
+ANSWER_WAIT_S = 0.3  # longest wait for answers, which normally come in milliseconds
 RESOURCES_S = 1.0  # for the head to say what is free
 HOUR_S = 3_600.0  # in which a budget's restarts are counted
 CALM_S = 300.0  # after which an earlier restart delays the next one no more

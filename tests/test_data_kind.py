@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
 
-from algorithms import ALGORITHMS
-from cluster.checks import make_spec, memory_bytes, spec_of
+from algorithms import ALGORITHMS, compiled
+from cluster.checks import LIGHT_BYTES, PROCESS_BYTES, make_spec, memory_bytes, spec_of
 from cluster.commands.train import new_run
 from cluster.config import RunConfig, make_preset, override
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
-from cluster.graph import make_shard
+from cluster.graph import RunSpec, make_shard
 from cluster.run_dir import RunDirectory
 from replay.shard import Shard
 
@@ -108,6 +108,20 @@ def test_an_offline_run_is_evaluated_ten_times_however_long_it_is(algorithm: str
 def test_settings_of_transitions_do_not_matter_to_a_run_on_episodes(tmp_path: Path) -> None:
     config = config_of(replay__min_size_rows=10**9, replay__replay_ratio=-1, replay__shards=3, worker__workers=2)
     make_spec(config, RunDirectory(tmp_path / "run"), 0)  # without workers there may be more shards than of them
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "backend", "light"), [("softgac", "auto", True), ("softgac", "onnx", False), ("sac", "auto", False)]
+)
+def test_the_memory_of_processes_that_act_is_smaller_where_they_need_no_torch(
+    tmp_path: Path, algorithm: str, backend: str, light: bool
+) -> None:
+    def needed(workers: int) -> int:
+        words = {"worker.workers": str(workers), "worker.backend": backend, "backend": "ray"}
+        spec = RunSpec(config=override(make_preset(algorithm, "cpu"), words), obs_dim=3, action_dim=1, run_dir=tmp_path)
+        return memory_bytes(spec)["processes"]
+
+    assert needed(33) - needed(1) == 32 * (LIGHT_BYTES if light and not compiled.problem() else PROCESS_BYTES)
 
 
 @pytest.mark.parametrize(("stages", "shards"), [(0, 1), (2, 2)])
