@@ -21,7 +21,7 @@ from cluster.metrics.exporter import Exporter
 from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
 from cluster.own_code import resume_words, twice_words
-from cluster.pictures.curve import draw_curve
+from cluster.pictures.background import BackgroundCurve
 from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session
 from cluster.signals import Signals
@@ -80,13 +80,17 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         session = Session(
             run, spec, outputs=outputs, event=console.event, states=states, facts=facts, at_once=signals.at_once
         )
+        curve = BackgroundCurve(run.path)
         try:
             with session:
                 in_curve = 2 - FEW
                 while session.advance():
+                    if curve.ended:
+                        _draw(session, curve.take)
                     if len(session.evaluations) >= in_curve + FEW:
                         in_curve = len(session.evaluations)
-                        _draw_curve(session)
+                        with contextlib.suppress(OSError):  # no process can be started now: drawn after a later one
+                            curve.begin()
                     if signals.caught or session.asked_to_stop:
                         session.finish("interrupted")
                         left = _what_is_left(session)
@@ -98,20 +102,27 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
                 if session.saved is not None and session.saved.problems:
                     raise RunError(f"the run ended {_what_is_left(session)}")
         finally:
-            drawn = _draw_curve(session)
+            curve.close()
+            drawn = _draw(session, lambda: _draw_curve(run.path))
         console.close(summary)
     if drawn:
         print(f"curve: {run.path / 'curve.png'}")
     return 0
 
 
-def _draw_curve(session: Session) -> bool:
-    """Whether the curve was drawn, of whatever there is; nothing here may end a run or hide why it ended."""
+def _draw_curve(run_dir: Path) -> None:
+    from cluster.pictures.curve import draw_curve  # matplotlib, for the end alone
+
+    draw_curve(run_dir, run_dir / "curve.png")
+
+
+def _draw(session: Session, draw: Callable[[], None]) -> bool:
+    """Whether ``draw`` succeeded, with whatever there is; nothing here may end a run or hide why it ended."""
     path = session.run.path
     if not (path / "metrics.jsonl").exists():
         return False
     try:
-        return session.reports.attempt("curve.png", lambda: draw_curve(path, path / "curve.png"))
+        return session.reports.attempt("curve.png", draw)
     except Exception as error:
         session.event(f"curve.png was not drawn ({type(error).__name__}: {error}); see `drawbridge report {path}`")
         return False

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def _parsed(text: bytes) -> Any:
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if _usable(key, value)}
+    return {sys.intern(key): value for key, value in line.items() if _usable(key, value)}  # one text for all lines
 
 
 def _usable(key: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tiny_runs import lines, train_inline
+from tiny_runs import lines, train_inline, wait_for
 
 import cluster.run_dir
 from cluster.checks import spec_of, uneven_shards
@@ -21,6 +21,7 @@ from cluster.errors import RunError, UsageError
 from cluster.history import read_run
 from cluster.metrics.event_file import EventFile
 from cluster.own_code import twice_words
+from cluster.pictures.background import BackgroundCurve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from cluster.signals import Signals
@@ -97,13 +98,43 @@ def test_the_curve_is_drawn_every_few_evaluations_and_at_the_end(
 ) -> None:
     seen: list[int] = []
 
-    def draw(path: Path, picture: Path) -> None:
-        seen.append(len(lines(path / "evaluations.jsonl")))
+    def draw(*_: Any) -> None:
+        seen.append(len(lines(tmp_path / "run" / "evaluations.jsonl")))
 
-    monkeypatch.setattr("cluster.drive.draw_curve", draw)
+    monkeypatch.setattr("cluster.pictures.curve.draw_curve", draw)
+    monkeypatch.setattr("cluster.pictures.background.BackgroundCurve.begin", draw)
     assert train_inline(tmp_path / "run", "Pendulum-v1", 400, evaluation__every_steps=80) == 0
     made = len(lines(tmp_path / "run" / "evaluations.jsonl"))
     assert made >= 6 and seen == [*range(2, made, 3), made]
+
+
+def test_a_curve_is_drawn_beside_the_run_and_says_why_it_was_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_inline(run, "Pendulum-v1", 128) == 0
+    (run / "curve.png").unlink()
+    curve = BackgroundCurve(run)
+
+    def drawn() -> None:
+        curve.begin()
+        curve.begin()  # one at a time
+        wait_for(lambda: curve.ended, "the picture")
+        curve.take()
+        assert not curve.ended
+
+    drawn()
+    assert (run / "curve.png").stat().st_size > 1_000
+    (run / "curve.png").unlink()
+    (run / "curve.png").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        drawn()
+    (run / "curve.png").rmdir()
+    shutil.move(run, tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=r"NotARun: .* is nothing, expected a run directory"):
+        drawn()
+    shutil.move(tmp_path / "elsewhere", run)
+    curve.begin()
+    curve.close()
+    assert (run / "curve.png").exists() and not list(run.glob(".curve*"))
 
 
 def test_a_full_disk_does_not_hide_what_ended_a_run_nor_keep_its_fleet(

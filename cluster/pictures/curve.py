@@ -1,8 +1,9 @@
-"""The learning curve of one run as a picture."""
+"""The learning curve of one run as a picture; `python -m cluster.pictures.curve RUN` draws it in a process of its own."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from cluster.history import Run, read_run
 from cluster.metrics.wording import algorithm_name, count, number
+from cluster.pictures.background import UNWRITABLE
 
 EVALUATION, TRAINING, INK = "#0072B2", "#B8BEC6", "#2B3038"  # Okabe-Ito's blue over grey: distinct without hue
 
@@ -101,3 +103,20 @@ def _subtitle(run: Run) -> str:
         last = run.evaluations[-1]
         parts.append(f"last evaluation {number(float(last.mean))} over {count(len(last.returns), 'episode')}")
     return " · ".join(parts)
+
+
+def main() -> int:
+    """Draws curve.png in the run directory that the command line names; says why not on stdout. UNWRITABLE: an OSError."""
+    try:
+        draw_curve(sys.argv[1], Path(sys.argv[1]) / "curve.png")
+    except OSError as error:
+        print(error)
+        return UNWRITABLE
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
