@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from cluster.own_code import resume_words, twice_words
 from cluster.pictures.background import BackgroundCurve
 from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session
-from cluster.signals import Signals
+from cluster.signals import STOP, Signals
 from cluster.task_preset import unpublished
 
-FEW = 3  # evaluations after which the curve is drawn again; the first time it has two
+LOOK_S = 0.2  # for a `stop`, while a block is to be ended by one at once
 
 
 def drive(run: RunDirectory, spec: RunSpec) -> int:
@@ -77,24 +79,19 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
         states = exporter.set_state if exporter is not None else lambda state: None
-        session = Session(
-            run, spec, outputs=outputs, event=console.event, states=states, facts=facts, at_once=signals.at_once
-        )
+        common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts}
+        session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
         curve = BackgroundCurve(run.path)
         try:
             with session:
-                in_curve = 2 - FEW
                 while session.advance():
                     if curve.ended:
                         _draw(session, curve.take)
-                    if len(session.evaluations) >= in_curve + FEW:
-                        in_curve = len(session.evaluations)
-                        with contextlib.suppress(OSError):  # no process can be started now: drawn after a later one
-                            curve.begin()
+                    curve.follow(len(session.evaluations))
                     if signals.caught or session.asked_to_stop:
                         session.finish("interrupted")
                         left = _what_is_left(session)
-                        stopped = Interrupted(signal.SIGTERM, f"ended by `drawbridge stop` {left}")
+                        stopped = Interrupted(signal.SIGTERM, f"ended by {STOP} {left}")
                         raise signals.interrupted(left) if signals.caught else stopped
                 summary = session.finish()
                 if summary["exit"] == "interrupted":
@@ -108,6 +105,31 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
     if drawn:
         print(f"curve: {run.path / 'curve.png'}")
     return 0
+
+
+@contextlib.contextmanager
+def _at_once(run: RunDirectory, signals: Signals, consequence: str) -> Iterator[None]:
+    """A block that a signal ends at once, or a `stop`: nobody else looks for one meanwhile."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_S):
+            with contextlib.suppress(
+                RunError
+            ):  # a damaged request was moved aside; the command says that it had no effect
+                request = run.requests.take("stop")
+                if request is not None and request.number == os.getpid():
+                    signals.send(STOP)
+                    return
+
+    thread = threading.Thread(target=watch, name="stop", daemon=True)
+    thread.start()
+    try:
+        with signals.at_once(consequence):
+            yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _draw_curve(run_dir: Path) -> None:

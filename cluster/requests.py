@@ -64,13 +64,13 @@ class Requests:
             f"`drawbridge status {self._folder.parent}`"
         )
 
-    def take(self) -> Request | None:
-        """The request of another command, once.
+    def take(self, *kinds: str) -> Request | None:
+        """The request of another command, once; of these ``kinds`` alone, of any if none is given.
 
         Raises:
             RunError: what is there is no request; it was moved aside, if that is possible.
         """
-        for kind in NUMBERS:
+        for kind in kinds or NUMBERS:
             if (request := self._take(kind)) is not None:
                 return request
         return None

@@ -1,8 +1,11 @@
-"""What SIGTERM and Ctrl-C do: they end a command at once, also the start of a run; one under way takes note and ends in order."""
+"""What SIGTERM and Ctrl-C do: they end a command at once, also the start of a run; one under way takes note and ends in order.
+`drawbridge stop` does what SIGTERM does.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from typing import Any
 
 from cluster.errors import Interrupted
 
+STOP = "`drawbridge stop`"
 TWICE = "interrupted twice, so the command was cut short; give it again"
 
 
@@ -22,6 +26,7 @@ class Signals:
 
     def __init__(self, twice: str = TWICE) -> None:
         self._twice = twice
+        self._sender = ""  # whoever sent SIGTERM, where that is known
         self.caught: list[int] = []
         self._consequence = ""
         self._before: dict[int, Any] = {}
@@ -50,9 +55,15 @@ class Signals:
         finally:
             self._consequence = ""
 
+    def send(self, sender: str) -> None:
+        """SIGTERM to this process, in the name of ``sender``; for any thread."""
+        self._sender = sender
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def interrupted(self, consequence: str) -> Interrupted:
         """The error to end with after a signal was caught."""
-        return Interrupted(self.caught[0], f"ended by {signal.Signals(self.caught[0]).name} {consequence}")
+        sender = self._sender or signal.Signals(self.caught[0]).name
+        return Interrupted(self.caught[0], f"ended by {sender} {consequence}")
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.caught:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import TINY, lines, live, read, start, train_inline, train_words, wait_for
+from tiny_runs import TINY, command, lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
 from cluster.config import make_preset, override
@@ -197,7 +197,10 @@ def test_a_run_that_made_its_steps_and_could_not_save_them_fails_and_says_so(
     assert read(run / "summary.json")["exit"] == "unsaved"
 
 
-def test_a_signal_during_the_final_evaluation_ends_the_run_at_once_and_resume_completes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sender", ["SIGTERM", "`drawbridge stop`"])
+def test_a_signal_or_a_stop_during_the_final_evaluation_ends_the_run_at_once_and_resume_completes_it(
+    tmp_path: Path, sender: str
+) -> None:
     flags = ("--steps", "200", "--backend", "inline")
     words = train_words(tmp_path / "run", CHEETAH, *flags, evaluation__final_episodes=100_000)
     process = start(*words, log=tmp_path / "log")
@@ -205,13 +208,18 @@ def test_a_signal_during_the_final_evaluation_ends_the_run_at_once_and_resume_co
         wait_for(
             lambda: live(tmp_path / "run").get("state") == "finishing", "the final evaluation", log=tmp_path / "log"
         )
-        process.terminate()
+        assert command("scale", str(tmp_path / "run"), "--workers", "3").returncode == 1  # at once, too
+        if sender == "SIGTERM":
+            process.terminate()
+        else:
+            stopped = command("stop", str(tmp_path / "run"))
+            assert stopped.returncode == 0 and "everything is saved" in stopped.stdout, stopped.stderr
         assert process.wait(20) == 143, (tmp_path / "log").read_text()
     finally:
         process.kill()
         process.wait(30)
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert "ended by SIGTERM at" in last and "saved: the checkpoint of update" in last and "go on with" in last
+    assert f"ended by {sender} at" in last and "saved: the checkpoint of update" in last and "go on with" in last
     assert read(tmp_path / "run" / "summary.json")["exit"] == "interrupted"
     assert main(["resume", str(tmp_path / "run"), "--set", "evaluation.final_episodes=1"]) == 0
     assert read(tmp_path / "run" / "summary.json")["exit"] == "completed"

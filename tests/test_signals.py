@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ray_runs import driven
-from tiny_runs import read, train_inline, train_words, wait_for
+from tiny_runs import command, read, train_inline, train_words, wait_for
 
 from cluster.cli import main
 from cluster.commands.status import status
@@ -33,13 +33,19 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
     for part, signum, code in (
         ("gcs_server", signal.SIGTERM, 143),  # Ray is starting
         ("ray::ShardActor", signal.SIGINT, 130),  # actors are waited for
+        ("ray::LearnerActor", None, 143),
     ):
         with driven(tmp_path / "run", *words) as run:
             run.wait(lambda run=run, part=part: run.children(part), f"a process {part}")
-            run.process.send_signal(signum)
+            if signum is None:
+                stopped = command("stop", str(run.run_dir))
+                assert stopped.returncode == 0 and "during the start" in stopped.stdout, stopped.stderr
+            else:
+                run.process.send_signal(signum)
             assert run.end() == code, run.output()[-3_000:]
             last = run.output().strip().splitlines()[-1]
-            assert last.startswith(f"drawbridge: error: ended by {signum.name} during the start"), run.output()[-3_000:]
+            sender = "`drawbridge stop`" if signum is None else signum.name
+            assert last.startswith(f"drawbridge: error: ended by {sender} during the start"), run.output()[-3_000:]
             assert "Traceback" not in run.output() and last.endswith(read(run.run_dir / "failure.json")["error"])
             assert status(run.run_dir)["state"] == "interrupted"
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)

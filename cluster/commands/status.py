@@ -46,6 +46,8 @@ def add_status(commands: Any) -> None:
 def _scale(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
     require_owner(run, "scale")
+    if (state := run.live().get("state")) == "finishing":
+        raise RunError(f"{run.path} is {state}: it has all it wanted, or was asked to stop; nothing was changed")
     print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout))
     return 0
 

@@ -10,6 +10,7 @@ from cluster.commands.arguments import add_command, location, seconds
 from cluster.commands.status import require_owner
 from cluster.errors import RunError
 from cluster.run_dir import RunDirectory, seed_dirs
+from cluster.signals import STOP
 
 
 def add_stop(commands: Any) -> None:
@@ -60,6 +61,8 @@ def _wait(run: RunDirectory, owner: int, deadline: float) -> None:
 def _how_it_ended(run: RunDirectory) -> str:
     """From its summary alone, which needs no settings; RunError when it left none, or could not save everything."""
     summary = run.summary()
+    if summary is None and STOP in (error := str(run.failure().get("error", ""))):  # it was only starting
+        return f"{run.path} {error}"
     if summary is None:
         raise RunError(
             f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see "

@@ -17,8 +17,9 @@ def alarms(record: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     slowest, median = record.get("worker_steps_per_s_min"), record.get("worker_steps_per_s_p50")
     if slowest is not None and median is not None and slowest < SLOW_WORKER * median:
+        names = f" ({text})" if (text := record.get("slowest_workers")) else ""
         found["slow_workers"] = (
-            f"some workers make less than half of the median's {median:.1f} env steps a second ({record.get('slowest_workers')}), expected "
+            f"some workers make less than half of the median's {median:.1f} env steps a second{names}, expected "
             "about the same of all: look at the load of their nodes, or at what their environments do"
         )
     clipped, collapsed = record.get("loss_clipped_mass") or 0.0, record.get("loss_collapse") or 0.0

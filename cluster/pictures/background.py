@@ -6,6 +6,7 @@ answer signals and look after the run's parts meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from replay.task import ROOT
 
+FEW = 3  # evaluations
 UNWRITABLE = 3  # exit code of a process that could not write
 LAST_S = 5.0  # for the one that draws when the run ends
 
@@ -21,8 +23,15 @@ class BackgroundCurve:
     """Draws curve.png in run directory ``run_dir`` now and then, one at a time."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+        self.run_dir, self._drawn = run_dir, 2 - FEW
         self._process: subprocess.Popen[str] | None = None
+
+    def follow(self, evaluations: int) -> None:
+        """Draws once there are two evaluations, and after every FEW more."""
+        if evaluations >= self._drawn + FEW:
+            self._drawn = evaluations
+            with contextlib.suppress(OSError):  # no process can be started now: drawn with the next ones
+                self.begin()
 
     def begin(self) -> None:
         """Draws what there is now, unless the picture before it is not done."""
