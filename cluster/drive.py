@@ -40,6 +40,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         total_steps=config.steps,
         title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}",
         unit=config.unit,
+        before_s=float(run.live().get("time_s", 0.0)),
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.release)

@@ -191,6 +191,11 @@ def test_events_appear_at_once_with_their_time_and_without_markup_or_control_cha
     now_s[0] += 75.0
     console.event("1 of 1 learners up")  # a start has no line yet
     assert stream.getvalue() == "[0:01:15] 1 of 1 learners up\n"
+    resumed, said = plain(before_s=3_600.0)
+    now_s[0] += 16.0
+    resumed.event("1 of 1 learners up")
+    assert said.getvalue() == "[1:00:16] 1 of 1 learners up\n"
+    now_s[0] -= 16.0
     console.update(LINE)
     now_s[0] += 3.0
     console.event("worker 3 was restarted: [red]\x1b[31mboom\x1b[0m\x07\nsecond line")

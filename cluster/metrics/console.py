@@ -37,6 +37,7 @@ class Console:
     Args:
         total_steps: the run's length in ``unit``.
         unit: env_steps or updates.
+        before_s: how long the run has been going in earlier starts, s.
         stream: where to write; None for sys.stdout.
         title: the run in a few words, "SoftGAC on HalfCheetah-v5, seed 0".
         plain_every_s: least time between two plain metrics lines, s.
@@ -50,11 +51,12 @@ class Console:
         stream: TextIO | None = None,
         title: str,
         unit: str = "env_steps",
+        before_s: float = 0.0,
         plain_every_s: float = 5.0,
         live: bool | None = None,
     ) -> None:
         self.lost: str | None = None
-        self._total_steps, self._unit = total_steps, unit
+        self._total_steps, self._unit, self._before_s = total_steps, unit, before_s
         self._stream = stream or sys.stdout
         self._title = title
         self._plain_every_s = plain_every_s
@@ -84,7 +86,7 @@ class Console:
     def event(self, text: str) -> None:
         """Shows a line that stays: a worker was restarted, a checkpoint was written, a warning."""
         clean = without_control(text).rstrip().replace("\n", "\n           ")
-        now_s = self._line.get("time_s", 0.0) + time.monotonic() - self._heard_at  # a start has no lines yet
+        now_s = self._line.get("time_s", self._before_s) + time.monotonic() - self._heard_at  # a start has no lines yet
         self._write(f"[{clock(now_s)}] {clean}")
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
