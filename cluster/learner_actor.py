@@ -276,11 +276,7 @@ class LearnerActor:
         """Whether every rank has a block, and whether any is at its end: all of them make an update, or none does."""
         if self.collective is None:
             return ready, ended
-        import torch
-
-        shares = torch.tensor([float(ready), float(ended)])  # on the CPU: nobody waits for a device
-        self.collective.mean_(shares)
-        share_ready, share_ended = shares.tolist()
+        share_ready, share_ended = self.collective.means(ready, ended)
         return share_ready == 1.0, share_ended > 0.0
 
     def _agree_on(self, found: Checkpoint | None) -> None:
@@ -288,12 +284,8 @@ class LearnerActor:
         same: ranks that go on from different ones would wait for each other in vain."""
         if self.collective is None:
             return
-        import torch
-
         mine = -1.0 if found is None else float(found.meta["updates"])
-        mean = torch.tensor(mine, dtype=torch.float64)
-        self.collective.mean_(mean)
-        if mean.item() != mine:
+        if self.collective.means(mine) != [mine]:
             seen = "no checkpoint" if found is None else f"{found.path.name} of {mine:.0f} updates"
             raise RunError(
                 f"learner {self.rank} found {seen} in {self.spec.run_dir} and another learner something else, expected the same: "

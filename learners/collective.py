@@ -107,6 +107,12 @@ class TorchCollective:
             with torch.no_grad():
                 tensor.copy_(contiguous)
 
+    def means(self, *numbers: float) -> list[float]:
+        """Of each number its mean over the learners, in float64 on the CPU: nobody waits for a device."""
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        self.mean_(shared)
+        return shared.tolist()
+
     def broadcast_(self, tensor: torch.Tensor) -> None:
         """Replaces ``tensor`` in place by rank 0's."""
         there = tensor.detach().to(self.device).contiguous()

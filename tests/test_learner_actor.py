@@ -20,6 +20,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Nodes
 from learners.checkpoint import Checkpoint
+from learners.collective import TorchCollective
 from learners.feed import FeedTimeout, ReadyBatch
 from replay.messages import Wait
 
@@ -65,8 +66,10 @@ class Slow:
 class Meeting:
     """What two ranks share that run as threads; nobody may wait in it for longer than ``limit_s``."""
 
+    means = TorchCollective.means
+
     def __init__(self, limit_s: float) -> None:
-        self.barrier, self.sum, self.lock = threading.Barrier(2, timeout=limit_s), torch.zeros(2), threading.Lock()
+        self.barrier, self.sum, self.lock = threading.Barrier(2, timeout=limit_s), torch.zeros(2, dtype=torch.float64), threading.Lock()
 
     def mean_(self, tensor: torch.Tensor) -> None:
         with self.lock:
@@ -80,6 +83,8 @@ class Meeting:
 
 class Others:
     """A collective of this rank and others, of which each found a checkpoint of so many updates."""
+
+    means = TorchCollective.means
 
     def __init__(self, *found: float) -> None:
         self.found = found

@@ -135,7 +135,7 @@ class DIMEConfig(ActorCriticConfig, NetworkConfig):
 
 def flac_cpu() -> FLACConfig:
     """Narrow networks and larger steps, for a core or two (ours)."""
-    return FLACConfig(**NARROW, alpha_init=UNITS, alpha_lr=1e-4)
+    return FLACConfig(**NARROW, alpha_init=UNITS, alpha_lr=3e-3)
 
 
 def flowrl_cpu() -> FlowRLConfig:
