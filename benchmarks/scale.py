@@ -145,7 +145,7 @@ def through_ray(spec: RunSpec, count: int, seconds: float, steps: int, found: di
     print(f"               fetch {found['fetch'][str(count)]['cpu_us']:.0f} us CPU of the store for a worker; all have a new version after "
           f"{found['fetch'][str(count)]['all_ms']:.0f} ms")  # fmt: skip
 
-    runs = [crowd[i % PROCESSES].forever.remote() for i in range(count)]
+    runs = [crowd[i % PROCESSES].forever.remote(shard, store) for i in range(count)]
     times = []
     for _ in range(50):
         at = time.process_time()
