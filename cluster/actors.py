@@ -54,6 +54,9 @@ def here() -> str:
 class ShardActor:
     """One replay shard. Calls that the limiter holds back wait here for at most HOLD_S, then the caller asks again.
 
+    Of the appends that wait, a sample wakes one, and each that finds room the next: with a thousand workers a sample that woke them
+    all would leave no time for anything else.
+
     Args:
         quota_rows: rows of the run that belong to this shard; None: its limiter knows how many episodes do.
     """
@@ -64,11 +67,15 @@ class ShardActor:
         self.directory = spec.shard_dir(index)
         self.shard = make_shard(spec, index)
         self.found = snapshot.load(self.shard, self.directory)
-        self.changed = asyncio.Condition()
+        lock = asyncio.Lock()
+        self.calls = {
+            "append": asyncio.Condition(lock),
+            "sample": asyncio.Condition(lock),
+        }  # that wait, for room or for rows
         self.policy_s = spec.config.ray.call_timeout_s
         self.stage = self.shard.limiter.stage
         self.sealed = False
-        self.inside = {"append": 0, "sample": 0}  # calls that wait here, for room or for rows
+        self.inside = dict.fromkeys(self.calls, 0)  # how many wait
 
     async def restored(self) -> tuple[str, ...]:
         """What was wrong with snapshots that were skipped when this process started."""
@@ -78,7 +85,7 @@ class ShardActor:
         """Stores a chunk, waiting for room; "rejected" with reason run_complete once the run has its rows, stopped once sealed."""
         deadline, held = time.monotonic() + HOLD_S, False
         known = self.shard.writers.status
-        async with self.changed:
+        async with self.calls["append"]:
             while True:
                 refusal = STOPPED if self.sealed else RUN_COMPLETE if self._full() else ""
                 # a chunk that is stored and comes again is no loss: its first answer did not arrive
@@ -89,8 +96,11 @@ class ShardActor:
                 if ack.status != "wait" or not await self._wait("append", deadline):
                     break
                 held = True
-            if ack.status == "ok":
-                self.changed.notify_all()
+            if self._full():
+                self._wake_all()
+            elif ack.status != "wait":
+                self.calls["sample"].notify_all()
+                self.calls["append"].notify()
             return dataclasses.replace(ack, held=held)
 
     async def sample(
@@ -98,7 +108,7 @@ class ShardActor:
     ) -> Block | EpisodeBlock | Wait:
         """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``generation, version``: newest published policy."""
         deadline = time.monotonic() + hold_s
-        async with self.changed:
+        async with self.calls["sample"]:
             while True:
                 answer = self.shard.sample(updates, batch, (generation, version))
                 if (
@@ -111,7 +121,8 @@ class ShardActor:
                 if self.shard.limiter.stage > self.stage:
                     self.shard.await_policy(self.policy_s)  # that has learned from this block
                 self.stage = self.shard.limiter.stage
-                self.changed.notify_all()
+                self.calls["sample"].notify_all()
+                self.calls["append"].notify()
             elif self.shard.limiter.held and answer.reason != "exhausted":
                 answer = dataclasses.replace(answer, reason=HELD)
             return answer
@@ -122,12 +133,16 @@ class ShardActor:
 
     async def observe_version(self, generation: int, version: int) -> None:
         """Takes note of a policy that was just published: a stage may wait for it."""
-        async with self.changed:
+        async with self.calls["append"]:
             self.shard.observe_version(generation, version)
-            self.changed.notify_all()
+            self.calls["append"].notify()
 
     def _full(self) -> bool:
         return self.shard.limiter.gathered or self.shard.store.inserted >= self.quota_rows
+
+    def _wake_all(self) -> None:
+        for condition in self.calls.values():
+            condition.notify_all()
 
     async def _wait(self, call: str, deadline: float) -> bool:
         left = deadline - time.monotonic()
@@ -135,8 +150,9 @@ class ShardActor:
             return False
         self.inside[call] += 1
         try:
-            await asyncio.wait_for(self.changed.wait(), left)
+            await asyncio.wait_for(self.calls[call].wait(), left)
         except TimeoutError:
+            self.calls[call].notify()  # it may have been woken in the same moment
             return False
         finally:
             self.inside[call] -= 1
@@ -144,9 +160,9 @@ class ShardActor:
 
     async def hold_at(self, rows: int) -> None:
         """Takes no more rows once ``rows`` have been stored, until called with a higher number."""
-        async with self.changed:
+        async with self.calls["append"]:
             self.shard.limiter.ceiling = rows
-            self.changed.notify_all()
+            self._wake_all()
 
     async def counts(self) -> tuple[int, int]:
         """Items sampled and inserted, by this shard's own count."""
@@ -154,21 +170,21 @@ class ShardActor:
 
     async def align(self, rows: int) -> None:
         """Corrects the count of items sampled by ``rows``."""
-        async with self.changed:
+        async with self.calls["append"]:
             self.shard.align(rows)
-            self.changed.notify_all()
+            self._wake_all()
 
     async def seal(self) -> None:
         """Takes no more rows: counters and snapshots from now on agree."""
-        async with self.changed:
+        async with self.calls["append"]:
             self.sealed = True
-            self.changed.notify_all()
+            self._wake_all()
 
     async def close(self) -> None:
         """No more rows are coming: the samples that are left may be drawn, then sample says "exhausted"."""
-        async with self.changed:
+        async with self.calls["append"]:
             self.shard.close()
-            self.changed.notify_all()
+            self._wake_all()
 
     async def stats(self) -> dict[str, Any]:
         """The shard's counters, whether it has its part of the run, what workers piggybacked since the last call, which calls wait,

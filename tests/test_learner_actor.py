@@ -69,7 +69,11 @@ class Meeting:
     means = TorchCollective.means
 
     def __init__(self, limit_s: float) -> None:
-        self.barrier, self.sum, self.lock = threading.Barrier(2, timeout=limit_s), torch.zeros(2, dtype=torch.float64), threading.Lock()
+        self.barrier, self.sum, self.lock = (
+            threading.Barrier(2, timeout=limit_s),
+            torch.zeros(2, dtype=torch.float64),
+            threading.Lock(),
+        )
 
     def mean_(self, tensor: torch.Tensor) -> None:
         with self.lock:
