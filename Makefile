@@ -19,10 +19,10 @@ TARGETS ?= runs/targets
 monitoring:
 	deploy/monitoring/start.sh $(TARGETS)
 
-# All tests, two at a time, and three of those that start a Ray cluster: they mostly wait for processes.
+# All tests, two at a time; those that start a Ray cluster mostly wait for processes.
 test: setup
 	.venv/bin/python -m pytest -m 'not cluster' --numprocesses 2 --dist loadscope
-	.venv/bin/python -m pytest -m cluster --numprocesses 3 --dist loadscope
+	.venv/bin/python -m pytest -m cluster --numprocesses 2 --dist loadscope
 
 # The tests that neither start a Ray cluster nor train whole runs, two at a time.
 quick: setup
