@@ -115,9 +115,7 @@ def _at_once(run: RunDirectory, signals: Signals, consequence: str) -> Iterator[
 
     def watch() -> None:
         while not over.wait(LOOK_S):
-            with contextlib.suppress(
-                RunError
-            ):  # a damaged request was moved aside; the command says that it had no effect
+            with contextlib.suppress(RunError):  # a damaged request, which was moved aside
                 request = run.requests.take("stop")
                 if request is not None and request.number == os.getpid():
                     signals.send(STOP)
