@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from replay.task import ROOT
+from cluster.own_code import search_path
 
 FEW = 3  # evaluations
 UNWRITABLE = 3  # exit code of a process that could not write
@@ -36,10 +36,9 @@ class BackgroundCurve:
     def begin(self) -> None:
         """Draws what there is now, unless the picture before it is not done."""
         if self._process is None:
-            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cluster.pictures.curve", str(self.run_dir)],  # -P: whatever lies where it is started
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **search_path()},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
 
