@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from replay.messages import EpisodeBlock
     from rollout_workers.evaluator import Evaluation
 
+TURN = "turn"  # a shard's reason for having no block: another learner has had fewer of it
 HELD = "held"  # a shard's reason for having no block: the driver holds the run
 LAST_CHUNK_S = 0.5  # for the chunk in hand of a worker that is to be killed
 HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "wait"
@@ -72,6 +73,10 @@ class ShardActor:
             "append": asyncio.Condition(lock),
             "sample": asyncio.Condition(lock),
         }  # that wait, for room or for rows
+        self.drawn, self.generation = (
+            [0] * spec.config.learner.learners,
+            -1,
+        )  # blocks by rank, of the learners of one generation
         self.policy_s = spec.config.ray.call_timeout_s
         self.stage = self.shard.limiter.stage
         self.sealed = False
@@ -104,13 +109,23 @@ class ShardActor:
             return dataclasses.replace(ack, held=held)
 
     async def sample(
-        self, updates: int, batch: int, generation: int, version: int, hold_s: float
+        self, updates: int, batch: int, generation: int, version: int, hold_s: float, rank: int = 0
     ) -> Block | EpisodeBlock | Wait:
-        """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``generation, version``: newest published policy."""
+        """U batches of B items, waiting ``hold_s`` for the limiter to allow them; ``generation, version``: newest published policy.
+
+        All ranks make an update or none does, so each has as many blocks of this shard as any other, but for one that is ahead by a
+        block until they have theirs, too: at the end of the run none is left over.
+        """
         deadline = time.monotonic() + hold_s
         async with self.calls["sample"]:
+            if generation != self.generation:  # learners are restarted all together
+                self.drawn, self.generation = [0] * len(self.drawn), generation
             while True:
-                answer = self.shard.sample(updates, batch, (generation, version))
+                if self.drawn[rank] > min(self.drawn):
+                    over = self.shard.limiter.ended and not self.shard.limiter.can_sample(updates * batch)
+                    answer: Block | EpisodeBlock | Wait = Wait(reason="exhausted" if over else TURN, retry_after_s=0.0)
+                else:
+                    answer = self.shard.sample(updates, batch, (generation, version))
                 if (
                     not isinstance(answer, Wait)
                     or answer.reason == "exhausted"
@@ -118,6 +133,7 @@ class ShardActor:
                 ):
                     break
             if not isinstance(answer, Wait):
+                self.drawn[rank] += 1
                 if self.shard.limiter.stage > self.stage:
                     self.shard.await_policy(self.policy_s)  # that has learned from this block
                 self.stage = self.shard.limiter.stage

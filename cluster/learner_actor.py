@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from cluster.actors import HELD, HOLD_S, here
+from cluster.actors import HELD, HOLD_S, TURN, here
 from cluster.data_kind import kind_of
 from cluster.errors import RunError
 from cluster.graph import (
@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     from learners.report import LearnerReport
     from replay.messages import EpisodeBlock
 
-NOT_LATE = (HELD, "min_size", "gathering")  # a shard's reasons for having no block that say nothing against its workers
+NOT_LATE = (
+    HELD,
+    TURN,
+    "min_size",
+    "gathering",
+)  # a shard's reasons for having no block that say nothing against its workers
 REPORT_S = 0.5
 STOP_POLL_S = 0.5  # between two looks at whether the learner is to stop, while a shard does not answer
 POLL_S = 0.2  # between two meetings of ranks of which one has no block
@@ -331,7 +336,9 @@ class LearnerActor:
         while not self.stopping.is_set():
             order = self.learner.generation, self.learner.version
             if ref is None:
-                ref = shard.sample.remote(config.learner.updates_per_call, self.spec.rank_batch, *order, hold_s)
+                ref = shard.sample.remote(
+                    config.learner.updates_per_call, self.spec.rank_batch, *order, hold_s, self.rank
+                )
             try:
                 return ray.get(ref, timeout=hold_s + STOP_POLL_S)
             except GetTimeoutError:

@@ -98,3 +98,25 @@ def test_the_end_is_told_to_all_that_wait(actor: ShardActor, end: str) -> None:
         assert set(reasons) == {"stopped" if end == "seal" else "run_complete"} and len(reasons) > WORKERS - 10
 
     asyncio.run(run())
+
+
+def test_each_rank_has_as_many_blocks_of_a_shard_as_the_other_and_both_are_told_of_its_end(actor: ShardActor) -> None:
+    async def run() -> None:
+        actor.drawn = [0, 0]
+        await actor.append(make_chunk([(0, 0, 2 * ROWS, 0)]))
+        assert not isinstance(await actor.sample(1, ROWS, 1, 0, 0.0, 0), Wait)
+        assert await actor.sample(1, ROWS, 1, 0, 0.0, 0) == Wait(reason="turn", retry_after_s=0.0)
+        late = asyncio.create_task(actor.sample(1, 1, 1, 0, 60.0, 0))
+        assert not isinstance(await actor.sample(1, 1, 1, 0, 60.0, 1), Wait)
+        assert not isinstance(await late, Wait), "its turn has come"
+        await actor.close()
+        while not isinstance(answer := await actor.sample(1, 1, 1, 0, 0.0, 1), Wait):
+            await actor.sample(1, 1, 1, 0, 0.0, 0)
+        assert answer.reason == "exhausted"
+        assert [(await actor.sample(1, 1, 1, 0, 0.0, rank)) for rank in (0, 1)] == [
+            Wait(reason="exhausted", retry_after_s=0.0)
+        ] * 2
+        await actor.sample(1, 1, 2, 0, 0.0, 0)
+        assert actor.drawn == [0, 0], "learners that were restarted begin at the same count"
+
+    asyncio.run(run())
