@@ -33,7 +33,6 @@ from benchmarks.markdown import over_seeds, table
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_learner
 from cluster.diagnosis import packed
-from cluster.graph import set_threads
 from cluster.run_dir import RunDirectory
 from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.maze import maze_of
@@ -157,7 +156,6 @@ def expert(run_dir: Path) -> float:
     """Normalised score of acting by local posteriors of the planner's own episodes, each from its own start."""
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
-    set_threads(spec.config)
     learner = newest_learner(spec)
     agent, maze, dataset = cast(GAC, learner.agent), maze_of(spec.config.env), spec.dataset
     assert maze is not None and dataset is not None

@@ -221,12 +221,11 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     from cluster.checks import spec_of
     from cluster.commands.evaluation import newest_weights
     from cluster.config import override
-    from cluster.graph import make_evaluator, set_threads
+    from cluster.graph import make_evaluator
     from cluster.run_dir import RunDirectory
 
     run = RunDirectory(run_dir)
     spec = spec_of(run.config(), run)
-    set_threads(spec.config)
     dataset = spec.dataset
     target = None if choice.target is None else choice.target * dataset.summary().return_max
     acting = dataclasses.replace(spec, config=override(spec.config, dict(choice.settings)))

@@ -1,6 +1,7 @@
 """What every hop of a run costs, and what breaks first with many workers.
 
     python benchmarks/scale.py hops              shards, store and driver as W workers load them, from two processes
+    python benchmarks/scale.py hops --far        the same with these processes on a second host, a network namespace (as root)
     python benchmarks/scale.py runs --hops FILE  real runs with 2, 4, 8 and 16 workers on several raylets, against the prediction
     python benchmarks/scale.py driver            a real run whose workers are played by two processes: the driver's loop, and the loss of half
     python benchmarks/scale.py predict --hops FILE   what 100, 1,000 and 10,000 workers would need
@@ -26,9 +27,11 @@ from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import numpy as np
 import psutil
+from ray_runs import two_hosts
 
 from benchmarks.load import (
     BATCH,
@@ -56,6 +59,8 @@ from cluster.remote import make_actor
 from cluster.run_dir import RunDirectory
 from replay.limiter import Limiter
 
+SCRAPES_PER_S = 0.2  # deploy/prometheus.yml
+
 
 def settings(run_dir: Path, **changed: Any) -> RunConfig:
     given = {"env": "HalfCheetah-v5", "replay.capacity_rows": 200_000, **changed}
@@ -65,41 +70,48 @@ def settings(run_dir: Path, **changed: Any) -> RunConfig:
 # --- the hops ---------------------------------------------------------------------------------------------------------
 
 
-def hops(counts: list[int], seconds: float, steps: int) -> dict[str, Any]:
+def hops(counts: list[int], seconds: float, steps: int, shards: int, far: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"append": {}, "stats": {}, "fetch": {}, "driver": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = settings(Path(folder))
         spec = make_spec(config, RunDirectory(Path(folder) / "run"), 0)
-        own = connect(None, cpus=6, object_store_bytes=300_000_000)
-        try:
-            for count in counts:
-                through_ray(spec, count, seconds, steps, found)
-        finally:
-            disconnect(own)
+        address = stack.enter_context(two_hosts({}))[0] if far else None
+        own = connect(address, cpus=6, object_store_bytes=300_000_000)
+        stack.callback(disconnect, own)
+        for count in counts:
+            through_ray(spec, count, seconds, steps, shards, far, found)
     for count in [*counts, 10_000]:
         found["driver"][str(count)] = in_driver(count)
     return found
 
 
-def through_ray(spec: RunSpec, count: int, seconds: float, steps: int, found: dict[str, Any]) -> None:
-    """Append, sample, stats, fetch, publish and the driver's wait with ``count`` workers on one shard."""
+def through_ray(
+    spec: RunSpec, count: int, seconds: float, steps: int, shards: int, far: bool, found: dict[str, Any]
+) -> None:
+    """Append, sample, stats, fetch, publish and the driver's wait with ``count`` workers; they are on the host ``far`` if there is one."""
     import ray
 
     get: Any = ray.get
 
     from algorithms.weights import Weights
 
-    shard = make_actor(Shard, num_cpus=0).remote(dataclasses.replace(spec, run_dir=spec.run_dir / str(count)), 0)
-    store = make_actor(Store, num_cpus=0).remote()
+    here, there = ({"label_selector": {"name": name}} if far else {} for name in ("core", "far"))
+    spec = dataclasses.replace(spec, run_dir=spec.run_dir / str(count))
+    group = [make_actor(Shard, num_cpus=0, **here).remote(spec, index) for index in range(shards)]
+    shard, store = group[0], make_actor(Store, num_cpus=0, **here).remote()
     crowd = [
-        make_actor(Crowd, num_cpus=0, max_concurrency=2 * count + 10).remote(i, count, [shard], store, steps)
+        make_actor(Crowd, num_cpus=0, max_concurrency=2 * count + 10, **there).remote(i, count, group, store, steps)
         for i in range(PROCESSES)
     ]
+
+    def shards_cpu_s() -> float:
+        return sum(get([each.cpu.remote() for each in group]))
+
     get([part.place.remote() for part in crowd], timeout=120)
     get([part.append.remote(1.0) for part in crowd], timeout=120)  # every worker has a writer now
-    before, began = get(shard.cpu.remote()), time.monotonic()
+    before, began = shards_cpu_s(), time.monotonic()
     stored = sum(get([part.append.remote(seconds) for part in crowd], timeout=seconds + 120))
-    cpu_s, wall_s = get(shard.cpu.remote()) - before, time.monotonic() - began
+    cpu_s, wall_s = shards_cpu_s() - before, time.monotonic() - began
     found["append"][str(count)] = {"cpu_us": 1e6 * cpu_s / stored, "per_s": stored / wall_s}
     print(
         f"{count:6} workers: append {1e6 * cpu_s / stored:.0f} us CPU of the shard for a chunk, {stored / wall_s:,.0f} chunks/s"
@@ -126,21 +138,33 @@ def through_ray(spec: RunSpec, count: int, seconds: float, steps: int, found: di
     }
     print(f"               stats of the shard: {1e3 * wall_s:.1f} ms, {len(pickle.dumps(report)) / 1024:,.0f} KiB")
 
-    tensors = {"actor": np.zeros(PARAMETERS, np.float32)}
-    publish = []
-    before, began, version = get(store.cpu.remote()), time.monotonic(), 0
-    while time.monotonic() < began + min(seconds, 3):
+    tensors, version, walls = {"actor": np.zeros(PARAMETERS, np.float32)}, 0, []
+
+    def publish() -> None:
+        nonlocal version
         version += 1
-        weights = Weights.pack(tensors, generation=0, version=version, env_steps=0, updates=0)
         at = time.monotonic()
-        get(store.publish.remote(weights))
-        publish.append(time.monotonic() - at)
+        get(store.publish.remote(Weights.pack(tensors, generation=0, version=version, env_steps=0, updates=0)))
+        walls.append(time.monotonic() - at)
+
+    before, end = get(store.cpu.remote()), time.monotonic() + min(seconds, 2)
+    while time.monotonic() < end:
+        publish()
+    publish_us = 1e6 * (get(store.cpu.remote()) - before) / version
+    found["publish"] = {"cpu_us": publish_us, "wall_ms": 1e3 * float(np.median(walls)), "kib": 4 * PARAMETERS / 1024}
+    print(
+        f"               publish {publish_us:.0f} us CPU of the store for a version, {found['publish']['wall_ms']:.1f} ms"
+    )
+
+    before, began, first = get(store.cpu.remote()), time.monotonic(), version
+    while time.monotonic() < began + min(seconds, 3):
+        publish()
         get([part.fetch.remote() for part in crowd], timeout=120)
-    cpu_s = get(store.cpu.remote()) - before
-    found["publish"] = {"wall_ms": 1e3 * float(np.median(publish)), "kib": 4 * PARAMETERS / 1024}
+    versions = version - first
+    fetch_us = 1e6 * (get(store.cpu.remote()) - before) / versions - publish_us
     found["fetch"][str(count)] = {
-        "cpu_us": 1e6 * cpu_s / version / count,
-        "all_ms": 1e3 * (time.monotonic() - began) / version,
+        "cpu_us": max(0.0, fetch_us) / count,
+        "all_ms": 1e3 * (time.monotonic() - began) / versions,
     }
     print(f"               fetch {found['fetch'][str(count)]['cpu_us']:.0f} us CPU of the store for a worker; all have a new version after "
           f"{found['fetch'][str(count)]['all_ms']:.0f} ms")  # fmt: skip
@@ -153,7 +177,7 @@ def through_ray(spec: RunSpec, count: int, seconds: float, steps: int, found: di
         times.append(time.process_time() - at)
     found["wait"] = {**found.get("wait", {}), str(count): {"cpu_us": 1e6 * float(np.median(times))}}
     print(f"               ray.wait of the driver {found['wait'][str(count)]['cpu_us']:.0f} us")
-    for actor in (*crowd, shard, store):
+    for actor in (*crowd, *group, store):
         ray.kill(actor)
 
 
@@ -256,11 +280,17 @@ def fit(points: dict[str, dict[str, float]], key: str) -> tuple[float, float]:
 
 
 def predict(
-    found: dict[str, Any], workers: int, chunks_per_s: float, blocks_per_s: float, versions_per_s: float
+    found: dict[str, Any],
+    workers: int,
+    chunks_per_s: float,
+    blocks_per_s: float,
+    versions_per_s: float,
+    scrapes_per_s: float = 0.0,
 ) -> dict[str, float]:
     """CPU seconds a second of one shard that has all workers, of the store and of the driver.
 
-    shard = chunks (a + b W) + blocks s + stats(W);  store = W versions f;  driver = counters(W) + record / 2 + 20 wait(W)
+    shard = chunks (a + b W) + blocks s + stats(W);  store = versions (p + W f);
+    driver = counters(W) + record / 2 + 20 wait(W) + scrapes c
     """
 
     def at(name: str, key: str, scale: float) -> float:
@@ -269,22 +299,24 @@ def predict(
 
     return {
         "shard": chunks_per_s * at("append", "cpu_us", 1e6) + blocks_per_s * found["sample"]["cpu_us"] / 1e6 + at("stats", "cpu_ms", 1e3),
-        "store": workers * versions_per_s * at("fetch", "cpu_us", 1e6),
-        "driver": at("driver", "counters_ms", 1e3) + at("driver", "record_ms", 1e3) / 2 + 20 * at("wait", "cpu_us", 1e6),
+        "store": versions_per_s * (found["publish"]["cpu_us"] / 1e6 + workers * at("fetch", "cpu_us", 1e6)),
+        "driver": at("driver", "counters_ms", 1e3) + at("driver", "record_ms", 1e3) / 2 + 20 * at("wait", "cpu_us", 1e6)
+        + scrapes_per_s * at("driver", "scrape_ms", 1e3),
     }  # fmt: skip
 
 
 def predictions(found: dict[str, Any], steps_per_s: float, updates_per_s: float) -> None:
     """What 100, 1,000 and 10,000 workers need; a shard is to be busy for 70 % of its time."""
     print(
-        f"workers that make {steps_per_s:g} env steps/s each, chunks of {ENVS * STEPS} rows, {updates_per_s:g} updates/s, a version a second"
+        f"workers that make {steps_per_s:g} env steps/s each, chunks of {ENVS * STEPS} rows, {updates_per_s:g} updates/s, a version a second, "
+        f"a scrape each {1 / SCRAPES_PER_S:g} s"
     )
     print(
         "workers  env steps/s  updates/step  CPUs of all shards  shards  CPUs of the store  of the driver  weights GB/s"
     )
     for workers in (100, 1_000, 10_000):
         rows = workers * steps_per_s
-        need = predict(found, workers, rows / (ENVS * STEPS), updates_per_s / UPDATES, 1.0)
+        need = predict(found, workers, rows / (ENVS * STEPS), updates_per_s / UPDATES, 1.0, SCRAPES_PER_S)
         shards, gb = np.ceil(need["shard"] / 0.7), workers * found["publish"]["kib"] * 1024 / 1e9
         print(f"{workers:7,} {rows:12,.0f} {updates_per_s / rows:13.4f} {need['shard']:19.2f} {shards:7.0f} {need['store']:18.2f} "
               f"{need['driver']:14.3f} {gb:13.2f}")  # fmt: skip
@@ -378,10 +410,21 @@ def main() -> None:
     parser.add_argument(
         "--chunk-steps", type=int, default=STEPS, help=f"of a chunk of {ENVS} environments (default: {STEPS})"
     )
+    parser.add_argument("--shards", type=int, default=1, help="of hops: that share the workers (default: 1)")
+    parser.add_argument("--far", action="store_true", help="of hops: the workers are on another host")
     arguments = parser.parse_args()
     if arguments.what == "hops":
         arguments.hops.write_text(
-            json.dumps(hops(arguments.workers or [10, 100, 1000], arguments.seconds, arguments.chunk_steps), indent=1)
+            json.dumps(
+                hops(
+                    arguments.workers or [10, 100, 1000],
+                    arguments.seconds,
+                    arguments.chunk_steps,
+                    arguments.shards,
+                    arguments.far,
+                ),
+                indent=1,
+            )
         )
         return
     if arguments.what == "driver":

@@ -21,7 +21,7 @@ from benchmarks.markdown import table
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
 from cluster.config import override
-from cluster.graph import RunSpec, set_threads
+from cluster.graph import RunSpec
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, open_dataset
 from rollout_workers.env import BatchEnv
@@ -49,7 +49,6 @@ class Trained:
     def spec(self) -> RunSpec:
         run = RunDirectory(self.run_dir)
         spec = spec_of(run.config(), run)
-        set_threads(spec.config)
         return spec
 
     @functools.cached_property

@@ -241,7 +241,10 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
         agent=agent,
         online=online,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
-        learner=LearnerConfig(batch_size=64, updates_per_call=10, publish_updates=100, checkpoint_s=60.0),
+        # An update of preset paper takes half a minute without a GPU, and a signal waits for the end of a call.
+        learner=LearnerConfig(
+            batch_size=64, updates_per_call=1 if preset == "paper" else 10, publish_updates=100, checkpoint_s=60.0
+        ),
         evaluation=EvaluationConfig(every_steps=steps // 10, episodes=20, final_episodes=100),
     )
 

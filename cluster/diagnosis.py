@@ -21,7 +21,7 @@ from cluster.checks import spec_of
 from cluster.commands.counter import counted
 from cluster.commands.evaluation import newest_learner, plan_request
 from cluster.errors import UsageError
-from cluster.graph import RunSpec, set_threads
+from cluster.graph import RunSpec
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset
@@ -55,7 +55,6 @@ def diagnose(
             "such a run (`drawbridge evaluate` measures every algorithm)"
         )
     request = plan_request(spec, mode, target_return) or PlanRequest()
-    set_threads(spec.config)
     learner = newest_learner(spec)
     agent, weights = cast(GAC, learner.agent), learner.weights()
     scores = {name: _score(spec, weights, name, request, episodes, seed) for name in VARIANTS}

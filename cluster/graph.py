@@ -137,7 +137,7 @@ def make_policy(spec: RunSpec) -> Policy | EpisodePolicy:
 
     policy = ALGORITHMS[spec.config.algorithm].make_policy(spec.config.agent, spec.obs_dim, spec.action_dim)
     if "torch" in sys.modules:  # a policy that acts without it needs none of its threads
-        set_threads(spec.config)
+        _set_threads(spec.config)
     return policy
 
 
@@ -171,6 +171,7 @@ def make_learner(
     from learners.learner import Learner
 
     config, collective = spec.config, collective or Solo()
+    _set_threads(config)
     agent = ALGORITHMS[config.algorithm].make_agent(
         config.agent,
         AgentSpec(
@@ -281,7 +282,7 @@ def random_steps_left(config: RunConfig, env_steps: int) -> int:
     return max(0, math.ceil((config.worker.random_steps - env_steps) / config.worker.workers))
 
 
-def set_threads(config: RunConfig) -> None:
+def _set_threads(config: RunConfig) -> None:
     """One torch thread a process by default: two spinning pools on two cores cost a factor of 30."""
     import torch
 

@@ -28,7 +28,6 @@ from cluster.graph import (
     newest_checkpoint,
     random_steps_left,
     save_checkpoint,
-    set_threads,
 )
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.saving import Saved, SaveWatch, look_at_disk, timed
@@ -58,7 +57,6 @@ class InlineFleet:
     def start(self) -> None:
         """Builds the parts; goes on from the newest checkpoint when there is one."""
         spec, config = self.spec, self.spec.config
-        set_threads(config)
         self.newest: Weights | None = None
         self.shards: list[Shard] = [make_shard(spec, index) for index in range(config.replay.shards)]
         self.learner = make_learner(spec, spec.start * GENERATIONS_A_START, self._publish, write_back=self._write_back)

@@ -23,7 +23,6 @@ from cluster.graph import (
     make_learner,
     newest_checkpoint,
     save_checkpoint,
-    set_threads,
 )
 from cluster.remote import DIED, root
 from cluster.run_dir import RunDirectory
@@ -80,7 +79,6 @@ class LearnerActor:
     """Rank ``rank`` of the learners. ``run`` works until the shards say that nothing more is coming."""
 
     def __init__(self, spec: RunSpec, rank: int, generation: int, shards: list[Any], store: Any) -> None:
-        set_threads(spec.config)
         self.spec, self.rank, self.generation = spec, rank, generation
         self.config = spec.config
         self.shards, self.store = shards, store

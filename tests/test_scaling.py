@@ -12,7 +12,11 @@ HOPS = {
     "sample": {"cpu_us": 1000.0},
     "stats": {"10": {"cpu_ms": 10.0}, "1000": {"cpu_ms": 10.0}},
     "fetch": {"10": {"cpu_us": 600.0}, "1000": {"cpu_us": 150.0}},
-    "driver": {"10": {"counters_ms": 0.1, "record_ms": 0.0}, "1010": {"counters_ms": 1.1, "record_ms": 0.0}},
+    "publish": {"cpu_us": 1000.0},
+    "driver": {
+        "10": {"counters_ms": 0.1, "record_ms": 0.0, "scrape_ms": 2.0},
+        "1010": {"counters_ms": 1.1, "record_ms": 0.0, "scrape_ms": 2.0},
+    },
     "wait": {"10": {"cpu_us": 20.0}, "1000": {"cpu_us": 20.0}},
 }
 
@@ -23,10 +27,10 @@ def test_costs_grow_with_the_workers_where_they_were_seen_to() -> None:
 
 
 def test_the_load_of_a_part_is_the_sum_of_its_hops() -> None:
-    found = predict(HOPS, 2_010, chunks_per_s=1_000, blocks_per_s=100, versions_per_s=2)
+    found = predict(HOPS, 2_010, chunks_per_s=1_000, blocks_per_s=100, versions_per_s=2, scrapes_per_s=0.5)
     assert found["shard"] == pytest.approx(0.5 + 0.1 + 0.01)
-    assert found["store"] == pytest.approx(2_010 * 2 * 150e-6)
-    assert found["driver"] == pytest.approx(2.1e-3 + 20 * 20e-6)
+    assert found["store"] == pytest.approx(2 * (1e-3 + 2_010 * 150e-6))
+    assert found["driver"] == pytest.approx(2.1e-3 + 20 * 20e-6 + 0.5 * 2e-3)
 
 
 def test_the_drivers_share_is_measured_on_the_real_shard_aggregator_and_endpoint() -> None:

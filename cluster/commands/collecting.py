@@ -20,7 +20,7 @@ from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
 from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
-from cluster.graph import RunSpec, make_policy, make_shard, set_threads
+from cluster.graph import RunSpec, make_policy, make_shard
 from cluster.history import evaluation_records
 from cluster.run_dir import RunDirectory
 from replay import snapshot
@@ -128,7 +128,6 @@ def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> R
 
 def _actor(spec: RunSpec) -> Actor:
     """Acts with the newest policy of a run; UsageError for one that follows plans."""
-    set_threads(spec.config)
     actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if actor.stateless is None:
         raise UsageError(

@@ -15,7 +15,7 @@ from cluster.commands.counter import counted
 from cluster.config import override
 from cluster.dataset_task import score_of, task_notes
 from cluster.errors import RunError, UsageError
-from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint, set_threads
+from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint
 from cluster.history import document, number
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
@@ -57,7 +57,6 @@ def evaluate(
         _check_plot(spec, plot)
     if video is not None:
         _check_video(video)
-    set_threads(spec.config)
     acting = _acting(spec, settings or {})
     weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
     result, warned = _evaluation(spec, weights, episodes, seed, aim)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_weights
-from cluster.graph import RunSpec, set_threads
+from cluster.graph import RunSpec
 from cluster.metrics.wording import algorithm_name, count, number
 from cluster.pictures.maze_drawing import (
     INK,
@@ -55,7 +55,6 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
     planning_policy(spec)
     maze = maze_of_plans(spec)
     starts_P2 = chosen_starts(spec, maze, start, seed)
-    set_threads(spec.config)
     weights = newest_weights(spec)
     trials = try_modes(spec, weights, maze, starts_P2, seed)
     picture = _Picture(spec, maze, starts_P2, trials)
