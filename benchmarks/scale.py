@@ -147,10 +147,11 @@ def through_ray(
         get(store.publish.remote(Weights.pack(tensors, generation=0, version=version, env_steps=0, updates=0)))
         walls.append(time.monotonic() - at)
 
-    before, end = get(store.cpu.remote()), time.monotonic() + min(seconds, 2)
+    publish()  # the store is up now
+    before, end, first = get(store.cpu.remote()), time.monotonic() + min(seconds, 2), version
     while time.monotonic() < end:
         publish()
-    publish_us = 1e6 * (get(store.cpu.remote()) - before) / version
+    publish_us = 1e6 * (get(store.cpu.remote()) - before) / (version - first)
     found["publish"] = {"cpu_us": publish_us, "wall_ms": 1e3 * float(np.median(walls)), "kib": 4 * PARAMETERS / 1024}
     print(
         f"               publish {publish_us:.0f} us CPU of the store for a version, {found['publish']['wall_ms']:.1f} ms"
