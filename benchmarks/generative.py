@@ -2,6 +2,7 @@
 
     python benchmarks/generative.py returns --out runs/generative.jsonl     every run that is missing there, one after the other
     python benchmarks/generative.py returns --out runs/generative.jsonl --envs HalfCheetah-v5 --steps 100000 --seeds 1 2 3
+    python benchmarks/generative.py returns --out runs/study.jsonl --methods softgac --set agent.rho=0.3 agent.alpha_init=2
     python benchmarks/generative.py costs --out runs/costs.json             one core; HalfCheetah-v5's dimensions
     python benchmarks/generative.py report --returns runs/generative.jsonl --costs runs/costs.json    tables, docs/comparison.png
     python benchmarks/generative.py toy                                     docs/comparison-toy.png
@@ -72,13 +73,19 @@ def run_all(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         for env in arguments.envs:
             for method in arguments.methods:
-                done = {(r["method"], r["env"], r["steps"], r["seed"]) for r in results(arguments.out)}
-                if (method, env, arguments.steps, seed) not in done:
+                name = named({"method": method, "set": arguments.set})
+                done = {(named(r), r["env"], r["steps"], r["seed"]) for r in results(arguments.out)}
+                if (name, env, arguments.steps, seed) not in done:
                     line = train(method, env, seed, arguments)
                     last = np.mean(line["evaluations"][-1]["returns"])
-                    print(method, env, seed, f"{last:.0f}, sampled {np.mean(line['sampled']):.0f}", flush=True)
+                    print(name, env, seed, f"{last:.0f}, sampled {np.mean(line['sampled']):.0f}", flush=True)
                     with arguments.out.open("a") as file:
                         file.write(json.dumps(line) + "\n")
+
+
+def named(run: dict[str, Any]) -> str:
+    """The method of a run, and what was set besides."""
+    return " ".join([run["method"], *run.get("set", [])])
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -101,7 +108,7 @@ def train(method: str, env: str, seed: int, arguments: argparse.Namespace) -> di
         lines = [json.loads(text) for text in (run / "evaluations.jsonl").read_text().splitlines()]
         sampled = sampled_returns(drawbridge.load(run, seed=0), env)
     curve = [{key: line[key] for key in ("env_steps", "returns")} for line in lines]
-    facts = {"method": method, "env": env, "steps": arguments.steps, "seed": seed, "cpu_s": cpu_s}
+    facts = {"method": method, "set": arguments.set, "env": env, "steps": arguments.steps, "seed": seed, "cpu_s": cpu_s}
     return facts | {"evaluations": curve, "sampled": sampled}
 
 
@@ -324,21 +331,21 @@ def write_report(arguments: argparse.Namespace) -> None:
         print(
             f"\n| {env}, {steps:,} env steps | return, IQM [95 %] | each seed | with noise | CPU s of a run |\n|---|---|---|---|---|"
         )
-        for method in METHODS:
-            mine = [run for run in runs if (run["method"], run["env"], run["steps"]) == (method, env, steps)]
-            if not mine:
-                continue
+        here = [run for run in runs if (run["env"], run["steps"]) == (env, steps)]
+        for name in sorted({named(run) for run in here}, key=lambda name: (METHODS.index(name.split()[0]), name)):
+            mine = [run for run in here if named(run) == name]
+            method = mine[0]["method"]
             mean_RE = np.array([[np.mean(point["returns"]) for point in run["evaluations"]] for run in mine])
             at = [point["env_steps"] for point in mine[0]["evaluations"]]
             last, (low, high) = mean_RE[:, -1], interval(mean_RE[:, -1])
             noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.mean([run["cpu_s"] for run in mine])
             each = " / ".join(f"{value:,.0f}" for value in last)
-            print(f"| {method} | {iqm(last):,.0f} [{low:,.0f}, {high:,.0f}] | {each} | {noisy:,.0f} | {cpu_s:.0f} |")
-            curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=method)
+            print(f"| {name} | {iqm(last):,.0f} [{low:,.0f}, {high:,.0f}] | {each} | {noisy:,.0f} | {cpu_s:.0f} |")
+            curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
             points.errorbar(
-                quickest(costs[method]), iqm(last), [[iqm(last) - low], [high - iqm(last)]], marker="o", label=method
+                quickest(costs[method]), iqm(last), [[iqm(last) - low], [high - iqm(last)]], marker="o", label=name
             )
-            points.annotate(method, (quickest(costs[method]), iqm(last)), fontsize=8)
+            points.annotate(name, (quickest(costs[method]), iqm(last)), fontsize=8)
         curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM")
         points.set(xlabel="microseconds of one action, fastest engine", ylabel=f"return at {steps:,}", xscale="log")
         curves.legend(fontsize=7)
