@@ -23,6 +23,9 @@ CPU: dict[str, Any] = {
     "v_min": None,
     "v_max": None,
 }
+# And those of softgac and its two controls: the temperature starts high, so that the actor stays broad until the critics know a few
+# thousand steps, and falls fast. From the paper's .1 some seeds follow the first, wrong critics into a corner (docs/softgac.md).
+WARM: dict[str, Any] = {"alpha_init": 2.0, "alpha_lr": 3e-3}
 
 
 class AgentConfig:

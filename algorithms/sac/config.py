@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from algorithms.config import ALPHA_BUDGET, CPU, ActorCriticConfig
+from algorithms.config import ALPHA_BUDGET, CPU, WARM, ActorCriticConfig
 from replay.option import WIDTH, option
 
 
@@ -65,7 +65,7 @@ def paper() -> SACConfig:
 
 def cpu() -> SACConfig:
     """The same equations with narrow critics, a larger step and a support fitted to the rewards, for a core or two (ours)."""
-    return SACConfig(**CPU, alpha_lr=3e-3)
+    return SACConfig(**CPU, **WARM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,4 +80,4 @@ class CrossQConfig(SACConfig):
 
 def crossq_cpu() -> CrossQConfig:
     """Narrow networks, a larger step and a support fitted to the rewards, for a core or two (ours)."""
-    return CrossQConfig(**CPU, actor_width=128, alpha_lr=3e-3)
+    return CrossQConfig(**CPU, **WARM, actor_width=128)
