@@ -44,3 +44,16 @@ def test_a_class_of_actors_is_sent_to_the_head_once(monkeypatch: pytest.MonkeyPa
     remote.make_actor(Part, num_cpus=1)
     remote.make_actor(Part, num_cpus=0, max_restarts=1)
     assert made == [Part]
+
+
+def test_the_calls_of_an_actor_leave_no_events_at_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part:
+        pass
+
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        ray.actor.ActorClass, "_remote", lambda self, args=None, kwargs=None, **options: given.append(options)
+    )
+    remote.make_actor(Part, num_cpus=1).remote()
+    (options,) = given
+    assert (options["num_cpus"], options["enable_task_events"]) == (1, False)
