@@ -1,6 +1,7 @@
 """Evaluations of a run on Ray: one evaluator beside the training, a bounded queue of policies before it.
 
-Without evaluation.every_steps the evaluator is started for the first evaluation that is asked for, the last of the run.
+It reserves nothing, and runs on nodes that workers may run on (ray.worker_labels). Without evaluation.every_steps it is started for
+the first evaluation that is asked for, the last of the run.
 
 An evaluator that hangs is killed once its evaluation has taken evaluation.timeout_s (its own deadline) and ray.call_timeout_s
 more, or ray.start_timeout_s more while its process starts. Nothing here blocks.
@@ -22,6 +23,7 @@ from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.remote import DIED, cause, make_actor, root
+from cluster.setting_text import parse_labels
 from rollout_workers.evaluator import BrokenEpisodes, Evaluation
 
 WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is given up and counted
@@ -36,6 +38,8 @@ class Evaluations:
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
         self._failures = 0
+        labels = parse_labels(self.config.ray.worker_labels)
+        self._options: dict[str, Any] = EXPENDABLE | {"num_cpus": 0} | ({"label_selector": labels} if labels else {})
         self.node = ""  # where the evaluator is, once that is known
         self._done: list[Evaluation] = []
         self._evaluator: Any = None
@@ -72,6 +76,8 @@ class Evaluations:
     def go_on(self) -> None:
         """Begins the next evaluation when the evaluator is free; gives up one that takes too long."""
         now, settings = time.monotonic(), self.config.evaluation
+        if self._evaluator is not None:
+            self._is_up()
         if self._run is not None and now > self._due:
             self.event(
                 f"an evaluation took longer than {settings.timeout_s:.0f} s (evaluation.timeout_s) and was given up; the evaluator "
@@ -92,13 +98,9 @@ class Evaluations:
             if refs:
                 if self._evaluator is None:
                     self._start()
-                up = ray.wait([self._up], timeout=0)[0]
-                if up:
-                    with contextlib.suppress(*DIED, RayTaskError):
-                        self.node = ray.get(self._up)
                 self._run = self._evaluator.evaluate.remote(refs[0], episodes)
                 self._due = now + settings.timeout_s + self.config.ray.call_timeout_s
-                self._due += 0.0 if up else self.config.ray.start_timeout_s
+                self._due += 0.0 if self._is_up() else self.config.ray.start_timeout_s
 
     def look_at(self, ref: Any) -> None:
         """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times in a row end the run."""
@@ -124,12 +126,20 @@ class Evaluations:
         taken, self._done = self._done, []
         return taken
 
+    def _is_up(self) -> bool:
+        """Whether the evaluator's process has started, or has failed to; where it is, is known from then on."""
+        up = bool(ray.wait([self._up], timeout=0)[0])
+        if up and not self.node:
+            with contextlib.suppress(*DIED, RayTaskError):
+                self.node = ray.get(self._up)
+        return up
+
     def _left_out(self, error: Exception) -> list[Any]:
         self.event(f"an evaluation was left out, the store of weights did not answer: {root(error)}")
         return []
 
     def _start(self) -> None:
-        self._evaluator = make_actor(EvaluatorActor, num_cpus=0, **EXPENDABLE).remote(self.spec)
+        self._evaluator = make_actor(EvaluatorActor, **self._options).remote(self.spec)
         self._up, self.node = self._evaluator.place.remote(), ""
 
     def _restart(self) -> None:
