@@ -14,10 +14,13 @@ train: setup
 train-gac: setup
 	.venv/bin/python benchmarks/demo_gac.py $(ARGS)
 
-# Prometheus with the alert rules, for every run that is started with `--set metrics.targets_dir=` and this folder.
-TARGETS ?= runs/targets
+# Prometheus with the alert rules, and Grafana where Docker is at hand, for every run that is started with
+# `--set metrics.targets_dir=` and this folder.
+TARGETS = runs/targets
+DATA = runs/prometheus
+PORT = 9090
 monitoring:
-	deploy/monitoring/start.sh $(TARGETS)
+	@deploy/monitoring/start.sh $(TARGETS) $(DATA) $(PORT)
 
 # All tests, two at a time; those that start a Ray cluster mostly wait for processes.
 test: setup

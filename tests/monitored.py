@@ -1,9 +1,13 @@
-"""A real Prometheus over real runs: started by deploy/monitoring/start.sh, with the rules of deploy/alerts.yml made impatient."""
+"""A real Prometheus over real runs: started by deploy/monitoring/start.sh, with the rules of deploy/alerts.yml made impatient.
+
+Docker is a stand-in that notes how it was called, so no Grafana is started.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -27,6 +31,27 @@ def impatient(rules: str) -> str:
     return re.sub(r"\[(\d+)m", lambda found: f"[{MINUTE_S * int(found[1])}s", rules)
 
 
+DOCKER = """#!/bin/bash
+echo "$PROMETHEUS_PORT $*" >>"{calls}"
+for word in {fails}; do [[ " $* " != *" $word "* ]] || exit 1; done
+"""
+
+
+def with_docker(folder: Path, fails: str = "") -> tuple[dict[str, str], Path]:
+    """Variables with which ``docker`` is a stand-in that fails in the subcommands ``fails``, and the file of its calls."""
+    calls, program = folder / "calls", folder / "bin" / "docker"
+    program.parent.mkdir(parents=True)
+    calls.touch()
+    program.write_text(DOCKER.format(calls=calls, fails=fails))
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}, calls
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 class Monitor:
     """A Prometheus that scrapes the runs announced in ``targets`` every second."""
 
@@ -38,12 +63,11 @@ class Monitor:
         config = yaml.safe_load((deploy / "monitoring" / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         (deploy / "monitoring" / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port, (environment, _) = free_port(), with_docker(folder, fails="version")
         self.url = f"http://127.0.0.1:{port}"
         words = [deploy / "monitoring" / "start.sh", self.targets, folder / "data", str(port)]
         with self.log.open("wb") as sink:
-            self.process = subprocess.Popen(words, stdout=sink, stderr=sink)
+            self.process = subprocess.Popen(words, stdout=sink, stderr=sink, env=environment)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus answers; nothing while it is not up yet."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import os
+import signal
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -13,7 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from monitored import Monitor, monitored
+from at_hand import PROMETHEUS, program
+from monitored import Monitor, free_port, monitored, with_docker
 from small_disk import small_disk
 from tiny_runs import start, train_words, wait_for
 
@@ -21,15 +25,15 @@ from cluster.errors import Interrupted, RunError, UsageError
 from cluster.metrics.discovery import announced, run_label
 from cluster.metrics.exporter import Exporter
 
-MONITORING = Path(__file__).resolve().parent.parent / "deploy" / "monitoring"
+ROOT = Path(__file__).resolve().parent.parent
+MONITORING = ROOT / "deploy" / "monitoring"
 OF_THE_DISK = {"SnapshotFailed", "ReportFailed", "DiskLow", "CheckpointOld"}
 QUICK = {"metrics__port": 0, "metrics__line_s": 0.5, "learner__checkpoint_s": 2, "worker__envs_per_worker": 2}
 
 
 @pytest.fixture(scope="module")
 def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    program("prometheus", PROMETHEUS)
     with monitored(tmp_path_factory.mktemp("monitor")) as monitor:
         yield monitor
 
@@ -146,10 +150,74 @@ def test_monitoring_listens_on_this_machine_alone_and_names_files_that_exist() -
     assert all((MONITORING / source).exists() for source in places)
     provisioning = MONITORING / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
-    assert source["url"] == "http://127.0.0.1:9090" and "${3:-9090}" in script and source["jsonData"]["manageAlerts"]
+    assert source["url"] == "http://127.0.0.1:$PROMETHEUS_PORT" and source["jsonData"]["manageAlerts"]
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "drawbridge.yml").read_text())["providers"]
     home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home in places.values() and Path(home).parent == Path(provider["options"]["path"])
+
+
+def ready(port: int) -> bool:
+    """Whether Prometheus answers there."""
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=10) as reply,
+    ):
+        return bool(reply.status == 200)
+    return False
+
+
+@contextlib.contextmanager
+def begun(folder: Path, port: int, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """``make monitoring`` in a process group of its own, as a terminal starts it; what it says is in ``folder/log``."""
+    program("prometheus", PROMETHEUS)
+    words = ["make", "monitoring", f"TARGETS={folder / 'targets'}", f"DATA={folder / 'data'}", f"PORT={port}"]
+    with (folder / "log").open("wb") as sink:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_one_command_starts_prometheus_and_grafana_and_ctrl_c_ends_both(tmp_path: Path) -> None:
+    port, (environment, calls) = free_port(), with_docker(tmp_path)
+    log = tmp_path / "log"
+    with begun(tmp_path, port, environment) as process:
+        wait_for(lambda: ready(port) and "Grafana: http://127.0.0.1:3000\n" in log.read_text(), "both", 60, log)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    assert not ready(port)
+    compose = f"{port} compose --file {MONITORING / 'compose.yml'}"
+    told = [f"{port} compose version", f"{compose} up --detach --quiet-pull", f"{compose} down"]
+    assert calls.read_text().splitlines() == told
+    assert f"Prometheus: http://127.0.0.1:{port}/alerts" in log.read_text()
+    for line in told[1:]:  # the real one knows the words
+        words = [program("docker-compose"), *line.split()[2:], "--help"]
+        subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("fails", ["version", "up"])
+def test_prometheus_runs_without_grafana_where_docker_cannot_start_it_which_is_said(tmp_path: Path, fails: str) -> None:
+    port, (environment, calls) = free_port(), with_docker(tmp_path, fails)
+    log = tmp_path / "log"
+    with begun(tmp_path, port, environment) as process:
+        wait_for(lambda: ready(port) and "Grafana is left out: " in log.read_text(), "Prometheus", 60, log)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+    assert not ready(port) and log.read_text().count("Grafana") == 1
+    assert ("up" in calls.read_text().split(), "down" in calls.read_text().split()) == (fails == "up",) * 2
+
+
+def test_a_port_that_is_taken_is_named_and_a_grafana_that_runs_is_left_alone(tmp_path: Path) -> None:
+    environment, calls = with_docker(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with begun(tmp_path, port, environment) as process:
+            assert process.wait(60) != 0
+    assert f"port {port} of 127.0.0.1 is taken, so nothing was started" in (tmp_path / "log").read_text()
+    assert not calls.read_text()
 
 
 def test_the_script_says_what_it_needs() -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts Prometheus with the rules of ../alerts.yml on 127.0.0.1. It finds every run that was started with
-# `--set metrics.targets_dir=TARGETS`, now or later. Ctrl-C ends it.
+# Starts Prometheus with the rules of ../alerts.yml on 127.0.0.1 and, where Docker is at hand, Grafana beside it with the dashboard
+# (compose.yml). It finds every run that was started with `--set metrics.targets_dir=TARGETS`, now or later. Ctrl-C ends both.
 #     deploy/monitoring/start.sh TARGETS [DATA] [PORT]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,41 @@ if ! command -v prometheus >/dev/null; then
   echo "prometheus is not installed, so nothing was started; on Debian: apt-get install prometheus" >&2
   exit 1
 fi
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  echo "port $port of 127.0.0.1 is taken, so nothing was started: end what listens there, or give another PORT" >&2
+  exit 1
+fi
+
+export PROMETHEUS_PORT=$port  # for compose.yml
+compose=(docker compose --file "$here/compose.yml")
+prometheus='' grafana=''
+end() {
+  trap '' HUP INT TERM
+  [[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
+  if [[ -n $grafana ]]; then
+    kill "$grafana" 2>/dev/null || true  # it may still be fetching the image
+    wait "$grafana" || true
+    "${compose[@]}" down || true
+  fi
+  wait
+}
+trap end EXIT
+trap 'exit 0' HUP INT TERM
+
 sed -e "s|@TARGETS@|$targets|" -e "s|@RULES@|$(dirname "$here")/alerts.yml|" "$here/prometheus.yml" >"$data/prometheus.yml"
 echo "Prometheus: http://127.0.0.1:$port/alerts; start runs with --set metrics.targets_dir=$targets"
-exec prometheus --config.file="$data/prometheus.yml" --storage.tsdb.path="$data/tsdb" \
-  --storage.tsdb.retention.time=30d --web.listen-address="127.0.0.1:$port" --log.level=warn
+prometheus --config.file="$data/prometheus.yml" --storage.tsdb.path="$data/tsdb" \
+  --storage.tsdb.retention.time=30d --web.listen-address="127.0.0.1:$port" --log.level=warn &
+prometheus=$!
+if docker compose version >/dev/null 2>&1; then
+  "${compose[@]}" up --detach --quiet-pull &
+  grafana=$!
+  if wait "$grafana"; then
+    echo "Grafana: http://127.0.0.1:3000"
+  else
+    echo "Grafana is left out: docker compose could not start it, as it says above" >&2
+  fi
+else
+  echo "Grafana is left out: no \`docker compose\` here; install Docker with its compose plugin and start this again" >&2
+fi
+wait "$prometheus"
