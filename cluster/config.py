@@ -84,9 +84,7 @@ class RayConfig:
     )
     learner_labels: str = option("", "labels", "of nodes that learners may run on: key=value,key=in(a,b)", former="")
     shard_labels: str = option("", "labels", "of nodes that shards may run on", former="")
-    worker_labels: str = option(
-        "", "labels", "of nodes that workers and the evaluator may run on: spot=true", former=""
-    )
+    worker_labels: str = option("", "labels", "of nodes for workers and the evaluator: spot=true", former="")
 
     def validate(self) -> list[str]:
         """Every value with which no part could be started or asked, with its fix; empty when there is none."""

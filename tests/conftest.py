@@ -21,7 +21,7 @@ if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broke
 
 # Files whose tests train, resume or fuzz whole runs, or start other programs: seconds each, so not in `make quick`.
 WHOLE_RUNS = {
-    "test_alerts", "test_cli", "test_collecting", "test_collective", "test_dataset_command", "test_demo_gac", "test_deploy",
+    "test_alerts", "test_cli", "test_collecting", "test_collective", "test_dataset_command", "test_demo_gac", "test_definitions", "test_deploy",
     "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal", "test_full_disk",
     "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_learning",
     "test_gac_linear",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -24,6 +22,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from at_hand import PROMETHEUS, program, schemas
 from real_runs import RealRuns
 
 from cluster.metrics.catalogue import METRICS
@@ -34,14 +33,6 @@ DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TARGETS = [target for panel in PANELS for target in panel["targets"]]
-
-
-@pytest.fixture
-def schemas() -> Path:
-    folder = os.environ.get("DRAWBRIDGE_SCHEMAS")
-    if not folder:
-        pytest.skip("skipped: no schemas")
-    return Path(folder)
 
 
 # --- the image --------------------------------------------------------------------------------------------------------
@@ -56,15 +47,34 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     assert "ARG PYTHON=3.13\nARG BASE=python:${PYTHON}-slim\nFROM ${BASE}\n" in text
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
 def test_docker_compose_reads_the_file_as_it_is_meant() -> None:
-    words = ["docker-compose", "--file", str(DEPLOY / "monitoring" / "compose.yml"), "config", "--format", "json"]
+    words = [
+        program("docker-compose"),
+        "--file",
+        str(DEPLOY / "monitoring" / "compose.yml"),
+        "config",
+        "--format",
+        "json",
+    ]
     told = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0 and not told.stderr, told.stderr
     (grafana,) = json.loads(told.stdout)["services"].values()
     assert re.search(r":[\d.]+@sha256:[0-9a-f]{64}$", grafana["image"]), "by tag and digest"
+    assert grafana["environment"]["PROMETHEUS_PORT"] == "9090"
     assert grafana["network_mode"] == "host" and "ports" not in grafana and grafana["cap_drop"] == ["ALL"]
     assert all(volume["read_only"] and Path(volume["source"]).exists() for volume in grafana["volumes"])
+
+
+def test_the_gate_installs_the_programs_without_which_tests_here_are_skipped() -> None:
+    """At the versions of constraints.txt."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = re.search(r"--editable '\.\[([\w,]+)\]'", (ROOT / ".ci" / "run").read_text())
+    assert installed and set(installed[1].split(",")) >= {"test", "deploy"}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert {need.split(">=")[0] for name in ("test", "deploy") for need in extras[name]} <= {
+        name.lower() for name in pins
+    }
+    assert " prometheus)" in (ROOT / ".ci" / "run").read_text()
 
 
 # --- Prometheus and Grafana -------------------------------------------------------------------------------------------
@@ -111,9 +121,11 @@ def test_a_state_that_is_wrong_is_shown_in_red_and_the_dashboard_leads_to_rays_o
     assert [link["url"] for link in DASHBOARD["links"]] == ["http://127.0.0.1:8265", "/d/rayDefaultDashboard"]
 
 
-def test_the_dashboard_fits_grafanas_schemas(schemas: Path) -> None:
+def test_the_dashboard_fits_grafanas_schemas() -> None:
+    folder = schemas("grafana")
+
     def fits(value: Any, file: str, definition: str) -> None:
-        schema = json.loads((schemas / "grafana" / f"{file}.json").read_text())
+        schema = json.loads((folder / f"{file}.json").read_text())
         jsonschema.Draft7Validator({**schema, "$ref": f"#/definitions/{definition}"}).validate(value)
 
     fits(DASHBOARD, "dashboard", "Dashboard")
@@ -128,10 +140,7 @@ def test_the_dashboard_fits_grafanas_schemas(schemas: Path) -> None:
 
 
 def test_promtool_accepts_the_scrape_configuration() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian package prometheus)")
-    command = [promtool, "check", "config", str(DEPLOY / "prometheus.yml")]
+    command = [program("promtool", PROMETHEUS), "check", "config", str(DEPLOY / "prometheus.yml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
 
@@ -139,9 +148,7 @@ def test_promtool_accepts_the_scrape_configuration() -> None:
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[tuple[str, Exporter]]:
     """The address of a real Prometheus that runs deploy/prometheus.yml, with our port and shorter intervals; what it scrapes."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    binary = program("prometheus", PROMETHEUS)
     exporter = Exporter("trial", facts={"algorithm": "softgac", "env": "Hopper-v5", "user": "ada", "commit": "0123abc"})
     exporter.set_state("running")
     text = (DEPLOY / "prometheus.yml").read_text()

@@ -1,27 +1,23 @@
-"""deploy/kubernetes and what is beside it for clusters: built as kustomize builds it, against schemas, and run where that can be.
+"""deploy/kubernetes and what is beside it for clusters: rules that no schema knows, and run where that can be.
 
-The small part of KubeRay's definitions that is needed is in tests/kuberay-1.7.0.json; pods and Kubernetes' own kinds are checked
-against kubernetes-validate's schemas. Where kubectl is installed, its build must equal the one made here.
+Schemas and kubectl: tests/test_definitions.py.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
-from tiny_runs import ROOT, read, train_words
+from kustomized import KUBERNETES, OVERLAYS, ROOT, Object, built, cluster_of, containers, groups, pods
+from tiny_runs import read, train_words
 
 from cluster.cli import _parser
 from cluster.commands.train import resolve
@@ -30,132 +26,7 @@ from cluster.session import GRACE_S
 from cluster.setting_text import parse_labels
 
 DEPLOY = ROOT / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
-SCHEMA = json.loads((ROOT / "tests" / "kuberay-1.7.0.json").read_text())
-OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 JOBS = [name for name in OVERLAYS if name != "shared"]
-NO_KUBECTL = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-Object = dict[str, Any]
-
-
-# --- building: the few things of kustomize that deploy/kubernetes uses ----------------------------------------------------
-
-
-def kustomization(folder: Path) -> Object:
-    return dict(yaml.safe_load((folder / "kustomization.yaml").read_text()))
-
-
-def change(target: Object, patch: list[Object]) -> None:
-    """Applies a JSON patch (RFC 6902) to ``target``: test, add, replace and remove, each of something that must be there."""
-    for operation in patch:
-        *parents, last = (part.replace("~1", "/") for part in operation["path"].split("/")[1:])
-        place: Any = target
-        for part in parents:
-            place = place[int(part) if isinstance(place, list) else part]
-        key: Any = int(last) if isinstance(place, list) and last != "-" else last
-        if operation["op"] == "test":
-            assert place[key] == operation["value"], operation
-        elif operation["op"] == "remove":
-            del place[key]
-        elif isinstance(place, list):
-            assert key == "-", operation
-            place.append(copy.deepcopy(operation["value"]))
-        else:
-            assert (key in place) == (operation["op"] == "replace"), operation
-            place[key] = copy.deepcopy(operation["value"])
-
-
-def built(overlay: str) -> dict[str, Object]:
-    """Every object of an overlay, by kind and name."""
-    folder = KUBERNETES / "overlays" / overlay
-    found: dict[str, Object] = {}
-
-    def add(path: Path) -> None:
-        for one in yaml.safe_load_all(path.read_text()):
-            found[f"{one['kind']}/{one['metadata']['name']}"] = json.loads(json.dumps(one))  # no shared anchors
-
-    def build(folder: Path) -> None:
-        for name in kustomization(folder).get("resources", []):
-            build(folder / name) if (folder / name).is_dir() else add(folder / name)
-        for name in kustomization(folder).get("components", []):
-            build(folder / name)
-        for patch in kustomization(folder).get("patches", []):
-            given = yaml.safe_load(patch["patch"])
-            if isinstance(given, dict):
-                assert given.pop("$patch") == "delete"
-                del found[f"{given['kind']}/{given['metadata']['name']}"]
-            else:
-                (target,) = [one for one in found.values() if one["kind"] == patch["target"]["kind"]]
-                change(target, given)
-        for image in kustomization(folder).get("images", []):
-            for container in containers(*pods(found)):
-                if container["image"] == image["name"]:
-                    container["image"] = f"{image['newName']}@{image['digest']}"
-        if folder.name == "job" and "RayJob/drawbridge" in found and "replacements" in kustomization(folder):
-            job, cluster = found["RayJob/drawbridge"], found["RayCluster/drawbridge"]
-            job["spec"]["rayClusterSpec"] = copy.deepcopy(cluster["spec"])
-            job["metadata"]["annotations"] = cluster["metadata"]["annotations"]
-            head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-            job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"] = head["image"]
-
-    build(folder)
-    return found
-
-
-def cluster_of(found: dict[str, Object]) -> Object:
-    """The spec of an overlay's RayCluster, or of its RayJob's."""
-    if "RayJob/drawbridge" in found:
-        return dict(found["RayJob/drawbridge"]["spec"]["rayClusterSpec"])
-    return dict(found["RayCluster/drawbridge"]["spec"])
-
-
-def groups(found: dict[str, Object]) -> dict[str, Object]:
-    spec = cluster_of(found)
-    return {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
-
-
-def pods(found: dict[str, Object]) -> list[Object]:
-    templates = [group["template"] for group in groups(found).values()]
-    if "RayJob/drawbridge" in found and "submitterPodTemplate" in found["RayJob/drawbridge"]["spec"]:
-        templates.append(found["RayJob/drawbridge"]["spec"]["submitterPodTemplate"])
-    return templates
-
-
-def containers(*templates: Object) -> list[Object]:
-    return [container for template in templates for container in template["spec"]["containers"]]
-
-
-def kubectl(folder: Path) -> list[Object]:
-    """What the real kustomize makes of ``folder``."""
-    output = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
-    assert output.returncode == 0, output.stderr
-    return list(yaml.safe_load_all(output.stdout))
-
-
-@NO_KUBECTL
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kustomize_builds_what_is_checked_here(overlay: str) -> None:
-    theirs = {f"{one['kind']}/{one['metadata']['name']}": one for one in kubectl(KUBERNETES / "overlays" / overlay)}
-    assert theirs == built(overlay)
-
-
-@NO_KUBECTL
-def test_an_image_named_by_the_user_reaches_every_container(tmp_path: Path) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    image = "{name: registry.invalid/drawbridge, newName: ours/drawbridge, digest: 'sha256:12'}"
-    (tmp_path / "kustomization.yaml").write_text(f"resources: [kubernetes/overlays/job]\nimages: [{image}]\n")
-    (job,) = [one for one in kubectl(tmp_path) if one["kind"] == "RayJob"]
-    images = {container["image"] for container in containers(*pods({"RayJob/drawbridge": job}))}
-    assert images == {"ours/drawbridge@sha256:12"}
-
-
-@NO_KUBECTL
-def test_the_monitoring_set_holds_the_dashboard_itself() -> None:
-    (found,) = [one for one in kubectl(DEPLOY) if one["kind"] == "ConfigMap"]
-    assert json.loads(found["data"]["drawbridge.json"]) == json.loads(
-        (DEPLOY / "grafana" / "dashboard.json").read_text()
-    )
-    assert found["metadata"]["labels"] == {"grafana_dashboard": "1"}
 
 
 def test_the_rule_of_the_operator_is_made_of_the_alert_rules() -> None:
@@ -164,37 +35,6 @@ def test_the_rule_of_the_operator_is_made_of_the_alert_rules() -> None:
     )
     rule = yaml.safe_load(output.stdout)
     assert (rule["kind"], rule["spec"]) == ("PrometheusRule", yaml.safe_load((DEPLOY / "alerts.yml").read_text()))
-
-
-# --- schemas --------------------------------------------------------------------------------------------------------------
-
-
-def fits(spec: Object, kind: str) -> None:
-    jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": SCHEMA["$defs"]}).validate(spec)
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_fits_its_schema(overlay: str) -> None:
-    found = built(overlay)
-    for one in found.values():
-        if one["kind"] in ("RayJob", "RayCluster"):
-            fits(one["spec"], "rayJobSpec" if one["kind"] == "RayJob" else "rayClusterSpec")
-        else:
-            kubernetes_validate.validate(one, "1.33", strict=True)
-    for pod in pods(found):
-        named = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **pod["metadata"]}, "spec": pod["spec"]}
-        kubernetes_validate.validate(named, "1.33", strict=True)
-
-
-def test_a_misspelt_key_is_refused() -> None:
-    found = built("job")
-    cluster = cluster_of(found)
-    cluster["workerGroupSpecs"][0]["maxReplica"] = 3
-    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
-        fits(cluster, "rayClusterSpec")
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": {"containrs": []}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(pod, "1.33", strict=True)
 
 
 # --- what no schema knows ---------------------------------------------------------------------------------------------------
