@@ -27,7 +27,7 @@ class Metric:
             label's value ``*`` is the rest of the key.
         labels: names of the series' own labels; run, role and shard come first in every series.
         window: records hold the sum since the previous record; the exported counter adds them up.
-        resumed: a resumed run continues from it, so a damaged value must not be used.
+        resumed: a resumed run continues from it, so a damaged value must not be used; other counts begin again from 0.
         charts: title of the chart that the report draws of a key.
         facts: its one sample has the value 1; its labels say what the run is and does.
     """
@@ -173,7 +173,7 @@ REPLAY = (
     ),
     _metric("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
     Metric(
-        series="shard_rows", kind="counter", unit="rows", labels=("shard",), keys={"shard_stored_rows_*": ("*",)},
+        series="shard_rows", kind="counter", unit="rows", labels=("shard",), resumed=True, keys={"shard_stored_rows_*": ("*",)},
         help="transitions stored, by shard",
     ),
     Metric(
@@ -290,14 +290,16 @@ EPISODES = (
         "gauge", "stage", "stages", "stage",
         "online stage whose episodes are being gathered or were gathered last, of the slowest shard; 0 before the first",
     ),
-    _metric("counter", "online_episodes", "episodes", "online_episodes", "complete episodes of workers that shards stored"),
+    _metric(
+        "counter", "online_episodes", "episodes", "online_episodes", "complete episodes of workers that shards stored", resumed=True,
+    ),
     Metric(
         series="held_episodes", kind="gauge", unit="episodes", labels=("origin",),
         keys={"held_dataset_episodes": ("dataset",), "held_online_episodes": ("online",)},
         help="episodes held by all shards, by origin",
     ),
     Metric(
-        series="episode_rows", kind="counter", unit="rows", labels=("outcome", "reason"),
+        series="episode_rows", kind="counter", unit="rows", labels=("outcome", "reason"), resumed=True,
         keys={"episode_rows": ("complete", ""), "lost_rows_*": ("lost", "*")},
         help="stored transitions by the outcome of their episodes: complete, or lost (by reason); those of partial episodes are "
         "in neither",

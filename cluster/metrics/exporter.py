@@ -81,7 +81,8 @@ class Exporter:
         self._lines.take(line)
 
     def resume_from(self, line: Line) -> None:
-        """Takes the newest line of the run's earlier part: counters go on from there, even if the run begins a little earlier."""
+        """Takes the newest line of the run's earlier part: counters that are resumed go on from there, even if the run begins a little
+        earlier; all others begin from 0, and show it before they grow."""
         self._lines.resume_from(line)
 
     def set_state(self, state: str) -> None:
@@ -139,9 +140,10 @@ class _Lines(Collector):
         self._lock = threading.Lock()
 
     def resume_from(self, line: Line) -> None:
+        counts = {key: n for key, n in _numbers(line).items() if is_counter(key) or key in WINDOW_SUMS}
         with self._lock:
-            self._counts = {key: n for key, n in _numbers(line).items() if is_resumed(key) and is_counter(key)}
-            self._line |= self._counts
+            self._counts = {key: n for key, n in counts.items() if is_resumed(key)}
+            self._line |= dict.fromkeys(counts, 0.0) | self._counts
 
     def take(self, line: Line) -> None:
         """A count that went back, as some work is lost and done again, goes on growing: a fall is a restart from 0 to Prometheus."""
