@@ -27,6 +27,7 @@ from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import GENERATIONS_A_START, RunSpec
 from cluster.learner_actor import LearnerActor, News, StartInfo
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
 from cluster.remote import DIED, Budget, Pulse, cause, make_actor, no_place, root
@@ -34,7 +35,7 @@ from cluster.saving import Outcome
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
-Blame = tuple[str, str, int]  # why learners failed, for which of the counters' reasons, and the rank that failed first
+Blame = tuple[str, RestartReason, int]  # why learners failed, for which of the counters' reasons, and the rank that failed first
 
 
 class LearnerGroup:
@@ -265,7 +266,7 @@ class LearnerGroup:
         """Why learners failed, of ``refs`` at least one: a process that died or raised by itself, or hangs, before the others, whose
         reductions failed because of it."""
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=BLAME_S)
-        found: list[tuple[int, str, str, int]] = []
+        found: list[tuple[int, str, RestartReason, int]] = []
         for ref in ready:
             rank = refs.index(ref)
             try:
@@ -280,7 +281,7 @@ class LearnerGroup:
                 found.append((2, f"learner {rank} hangs: it did not answer for {pulse.silent_s:.0f} s", "hung", rank))
         return min(found)[1:]
 
-    def _replace(self, why: str, reason: str, rank: int) -> None:
+    def _replace(self, why: str, reason: RestartReason, rank: int) -> None:
         """Kills all ranks, because ``rank`` failed; ``go_on`` starts them again."""
         for actor in self.actors:
             ray.kill(actor, no_restart=True)

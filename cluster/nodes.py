@@ -16,6 +16,7 @@ import ray
 
 from cluster.bounded import in_thread
 from cluster.connection import accepts
+from cluster.metrics.catalogue import RestartReason
 
 LOOK_S = 2.0  # between two looks; at once where a part has failed
 REACH_S = 1.0  # for a node to accept a connection
@@ -28,14 +29,14 @@ class Failure:
 
     Attributes:
         why: the cause, root last.
-        reason: raised, died or hung, for the counters.
+        reason: for the counters.
         nodes: where it was, by id; of learners all ranks.
         node: of those the one that it failed on; "" where that is not known.
         at: when it was noticed, monotonic clock.
     """
 
     why: str
-    reason: str
+    reason: RestartReason
     nodes: frozenset[str]
     node: str = ""
     at: float = dataclasses.field(default_factory=time.monotonic)

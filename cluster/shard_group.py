@@ -107,8 +107,8 @@ class ShardGroup:
         restarted = self._started.setdefault(index, report["started"]) != report["started"]
         if restarted:
             self._started[index] = report["started"]
-            reason, node = "hung" if index in self._hung else "died", self._nodes_of.get(index, "")
-            failure = Failure(why=self._hung.pop(index, ""), reason=reason, nodes=frozenset((node,)))
+            why, node = self._hung.pop(index, ""), self._nodes_of.get(index, "")
+            failure = Failure(why=why, reason="hung" if why else "died", nodes=frozenset((node,)))
             self._restarts.append((index, failure))
             self._say_restarted(index, report["restored"])
             if self._hold is not None:

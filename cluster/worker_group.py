@@ -16,6 +16,7 @@ from cluster.checks import uneven_shards
 from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes
 from cluster.remote import DIED, Budget, cause, free_resources, make_actor, no_place, root
 from cluster.replay_client import SETTLE_S, STOPPED
@@ -289,11 +290,9 @@ class WorkerGroup:
         verdict = self._nodes.verdict(down, self.config.ray.start_timeout_s)
         if not verdict:
             return
-        failures, reason = member.failures, down.reason
-        if verdict == "lost":
-            reason = "node_lost"
-        else:
-            failures += 1
+        by_itself = verdict != "lost"
+        failures = member.failures + by_itself
+        if by_itself:
             if failures >= SAME_FAILURE:
                 raise RunError(
                     f"rollout worker {index} failed {failures} times without bringing rows in between, so the run halts; it can be "
@@ -308,6 +307,7 @@ class WorkerGroup:
                 )
             where = f" (was on {self._nodes.name(member.node)})" if member.node else ""
             self.event(f"worker {index} restarted{where}: {root(down.why)}")
+        reason = down.reason if by_itself else "node_lost"
         self.aggregator.count_restart("worker", reason, self._nodes.address(member.node))
         self._start(index, failures, member.first_failure)
 
@@ -385,7 +385,7 @@ class WorkerGroup:
         self.aggregator.budget_left["worker"] = self._budget.left
 
 
-def _failure(member: Member, why: str, reason: str) -> Failure:
+def _failure(member: Member, why: str, reason: RestartReason) -> Failure:
     return Failure(why=why, reason=reason, nodes=frozenset((member.node,)))
 
 

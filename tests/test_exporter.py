@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from real_runs import RealRuns
 
 from cluster.cli import main
 from cluster.errors import UsageError
-from cluster.metrics.catalogue import CATALOGUE, METRICS, find_metric
+from cluster.metrics.catalogue import CATALOGUE, METRICS, RESTARTED_PARTS, RestartReason, find_metric
 from cluster.metrics.exporter import MAX_CONNECTIONS, Exporter
 
 DOC = (
@@ -195,6 +195,21 @@ def test_the_catalogue_has_every_key_of_real_records_and_each_of_its_keys_is_wri
     listed = {key for metric in CATALOGUE for key in metric.keys} - elsewhere
     absent = {key for key in listed if not any(name == key or _begins(name, key) for name in written)}
     assert absent == set()
+
+
+def test_every_value_of_a_label_that_a_counter_explains_is_there_from_the_first_record(
+    exporter: Exporter, records: list[dict[str, Any]]
+) -> None:
+    exporter.update(next(record for record in records if "stage" in record))  # gac's, with what it alone has
+    exporter.update(records[0])
+    found = samples(exporter)
+    for metric in METRICS:
+        if metric.kind == "counter":
+            shown = [dict(labels) for name, labels in found if name == metric.full_name]
+            explained = set(re.findall(r"(\w+) \(", metric.help)) - set(metric.labels)
+            assert shown and explained <= {value for labels in shown for value in labels.values()}, metric.full_name
+    restarts = {labels: count for (name, labels), count in found.items() if name == "drawbridge_restarts_total"}
+    assert len(restarts) == len(RESTARTED_PARTS) * len(get_args(RestartReason)) and set(restarts.values()) == {0}
 
 
 def _begins(name: str, pattern: str) -> bool:

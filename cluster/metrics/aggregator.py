@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from cluster.metrics.alarms import alarms
-from cluster.metrics.catalogue import DROP_REASONS, HOPS, LEARNER_PARTS, RESTART_REASONS, RESTARTED_PARTS, by_reason
+from cluster.metrics.catalogue import (
+    DROP_REASONS, HOPS, LEARNER_PARTS, RESTART_REASONS, RESTARTED_PARTS, RestartReason, by_reason,
+)  # fmt: skip
 from cluster.metrics.ledger import Ledger
 from cluster.metrics.parts import NodeRestarts, Parts
+from cluster.metrics.record import ended_episodes, plans, quantiles, whole_episodes
 from cluster.usage import Usage
-from replay.episode_assembly import LOST_REASONS
 from replay.messages import RowTotals
 from replay.shard import ShardStats
 from rollout_workers.recorder import merge_stats
@@ -57,7 +59,7 @@ class MetricsAggregator:
         self.budget_left = dict.fromkeys(RESTARTED_PARTS, 0)  # restarts, by part
         self.disk_free_bytes: int | None = None  # None where the file system does not answer
         self.save_every_s = dict.fromkeys(SAVED, 0.0)
-        self.restarts = {part: Counter(dict.fromkeys(RESTART_REASONS, 0)) for part in RESTARTED_PARTS}  # by reason
+        self.restarts = {part: Counter[str](dict.fromkeys(RESTART_REASONS, 0)) for part in RESTARTED_PARTS}  # by reason
         self._node_restarts = NodeRestarts()
         self.part_nodes: dict[str, set[str]] = {}  # where learners and shards are, by part
         self.memory_bytes = 0
@@ -199,7 +201,7 @@ class MetricsAggregator:
         self.written[what] += 1
         self._saved_at[what] = time.monotonic()
 
-    def count_restart(self, part: str, reason: str, node: str) -> None:
+    def count_restart(self, part: str, reason: RestartReason, node: str) -> None:
         """A worker, the learners, or a shard began again; what failed was on ``node``, "" where it had no place."""
         self.restarts[part][reason] += 1
         self._node_restarts.count(part, reason, node)
@@ -256,7 +258,7 @@ class MetricsAggregator:
         if self.version > version:
             line["publish_interval_s"] = seconds / (self.version - version)
         if self.unit == "updates":
-            line |= _whole_episodes(shards) | _plans(window)
+            line |= whole_episodes(shards) | plans(window)
         else:
             line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
         line |= {f"hop_{hop}_{what}": self._grown[f"{hop}_{what}"] for hop in HOPS for what in ("calls", "s", "bytes")}
@@ -266,10 +268,10 @@ class MetricsAggregator:
             }
             line["queue_block"] = self.ready_blocks
         line |= {f"policy_age_{name}": age for name, age in self._age_since().items()}
-        line |= _episodes(window)
+        line |= ended_episodes(window)
         if window.get("reward_steps"):
             line["reward_mean"] = window["reward_sum"] / window["reward_steps"]
-        line |= {name: window[name] for name in _SECONDS if name in window}
+        line |= {name: window.get(name, 0.0) for name in _SECONDS}
         line |= self._learner_time()
         line |= {f"loss_{name}": value for name, value in self._losses.items()}
         return line | self._evaluated()
@@ -306,7 +308,7 @@ class MetricsAggregator:
 
     def policy_age(self) -> dict[str, int]:
         """Versions by which the acting policy was behind the newest one when its rows were stored."""
-        return _quantiles(self._age_rows())
+        return quantiles(self._age_rows())
 
     def _age_rows(self) -> np.ndarray:
         bins = [shard.age_rows for shard in self._shards.values()]
@@ -316,7 +318,7 @@ class MetricsAggregator:
         """``policy_age`` of the rows stored since the last line; as before where there are none."""
         now = self._age_rows()
         new, self._ages = np.maximum(now - self._ages, 0), now
-        self._age = _quantiles(new) if new.any() else self._age
+        self._age = quantiles(new) if new.any() else self._age
         return self._age
 
     def summary(self) -> dict[str, Any]:
@@ -346,53 +348,3 @@ class MetricsAggregator:
             "alarms": list(alarms(losses | self._evaluated()).values()),
             "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
         }
-
-
-def _quantiles(rows_by_age: np.ndarray) -> dict[str, int]:
-    below = np.cumsum(rows_by_age)
-    quantile = {name: int(np.searchsorted(below, q * below[-1])) for name, q in (("p50", 0.5), ("p95", 0.95))}
-    return quantile if below[-1] else {"p50": 0, "p95": 0}
-
-
-def _episodes(window: dict[str, float]) -> dict[str, float]:
-    count = window.get("episodes", 0)
-    if not count:
-        return {}
-    return {
-        "episodes": count,
-        "return_mean": window["return_sum"] / count,
-        "return_min": window["return_min"],
-        "return_max": window["return_max"],
-        "length_mean": window["length_sum"] / count,
-    }
-
-
-def _whole_episodes(shards: list[ShardStats]) -> dict[str, float]:
-    """What shards of whole episodes hold, and what became of the online rows that they stored.
-
-    rows_stored = episode_rows + open_rows + the sum of lost_rows_*, always. ``stage`` is that of the slowest shard.
-    """
-    lost: Counter[str] = Counter(dict.fromkeys(LOST_REASONS, 0))
-    for shard in shards:
-        lost.update(shard.lost_rows)
-    return {
-        "stage": min((shard.stage for shard in shards), default=0),
-        "online_episodes": sum(shard.stored_episodes for shard in shards),
-        "held_dataset_episodes": sum(shard.offline_episodes for shard in shards),
-        "held_online_episodes": sum(shard.episodes - shard.offline_episodes for shard in shards),
-        "episode_rows": sum(shard.episode_rows for shard in shards),
-        "open_rows": sum(shard.open_rows for shard in shards),
-        **{f"lost_rows_{reason}": rows for reason, rows in lost.items()},
-    }
-
-
-def _plans(window: dict[str, float]) -> dict[str, float]:
-    """What the plans that were made in a window asked for and predicted, means in the environment's own units."""
-    record = {"planned_episodes": window["planned_episodes"]} if "planned_episodes" in window else {}
-    if window.get("target_episodes"):
-        record["plan_target_mean"] = window["target_sum"] / window["target_episodes"]
-    if window.get("predicted_episodes"):
-        count = window["predicted_episodes"]
-        record["plan_predicted_mean"] = window["predicted_sum"] / count
-        record["plan_predicted_std"] = math.sqrt(max(0.0, window["predicted_variance_sum"] / count))
-    return record

@@ -6,85 +6,13 @@ a single worker: a fleet of thousands would be thousands of series, most of them
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal, get_args
 
-Line = Mapping[str, Any]  # one metrics record, or that and the facts of its run
-Kind = Literal["counter", "gauge"]
-Keys = Mapping[str, tuple[str, ...]]  # key of a metrics record -> the values of its series' labels
+from cluster.metrics.metric import Line, Metric, plain
+
 AGENT_PREFIX = "loss_"  # of the keys that an agent's update reports
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One quantity.
-
-    Attributes:
-        series: Prometheus name without ``drawbridge_`` and ``_total``; "" for a quantity that is not exported.
-        keys: the keys of a metrics record that hold it. A key that ends in ``*`` stands for every key of that beginning; a
-            label's value ``*`` is the rest of the key.
-        labels: names of the series' own labels; run, role and shard come first in every series.
-        window: records hold the sum since the previous record; the exported counter adds them up.
-        resumed: a resumed run continues from it, so a damaged value must not be used; other counts begin again from 0.
-        charts: title of the chart that the report draws of a key.
-        facts: its one sample has the value 1; its labels say what the run is and does.
-    """
-
-    series: str
-    kind: Kind
-    unit: str
-    help: str
-    keys: Keys
-    labels: tuple[str, ...] = ()
-    window: bool = False
-    resumed: bool = False
-    charts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    facts: bool = False
-
-    @property
-    def full_name(self) -> str:
-        return f"drawbridge_{self.series}{'_total' if self.kind == 'counter' else ''}"
-
-    def match(self, key: str) -> tuple[str, ...] | None:
-        """The values of the labels for ``key``; None if the key is of another quantity."""
-        if key in self.keys:
-            return self.keys[key]
-        for pattern, values in self.keys.items():
-            if pattern.endswith("*") and key.startswith(pattern[:-1]):
-                return tuple(key.removeprefix(pattern[:-1]) if value == "*" else value for value in values)
-        return None
-
-    def read(self, line: Line) -> Iterator[tuple[tuple[str, ...], float]]:
-        """(values of the labels, value) of every sample in a record."""
-        if self.facts:
-            if all(label in line for label in self.labels):
-                yield tuple(str(line[label]) for label in self.labels), 1.0
-            return
-        for key, value in line.items():
-            labels = self.match(key)
-            if labels is not None:
-                yield labels, value
-
-
-def _metric(
-    kind: Kind,
-    series: str,
-    unit: str,
-    key: str,
-    help: str,
-    *,
-    chart: str = "",
-    resumed: bool = False,
-    window: bool = False,
-) -> Metric:
-    """A quantity with one key and no labels of its own."""
-    charts = {key: chart} if chart else {}
-    return Metric(
-        series=series, kind=kind, unit=unit, help=help, keys={key: ()}, resumed=resumed, window=window, charts=charts
-    )
-
 
 FACTS = Metric(
     series="run_info", kind="gauge", unit="1", labels=("state", "algorithm", "env", "user", "commit"), facts=True,
@@ -93,22 +21,22 @@ FACTS = Metric(
 )  # fmt: skip
 PROGRESS = (
     FACTS,
-    _metric(
+    plain(
         "gauge", "run_start_time_seconds", "s since 1970", "started_at",
         "when this process of the run was started; a resume is another one",
     ),
-    _metric(
+    plain(
         "gauge", "run_ended", "0 or 1", "ended",
         "1 once the run has ended in order; a run whose last value is 0 and that is gone failed or was killed",
     ),
-    _metric("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
-    _metric("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),
-    _metric("gauge", "", "env steps/s", "env_steps_per_s", "since the previous record", chart="Environment steps"),
-    _metric("gauge", "", "updates/s", "updates_per_s", "since the previous record", chart="Updates"),
-    _metric("counter", "episodes", "episodes", "episodes", "exploring episodes that ended", window=True),
-    _metric("gauge", "run_seconds", "s", "time_s", "wall time since the run began", resumed=True),
-    _metric("gauge", "last_line_timestamp_seconds", "s since 1970", "heard_at", "time of the newest metrics record; an old one means a stall"),
-    _metric("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
+    plain("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
+    plain("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),
+    plain("gauge", "", "env steps/s", "env_steps_per_s", "since the previous record", chart="Environment steps"),
+    plain("gauge", "", "updates/s", "updates_per_s", "since the previous record", chart="Updates"),
+    plain("counter", "episodes", "episodes", "episodes", "exploring episodes that ended", window=True),
+    plain("gauge", "run_seconds", "s", "time_s", "wall time since the run began", resumed=True),
+    plain("gauge", "last_line_timestamp_seconds", "s since 1970", "heard_at", "time of the newest metrics record; an old one means a stall"),
+    plain("gauge", "memory_bytes", "bytes", "memory_bytes", "memory of the run's processes", chart="Memory"),
     Metric(
         series="part_memory_bytes", kind="gauge", unit="bytes", labels=("part",), keys={"rss_bytes_*": ("*",)},
         help="resident memory by part, as its processes say: driver, worker, learner, shard, store, evaluator (as of its newest "
@@ -126,7 +54,7 @@ PROGRESS = (
         series="part_cpu_seconds", kind="counter", unit="s", labels=("part",), keys={"cpu_s_*": ("*",)},
         help="CPU time by part, of all its processes since the run was started or resumed",
     ),
-    _metric("gauge", "disk_free_bytes", "bytes", "disk_free_bytes", "free on the file system of the run directory"),
+    plain("gauge", "disk_free_bytes", "bytes", "disk_free_bytes", "free on the file system of the run directory"),
     Metric(
         series="failed_writes", kind="counter", unit="writes", labels=("what",), resumed=True,
         keys={"failed_checkpoints": ("checkpoint",), "failed_snapshots": ("snapshot",), "failed_reports": ("report",)},
@@ -171,7 +99,7 @@ REPLAY = (
         help="transitions by outcome: recorded = stored + dropped (by reason), without rows in flight; a duplicate was sent "
         "again and not stored again",
     ),
-    _metric("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
+    plain("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
     Metric(
         series="shard_rows", kind="counter", unit="rows", labels=("shard",), resumed=True, keys={"shard_stored_rows_*": ("*",)},
         help="transitions stored, by shard",
@@ -180,13 +108,13 @@ REPLAY = (
         series="shard_held_rows", kind="gauge", unit="rows", labels=("shard",), keys={"shard_held_rows_*": ("*",)},
         help="transitions held, by shard",
     ),
-    _metric("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
-    _metric("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use", chart="Replay fill"),
-    _metric(
+    plain("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
+    plain("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use", chart="Replay fill"),
+    plain(
         "gauge", "replay_ratio", "updates/env step", "replay_ratio", "updates made for each env step after warm-up",
         chart="Replay ratio",
     ),
-    _metric("gauge", "replay_ratio_target", "updates/env step", "target_replay_ratio", "the replay ratio the limiter holds"),
+    plain("gauge", "replay_ratio_target", "updates/env step", "target_replay_ratio", "the replay ratio the limiter holds"),
     Metric(
         series="blocked_seconds", kind="counter", unit="s", labels=("side",),
         keys={"blocked_insert_s": ("insert",), "blocked_sample_s": ("sample",)},
@@ -217,7 +145,9 @@ TRAFFIC = (
         help="what waits now: append and sample (calls that shards hold back), block (blocks that are ready for the learner); on Ray alone",
     ),
 )  # fmt: skip
-RESTART_REASONS = ("raised", "died", "hung", "node_lost")  # its code, its process, it did not answer, with its node
+RestartReason = Literal["raised", "died", "hung", "node_lost", "no_place"]
+RESTART_REASONS: tuple[RestartReason, ...] = get_args(RestartReason)
+NODE_REASONS = tuple(why for why in RESTART_REASONS if why != "no_place")  # of what was on a node
 RESTARTED_PARTS = ("worker", "learner", "shard")
 LEARNER_PARTS = ("data_wait", "update", "publish", "other")  # of its time
 ROLLOUT = (
@@ -232,7 +162,7 @@ ROLLOUT = (
         keys={f"worker_steps_per_s_{stat}": (stat,) for stat in ("min", "p50", "max")},
         help="env steps a second of single workers over the last 30 s: of the slowest, the median and the fastest",
     ),
-    _metric("gauge", "", "text", "slowest_workers", "the slowest workers by name, with their env steps a second"),
+    plain("gauge", "", "text", "slowest_workers", "the slowest workers by name, with their env steps a second"),
     Metric(
         series="node_workers", kind="gauge", unit="processes", labels=("node",), keys={"node_workers_*": ("*",)},
         help="workers that run, by the address of their node",
@@ -247,8 +177,8 @@ ROLLOUT = (
         help="restarts left within the hour before the next failure halts the run, by part: worker (all together), learner (all together), "
         "shard (of the one with the fewest left)",
     ),
-    _metric("counter", "", "processes", "workers_started", "worker slots started", resumed=True),
-    _metric("counter", "", "restarts", "workers_restarted", "rollout workers replaced, for any reason", resumed=True),
+    plain("counter", "", "processes", "workers_started", "worker slots started", resumed=True),
+    plain("counter", "", "restarts", "workers_restarted", "rollout workers replaced, for any reason", resumed=True),
     Metric(
         series="restarts", kind="counter", unit="restarts", labels=("part", "reason"), resumed=True,
         keys={f"{part}s_restarted_*": (part, "*") for part in RESTARTED_PARTS},
@@ -257,7 +187,7 @@ ROLLOUT = (
     ),
     Metric(
         series="node_restarts", kind="counter", unit="restarts", labels=("part", "reason", "node"), resumed=True,
-        keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in RESTARTED_PARTS for why in RESTART_REASONS},
+        keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in RESTARTED_PARTS for why in NODE_REASONS},
         help="the same, by the address of the node on which the failed part ran; nodes beyond 64 count as other",
     ),
     Metric(
@@ -283,14 +213,14 @@ ROLLOUT = (
         charts={"length_mean": "Episode length"},
         help="length of the exploring episodes that ended since the previous record: mean",
     ),
-    _metric("gauge", "", "reward", "reward_mean", "mean reward of a step since the previous record"),
+    plain("gauge", "", "reward", "reward_mean", "mean reward of a step since the previous record"),
 )  # fmt: skip
 EPISODES = (
-    _metric(
+    plain(
         "gauge", "stage", "stages", "stage",
         "online stage whose episodes are being gathered or were gathered last, of the slowest shard; 0 before the first",
     ),
-    _metric(
+    plain(
         "counter", "online_episodes", "episodes", "online_episodes", "complete episodes of workers that shards stored", resumed=True,
     ),
     Metric(
@@ -304,8 +234,8 @@ EPISODES = (
         help="stored transitions by the outcome of their episodes: complete, or lost (by reason); those of partial episodes are "
         "in neither",
     ),
-    _metric("gauge", "", "rows", "open_rows", "stored transitions of partial episodes"),
-    _metric("counter", "planned_episodes", "episodes", "planned_episodes", "episodes that began with a plan", window=True),
+    plain("gauge", "", "rows", "open_rows", "stored transitions of partial episodes"),
+    plain("counter", "planned_episodes", "episodes", "planned_episodes", "episodes that began with a plan", window=True),
     Metric(
         series="plan_return", kind="gauge", unit="sum of rewards", labels=("stat",),
         keys={
@@ -316,8 +246,8 @@ EPISODES = (
     ),
 )  # fmt: skip
 LEARNER = (
-    _metric("gauge", "policy_version", "versions", "version", "newest published policy", resumed=True),
-    _metric("gauge", "policy_generation", "generations", "generation", "grows by one with each restart of the learner", resumed=True),
+    plain("gauge", "policy_version", "versions", "version", "newest published policy", resumed=True),
+    plain("gauge", "policy_generation", "generations", "generation", "grows by one with each restart of the learner", resumed=True),
     Metric(
         series="policy_age_versions", kind="gauge", unit="versions", labels=("quantile",),
         keys={"policy_age_p50": ("0.5",), "policy_age_p95": ("0.95",)},
@@ -325,7 +255,7 @@ LEARNER = (
         help="how far behind the newest policy the acting one was when its rows were stored, of the rows since the previous record: "
         "median and 95th percentile",
     ),
-    _metric("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
+    plain("gauge", "publish_interval_seconds", "s", "publish_interval_s", "time between two publications of weights"),
     Metric(
         series="learner_seconds", kind="counter", unit="s", labels=("part",),
         keys={f"learner_{part}_s": (part,) for part in LEARNER_PARTS},
@@ -336,7 +266,7 @@ LEARNER = (
         charts={"learner_data_wait": "Learner waits for data"},
         help="share of that time since the previous record",
     ),
-    _metric(
+    plain(
         "counter", "nonfinite_updates", "updates", "nonfinite_updates", resumed=True,
         help="updates that were skipped because their loss or gradient was not finite",
     ),
@@ -350,13 +280,13 @@ LEARNER = (
         keys={"eval_promise": ("mean",), "eval_promise_limit": ("limit",)},
         help="what the plans of the last evaluation promised on average, and the promise beyond which an alarm sounds",
     ),
-    _metric(
+    plain(
         "gauge", "evaluation_return", "sum of rewards", "eval_return_mean",
         "mean return of the deterministic policy in the last evaluation",
     ),
-    _metric("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
-    _metric("gauge", "", "updates", "eval_updates", "updates at that evaluation"),
-    _metric(
+    plain("gauge", "evaluation_env_steps", "env steps", "eval_env_steps", "env steps at that evaluation"),
+    plain("gauge", "", "updates", "eval_updates", "updates at that evaluation"),
+    plain(
         "gauge", "", "%", "eval_normalised",
         "mean return of that evaluation where the dataset's random policy has 0 and its expert 100",
     ),

@@ -20,7 +20,8 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
-from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, Line, is_counter, is_resumed
+from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, is_counter, is_resumed
+from cluster.metrics.metric import Line
 from replay.admission import Reason
 
 MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cannot pile up threads in the driver

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.catalogue import RESTART_REASONS, RESTARTED_PARTS, Line, by_reason
+from cluster.metrics.catalogue import NODE_REASONS, RESTARTED_PARTS, by_reason
+from cluster.metrics.metric import Line
 from cluster.usage import Usage, usage
 
 WINDOW_S = 30.0  # over which a worker's rate is taken: a chunk may last for seconds
@@ -108,7 +109,7 @@ class NodeRestarts:
     def resume_from(self, line: Line) -> None:
         """Takes the counts of the newest line of the run's earlier part."""
         for part in RESTARTED_PARTS:
-            for reason in RESTART_REASONS:
+            for reason in NODE_REASONS:
                 for node, count in by_reason(line, f"node_restarts_{part}_{reason}_").items():
                     self._counts[part, reason, self._name(node)] += count
 
@@ -122,7 +123,7 @@ class NodeRestarts:
         restart shows as an increase."""
         names = {self._name(node) for node in sorted(nodes)}
         new, self._shown = names - self._shown, self._shown | names
-        zeros = {(part, why, node): 0 for node in new for part in RESTARTED_PARTS for why in RESTART_REASONS}
+        zeros = {(part, why, node): 0 for node in new for part in RESTARTED_PARTS for why in NODE_REASONS}
         found = zeros | self._counts
         return {f"node_restarts_{part}_{why}_{node}": count for (part, why, node), count in found.items()}
 

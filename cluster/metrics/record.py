@@ -1,0 +1,59 @@
+"""Parts of a metrics record that follow from what shards and workers report alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from replay.episode_assembly import LOST_REASONS
+from replay.shard import ShardStats
+
+
+def quantiles(rows_by_age: np.ndarray) -> dict[str, int]:
+    """Median and 95th percentile of the age, by how many rows have each; 0 without rows."""
+    below = np.cumsum(rows_by_age)
+    quantile = {name: int(np.searchsorted(below, q * below[-1])) for name, q in (("p50", 0.5), ("p95", 0.95))}
+    return quantile if below[-1] else {"p50": 0, "p95": 0}
+
+
+def ended_episodes(window: dict[str, float]) -> dict[str, float]:
+    """How many episodes ended in a window, and their returns and lengths where there are any."""
+    count = window.get("episodes", 0)
+    record = {"episodes": count}
+    if count:
+        record["return_mean"], record["length_mean"] = window["return_sum"] / count, window["length_sum"] / count
+        record |= {"return_min": window["return_min"], "return_max": window["return_max"]}
+    return record
+
+
+def whole_episodes(shards: list[ShardStats]) -> dict[str, float]:
+    """What shards of whole episodes hold, and what became of the online rows that they stored.
+
+    rows_stored = episode_rows + open_rows + the sum of lost_rows_*, always. ``stage`` is that of the slowest shard.
+    """
+    lost: Counter[str] = Counter(dict.fromkeys(LOST_REASONS, 0))
+    for shard in shards:
+        lost.update(shard.lost_rows)
+    return {
+        "stage": min((shard.stage for shard in shards), default=0),
+        "online_episodes": sum(shard.stored_episodes for shard in shards),
+        "held_dataset_episodes": sum(shard.offline_episodes for shard in shards),
+        "held_online_episodes": sum(shard.episodes - shard.offline_episodes for shard in shards),
+        "episode_rows": sum(shard.episode_rows for shard in shards),
+        "open_rows": sum(shard.open_rows for shard in shards),
+        **{f"lost_rows_{reason}": rows for reason, rows in lost.items()},
+    }
+
+
+def plans(window: dict[str, float]) -> dict[str, float]:
+    """What the plans that were made in a window asked for and predicted, means in the environment's own units."""
+    record = {"planned_episodes": window.get("planned_episodes", 0)}
+    if window.get("target_episodes"):
+        record["plan_target_mean"] = window["target_sum"] / window["target_episodes"]
+    if window.get("predicted_episodes"):
+        count = window["predicted_episodes"]
+        record["plan_predicted_mean"] = window["predicted_sum"] / count
+        record["plan_predicted_std"] = math.sqrt(max(0.0, window["predicted_variance_sum"] / count))
+    return record
