@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
-from cluster.metrics.exporter import Exporter
+from cluster.metrics.exporter import LAST_SCRAPE_S, Exporter
 from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
 from cluster.own_code import resume_words, twice_words
@@ -197,5 +198,14 @@ def _exporter(
     stack.callback(exporter.close)
     if settings.targets_dir:
         stack.enter_context(announced(Path(settings.targets_dir), label, settings.host, exporter.port))
-    stack.callback(exporter.await_last_scrape)
+    stack.callback(_await_last_scrape, exporter, event)
     return exporter
+
+
+def _await_last_scrape(exporter: Exporter, event: Callable[[str], None]) -> None:
+    """Lets Prometheus see that the run ended or failed, where it comes in time: else the run only vanishes. A signal ends the wait alone."""
+    if exporter.awaited:
+        event(f"waiting until Prometheus has seen how the run ended, for at most {LAST_SCRAPE_S:.0f} s; Ctrl-C ends the wait")
+    with contextlib.suppress(KeyboardInterrupt):
+        while exporter.awaited:
+            time.sleep(0.05)

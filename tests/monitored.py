@@ -53,15 +53,15 @@ def free_port() -> int:
 
 
 class Monitor:
-    """A Prometheus that scrapes the runs announced in ``targets`` every second."""
+    """A Prometheus that scrapes the runs announced in ``targets`` every ``every_s`` seconds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_s: int) -> None:
         self.targets, self.log = folder / "targets", folder / "log"
         deploy = folder / "deploy"
         shutil.copytree(ROOT / "deploy", deploy)
         (deploy / "alerts.yml").write_text(impatient((ROOT / "deploy" / "alerts.yml").read_text()))
         config = yaml.safe_load((deploy / "monitoring" / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": f"{every_s}s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         (deploy / "monitoring" / "prometheus.yml").write_text(yaml.safe_dump(config))
         port, (environment, _) = free_port(), with_docker(folder, fails="version")
         self.url = f"http://127.0.0.1:{port}"
@@ -102,8 +102,8 @@ class Monitor:
 
 
 @contextlib.contextmanager
-def monitored(folder: Path) -> Iterator[Monitor]:
-    monitor = Monitor(folder)
+def monitored(folder: Path, every_s: int = 1) -> Iterator[Monitor]:
+    monitor = Monitor(folder, every_s)
     try:
         yield monitor
     finally:

@@ -21,6 +21,7 @@ from monitored import Monitor, free_port, monitored, with_docker
 from small_disk import small_disk
 from tiny_runs import start, train_words, wait_for
 
+from cluster.drive import _await_last_scrape
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.metrics.discovery import announced, run_label
 from cluster.metrics.exporter import Exporter
@@ -28,6 +29,7 @@ from cluster.metrics.exporter import Exporter
 ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "deploy" / "monitoring"
 OF_THE_DISK = {"SnapshotFailed", "ReportFailed", "DiskLow", "CheckpointOld"}
+PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "1"}  # a header that it sends
 QUICK = {"metrics__port": 0, "metrics__line_s": 0.5, "learner__checkpoint_s": 2, "worker__envs_per_worker": 2}
 
 
@@ -116,29 +118,57 @@ def test_the_label_of_a_run_is_its_own_and_stays(tmp_path: Path) -> None:
     assert run_label(runs[0]) == run_label(runs[0]) != labels[0], "a damaged one is replaced"
 
 
-def test_the_end_of_a_run_waits_until_a_scraper_has_seen_it(tmp_path: Path) -> None:
+def test_the_end_of_a_run_waits_until_prometheus_has_seen_it_and_for_nobody_else() -> None:
     facts = {"algorithm": "gac", "env": "e", "user": "u", "commit": "c"}
-    exporter, done, seen = Exporter("trial", facts=facts), threading.Event(), [""]
+    exporter, said, end = Exporter("trial", facts=facts), list[str](), threading.Event()
 
-    def scrape() -> None:
-        while not done.is_set():
-            with urllib.request.urlopen(exporter.url, timeout=10) as answer:
-                seen.append(answer.read().decode())
-            done.wait(0.2)
+    def scrape(**headers: str) -> str:
+        with urllib.request.urlopen(urllib.request.Request(exporter.url, headers=headers), timeout=10) as answer:
+            return str(answer.read().decode())
 
-    exporter.set_state("running")
-    scraper = threading.Thread(target=scrape)
-    scraper.start()
+    def wait_for_the_last_scrape() -> None:
+        _await_last_scrape(exporter, said.append)
+        end.set()
+
     try:
-        wait_for(lambda: len(seen) > 3, "three scrapes")
-        exporter.set_state("finishing")
+        exporter.set_state("running")
         exporter.set_state("ended")
-        exporter.await_last_scrape()
-        wait_for(lambda: 'state="ended"' in seen[-1], "the scrape to be answered", 10)
+        scrape()
+        exporter.set_state("ended")
+        wait_for_the_last_scrape()
+        assert said == [], "of a run that no Prometheus watches"
+        end.clear()
+        exporter.set_state("running")
+        scrape(**PROMETHEUS)
+        exporter.set_state("ended")
+        waiting = threading.Thread(target=wait_for_the_last_scrape)
+        waiting.start()
+        wait_for(lambda: said, "the wait to be said")
+        scrape()
+        assert not end.wait(0.3), "it has not come again"
+        assert 'state="ended"' in scrape(**PROMETHEUS)
+        waiting.join(10)
+        assert end.is_set()
     finally:
-        done.set()
-        scraper.join(10)
         exporter.close()
+
+
+def test_a_run_that_is_scraped_every_10_s_is_seen_to_end_in_order(tmp_path: Path) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    with monitored(tmp_path / "monitor", every_s=10) as monitor:
+        settings: dict[str, Any] = QUICK | {"metrics__targets_dir": monitor.targets}
+        flags = ("--backend", "inline", "--steps", "100000000")
+        run = start(*train_words(tmp_path / "run", "InvertedPendulum-v5", *flags, **settings), log=tmp_path / "log")
+        try:
+            wait_for(lambda: "running" in monitor.states("run"), "the run to be scraped", 60, monitor.log)
+            run.terminate()
+            assert run.wait(60) == 143
+        finally:
+            run.kill()
+            run.wait(30)
+        (ended,) = monitor.query('last_over_time(drawbridge_run_ended{run=~"run-.*"}[1h])')
+        assert ended["value"][1] == "1"
 
 
 def test_monitoring_listens_on_this_machine_alone_and_names_files_that_exist() -> None:

@@ -28,7 +28,8 @@ MAX_CONNECTIONS = 8  # answered at once; more are refused, so that scrapers cann
 CONNECTION_TIMEOUT_S = 5.0
 _REJECTED = {f"rows_dropped_{reason}": 0.0 for reason in get_args(Reason)}  # records have only those that occurred
 BY_NODE = ("node_workers_", "node_steps_per_s_")  # keys of which a record has all that there are
-LAST_SCRAPE_S = 6.0  # longest interval between scrapes for which the end of a run waits
+LAST_SCRAPE_S = 31.0  # that the end of a run waits for, after a scrape: Prometheus may come every 30 s
+OF_PROMETHEUS = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # header of everything that scrapes regularly; nobody waits for a browser
 
 
 class Exporter:
@@ -60,7 +61,7 @@ class Exporter:
         self._lines = _Lines(self._labels)
         self._lines.facts = {**(facts or {}), "started_at": time.time(), "ended": 0.0}
         self._state_at = -math.inf
-        self._scraped_at = -math.inf, -math.inf  # the last two times, monotonic clock
+        self._scraped_at: dict[str, float] = {}  # by the scraper's address, monotonic clock
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self._lines)
         self._metrics_app = make_wsgi_app(registry)
@@ -88,16 +89,14 @@ class Exporter:
 
     def set_state(self, state: str) -> None:
         """What the run does now: starting, running, finishing, ended or failed."""
-        self._state_at = time.monotonic()
         self._lines.facts = {**self._lines.facts, "state": state, "ended": float(state == "ended")}
+        self._state_at = time.monotonic()
 
-    def await_last_scrape(self) -> None:
-        """Lets a scraper that comes every few seconds see that the run ended or failed: else it only vanishes."""
-        every_s = self._scraped_at[1] - self._scraped_at[0]
-        if 0 < every_s <= LAST_SCRAPE_S:
-            by = self._scraped_at[1] + 1.5 * every_s
-            while self._scraped_at[1] < self._state_at and time.monotonic() < by:
-                time.sleep(0.05)
+    @property
+    def awaited(self) -> bool:
+        """Whether a Prometheus that came within LAST_SCRAPE_S has not seen the newest state, and will if it comes again."""
+        since = time.monotonic() - LAST_SCRAPE_S
+        return any(since < at < self._state_at for at in list(self._scraped_at.values()))
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Stops listening; a second call does nothing. TimeoutError when the server thread does not end in time."""
@@ -115,8 +114,10 @@ class Exporter:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            self._scraped_at = self._scraped_at[1], time.monotonic()
-            return self._metrics_app(environ, start)
+            at, page = time.monotonic(), self._metrics_app(environ, start)
+            if OF_PROMETHEUS in environ:
+                self._scraped_at[environ["REMOTE_ADDR"]] = at
+            return page
         if path == "/sd" and environ["REQUEST_METHOD"] == "GET":
             start("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self._discovery(environ)).encode()]
