@@ -81,7 +81,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
         states = exporter.set_state if exporter is not None else lambda state: None
-        common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts}
+        common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts, "held": signals.held}
         session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
         curve = BackgroundCurve(run.path)
         try:
@@ -205,7 +205,9 @@ def _exporter(
 def _await_last_scrape(exporter: Exporter, event: Callable[[str], None]) -> None:
     """Lets Prometheus see that the run ended or failed, where it comes in time: else the run only vanishes. A signal ends the wait alone."""
     if exporter.awaited:
-        event(f"waiting until Prometheus has seen how the run ended, for at most {LAST_SCRAPE_S:.0f} s; Ctrl-C ends the wait")
+        event(
+            f"waiting until Prometheus has seen how the run ended, for at most {LAST_SCRAPE_S:.0f} s; Ctrl-C ends the wait"
+        )
     with contextlib.suppress(KeyboardInterrupt):
         while exporter.awaited:
             time.sleep(0.05)

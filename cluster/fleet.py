@@ -54,6 +54,7 @@ class RayFleet:
         self.timeout_s = self.config.ray.call_timeout_s
         self.done = self._closing = self._own_cluster = False
         self.watch = SaveWatch(spec, aggregator, event)
+        self.meanwhile: Callable[[], None] = lambda: None
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
         self._reservation: Reservation | None = None
         self._next_stats = self._next_save = 0.0
@@ -213,6 +214,7 @@ class RayFleet:
         """Waits for the evaluations that are on their way, each within its time."""
         while self._evaluations.pending:
             self.advance(0.25)
+            self.meanwhile()
 
     def close(self) -> None:
         """Ends every actor of this run; the cluster too, if the run started it."""

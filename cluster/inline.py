@@ -50,6 +50,7 @@ class InlineFleet:
         self.spec, self.aggregator, self.event = spec, aggregator, event
         self.done = False
         self.watch = SaveWatch(spec, aggregator, event)
+        self.meanwhile: Callable[[], None] = lambda: None
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
         self._timeouts = 0  # evaluations in a row that took too long
@@ -99,7 +100,7 @@ class InlineFleet:
         Without one finished episode there is no result, but the run goes on: training leaves out what is not finite, too.
         """
         try:
-            self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes))
+            self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes, meanwhile=self.meanwhile))
             self._timeouts = 0
         except BrokenEpisodes as error:
             self._timeouts = 0

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-import psutil
-
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
 from cluster.dataset_task import score_of
@@ -29,6 +27,7 @@ from cluster.metrics.alarms import alarms
 from cluster.requests import Request
 from cluster.run_dir import RunDirectory
 from cluster.saving import Reports, Saved, SaveWatch
+from cluster.usage import memory_bytes
 from rollout_workers.evaluator import Evaluation
 
 GRACE_S = (
@@ -47,6 +46,7 @@ class Fleet(Protocol):
 
     done: bool  # the run has its env steps and the learner the updates that belong to them
     watch: SaveWatch  # what became of its saves
+    meanwhile: Callable[[], None]  # called again and again while an evaluation is waited for
 
     def start(self) -> None:
         """Starts the parts, from the newest checkpoint and snapshots where there are any."""
@@ -100,6 +100,7 @@ class Session:
         states: called with every state of the run: starting, running, finishing, ended, failed.
         facts: what live.json says beside the metrics.
         at_once: gives the block in which a signal raises Interrupted, while the parts start and while the final evaluation runs.
+        held: gives the block in such a block in which it does not.
     """
 
     def __init__(
@@ -112,11 +113,12 @@ class Session:
         states: Callable[[str], None] = lambda state: None,
         facts: dict[str, Any] | None = None,
         at_once: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,  # type: ignore[assignment]
+        held: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.run, self.spec, self.config = run, spec, spec.config
         self.outputs, self.event, self.states = outputs, event, states
         self.facts = facts or {}
-        self._at_once = at_once
+        self._at_once, self._held = at_once, held
         replay = self.config.replay
         before = run.live()
         self.aggregator = MetricsAggregator(
@@ -133,6 +135,7 @@ class Session:
             self.aggregator.resume_from(before)
         self.reports = Reports(run, self.aggregator.failed, event)
         self.fleet: Fleet = _make_fleet(spec, self.aggregator, self._said)
+        self.fleet.meanwhile = self._tell_in_time
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
@@ -182,10 +185,7 @@ class Session:
         if now >= self._next_save and self.config.backend == "inline":
             self.fleet.save()
             self._next_save = now + self.config.learner.checkpoint_s
-        if now >= self._next_line:
-            self.run.check_there()
-            self._tell()
-            self._next_line = now + self.config.metrics.line_s
+        self._tell_in_time()
         self.fleet.watch.check()
         return not self.fleet.done
 
@@ -335,8 +335,16 @@ class Session:
             self.event(words)
             self.reports.answer(lambda: self.run.requests.answer(request, True, words))
 
+    def _tell_in_time(self) -> None:
+        """A record, when one is due."""
+        if (now := time.monotonic()) >= self._next_line:
+            with self._held():
+                self.run.check_there()
+                self._tell()
+            self._next_line = now + self.config.metrics.line_s
+
     def _tell(self) -> None:
-        self.aggregator.memory_bytes = _memory_bytes()
+        self.aggregator.memory_bytes = memory_bytes()
         with contextlib.suppress(OSError):
             self.aggregator.disk_free_bytes = shutil.disk_usage(self.run.path).free
         line = self.aggregator.line()
@@ -381,14 +389,3 @@ def _make_fleet(spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[s
     from cluster.fleet import RayFleet
 
     return RayFleet(spec, aggregator, event)
-
-
-def _memory_bytes() -> int:
-    """Resident bytes of this process and those it started on this machine."""
-    total = 0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total

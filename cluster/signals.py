@@ -55,6 +55,17 @@ class Signals:
         finally:
             self._consequence = ""
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within ``at_once``: a block that is not torn. What would be raised in it is raised after it."""
+        consequence, self._consequence = self._consequence, ""
+        try:
+            yield
+        finally:
+            self._consequence = consequence
+        if self.caught and consequence:
+            raise self.interrupted(consequence)
+
     def send(self, sender: str) -> None:
         """SIGTERM to this process, in the name of ``sender``; for any thread."""
         self._sender = sender

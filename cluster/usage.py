@@ -31,6 +31,17 @@ def usage() -> Usage:
     return Usage(float(process.memory_info().rss), times.user + times.system, _shm_bytes(), _gpu_bytes())
 
 
+def memory_bytes() -> int:
+    """Resident bytes of this process and those it started on this machine."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
 def _shm_bytes() -> float | None:
     """Linux alone says it."""
     try:

@@ -126,11 +126,13 @@ class Evaluator:
         seed: int | None = None,
         aim: PlanRequest | None = None,
         record_paths: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Runs ``episodes`` episodes with ``weights``, whatever weights were used before.
 
         ``aim``: what an EpisodePolicy is asked for; None: what it was set to when the evaluator was made.
         ``record_paths``: the positions of every episode in a maze are given too.
+        ``meanwhile``: called before every step.
         Raises CorruptWeights, EvaluationTimeout, NonFiniteAction, BrokenEpisodes when not one episode ended, and
         ValueError for what cannot be asked of this policy or environment.
         """
@@ -150,7 +152,7 @@ class Evaluator:
         for done in range(0, count, self._max_envs):
             seeds = [first + i for i in range(done, min(done + self._max_envs, count))]
             before = f"{done} of {count} episodes were finished before"
-            groups.append(self._run(seeds, started + self._timeout_s, before, record_paths))
+            groups.append(self._run(seeds, started + self._timeout_s, before, record_paths, meanwhile))
         if all(group.broken_E.all() for group in groups):
             raise BrokenEpisodes(
                 f"none of {count} episodes of {self._env_id} with policy {weights.order} could be finished ({groups[0].errors[0]}), "
@@ -171,10 +173,13 @@ class Evaluator:
             **_finished(groups),
         )
 
-    def _run(self, seeds: list[int], deadline: float, before: str, record_paths: bool) -> EpisodeGroup:
+    def _run(
+        self, seeds: list[int], deadline: float, before: str, record_paths: bool, meanwhile: Callable[[], None]
+    ) -> EpisodeGroup:
         """One group of episodes to their ends."""
 
         def check(group: EpisodeGroup) -> None:
+            meanwhile()
             if time.monotonic() <= deadline:
                 return
             slow = [seeds[e] for e in np.flatnonzero(group.running_E)]

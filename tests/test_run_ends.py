@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from broken_envs import Walk
-from tiny_runs import read, train_inline
+from tiny_runs import command, lines, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.history import read_run
@@ -74,3 +74,18 @@ def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
         f"run directory {run} is gone, expected it to stay until the run's end" in result and "Traceback" not in result
     )
     assert not run.exists()
+
+
+@pytest.mark.parametrize("backend", ["inline", pytest.param("ray", marks=pytest.mark.cluster)])
+def test_records_go_on_while_the_last_evaluation_runs(backend: str, tmp_path: Path) -> None:
+    run, settings = (
+        tmp_path / "run",
+        {"evaluation__every_steps": 0, "evaluation__final_episodes": 1, "metrics__line_s": 0.2},
+    )
+    words = train_words(run, "broken_envs:Slow-v0", "--backend", backend, "--steps", "80", "--workers", "1", **settings)
+    ended = command(*words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (evaluation,) = lines(run / "evaluations.jsonl")
+    began_s = evaluation["time_s"] - evaluation["wall_s"]
+    meanwhile = [line for line in lines(run / "metrics.jsonl") if began_s < line["time_s"] < evaluation["time_s"]]
+    assert evaluation["wall_s"] > 2 and len(meanwhile) >= 5, (evaluation["wall_s"], len(meanwhile))

@@ -11,6 +11,8 @@ from tiny_runs import command, read, train_inline, train_words, wait_for
 
 from cluster.cli import main
 from cluster.commands.status import status
+from cluster.errors import Interrupted
+from cluster.signals import Signals
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -23,6 +25,20 @@ def test_a_signal_ends_a_command_with_its_own_exit_code_and_one_sentence(
     result = capsys.readouterr().err.strip()
     assert result == f"drawbridge: error: ended by {signum.name} before the command had finished; give it again"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_in_a_block_that_is_held_is_raised_after_it() -> None:
+    done = []
+    with (
+        Signals() as signals,
+        pytest.raises(Interrupted, match="SIGTERM during the test"),
+        signals.at_once("during the test"),
+    ):
+        with signals.held():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("held")
+        done.append("after")
+    assert done == ["held"]
 
 
 @pytest.mark.cluster

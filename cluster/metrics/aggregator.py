@@ -11,8 +11,14 @@ import numpy as np
 
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import (
-    DROP_REASONS, HOPS, LEARNER_PARTS, RESTART_REASONS, RESTARTED_PARTS, RestartReason, by_reason,
-)  # fmt: skip
+    DROP_REASONS,
+    HOPS,
+    LEARNER_PARTS,
+    RESTART_REASONS,
+    RESTARTED_PARTS,
+    RestartReason,
+    by_reason,
+)
 from cluster.metrics.ledger import Ledger
 from cluster.metrics.parts import NodeRestarts, Parts
 from cluster.metrics.record import ended_episodes, plans, quantiles, whole_episodes
