@@ -35,9 +35,7 @@ from cluster.saving import Outcome
 
 SLICE_S = 0.25
 BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
-Blame = tuple[
-    str, RestartReason, int
-]  # why learners failed, for which of the counters' reasons, and the rank that failed first
+Blame = tuple[str, RestartReason, int]  # why learners failed, for the counters too, and the rank that failed first
 
 
 class LearnerGroup:

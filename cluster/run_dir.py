@@ -30,6 +30,7 @@ from cluster.config import RunConfig, from_json, to_json
 from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
+from cluster.metrics.thinning import thin_out
 from cluster.own_code import taken_words
 from cluster.requests import Requests
 from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
@@ -195,7 +196,7 @@ class RunDirectory:
         append_whole(path, lambda last: (b"" if last in (b"", b"\n") else b"\n") + text + b"\n")
         if name == "metrics.jsonl" and path.stat().st_size > MOST_BYTES:
             with contextlib.suppress(OSError):  # tried again with the next record
-                _thin_out(path)
+                thin_out(path)
 
     def write_live(self, line: dict[str, Any], state: str) -> None:
         self._write("live.json", {**line, "pid": os.getpid(), "state": state, "written": time.time()})
@@ -329,13 +330,6 @@ def written_at_start(path: Path) -> Iterator[None]:
             f"run directory {path} cannot be written ({error}{free}), expected room for the run's files: nothing was started; free "
             "some space, make it writable, or choose another one"
         ) from error
-
-
-def _thin_out(path: Path) -> None:
-    """Drops every second line of the older half. What is left is as it was: counters are totals, so no count is lost."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    half = len(lines) // 2
-    write_atomic(path, b"".join([*lines[:half:2], *lines[half:]]))
 
 
 def _remove(path: Path) -> None:

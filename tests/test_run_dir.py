@@ -20,6 +20,7 @@ from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
 from cluster.history import read_run
 from cluster.metrics.event_file import EventFile
+from cluster.metrics.thinning import thin_out
 from cluster.own_code import twice_words
 from cluster.pictures.background import BackgroundCurve
 from cluster.run_dir import RunDirectory
@@ -166,11 +167,24 @@ def test_metrics_records_never_take_more_room_than_that_and_those_that_stay_are_
     monkeypatch.setattr(cluster.run_dir, "MOST_BYTES", 4_000)
     run = RunDirectory.create(tmp_path / "run", CONFIG)
     for step in range(1_000):
-        run.append("metrics.jsonl", {"env_steps": step, "updates": step, "time_s": step / 2})
+        line = {"env_steps": step, "updates": step, "time_s": step / 2, "env_s": 0.25} | (
+            {"episodes": 1} if step % 3 else {}
+        )
+        run.append("metrics.jsonl", line)
         assert (run.path / "metrics.jsonl").stat().st_size <= 4_000
     run.release()
-    kept = [int(line["env_steps"]) for line in read_run(run.path).metrics]
-    assert kept[0] == 0 and kept[-40:] == list(range(960, 1_000)) and kept == sorted(set(kept)) and len(kept) > 45
+    records = read_run(run.path).metrics
+    kept = [int(line["env_steps"]) for line in records]
+    assert kept[0] == 0 and kept[-20:] == list(range(980, 1_000)) and kept == sorted(set(kept)) and len(kept) > 25
+    assert sum(line.get("episodes", 0) for line in records) == sum(step % 3 > 0 for step in range(1_000))
+    assert sum(line["env_s"] for line in records) == 250.0, "what the records that went had counted"
+
+
+def test_a_damaged_record_keeps_no_other_from_being_thinned_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"env_s": 1}\n{"env_s": 2}\n{"env_\n[3]\n{"env_s": 4}\n' + '{"env_s": 8}\n' * 5)
+    thin_out(path)
+    assert path.read_text() == '{"env_s": 1}\n{"env_\n{"env_s": 4}\n' + '{"env_s": 8}\n' * 5
 
 
 def test_events_are_no_closer_together_than_tensorboard_can_show(
