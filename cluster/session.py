@@ -124,6 +124,7 @@ class Session:
         self.aggregator = MetricsAggregator(
             min_size_rows=replay.min_size_rows,
             replay_ratio=replay.replay_ratio,
+            tolerance_rows=replay.shards * getattr(kind_of(self.config).make_limiter(self.config), "tolerance", 0.0),
             before_s=float(before.get("time_s", 0.0)),
             unit=self.config.unit,
             pretrain_updates=kind_of(self.config).pretrain_updates(self.config),

@@ -54,7 +54,7 @@ def make_real_runs(folder: Path) -> RealRuns:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster.drive, "Exporter", RecordingExporter)
         tiny_episodes.make_dataset(folder / "datasets", patch)
-        assert tiny_runs.train_inline(runs[0], "Pendulum-v1", 800, evaluation__every_steps=400, **often) == 0
+        assert tiny_runs.train_inline(runs[0], "Pendulum-v1", 1_600, evaluation__every_steps=400, **often) == 0
         words = tiny_episodes.train_words("gac", runs[1], "--backend", "inline", "--steps", "10", **often)
         assert main(words) == 0
         assert main(tiny_episodes.finetune_words(runs[1], runs[2], stages=1, **often)) == 0

@@ -33,7 +33,7 @@ DOC = (
 LINE = {
     "time_s": 12.5, "env_steps": 4000, "updates": 8000, "episodes": 4, "fill": 0.004, "size_rows": 4000,
     "rows_recorded": 4040, "rows_stored": 4000, "rows_dropped_nonfinite": 32, "rows_duplicate": 8,
-    "replay_ratio": 2.01, "target_replay_ratio": 2.0, "workers": 4, "workers_wanted": 6, "workers_pending": 2,
+    "replay_ratio": 2.01, "replay_ratio_now": 1.9, "target_replay_ratio": 2.0, "workers": 4, "workers_wanted": 6, "workers_pending": 2,
     "workers_restarted": 3, "workers_restarted_hung": 2, "workers_restarted_died": 1, "node_restarts_worker_node_lost_10.0.0.3": 2,
     "version": 62, "generation": 1, "policy_age_p50": 1, "policy_age_p95": 3, "publish_interval_s": 0.4,
     "learner_data_wait": 0.02, "learner_update": 0.95, "learner_publish": 0.01, "learner_data_wait_s": 3.5,
@@ -105,6 +105,7 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         ): 0,  # of a chunk: from 0, so that a first one is an increase
         key("rows_total", outcome="duplicate", reason=""): 8,
         key("replay_fill_ratio"): 0.004,
+        key("replay_ratio"): 1.9,
         key("policy_age_versions", quantile="0.95"): 3,
         key("workers", state="running"): 4,
         key("workers", state="wanted"): 6,
@@ -197,6 +198,13 @@ def test_the_catalogue_has_every_key_of_real_records_and_each_of_its_keys_is_wri
     assert absent == set()
 
 
+def test_the_replay_ratio_of_now_stays_where_the_limiter_holds_it_in_a_real_run(
+    records: list[dict[str, Any]],
+) -> None:
+    found = [r["replay_ratio_now"] / r["target_replay_ratio"] for r in records if "replay_ratio_now" in r]
+    assert len(found) > 3 and 0.9 < min(found) <= max(found) < 1.1, found
+
+
 def test_every_value_of_a_label_that_a_counter_explains_is_there_from_the_first_record(
     exporter: Exporter, records: list[dict[str, Any]]
 ) -> None:
@@ -275,7 +283,7 @@ def test_the_state_of_a_run_is_there_before_its_first_line_and_follows_it(export
 def test_a_count_that_goes_back_goes_on_growing_so_that_rates_are_those_of_the_work_done(exporter: Exporter) -> None:
     exporter.resume_from({"env_steps": 4000, "updates": 8000, "workers": 4, "state": "failed"})
     for env_steps, expected in ((3900, 4000), (3950, 4050), (3700, 4050), (3800, 4150)):
-        exporter.update({"env_steps": env_steps, "replay_ratio": 1.0})
+        exporter.update({"env_steps": env_steps})
         assert samples(exporter)[key("env_steps_total")] == expected
     assert samples(exporter)[key("updates_total")] == 8000
     assert key("workers", state="running") not in samples(exporter), "a state is of now"

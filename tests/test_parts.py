@@ -11,6 +11,7 @@ from cluster.metrics import parts
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
 from cluster.metrics.parts import NODES, NodeRestarts, Parts
+from cluster.metrics.record import RecentRatio
 from cluster.usage import Usage, usage
 from learners.report import LearnerReport
 
@@ -85,6 +86,24 @@ def test_what_a_restarted_shard_or_store_has_served_goes_on_growing() -> None:
     for calls in (5.0, 8.0, 2.0):  # restarted after 8
         seen.add_served("store", {"publish_calls": calls})
     assert seen.line()["hop_publish_calls"] == 10
+
+
+def test_the_replay_ratio_of_now_is_that_of_the_newest_env_steps_and_of_none_of_the_warm_up() -> None:
+    seen, now = RecentRatio(tolerance_rows=100.0), None  # so over 2,000 env steps
+    for steps in range(0, 1_001, 100):
+        assert seen.take(steps, 0, warm=False) is None
+    for steps in range(1_100, 3_001, 100):
+        now = seen.take(steps, steps - 1_100, warm=True)
+    assert now is None, "too few for the limiter's tolerance"
+    for steps in range(3_100, 20_001, 100):
+        now = seen.take(steps, steps - 1_100, warm=True)
+    assert now == 1.0
+    for steps in range(20_100, 22_001, 100):
+        now = seen.take(steps, 18_900 + (steps - 20_000) // 2, warm=True)
+    assert now == 0.5, "of the whole run it is 0.95"
+    for updates in range(20_000, 22_901, 100):  # the learner catches up, nothing is stored meanwhile
+        now = seen.take(22_000, updates, warm=True)
+    assert now == 2.0
 
 
 def test_restarts_by_node_begin_at_0_once_and_further_nodes_are_counted_together() -> None:

@@ -21,7 +21,7 @@ from cluster.metrics.catalogue import (
 )
 from cluster.metrics.ledger import Ledger
 from cluster.metrics.parts import NodeRestarts, Parts
-from cluster.metrics.record import ended_episodes, plans, quantiles, whole_episodes
+from cluster.metrics.record import RecentRatio, ended_episodes, plans, quantiles, whole_episodes
 from cluster.usage import Usage
 from replay.messages import RowTotals
 from replay.shard import ShardStats
@@ -39,6 +39,7 @@ class MetricsAggregator:
 
     Args:
         min_size_rows, replay_ratio: the target: updates - pretrain_updates = replay_ratio (env_steps - min_size_rows).
+        tolerance_rows: env steps by which the shards let either side run ahead.
         before_s: wall time of the run's earlier parts.
         unit: what the run's length is counted in: env_steps or updates.
         pretrain_updates: made before the first env step, free of the ratio.
@@ -49,6 +50,7 @@ class MetricsAggregator:
         *,
         min_size_rows: int,
         replay_ratio: float,
+        tolerance_rows: float = 0.0,
         before_s: float = 0.0,
         unit: str = "env_steps",
         pretrain_updates: int = 0,
@@ -56,6 +58,7 @@ class MetricsAggregator:
         self.unit = unit
         self.min_size_rows, self.replay_ratio = min_size_rows, replay_ratio
         self.pretrain_updates = pretrain_updates
+        self._recent_ratio = RecentRatio(tolerance_rows)
         self.env_steps = self.updates = self.version = self.generation = self.nonfinite_updates = 0
         self.ledger = Ledger()
         self._writer_ended_at = -math.inf  # the newest end of a writer, monotonic clock
@@ -267,6 +270,9 @@ class MetricsAggregator:
             line |= whole_episodes(shards) | plans(window)
         else:
             line |= {"replay_ratio": self.measured_ratio(), "target_replay_ratio": self.replay_ratio}
+            warm = self.env_steps > self.min_size_rows
+            recent = self._recent_ratio.take(self._made_steps, self._made_updates, warm)
+            line |= {} if recent is None else {"replay_ratio_now": recent}
         line |= {f"hop_{hop}_{what}": self._grown[f"{hop}_{what}"] for hop in HOPS for what in ("calls", "s", "bytes")}
         if self._waiting:
             line |= {

@@ -111,8 +111,11 @@ REPLAY = (
     plain("gauge", "replay_rows", "rows", "size_rows", "transitions held by all shards"),
     plain("gauge", "replay_fill_ratio", "0 to 1", "fill", "share of the replay capacity in use", chart="Replay fill"),
     plain(
-        "gauge", "replay_ratio", "updates/env step", "replay_ratio", "updates made for each env step after warm-up",
-        chart="Replay ratio",
+        "gauge", "", "updates/env step", "replay_ratio", "updates made for each env step after warm-up, of the whole run", chart="Replay ratio",
+    ),
+    plain(
+        "gauge", "replay_ratio", "updates/env step", "replay_ratio_now",
+        "updates made for each of the newest env steps after warm-up: of 1,000 or a few more, or of 20 times what the limiter tolerates",
     ),
     plain("gauge", "replay_ratio_target", "updates/env step", "target_replay_ratio", "the replay ratio the limiter holds"),
     Metric(

@@ -1,14 +1,41 @@
-"""Parts of a metrics record that follow from what shards and workers report alone."""
+"""Parts of a metrics record that follow from what shards, workers and learners report alone."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 
 import numpy as np
 
 from replay.episode_assembly import LOST_REASONS
 from replay.shard import ShardStats
+
+LEAST_STEPS, TOLERANCES = 1_000, 20  # what the limiter tolerates at both ends of so many of them is a tenth
+
+
+class RecentRatio:
+    """Updates for each env step over the newest env steps: LEAST_STEPS or a few more, or TOLERANCES where these are more.
+
+    Args:
+        tolerance_rows: env steps by which the limiters of all shards let either side run ahead.
+    """
+
+    def __init__(self, tolerance_rows: float) -> None:
+        self._steps = max(LEAST_STEPS, TOLERANCES * tolerance_rows)
+        self._marks: deque[tuple[int, int]] = deque()  # env steps and updates made, at earlier records
+
+    def take(self, steps: int, updates: int, warm: bool) -> float | None:
+        """Takes what was made by now; None until there are enough env steps after the warm-up, which is not over where not ``warm``."""
+        if not warm:
+            self._marks.clear()
+            return None
+        if self._marks and self._marks[-1][0] == steps:
+            self._marks.pop()
+        self._marks.append((steps, updates))
+        while len(self._marks) > 1 and steps - self._marks[1][0] >= self._steps:
+            self._marks.popleft()
+        made = steps - self._marks[0][0]
+        return (updates - self._marks[0][1]) / made if made >= self._steps else None
 
 
 def quantiles(rows_by_age: np.ndarray) -> dict[str, int]:
