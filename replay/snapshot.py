@@ -10,18 +10,20 @@ Segments are safetensors because one file then holds many arrays with names, typ
 changed since the store's last snapshot is not written again: the manifest names the older file. Not promised: a segment file shared by
 all kept snapshots that rots on the disk takes them all with it, and ``load`` says so.
 
-Nothing blocks for long: ``Saving.step`` writes one segment. Appends between steps are allowed; a segment about to change is copied
-first, so the snapshot is the shard as it was when the saving began. At most HELD such copies are held: beyond that an append writes
-one out itself.
+A disk may take its time: ``save_beside`` touches files in threads alone, and the shard goes on meanwhile. A segment about to change
+is copied first, so the snapshot is the shard as it was when the saving began. Segments are written in the order in which the shard
+overwrites its rows, so copies are few unless the disk is slower than the rows come. At HELD of them the snapshot is given up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from replay.manifest import (
 from replay.shard import Shard
 from replay.store import Arrays, Saved, Store
 
-HELD = 8  # segments copied because they changed while a snapshot was being written
+HELD = 8  # segments copied because they changed before they were written; one more, and the snapshot is given up
 _NAME = re.compile(r"\.?(?:manifest|segment-\d+)-(\d+)\.(?:json|safetensors)(?:\.\d+\.tmp)?")
 
 
@@ -77,6 +79,26 @@ def save(shard: Shard, directory: str | Path) -> SnapshotInfo:
     return info
 
 
+async def save_beside(shard: Shard, directory: str | Path) -> SnapshotInfo:
+    """Like ``save``, for a shard that is used meanwhile in the loop that this runs in: files are touched in threads alone.
+
+    One call at a time for each shard.
+
+    Raises:
+        OSError: as ``save``; TimeoutError, one of these, if rows came so much faster than the disk took them that HELD copies were held.
+    """
+    files = await asyncio.to_thread(_files, Path(directory))
+    saving = Saving(shard, directory, files)
+    try:
+        while (info := saving.info) is None:
+            await asyncio.to_thread(saving.work())
+    except BaseException:
+        saving.give_up()
+        await asyncio.to_thread(saving.clear)
+        raise
+    return info
+
+
 def load(shard: Shard, directory: str | Path) -> SnapshotInfo | None:
     """Loads the newest valid snapshot into a new shard; None if the directory has none at all.
 
@@ -105,7 +127,7 @@ def load(shard: Shard, directory: str | Path) -> SnapshotInfo | None:
     shard.load_state(manifest["state"])
     numbers = sorted(number for number in intact(directory) if number <= manifest["number"])
     store.dirty[:] = False
-    store.saved = Saved(directory.resolve(), dict(enumerate(entries)), tuple(numbers))
+    store.saved = Saved(directory.absolute(), dict(enumerate(entries)), tuple(numbers))
     return SnapshotInfo(
         number=manifest["number"],
         path=path,
@@ -123,34 +145,41 @@ class Saving:
     """A snapshot on its way to the disk, of the moment this object was made. Call ``step`` until it gives its SnapshotInfo.
 
     If it fails, its files are removed, older snapshots are as they were, and the next one writes what this one should have. An append
-    never fails because of a snapshot: the next step raises what went wrong there.
+    never waits for a snapshot nor fails because of one.
+
+    Args:
+        files: what is in the directory, which exists: sizes by name; None: it is made, and looked at.
 
     Raises:
         RuntimeError: another saving of this shard is not over.
         OSError: the directory cannot be made or read.
     """
 
-    def __init__(self, shard: Shard, directory: str | Path) -> None:
+    def __init__(self, shard: Shard, directory: str | Path, files: Mapping[str, int] | None = None) -> None:
         self._store = store = shard.store
         if store.keeper is not None:
             raise RuntimeError(
                 f"shard {shard.shard} is being saved already; expected one snapshot at a time: this one was not begun; "
                 "finish or cancel the other"
             )
-        self.directory = Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory = Path(directory).absolute()
+        files = _files(self.directory) if files is None else files
         self._started = time.monotonic()
-        self._number = 1 + max((number_of(path) for path in self.directory.iterdir()), default=0)  # never a name twice
+        self._before = (
+            store.saved.numbers if store.saved is not None and store.saved.directory == self.directory else ()
+        )
+        self._number = 1 + max((0, *self._before, *map(number_of, map(Path, files))))  # never a name twice
         self._manifest = _identity(shard) | {"number": self._number, "state": shard.state()}
         segments = store.segments()
-        self._entries = _reusable(store, segments, self.directory)
-        self._todo = {index: arrays for index, arrays in segments.items() if index not in self._entries}
+        self._entries = _reusable(store, segments, self.directory, files)
+        self._segments = len(segments)
+        self._todo = {i: segments[i] for i in store.next_changed(self._segments) if i not in self._entries}
         self._copied: list[int] = []  # of the segments to do, because they changed
         self._written: list[Path] = []
-        self._bytes = 0
-        self._info: SnapshotInfo | None = None
+        self._bytes = self._size = 0  # of the segments written; of the manifest
+        self.info: SnapshotInfo | None = None  # once it is complete
         self._over = False
-        self._failure: OSError | None = None
+        self._failure = ""  # why it was given up while the shard went on
         self._dirty = store.dirty.copy()
         store.dirty[:] = False
         store.keeper = self._keep
@@ -161,48 +190,74 @@ class Saving:
         Raises:
             OSError: the disk is full, or the directory cannot be written.
         """
-        if self._failure is not None:
-            raise self._failure
-        if self._info is None:
-            if self._over:
-                raise RuntimeError(
-                    "this snapshot failed or was cancelled before it was complete: nothing of it is kept; begin anew"
-                )
-            self._advance()
-        return self._info
+        if self.info is None:
+            try:
+                self.work()()
+                if self._size:
+                    self.work()()
+            except BaseException:
+                self.cancel()
+                raise
+        return self.info
+
+    def work(self) -> Callable[[], None]:
+        """What is to be done next until there is ``info``: a call that touches files alone, so a thread may make it while the shard
+        goes on. It must be over before this is called again.
+
+        Raises:
+            TimeoutError: too many segments changed before they were written.
+            RuntimeError: it was given up before.
+        """
+        if self._failure:
+            raise TimeoutError(self._failure)
+        if self._over:
+            raise RuntimeError(
+                "this snapshot failed or was cancelled before it was complete: nothing of it is kept; begin anew"
+            )
+        if self._todo:
+            index = self._copied.pop(0) if self._copied else next(iter(self._todo))
+            return functools.partial(self._write_segment, index, self._todo.pop(index) or self._copy(index))
+        if not self._size:
+            return self._write_manifest
+        self._complete()
+        return functools.partial(_remove_others, self.directory, self._numbers())
 
     def cancel(self) -> None:
         """Gives up: removes what was written; the shard's next snapshot writes it instead."""
-        if self._info is None and not self._over:
+        self.give_up()
+        self.clear()
+
+    def give_up(self) -> None:
+        """Lets the shard's next snapshot write what this one should have, unless it is complete. Touches no file."""
+        if not self._over:
             self._over = True
             self._store.keeper = None
             self._store.dirty |= self._dirty
             self._todo.clear()
+            self._copied.clear()
+
+    def clear(self) -> None:
+        """Removes the files of a snapshot that was given up. Touches nothing else."""
+        if self.info is None:
             for path in self._written:
                 path.unlink(missing_ok=True)
 
     def _keep(self, segments: np.ndarray) -> None:
-        """Called by the store before it changes ``segments``."""
+        """Called by the store before it changes ``segments``: nothing here may take time."""
         for index in segments.tolist():
             if index in self._todo and self._todo[index] is None:
-                self._todo[index] = {name: column.copy() for name, column in self._store.segment(index).items()}
+                if len(self._copied) == HELD:
+                    self.give_up()
+                    self._failure = (
+                        f"rows came faster than the disk took them: more than {HELD} segments changed within "
+                        f"{time.monotonic() - self._started:.0f} s before they were written, expected fewer: the snapshot was given up"
+                    )
+                    return
+                self._todo[index] = self._copy(index)
                 self._copied.append(index)
-        try:
-            while len(self._copied) > HELD:
-                self._advance()
-        except OSError as error:
-            self._failure = error
 
-    def _advance(self) -> None:
-        try:
-            if self._todo:
-                index = self._copied.pop(0) if self._copied else next(iter(self._todo))
-                self._write_segment(index, self._todo.pop(index) or self._store.segment(index))
-            else:
-                self._write_manifest()
-        except BaseException:
-            self.cancel()
-            raise
+    def _copy(self, index: int) -> Arrays:
+        return {name: column.copy() for name, column in self._store.segment(index).items()}
 
     def _write_segment(self, index: int, arrays: Arrays) -> None:
         path = self.directory / segment_name(index, self._number)
@@ -212,24 +267,26 @@ class Saving:
 
     def _write_manifest(self) -> None:
         path = manifest_path(self.directory, self._number)
-        size = write_manifest(
-            path, self._manifest | {"segments": [self._entries[i] for i in range(len(self._entries))]}
-        )
-        store, saved = self._store, self._store.saved
-        before = saved.numbers if saved is not None and saved.directory == self.directory else ()
-        numbers = (*before, self._number)[-store.config.snapshots_kept :]
-        store.saved, store.keeper = Saved(self.directory, self._entries, numbers), None
-        self._info = SnapshotInfo(
+        entries = [self._entries[i] for i in range(self._segments)]
+        self._size = write_manifest(path, self._manifest | {"segments": entries})
+
+    def _numbers(self) -> tuple[int, ...]:
+        """Of the snapshots that are kept, this one last."""
+        return (*self._before, self._number)[-self._store.config.snapshots_kept :]
+
+    def _complete(self) -> None:
+        self._over = True
+        self._store.saved, self._store.keeper = Saved(self.directory, self._entries, self._numbers()), None
+        self.info = SnapshotInfo(
             number=self._number,
-            path=path,
+            path=manifest_path(self.directory, self._number),
             inserted=int(self._manifest["state"]["table"]["inserted"]),
-            segments=len(self._entries),
+            segments=self._segments,
             segments_written=len(self._written),
-            bytes_written=self._bytes + size,
+            bytes_written=self._bytes + self._size,
             bytes=sum(int(entry["bytes"]) for entry in self._entries.values()),
             seconds=time.monotonic() - self._started,
         )
-        _remove_others(self.directory, numbers)
 
 
 def manifest_path(directory: Path, number: int) -> Path:
@@ -302,15 +359,22 @@ def _identity(shard: Shard) -> dict[str, Any]:
     return {"format": shard.store.formats[-1]} | shard.store.identity() | parts
 
 
-def _reusable(store: Store, segments: dict[int, Arrays | None], directory: Path) -> dict[int, Entry]:
+def _files(directory: Path) -> dict[str, int]:
+    """Sizes of a directory's files, by name; it is made where there is none."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return {path.name: path.stat().st_size for path in directory.iterdir()}
+
+
+def _reusable(
+    store: Store, segments: dict[int, Arrays | None], directory: Path, files: Mapping[str, int]
+) -> dict[int, Entry]:
     """Files of the store's last snapshot in this directory that still say what it holds."""
     if store.saved is None or store.saved.directory != directory:
         return {}
-    present = {path.name: path.stat().st_size for path in directory.iterdir()}
     return {
         index: entry
         for index, entry in store.saved.entries.items()
-        if segments.get(index, {}) is None and not store.dirty[index] and present.get(entry["file"]) == entry["bytes"]
+        if segments.get(index, {}) is None and not store.dirty[index] and files.get(entry["file"]) == entry["bytes"]
     }
 
 

@@ -47,7 +47,7 @@ class Store(ABC):
         inserted: online rows accepted over its life.
         capacity: online rows that it can hold; a chunk has no more.
         dirty: (segments,) bool, changed since the last snapshot.
-        keeper: called with segments before they change: a snapshot in progress reads them.
+        keeper: called with segments before they change: a snapshot in progress copies those that it has not written.
         saved: the last snapshot, whose files the next one names where nothing changed.
     """
 
@@ -104,6 +104,10 @@ class Store(ABC):
     @abstractmethod
     def segments(self) -> dict[int, Arrays | None]:
         """The segments 0, 1, ... of a snapshot that begins now: copies, or None where ``segment`` gives them until they change."""
+
+    def next_changed(self, segments: int) -> Iterable[int]:
+        """The indices below ``segments`` in the order in which they will change, as far as that is known."""
+        return range(segments)
 
     @abstractmethod
     def segment(self, index: int) -> Arrays:

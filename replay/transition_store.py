@@ -223,6 +223,10 @@ class TransitionStore(Store):
     def segments(self) -> dict[int, Arrays | None]:
         return dict.fromkeys(range(-(-self.size // self.segment_slots)))
 
+    def next_changed(self, segments: int) -> Iterable[int]:
+        first = self.inserted % self.capacity // self.segment_slots
+        return ((first + i) % segments for i in range(segments))
+
     def segment(self, index: int) -> Arrays:
         start = index * self.segment_slots
         return {name: getattr(self, name)[start : start + self.segment_slots] for name in self.columns}

@@ -1,8 +1,11 @@
-"""A shard whose workers are ahead of its learner: who is woken by a sample, and that nobody is forgotten."""
+"""A shard whose workers are ahead of its learner: who is woken by a sample, and that nobody is forgotten; and its snapshots."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ from shard_chunks import LAYOUT, make_chunk, make_shard
 from cluster.actors import ShardActor
 from cluster.config import make_preset
 from cluster.graph import RunSpec
-from replay.messages import Ack, Wait
+from replay import snapshot
+from replay.messages import Ack, Block, Wait
 
 WORKERS, ROWS = 200, 4  # of a chunk, and of a block
+SLOW_S = 3.0  # of a disk; what is asked of the shard meanwhile takes milliseconds
 
 
 @pytest.fixture
@@ -120,3 +125,52 @@ def test_each_rank_has_as_many_blocks_of_a_shard_as_the_other_and_both_are_told_
         assert actor.drawn == [0, 0], "learners that were restarted begin at the same count"
 
     asyncio.run(run())
+
+
+class SlowDisk:
+    """Every fsync waits until ``free`` is set, for SLOW_S at most."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free, self.stuck = threading.Event(), threading.Event()
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._wait)
+
+    def _wait(self, descriptor: int) -> None:
+        self.stuck.set()
+        self.free.wait(SLOW_S)
+        self._fsync(descriptor)
+
+
+async def asked(actor: ShardActor, sequence: int) -> float:
+    """Seconds that an append, a sample and a look at the counters take together."""
+    began = time.monotonic()
+    assert (await actor.append(make_chunk([(0, ROWS * sequence, ROWS, 0)], sequence=sequence))).status == "ok"
+    assert isinstance(await actor.sample(1, ROWS, 0, 0, 1.0), Block)
+    assert (await actor.stats())["stats"].stored_rows == ROWS * (sequence + 1)
+    return time.monotonic() - began
+
+
+def test_a_shard_answers_while_its_disk_is_slow_and_the_snapshot_is_of_when_it_began(
+    actor: ShardActor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.actors.here", lambda: "")  # outside of an actor there is no node
+
+    async def run() -> float:
+        await asked(actor, 0)
+        disk = SlowDisk(monkeypatch)
+        save = asyncio.create_task(actor.save())
+        while not disk.stuck.is_set():
+            await asyncio.sleep(0.01)
+        state = actor.shard.state()
+        lag_s = max([await asked(actor, sequence) for sequence in range(1, 20)])
+        assert not save.done() and actor.shard.state() != state
+        disk.free.set()
+        assert (await save).bytes > 0
+        again = make_shard(4_096, tolerance=2 * ROWS)
+        found = snapshot.load(again, actor.directory)
+        assert found is not None and again.state() == state
+        return lag_s
+
+    lag_s = asyncio.run(run())
+    print(f"longest wait for three answers while the disk was stuck: {lag_s:.3f} s")
+    assert lag_s < 0.2

@@ -113,11 +113,10 @@ def test_appends_while_saving_do_not_change_the_snapshot(tmp_path: Path) -> None
     saving = Saving(shard, tmp_path)
     with pytest.raises(RuntimeError, match="being saved already"):
         Saving(shard, tmp_path)
-    for i in range(130, 260):  # overwrites every segment while they wait, so that copies beyond HELD are written early
-        feed(shard, i, 1)
+    while saving.step() is None:  # every segment is overwritten while they are written, and half of them before
+        feed(shard, shard.store.inserted // 32, 16)
         assert len(saving._copied) <= HELD
-    while saving.step() is None:
-        feed(shard, shard.store.inserted // 32, 1)
+    assert shard.store.inserted > 2 * CAPACITY
     load(again, tmp_path)
     assert_alike(again, then)
     newest = new_shard()
@@ -248,19 +247,38 @@ def test_a_full_disk_leaves_the_old_snapshot_and_the_next_one_is_complete(tmp_pa
     assert_alike(last, shard)
 
 
-def test_an_append_survives_a_disk_that_fills_while_saving_and_the_next_step_tells(tmp_path: Path) -> None:
-    shard = new_shard()
+def test_a_snapshot_that_the_rows_overtake_is_given_up_and_the_next_one_is_complete(tmp_path: Path) -> None:
+    shard, older, again = new_shard(), new_shard(), new_shard()
     feed(shard, 0, 130)
+    number = save(shard, tmp_path).number
+    load(older, tmp_path)
+    feed(shard, 130, 130)
+    before = sorted(path.name for path in tmp_path.iterdir())
     saving = Saving(shard, tmp_path)
-    with file_size_limit(1_000):
-        feed(shard, 130, 130)
-    with pytest.raises(OSError, match="File too large"):
+    saving.step()
+    feed(shard, 260, 8 * (HELD + 2))  # of 32 rows, 8 to a segment
+    assert shard.store.keeper is None and not saving._copied, "what will not be written is held no more"
+    feed(shard, 400, 8)
+    with pytest.raises(TimeoutError, match=f"more than {HELD} segments changed within"):
         saving.step()
-    assert list(tmp_path.iterdir()) == []
-    save(shard, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    info = load(again, tmp_path)
+    assert info is not None and info.number == number
+    assert_alike(again, older)
+    assert save(shard, tmp_path).segments_written == 16
     again = new_shard()
     load(again, tmp_path)
     assert_alike(again, shard)
+
+
+def test_segments_are_written_in_the_order_in_which_they_are_overwritten(tmp_path: Path) -> None:
+    shard = new_shard()
+    feed(shard, 0, 128 + 37)
+    saving = Saving(shard, tmp_path)
+    while saving.step() is None:
+        pass
+    order = [int(path.name.split("-")[1]) for path in saving._written]
+    assert order == [*range(4, 16), *range(4)]
 
 
 def test_what_a_crash_left_half_written_is_ignored_and_removed(tmp_path: Path) -> None:
