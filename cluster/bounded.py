@@ -1,4 +1,4 @@
-"""Calls into Ray that have no deadline of their own: while the head of the cluster hangs, they never return."""
+"""Calls that have no deadline of their own: into Ray while the head of the cluster hangs, to a file system that does not answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, wait
+from typing import Generic, TypeVar
 
 SHUTDOWN_S = 5.0  # for ray.shutdown, which takes less than a second if the head answers
 
@@ -26,6 +26,28 @@ def in_thread(call: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=work, daemon=True).start()
     return answer
+
+
+class Look(Generic[T]):
+    """Makes one call again and again, each time in a thread, never twice at once."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._answer: Future[T] | None = None
+
+    def result(self, wait_s: float) -> T | None:
+        """What the call gave that this or an earlier one began; None while there is nothing, for which a new one waits ``wait_s``.
+
+        Raises:
+            What the call raised.
+        """
+        if self._answer is None:
+            self._answer = in_thread(self._call)
+            wait([self._answer], wait_s)
+        if not self._answer.done():
+            return None
+        answer, self._answer = self._answer, None
+        return answer.result()
 
 
 def leave_cluster(code: int) -> None:

@@ -25,6 +25,7 @@ from cluster.metrics.loggers import start_logger
 from cluster.metrics.wording import algorithm_name
 from cluster.own_code import resume_words, twice_words
 from cluster.pictures.background import BackgroundCurve
+from cluster.reports import LATE_S
 from cluster.run_dir import RunDirectory, git_hash
 from cluster.session import Session
 from cluster.signals import STOP, Signals
@@ -57,7 +58,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
             if exporter is not None:
                 exporter.update(line)
             if events is not None:
-                session.reports.attempt("events", lambda: events.write(line))
+                session.reports.write("events", lambda: events.write(line))
             if logger is not None:
                 logger.write(line)
 
@@ -129,7 +130,7 @@ def _at_once(run: RunDirectory, signals: Signals, consequence: str) -> Iterator[
             yield
     finally:
         over.set()
-        thread.join()
+        thread.join(LOOK_S)  # not for a file system that does not answer
 
 
 def _draw_curve(run_dir: Path) -> None:
@@ -141,7 +142,7 @@ def _draw_curve(run_dir: Path) -> None:
 def _draw(session: Session, draw: Callable[[], None]) -> bool:
     """Whether ``draw`` succeeded, with whatever there is; nothing here may end a run or hide why it ended."""
     path = session.run.path
-    if not (path / "metrics.jsonl").exists():
+    if session.reports.hangs_s > LATE_S or not (path / "metrics.jsonl").exists():  # it would hang, too
         return False
     try:
         return session.reports.attempt("curve.png", draw)

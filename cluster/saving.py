@@ -3,8 +3,6 @@
 - ``look_at_disk``, ``Saved``: what is on disk when a run ends, read from the disk, so the closing words cannot say more.
 - ``SaveWatch``: failures of checkpoints and snapshots are counted and reported. CHECKPOINTS_FAILED failed checkpoints in a row
   end the run, since nothing that it learns would last. Failed snapshots never end it: replay is a cache.
-- ``Reports``: metrics.jsonl, evaluations.jsonl, live.json, summary.json, TensorBoard events, curve.png and answers to other
-  commands, written on a best-effort basis: a failed write ends no run, is counted, and tears no line.
 - ``check_parts``: what the newest metrics record says was written and is missing now; nothing of it restarts from scratch
   silently. Records of older versions have no such count: there, what was learned and stored must exist somewhere.
 """
@@ -14,20 +12,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
-import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.bounded import in_thread
 from cluster.config import RunConfig
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.own_code import resume_words
+from cluster.reports import free_words, size_words
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
 from replay import snapshot
@@ -35,7 +32,7 @@ from replay.manifest import Damaged, read_manifest
 
 CHECKPOINTS_FAILED = 20  # one after the other that end a run: 40 minutes with the default learner.checkpoint_s
 WARN = (3, 10)  # failures of a part one after the other that are said once more
-LINES = 4096  # of one file that wait in memory while it cannot be written
+LOOK_S = 5.0  # for a file system to say what is on it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,11 +117,19 @@ class Saved:
 def look_at_disk(spec: RunSpec, checkpoint_problem: str, snapshot_problems: Mapping[int, str]) -> Saved:
     """What ``spec``'s run directory holds after a save whose problems were these, by shard; "" and {} where there were none."""
     shards = range(spec.config.replay.shards)
-    found = [_part(f"shard {i}'s snapshot", _rows(spec.shard_dir(i)), snapshot_problems.get(i, "")) for i in shards]
-    return Saved(
-        checkpoint=_part("the checkpoint", _updates(spec.run_dir / "checkpoints"), checkpoint_problem),
-        snapshots=tuple(found),
-    )
+
+    def look() -> tuple[int | None, list[int | None]]:
+        return _updates(spec.run_dir / "checkpoints"), [_rows(spec.shard_dir(index)) for index in shards]
+
+    try:
+        updates, rows = in_thread(look).result(LOOK_S)
+    except TimeoutError:
+        silent = f"its file system did not answer for {LOOK_S:g} s"
+        updates, rows = None, [None] * len(shards)
+        checkpoint_problem = checkpoint_problem or silent
+        snapshot_problems = dict.fromkeys(shards, silent) | {**snapshot_problems}
+    found = [_part(f"shard {i}'s snapshot", rows[i], snapshot_problems.get(i, "")) for i in shards]
+    return Saved(checkpoint=_part("the checkpoint", updates, checkpoint_problem), snapshots=tuple(found))
 
 
 def _part(name: str, count: int | None, problem: str) -> Part:
@@ -187,7 +192,7 @@ class SaveWatch:
             where = self.spec.run_dir / "checkpoints"
             raise RunError(
                 f"{count} checkpoints one after the other could not be written to {where} ({self._first['checkpoint']}; "
-                f"{free_words(self.spec.run_dir)}{_need(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
+                f"{self._disk_words(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
                 f"that the run learns would last, so it ends; the older checkpoints stay; free some space, then "
                 f"`{resume_words(self.spec.run_dir, self.spec.config.env)}`"
             )
@@ -205,10 +210,17 @@ class SaveWatch:
             left = f"; {CHECKPOINTS_FAILED - count} more end the run" if part == "checkpoint" and count > 1 else ""
             loud = f"WARNING: {count} one after the other: " if count > 1 else ""
             self.event(
-                f"{loud}the {part} could not be written to {where} ({problem}; {free_words(self.spec.run_dir)}{_need(where)}); "
+                f"{loud}the {part} could not be written to {where} ({problem}; {self._disk_words(where)}); "
                 f"the older ones stay, the next one is due in {every_s:g} s{left}"
             )
         return False
+
+    def _disk_words(self, where: Path) -> str:
+        """What is free, and what the newest save in ``where`` takes."""
+        try:
+            return in_thread(lambda: f"{free_words(self.spec.run_dir)}{_need(where)}").result(LOOK_S / 5)
+        except TimeoutError:
+            return "its file system does not answer"
 
 
 def _need(directory: Path) -> str:
@@ -223,83 +235,6 @@ def _need(directory: Path) -> str:
             size = sum(entry.stat().st_size for entry in os.scandir(newest))
         return f", the last one takes {size_words(size)}"
     return ""
-
-
-class Reports:
-    """Writes the reports of a run.
-
-    Args:
-        failed: counts failed writes under "report".
-        event: called in words when the writes of a file begin to fail, and when they succeed again.
-    """
-
-    def __init__(self, run: RunDirectory, failed: dict[str, int], event: Callable[[str], None]) -> None:
-        self.run, self.failed, self.event = run, failed, event
-        self._waiting: dict[str, deque[bytes]] = {}  # lines that are not written yet, by file
-        self._lost: dict[str, int] = {}  # lines for which there was no room
-        self._failing: dict[str, tuple[int, float]] = {}  # what cannot be written -> attempts, and since when
-        self._answer: Callable[[], None] | None = None  # that is not written yet
-
-    def line(self, name: str, record: dict[str, Any]) -> None:
-        """Adds ``record`` to the .jsonl file ``name``: now, or with a later line once it can be written again."""
-        waiting = self._waiting.setdefault(name, deque())
-        waiting.append(json.dumps(record).encode())
-        if len(waiting) > LINES:
-            waiting.popleft()
-            self._lost[name] = self._lost.get(name, 0) + 1
-        self.attempt(name, lambda: self._write_waiting(name))
-
-    def answer(self, write: Callable[[], None]) -> None:
-        """Writes an answer to another command: now, or when ``retry`` is called."""
-        self._answer = write
-        self.retry()
-
-    def retry(self) -> None:
-        """Tries the answer again that could not be written."""
-        if self._answer is not None and self.attempt("control/answer.json", self._answer):
-            self._answer = None
-
-    def attempt(self, name: str, write: Callable[[], Any]) -> bool:
-        """Whether ``write`` succeeded; an OSError is counted, and said at the first of a row of failures."""
-        try:
-            write()
-        except OSError as error:
-            self.failed["report"] += 1
-            count, since = self._failing.get(name, (0, time.monotonic()))
-            self._failing[name] = count + 1, since
-            if not count:
-                self.event(
-                    f"{self.run.path / name} cannot be written ({error}; {free_words(self.run.path)}): the run goes on, up to {LINES:,} "
-                    "lines of a file wait in memory and are written when that is possible again; free some space, or make it writable"
-                )
-            return False
-        if name in self._failing:
-            count, since = self._failing.pop(name)
-            lost = self._lost.pop(name, 0)
-            self.event(
-                f"{self.run.path / name} is written again, after {count:,} failed writes in {time.monotonic() - since:.0f} s"
-                + (f"; {lost:,} of its lines are lost" if lost else "")
-            )
-        return True
-
-    def _write_waiting(self, name: str) -> None:
-        waiting = self._waiting[name]
-        while waiting:
-            self.run.append_line(name, waiting[0])
-            waiting.popleft()
-
-
-def free_words(path: Path) -> str:
-    """How much is free on the file system of ``path``."""
-    try:
-        return f"{size_words(shutil.disk_usage(path).free)} free there"
-    except OSError as error:
-        return f"its file system does not answer: {error}"
-
-
-def size_words(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**17 else f"{count / 2**10:,.0f} KiB"
 
 
 def missing_checkpoint(run: RunDirectory) -> str:

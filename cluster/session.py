@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -18,15 +17,17 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from algorithms.weights import Weights
+from cluster.bounded import Look, in_thread
 from cluster.data_kind import kind_of
 from cluster.dataset_task import score_of
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
+from cluster.reports import END_S, WAIT_S, Reports, free_bytes
 from cluster.requests import Request
 from cluster.run_dir import RunDirectory
-from cluster.saving import Reports, Saved, SaveWatch
+from cluster.saving import Saved, SaveWatch
 from cluster.usage import memory_bytes
 from rollout_workers.evaluator import Evaluation
 
@@ -135,6 +136,7 @@ class Session:
         if before:
             self.aggregator.resume_from(before)
         self.reports = Reports(run, self.aggregator.failed, event)
+        self._free, self._requests = Look(lambda: free_bytes(run)), Look(run.requests.take)
         self.fleet: Fleet = _make_fleet(spec, self.aggregator, self._said)
         self.fleet.meanwhile = self._tell_in_time
         self.evaluations: list[Evaluation] = []
@@ -229,9 +231,10 @@ class Session:
             "saved": saved.as_json(),
             **self.aggregator.summary(),
         }
-        self.reports.attempt("summary.json", lambda: self.run.write_summary(summary))
+        self.reports.write("summary.json", lambda: self.run.write_summary(summary))
         self._enter("ended")
         self._tell()
+        self.reports.flush()
         return summary
 
     def fail(self, error: BaseException) -> None:
@@ -241,13 +244,15 @@ class Session:
         if before != "ended":  # else it was stopped, in order
             self.states("ended" if self._state == "interrupted" else "failed")
         line = self.run.live() if starting else self.aggregator.line()
+        words, trace = str(error) or type(error).__name__, "".join(traceback.format_exception(error))
         try:
-            self.run.write_failure(str(error) or type(error).__name__, "".join(traceback.format_exception(error)))
+            in_thread(lambda: self.run.write_failure(words, trace)).result(END_S)
         except OSError as problem:
-            self.event(f"failure.json could not be written ({problem}); it would say: {error}")
+            self.event(f"failure.json could not be written ({str(problem) or 'no answer'}); it would say: {error}")
         self._write_live(line)
         if not starting:
             self.reports.line("metrics.jsonl", line)
+        self.reports.flush()
 
     def _enter(self, state: str) -> None:
         self._state = state
@@ -306,7 +311,7 @@ class Session:
         self.reports.retry()
         self._answer_scaled()
         try:
-            request = self.run.requests.take()
+            request = self._requests.result(WAIT_S)
         except RunError as error:
             self.event(str(error))
             return
@@ -319,11 +324,11 @@ class Session:
         workers = request.number
         try:
             self._scaled = request, self.fleet.scale(workers), time.monotonic() + SCALED_S
-            self.reports.attempt("config.json", lambda: self.run.keep_workers(workers))
+            self.reports.write("config.json", lambda: self.run.keep_workers(workers), again=True)
             self._answer_scaled()
         except (UsageError, RunError) as error:
             message = str(error)
-            self.reports.answer(lambda: self.run.requests.answer(request, False, message))
+            self._reply(request, False, message)
 
     def _answer_scaled(self, now: bool = False) -> None:
         """Answers a request once every worker runs, at the latest SCALED_S after it, or ``now``."""
@@ -334,20 +339,21 @@ class Session:
         if now or not self.aggregator.workers_pending or time.monotonic() >= by:
             self._scaled = None
             self.event(words)
-            self.reports.answer(lambda: self.run.requests.answer(request, True, words))
+            self._reply(request, True, words)
+
+    def _reply(self, request: Request, ok: bool, words: str) -> None:
+        self.reports.write("control/answer.json", lambda: self.run.requests.answer(request, ok, words), again=True)
 
     def _tell_in_time(self) -> None:
         """A record, when one is due."""
         if (now := time.monotonic()) >= self._next_line:
             with self._held():
-                self.run.check_there()
+                self.aggregator.disk_free_bytes = self._free.result(WAIT_S)
                 self._tell()
             self._next_line = now + self.config.metrics.line_s
 
     def _tell(self) -> None:
         self.aggregator.memory_bytes = memory_bytes()
-        with contextlib.suppress(OSError):
-            self.aggregator.disk_free_bytes = shutil.disk_usage(self.run.path).free
         line = self.aggregator.line()
         self._sound(alarms(line))
         self.reports.line("metrics.jsonl", line)
@@ -363,7 +369,8 @@ class Session:
 
     def _write_live(self, line: dict[str, Any]) -> None:
         facts = {**self.facts, "workers_in_words": self._workers_in_words(), "phase": self.phase(line)}
-        self.reports.attempt("live.json", lambda: self.run.write_live({**line, **facts}, self._state))
+        state = self._state
+        self.reports.write("live.json", lambda: self.run.write_live({**line, **facts}, state))
 
     def phase(self, line: dict[str, Any]) -> str:
         """What a run that starts, or one in stages, is at, the latter by its metrics record; else ""."""

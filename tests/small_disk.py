@@ -1,4 +1,4 @@
-"""A real file system of a few megabytes, files that fill it, and folders that processes cannot write to or find stale."""
+"""A real file system of a few megabytes, files that fill it, and folders that processes cannot write to, find stale, or wait for."""
 
 from __future__ import annotations
 
@@ -54,24 +54,32 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True, timeout=30)
 
 
-STALE = r"""
+FAULTS = r"""
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-static const char *under, *fault;
+static const char *stale_under, *stuck_under, *stale_while, *stuck_while;
+static const char *variable(const char *name) { return getenv(name) ? strdup(getenv(name)) : NULL; }
 __attribute__((constructor)) static void begin(void) {
-    under = getenv("STALE_UNDER") ? strdup(getenv("STALE_UNDER")) : NULL;
-    fault = getenv("STALE_WHILE") ? strdup(getenv("STALE_WHILE")) : NULL;
+    stale_under = variable("STALE_UNDER"); stale_while = variable("STALE_WHILE");
+    stuck_under = variable("STUCK_UNDER"); stuck_while = variable("STUCK_WHILE");
+}
+static int faulty(const char *path, const char *under, const char *file) {
+    if (!path || !under || !file || access(file, F_OK)) return 0;
+    for (size_t length; *under; under += length + (under[length] == ':'))
+        if (length = strcspn(under, ":"), !strncmp(path, under, length)) return 1;
+    return 0;
 }
 static int stale(const char *path) {
-    if (!under || !fault || !path || strncmp(path, under, strlen(under)) || access(fault, F_OK)) return 0;
+    if (!faulty(path, stale_under, stale_while)) return 0;
     errno = ESTALE;
     return 1;
 }
@@ -88,31 +96,52 @@ int stat(const char *path, struct stat *s) { return stale(path) ? -1 : REAL("sta
 int stat64(const char *path, struct stat64 *s) {
     return stale(path) ? -1 : REAL("stat64", int, (const char *, struct stat64 *))(path, s);
 }
+int fsync(int fd) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length < 0 ? 0 : length] = 0;
+    while (faulty(path, stuck_under, stuck_while)) usleep(20000);
+    return REAL("fsync", int, (int))(fd);
+}
 """
 
 
-class StaleFolder:
-    """A folder that can become stale, as an export does that its server has forgotten, for the processes started with ``variables``."""
+class FaultyFolder:
+    """A folder of a file server that may forget it or stop to answer, for the processes started with ``variables``.
 
-    def __init__(self, folder: Path, work: Path) -> None:
+    Args:
+        stuck: beginnings of the paths of which no fsync returns while it does not answer.
+    """
+
+    def __init__(self, folder: Path, work: Path, *stuck: Path) -> None:
         self.folder, self.variables = folder, dict[str, str]()
-        self._fault, library = work / "stale", work / "stale.so"
+        self._faults, library = {name: work / name for name in ("STALE_WHILE", "STUCK_WHILE")}, work / "faults.so"
         if shutil.which("cc") is None:
             return
         command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
-        subprocess.run(command, input=STALE, text=True, check=True, timeout=60)
-        self.variables = {"LD_PRELOAD": str(library), "STALE_UNDER": f"{folder}/", "STALE_WHILE": str(self._fault)}
+        subprocess.run(command, input=FAULTS, text=True, check=True, timeout=60)
+        paths = {"STALE_UNDER": f"{folder}/", "STUCK_UNDER": ":".join(map(str, stuck))}
+        faults = {name: str(path) for name, path in self._faults.items()}
+        self.variables = {"LD_PRELOAD": str(library)} | paths | faults
+
+    def stale(self) -> contextlib.AbstractContextManager[None]:
+        """Every call for a file in it gives ESTALE, in those processes."""
+        return self._while("STALE_WHILE")
+
+    def stuck(self) -> contextlib.AbstractContextManager[None]:
+        """No fsync of the files named returns, in those processes."""
+        return self._while("STUCK_WHILE")
 
     @contextlib.contextmanager
-    def stale(self) -> Iterator[None]:
-        """Every call for a file in it gives ESTALE, in those processes."""
+    def _while(self, fault: str) -> Iterator[None]:
         if not self.variables:
             pytest.skip("there is no C compiler to make calls of the file system fail with")
-        self._fault.touch()
+        self._faults[fault].touch()
         try:
             yield
         finally:
-            self._fault.unlink()
+            self._faults[fault].unlink()
 
 
 @contextlib.contextmanager

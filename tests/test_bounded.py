@@ -1,4 +1,4 @@
-"""The driver does not wait for a head that hangs. test_own_cluster.py and test_head_watch.py stop a real one."""
+"""The driver does not wait for a head or a file system that hangs. test_own_cluster.py and test_head_watch.py stop a real head."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import ray
+from tiny_runs import wait_for
 
 from cluster import remote
-from cluster.bounded import in_thread
+from cluster.bounded import Look, in_thread
 
 
 def test_a_call_that_never_returns_is_given_up_and_another_one_returns_or_raises_as_it_would() -> None:
@@ -17,6 +18,23 @@ def test_a_call_that_never_returns_is_given_up_and_another_one_returns_or_raises
     assert in_thread(lambda: 1).result(30) == 1
     with pytest.raises(ZeroDivisionError):
         in_thread(lambda: 1 // 0).result(30)
+
+
+def test_a_look_that_takes_long_is_waited_for_once_and_never_begun_twice() -> None:
+    free, made = threading.Event(), []
+
+    def look() -> int:
+        made.append(free.wait(60))
+        return len(made)
+
+    looks = Look(look)
+    assert [looks.result(0.01), looks.result(60), looks.result(60)] == [None] * 3, "only whoever begins one waits"
+    free.set()
+    wait_for(lambda: made, "the look")
+    wait_for(lambda: looks.result(0) == 1, "its answer")
+    assert looks.result(60) == 2
+    with pytest.raises(ZeroDivisionError):
+        Look(lambda: 1 // 0).result(60)
 
 
 def test_what_is_free_is_not_waited_for_when_the_head_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 from ray_runs import RayRun, ray_run
-from small_disk import SmallDisk, StaleFolder, read_only, small_disk
+from small_disk import FaultyFolder, SmallDisk, read_only, small_disk
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
 
@@ -21,10 +23,12 @@ from cluster.cli import main
 from cluster.config import make_preset
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.reports import LINES, Reports
 from cluster.run_dir import RESERVE_BYTES, RunDirectory
-from cluster.saving import CHECKPOINTS_FAILED, LINES, Reports, SaveWatch, timed
+from cluster.saving import CHECKPOINTS_FAILED, SaveWatch, timed
 
 PENDULUM = "InvertedPendulum-v5"
+GRACE_S = 25.0  # between SIGTERM and a scheduler's SIGKILL
 
 
 @pytest.fixture
@@ -170,7 +174,7 @@ def test_a_disk_that_is_read_only_for_a_while_costs_no_line(disk: SmallDisk) -> 
     reports.line("metrics.jsonl", {"first": 1})
     disk.read_only(True)
     reports.line("metrics.jsonl", {"second": 2})
-    assert not reports.attempt("live.json", lambda: run.write_live({}, "running"))
+    assert not reports.write("live.json", lambda: run.write_live({}, "running"))
     assert timed(lambda: (disk.path / "new").write_bytes(b"x")).problem.endswith(
         f"Read-only file system: '{disk.path}/new'"
     )
@@ -212,6 +216,64 @@ def test_lines_that_wait_are_bounded_and_those_lost_are_said(tmp_path: Path) -> 
     assert "6 of its lines are lost" in result[-1]
 
 
+def test_a_write_that_hangs_keeps_nobody_waiting_is_said_once_and_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.reports.LATE_S", 0.3)
+    run, result = RunDirectory(tmp_path), []
+    reports = Reports(run, failed := {"report": 0}, result.append)
+    free, stuck = threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        stuck.set()
+        assert free.wait(60)
+
+    assert not reports.write("live.json", hangs) and stuck.is_set()
+    wait_for(lambda: reports.hangs_s > 0.3, "a write that hangs")
+    began = time.monotonic()
+    for number in range(100):
+        reports.line("metrics.jsonl", {"number": number})
+        assert not reports.write("live.json", lambda: run.write_live({"newest": True}, "running"))
+    assert time.monotonic() - began < 1 and failed["report"] == 200, "whoever finds a write hanging does not wait"
+    assert len(result) == 1 and f"WARNING: {tmp_path}/live.json has been under way" in result[0], result
+    assert not (tmp_path / "metrics.jsonl").exists()
+    reports.flush(0.01)
+    assert "live.json, metrics.jsonl in " in result[1] and "could not be written within 0.002 s" in result[1], result
+    free.set()
+    reports.flush()
+    assert read(tmp_path / "live.json")["newest"] is True
+    assert [line["number"] for line in lines(tmp_path / "metrics.jsonl")] == [*range(100)]
+    assert "what waited is written now" in result[2] and len(result) == 3, result
+    assert reports.write("live.json", lambda: run.write_live({}, "running"))
+
+
+def test_a_run_goes_on_and_ends_on_sigterm_with_a_checkpoint_while_its_live_json_hangs(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    folder = FaultyFolder(run, tmp_path, run / ".live.json")
+    often = {"metrics__line_s": 0.2, "metrics__port": 0, "evaluation__every_steps": 0, "learner__checkpoint_s": 3_600}
+    words = train_words(run, PENDULUM, "--backend", "inline", "--steps", "100000000", **often)
+    process = start(*words, log=log, env=folder.variables)
+    try:
+        wait_for(lambda: live(run).get("env_steps", 0) > 0, "env steps", log=log)
+        port = live(run)["metrics_port"]
+        with folder.stuck():
+            wait_for(lambda: scraped(port)["report"] >= 2, "a live.json that hangs", log=log)
+            steps = scraped(port)["env_steps"]
+            wait_for(lambda: scraped(port)["env_steps"] > steps, "env steps meanwhile", log=log)
+            began = time.monotonic()
+            process.terminate()
+            assert process.wait(60) == 143, log.read_text()
+            end_s = time.monotonic() - began
+    finally:
+        process.kill()
+    said = log.read_text()
+    print(f"the run ended {end_s:.1f} s after SIGTERM")
+    assert said.count("live.json has been under way to the disk for") == 1 and "Traceback" not in said, said
+    assert "live.json" in said.split("WARNING: ")[2] and "could not be written within" in said, said
+    assert "saved: the checkpoint of update" in said.splitlines()[-1] and end_s < GRACE_S, said
+    assert "summary.json" in said.split("WARNING: ")[2] and "ended by SIGTERM" in read(run / "failure.json")["error"]
+
+
 def test_half_a_line_of_another_writer_does_not_join_the_next_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"whole": 1}\n{"half": ')
     RunDirectory(tmp_path).append("metrics.jsonl", {"next": 2})
@@ -232,14 +294,15 @@ def test_failure_json_is_written_on_a_full_disk_whatever_its_size(disk: SmallDis
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> StaleFolder:
+def export(tmp_path_factory: pytest.TempPathFactory) -> FaultyFolder:
     """The run directory of ``on_ray``, for its processes."""
     folder = tmp_path_factory.mktemp("full")
-    return StaleFolder(folder / "disk" / "run", folder)
+    run = folder / "disk" / "run"
+    return FaultyFolder(run, folder, run / ".live.json", run / "replay")
 
 
 @pytest.fixture(scope="module")
-def on_ray(export: StaleFolder) -> Iterator[tuple[RayRun, SmallDisk]]:
+def on_ray(export: FaultyFolder) -> Iterator[tuple[RayRun, SmallDisk]]:
     """A run on Ray without an end, on a small disk; the tests below go on with it in turn."""
     often = {"metrics__port": 0, "learner__checkpoint_s": 2, "replay__snapshot_s": 1, "evaluation__every_steps": 0}
     with small_disk(export.folder.parent, "48m") as disk, contextlib.ExitStack() as stack:
@@ -277,7 +340,7 @@ def test_a_run_on_ray_goes_on_while_its_disk_is_full_and_counts_it(on_ray: tuple
 @pytest.mark.cluster
 @pytest.mark.parametrize("why", ["Read-only file system", "Stale file handle"])
 def test_a_run_on_ray_goes_on_while_its_directory_is_read_only_or_stale_and_counts_it(
-    why: str, on_ray: tuple[RayRun, SmallDisk], export: StaleFolder
+    why: str, on_ray: tuple[RayRun, SmallDisk], export: FaultyFolder
 ) -> None:
     run, _ = on_ray
     port, again = run.live()["metrics_port"], "the checkpoint is written again"
@@ -296,6 +359,29 @@ def test_a_run_on_ray_goes_on_while_its_directory_is_read_only_or_stale_and_coun
     assert why in run.output() and "Traceback" not in run.output(), run.output()[-3_000:]
     line = run.live()
     assert line["workers_restarted"] == 0 and line["generation"] == 0, line
+    lines(run.run_dir / "metrics.jsonl")  # every line is JSON
+
+
+@pytest.mark.cluster
+def test_a_run_on_ray_goes_on_and_scales_while_no_fsync_of_the_driver_or_a_shard_returns(
+    on_ray: tuple[RayRun, SmallDisk], export: FaultyFolder, tmp_path: Path
+) -> None:
+    run, _ = on_ray
+    port, shards = run.live()["metrics_port"], {process.pid for process in run.children("ray::ShardActor")}
+    before = scraped(port)
+    with export.stuck():
+        run.wait(lambda: scraped(port)["report"] >= before["report"] + 2, "reports that cannot be written")
+        before["env_steps"] = scraped(port)["env_steps"]
+        run.wait(lambda: scraped(port)["env_steps"] >= before["env_steps"] + 100, "env steps meanwhile")
+        scale = start("scale", str(run.run_dir), "--workers", "1", log=tmp_path / "scale.log")
+        run.wait(lambda: len(run.children("ray::WorkerActor")) == 1, "the worker to go")
+        assert scale.poll() is None, "its answer cannot be written yet"
+    assert scale.wait(60) == 0, (tmp_path / "scale.log").read_text()
+    assert "has been under way to the disk for" in run.output() and "Traceback" not in run.output()
+    run.wait(lambda: run.live()["failed_reports"] > before["report"], "live.json")
+    line = run.live()
+    assert line["workers_restarted"] == 0 and line["generation"] == 0 and line["shards_restarted_hung"] == 0, line
+    assert {process.pid for process in run.children("ray::ShardActor")} == shards
     lines(run.run_dir / "metrics.jsonl")  # every line is JSON
 
 
