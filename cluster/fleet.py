@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from algorithms.weights import Weights
 from cluster.actors import StoreActor
@@ -35,7 +35,7 @@ from cluster.placement import Reservation
 from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor, root
 from cluster.saving import Saved, SaveWatch, look_at_disk
 from cluster.shard_group import PAUSE_S, ShardGroup
-from cluster.worker_group import RETIRE_S, WorkerGroup
+from cluster.worker_group import WorkerGroup
 from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
 
@@ -43,7 +43,6 @@ STATS_S = 1.0
 HALT_S = 15.0  # for a run that ends with an error to save what it has
 SEAL_S = 2.0  # for shards to answer at the end of a run
 LEAST_S = 1.0  # for a step of the end, however late it is
-ALIGN_S = 1.0  # how long learners and shards are waited for when their counts are settled; then it is tried again
 
 
 class RayFleet:
@@ -58,6 +57,7 @@ class RayFleet:
         self._actors: list[Callable[[], list[Any]]] = []  # of the parts that were started
         self._reservation: Reservation | None = None
         self._next_stats = self._next_save = 0.0
+        self._counts: tuple[list[Any], list[Any]] | None = None  # answers to come: what learners had, what shards gave
         self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
         self._store_started, self._store_node = 0.0, ""
 
@@ -141,6 +141,7 @@ class RayFleet:
             self._close_when_full()
         self._worker_group.go_on()
         if self._learners.go_on():
+            self._counts = None  # whatever was asked, others were asked
             self._align()
             self._learners.run()
         if now >= self._next_save:
@@ -194,7 +195,7 @@ class RayFleet:
     def finish(self, limit_s: float | None = None) -> Saved:
         """Ends the run in order: workers bring in what is on the way, shards take no more, learners end, everything is saved."""
         deadline = time.monotonic() + (4 * self.timeout_s if limit_s is None else limit_s)
-        self._worker_group.settle(RETIRE_S)
+        self._worker_group.settle()
         self._shards.seal(SEAL_S)
         self._learners.stop()
         learners_s = max(LEAST_S, min(self.timeout_s, (deadline - time.monotonic()) / 3))
@@ -239,17 +240,19 @@ class RayFleet:
 
     def _align(self) -> None:
         """Tells the shards what the learners really had from them, after one of either was restarted: the replay ratio counts
-        rows that are held and updates that were kept. A part that is dead or silent now is asked again at the next look."""
-        learners = self._learners.actors
-        asked = (
-            [learner.fetched_rows.remote() for learner in learners],
-            [s.counts.remote() for s in self._shards.actors],
-        )
-        try:
-            fetched, counts = (ray.get(refs, timeout=ALIGN_S) for refs in asked)
-        except (*DIED, GetTimeoutError):
+        rows that are held and updates that were kept. Answers that are late are taken at the next look; a part that is dead is asked again."""
+        learners, shards = self._learners.actors, self._shards.actors
+        if self._counts is None:
+            self._counts = [each.fetched_rows.remote() for each in learners], [each.counts.remote() for each in shards]
+        refs = [*self._counts[0], *self._counts[1]]
+        if len(ray.wait(refs, num_returns=len(refs), timeout=ANSWER_WAIT_S)[0]) < len(refs):
             return
-        for shard, rows in zip(self._shards.actors, apportioned(sum(fetched), *zip(*counts))):
+        asked, self._counts = self._counts, None
+        try:
+            fetched, counts = (ray.get(answers) for answers in asked)
+        except DIED:
+            return
+        for shard, rows in zip(shards, apportioned(sum(fetched), *zip(*counts))):
             shard.align.remote(rows)
         self._learners.astray = False
 
@@ -286,7 +289,7 @@ class RayFleet:
 
     def _observe_shard(self, index: int, report: dict[str, Any], asked_at: float) -> None:
         if self._shards.observe(index, report):
-            self._learners.astray = True
+            self._learners.astray, self._counts = True, None
         self._worker_group.observe_reports(report["workers"], report["silent_s"])
         self.aggregator.add_shard(report["stats"], report["workers"], asked_at)
         self.aggregator.add_usage("shard", index, report["usage"])

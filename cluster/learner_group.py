@@ -34,7 +34,7 @@ from cluster.remote import DIED, Budget, Pulse, cause, make_actor, no_place, roo
 from cluster.saving import Outcome
 
 SLICE_S = 0.25
-BLAME_S = 1.0  # how long the failures of the other ranks are waited for, to tell the cause from what followed of it
+BLAME_S = 1.0  # until the failures of the other ranks are known, to tell the cause from what followed of it
 Blame = tuple[str, RestartReason, int]  # why learners failed, for the counters too, and the rank that failed first
 
 
@@ -66,6 +66,8 @@ class LearnerGroup:
         self._phase = "none"
         self._starting: list[Any] = []  # references of the phase that a start is in
         self._due = 0.0  # when that phase must be over
+        self._failing: list[Any] = []  # references of ranks of which one has failed
+        self._blame_by = 0.0  # when it is decided why
         self._starts = 0
         self._stopping = False
         self._rollbacks = 0  # of the learners that run now, as reported
@@ -100,9 +102,11 @@ class LearnerGroup:
         self.event(f"{len(self.actors)} of {len(self.actors)} learners up")
 
     def go_on(self) -> bool:
-        """Takes a restart that is under way a step further; True once the learners are ready to ``run``."""
+        """Takes a failure, or a restart that is under way, a step further; True once the learners are ready to ``run``."""
         self.aggregator.budget_left["learner"] = self._budget.left
         self.aggregator.part_nodes["learner"] = {self._nodes.address(place) for place in self._places}
+        if self._phase == "failing" and not self._stopping and (failed := self._blame(self._failing)):
+            self._replace(*failed)
         if self._phase == "down" and not self._stopping:
             self._restart()
         if self._phase in ("meeting", "beginning") and not self._stopping and (failed := self._go_on()):
@@ -121,7 +125,9 @@ class LearnerGroup:
             ray.get(ref)
         except (RayTaskError, *DIED) as error:
             if not self._stopping:
-                self._replace(*self._blame(self.runs))
+                self._phase, self._failing, self.runs = "failing", self.runs, []
+                self._blame_by = time.monotonic() + BLAME_S
+                self.go_on()
                 return
             self.event(f"a learner did not end in order, its newest checkpoint stays: {root(error)}")
         self.runs.remove(ref)
@@ -199,7 +205,7 @@ class LearnerGroup:
         self._enter("meeting", [actor.meeting.remote() for actor in self.actors], self.config.ray.start_timeout_s)
 
     def _enter(self, phase: str, refs: list[Any], limit_s: float) -> None:
-        self._phase, self._starting, self._due = phase, refs, time.monotonic() + limit_s
+        self._phase, self._starting, self._due, self._blame_by = phase, refs, time.monotonic() + limit_s, 0.0
 
     def _go_on(self) -> Blame | None:
         """Looks at the start under way; returns why it failed, None while it has not."""
@@ -207,6 +213,7 @@ class LearnerGroup:
         try:
             ray.get(ready)
         except (RayTaskError, *DIED):
+            self._blame_by = self._blame_by or time.monotonic() + BLAME_S
             return self._blame(self._starting)
         limits = self.config.ray
         if waiting and time.monotonic() > self._due:
@@ -262,10 +269,13 @@ class LearnerGroup:
             )
         return ""
 
-    def _blame(self, refs: list[Any]) -> Blame:
+    def _blame(self, refs: list[Any]) -> Blame | None:
         """Why learners failed, of ``refs`` at least one: a process that died or raised by itself, or hangs, before the others, whose
-        reductions failed because of it."""
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=BLAME_S)
+        reductions failed because of it. None until all have failed or BLAME_S are over."""
+        ready, others = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if others and time.monotonic() < self._blame_by:
+            return None
+        self._blame_by = 0.0
         found: list[tuple[int, str, RestartReason, int]] = []
         for ref in ready:
             rank = refs.index(ref)

@@ -24,7 +24,7 @@ from cluster.bounded import in_thread
 from cluster.errors import RunError
 
 ANSWER_WAIT_S = 0.3  # longest wait for answers, which normally come in milliseconds
-RESOURCES_S = 1.0  # for the head to say what is free
+RESOURCES_S = 0.5  # for the head to say what is free, and what there is
 HOUR_S = 3_600.0  # in which a budget's restarts are counted
 CALM_S = 300.0  # after which an earlier restart delays the next one no more
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
@@ -76,11 +76,12 @@ def started(
 def no_place(limit_s: float, what: str) -> str:
     """Why nothing has started, as far as the cluster's resources tell."""
     try:
-        free = _free_in_words(free_resources(), in_thread(ray.cluster_resources).result(RESOURCES_S))
+        free, total = (in_thread(ask).result(RESOURCES_S) for ask in (ray.available_resources, ray.cluster_resources))
+        words = _free_in_words(dict(free), dict(total))
     except TimeoutError:
-        free = "a head that does not say what is free"
+        words = "a head that does not say what is free"
     return (
-        f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {free}; give it more CPUs, ask for fewer "
+        f"waited {limit_s:.0f} s for {what}, in vain; the cluster has {words}; give it more CPUs, ask for fewer "
         "(worker.cpus, learner.cpus), or raise ray.start_timeout_s"
     )
 
@@ -93,11 +94,6 @@ def _free_in_words(free: dict[str, float], total: dict[str, float]) -> str:
         scale, unit = units.get(name, (1, ""))
         found.append(f"{free.get(name, 0.0) / scale:,.4g} of {total[name] / scale:,.4g}{unit} {name} free")
     return ", ".join(found) or "no resources"
-
-
-def free_resources() -> dict[str, float]:
-    """What is free on the cluster; TimeoutError if the head does not say so within RESOURCES_S."""
-    return dict(in_thread(ray.available_resources).result(RESOURCES_S))
 
 
 def cause(error: BaseException) -> str:

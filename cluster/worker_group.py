@@ -12,21 +12,22 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cluster.actors import EXPENDABLE, REFUSED, WorkerActor
+from cluster.bounded import Look
 from cluster.checks import uneven_shards
 from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import INCARNATIONS_A_START, RunSpec, random_steps_left
+from cluster.leaving import Leaving
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes
-from cluster.remote import DIED, Budget, cause, free_resources, make_actor, no_place, root
-from cluster.replay_client import SETTLE_S, STOPPED
+from cluster.remote import DIED, Budget, cause, make_actor, no_place, root
+from cluster.replay_client import STOPPED
 from cluster.setting_text import parse_labels
 
 MOST_WORKERS = 4_096
-RETIRE_S = SETTLE_S + 4.0  # for a worker to finish the chunk in hand and to settle
 SLICE_S = 0.1  # for workers that ended at once, in one turn of the driver
+WORDS_S = 0.1  # for the head to say what is free
 ANSWER_S = 10.0  # for a worker to say whether it still gets on
-LAST_WORDS_S = 1.0  # for workers that are killed to give their row counts
 WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
 
 
@@ -80,16 +81,19 @@ class WorkerGroup:
         self._options |= {"label_selector": labels} if labels else {}
         self._cpus = cpus
         self._members: dict[int, Member] = {}
+        self._leaving = Leaving(aggregator, event)
         self._incarnations: dict[int, int] = {}
         self._last_report: dict[int, float] = {}  # when a shard last had a chunk of a worker, monotonic clock
         self._full: set[int] = set()  # shards that take no more rows
         self._silent: set[int] = set()  # shards of whose workers nothing is known now
         self._budget = Budget(self.config.worker.restart_budget)
+        self._resources = Look(lambda: float(ray.available_resources().get("CPU", 0.0)))
+        self._free_cpus: float | None = None  # when the head last said so
         self._count()
 
     @property
     def actors(self) -> list[Any]:
-        return [member.actor for member in self._members.values()]
+        return [member.actor for member in self._members.values()] + self._leaving.actors
 
     @property
     def runs(self) -> list[Any]:
@@ -189,7 +193,13 @@ class WorkerGroup:
 
     def go_on(self) -> None:
         """Replaces workers that have ended, when it is time for it; for SLICE_S, then the others wait for the next call."""
-        down = [(i, member, member.down) for i, member in self._members.items() if member.down and not member.finished]
+        self._leaving.go_on()
+        leaving = {id(member) for member in self._leaving.members}
+        down = [
+            (index, member, member.down)
+            for index, member in self._members.items()
+            if member.down and not member.finished and id(member) not in leaving
+        ]
         by = time.monotonic() + SLICE_S
         for index, member, failure in down:
             self._replace(index, member, failure)
@@ -233,7 +243,7 @@ class WorkerGroup:
         return idle_s <= limit_s
 
     def scale(self, workers: int) -> str:
-        """Starts or ends workers while the others go on; says what was done."""
+        """Starts or ends workers while the others go on; says what was done. Those that go have RETIRE_S, and are not waited for."""
         least = self.config.replay.shards
         if not least <= workers <= MOST_WORKERS:
             raise UsageError(
@@ -241,7 +251,7 @@ class WorkerGroup:
             )
         active = sorted(index for index, member in self._members.items() if not member.finished)
         retired = {index: self._members.pop(index) for index in active[workers:]}
-        self._retire(retired, RETIRE_S)
+        self._retire(retired)
         free = (index for index in range(MOST_WORKERS) if index not in active)
         for _ in range(workers - len(active)):
             self._start(next(free))
@@ -256,18 +266,17 @@ class WorkerGroup:
         running, pending = self.aggregator.workers, self.aggregator.workers_pending
         if not pending:
             return f"{running} run"
-        with contextlib.suppress(RayError, TimeoutError):
-            if free_resources().get("CPU", 0.0) < self._cpus:
-                return f"{running} run, {pending} wait for CPUs"
+        with contextlib.suppress(RayError):
+            seen = self._resources.result(WORDS_S)
+            self._free_cpus = self._free_cpus if seen is None else seen
+        if self._free_cpus is not None and self._free_cpus < self._cpus:
+            return f"{running} run, {pending} wait for CPUs"
         return f"{running} run, {pending} start"
 
-    def settle(self, limit_s: float) -> None:
-        """Ends every worker: each finishes the chunk in hand and brings in what is on the way.
-
-        One that has not returned within ``limit_s`` is killed; what it had on the way and the shard does not have is dropped
-        as ``stopped``.
-        """
-        self._retire({index: member for index, member in self._members.items() if not member.finished}, limit_s)
+    def settle(self) -> None:
+        """Ends every worker in order, and waits until all are gone."""
+        self._retire({index: member for index, member in self._members.items() if not member.finished})
+        self._leaving.settle()
         self._count()
 
     def _fail(self, failed: dict[int, Failure]) -> None:
@@ -327,43 +336,14 @@ class WorkerGroup:
             self.event(f"worker {index} is still to come: {no_place(limit, 'it to start')}")
         return False
 
-    def _retire(self, members: dict[int, Member], limit_s: float) -> None:
-        """Ends workers in order: all are asked to, then all are waited for; their rows are counted."""
+    def _retire(self, members: dict[int, Member]) -> None:
+        """Asks workers to end in order."""
         for member in members.values():
             member.finished = True
-        members = {index: member for index, member in members.items() if member.down is None}
-        up = {index: m for index, m in members.items() if ray.wait([m.up], timeout=0)[0]}  # the others have no rows
-        for member in up.values():
-            member.actor.stop.remote()
-        runs = [member.run for member in up.values()]
-        _, running = ray.wait(runs, num_returns=len(runs), timeout=limit_s) if runs else ([], [])
-        if running:
-            self.event(f"{len(running)} workers did not end within {limit_s:.0f} s and were killed")
-        late = {index: member for index, member in members.items() if index not in up or member.run in running}
-        for index, member in members.items():
-            if index not in late:
-                try:
-                    self.aggregator.end_writer(index, member.incarnation, ray.get(member.run), STOPPED)
-                    ray.kill(member.actor, no_restart=True)
-                except (RayTaskError, *DIED) as error:
-                    self.event(f"worker {index} did not end in order: {root(error)}")
-                    late[index] = member
-        self._end(late, STOPPED, ask=late)
+        self._leaving.retire({index: member for index, member in members.items() if member.down is None})
 
     def _end(self, members: dict[int, Member], reason: str, ask: dict[int, Member]) -> None:
-        """Kills workers that failed, hang or are late, and takes the row counts that those of ``ask``, which are not dead, can still give.
-
-        One that was not up yet is asked, too: it may be so by now, and make steps.
-        """
-        refs = {index: member.actor.last_words.remote() for index, member in ask.items()}
-        if refs:
-            ray.wait(list(refs.values()), num_returns=len(refs), timeout=LAST_WORDS_S)
-        for index, member in members.items():
-            totals = None
-            with contextlib.suppress(RayError):
-                totals = ray.get(refs[index], timeout=0) if index in refs else None
-            self.aggregator.end_writer(index, member.incarnation, totals, reason)
-            ray.kill(member.actor, no_restart=True)
+        self._leaving.end(members, reason, ask)
 
     def _count(self) -> None:
         """Sees which workers are up by now, and counts them by state."""

@@ -7,6 +7,7 @@ nothing and dies of nothing but SIGKILL, as one does whose native code hangs.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiny_runs import command, lines, read, wait_for
 pytestmark = pytest.mark.cluster
 
 ANSWER_S = 7.0  # ray.call_timeout_s
-DEAF_S = 5.0  # longest time between two metrics lines; a driver that waited for an answer would be silent for ANSWER_S
+DEAF_S = 1.5  # longest time between two metrics lines, which come every 0.5 s
 SETTINGS: dict[str, Any] = {
     "ray__call_timeout_s": ANSWER_S,
     "worker__step_timeout_s": 6,
@@ -37,6 +38,14 @@ def goes_on(run: RayRun, updates: int = 40) -> None:
     run.wait_for_steps(before["env_steps"] + 150)
     run.wait(lambda: run.live()["updates"] > before["updates"] + updates, "more updates")
     assert run.live()["workers_restarted"] == 0, run.output()[-3_000:]
+
+
+def deaf_s(run: RayRun, since: dict[str, Any]) -> float:
+    """The longest time between two metrics lines from the line ``since`` on."""
+    times = [line["time_s"] for line in lines(run.run_dir / "metrics.jsonl") if line["time_s"] >= since["time_s"]]
+    longest_s = max(after - earlier for earlier, after in itertools.pairwise(times))
+    print(f"longest time between two of {len(times)} metrics lines: {longest_s:.2f} s")
+    return longest_s
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +72,25 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
         )
     assert "learner restarted from the newest checkpoint: learner" in going.output()
     goes_on(going)
-    times = [line["time_s"] for line in lines(going.run_dir / "metrics.jsonl") if line["time_s"] >= before["time_s"]]
-    assert max(after - earlier for earlier, after in itertools.pairwise(times)) < DEAF_S, times
+    assert deaf_s(going, before) < DEAF_S
+
+
+def test_a_stopped_worker_that_is_to_go_is_killed_in_time_and_nobody_waits_for_it(going: RayRun) -> None:
+    before, third = going.live(), max(going.children("ray::WorkerActor"), key=lambda child: child.create_time())
+    third.suspend()
+    began = time.monotonic()
     result = command("scale", str(going.run_dir), "--workers", "2")
-    assert result.returncode == 0, result.stderr
+    answered_s = time.monotonic() - began
+    assert result.stdout.startswith("rollout workers: 3 -> 2: 2 run"), result.stderr
+    assert third.is_running(), "the answer did not wait for it"
+    going.wait(lambda: "1 workers did not end within 8 s and were killed" in going.output(), "the worker to be late")
     going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "the third worker to leave")
+    goes_on(going)
+    print(f"`scale` was answered within {answered_s:.1f} s")
+    assert deaf_s(going, before) < DEAF_S
+    line = going.live()
+    dropped = sum(rows for name, rows in line.items() if name.startswith("rows_dropped_"))
+    assert line["rows_recorded"] == line["rows_stored"] + dropped and line["rows_dropped_worker_lost"] == 0, line
 
 
 def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: RayRun) -> None:
@@ -83,6 +106,7 @@ def test_one_of_two_learners_is_killed_and_one_more_while_they_restart(going: Ra
     going.wait(lambda: going.live()["generation"] >= before["generation"] + 2, "the second generation after that")
     assert going.output().count("learner restarted from the newest checkpoint") == restarts + 2
     goes_on(going)
+    assert deaf_s(going, before) < DEAF_S
 
 
 def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody_else_is_blamed(going: RayRun) -> None:
@@ -97,6 +121,7 @@ def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody
         for text in ("replay shard 0 was restarted by Ray", "it is given the newest policy again"):
             going.wait(lambda text=text: text in going.output(), text, 60)
     goes_on(going)
+    assert deaf_s(going, before) < DEAF_S
     line = going.live()
     assert line["generation"] == before["generation"], "the learners waited for their shard"
     assert line["version"] > before["version"]

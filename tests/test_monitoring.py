@@ -29,7 +29,7 @@ from cluster.metrics.exporter import Exporter
 ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "deploy" / "monitoring"
 OF_THE_DISK = {"SnapshotFailed", "ReportFailed", "DiskLow", "CheckpointOld"}
-PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "1"}  # a header that it sends
+SCRAPE = {"X-Prometheus-Scrape-Timeout-Seconds": "1"}  # a header that Prometheus sends
 QUICK = {"metrics__port": 0, "metrics__line_s": 0.5, "learner__checkpoint_s": 2, "worker__envs_per_worker": 2}
 
 
@@ -139,14 +139,14 @@ def test_the_end_of_a_run_waits_until_prometheus_has_seen_it_and_for_nobody_else
         assert said == [], "of a run that no Prometheus watches"
         end.clear()
         exporter.set_state("running")
-        scrape(**PROMETHEUS)
+        scrape(**SCRAPE)
         exporter.set_state("ended")
         waiting = threading.Thread(target=wait_for_the_last_scrape)
         waiting.start()
         wait_for(lambda: said, "the wait to be said")
         scrape()
         assert not end.wait(0.3), "it has not come again"
-        assert 'state="ended"' in scrape(**PROMETHEUS)
+        assert 'state="ended"' in scrape(**SCRAPE)
         waiting.join(10)
         assert end.is_set()
     finally:
@@ -154,8 +154,7 @@ def test_the_end_of_a_run_waits_until_prometheus_has_seen_it_and_for_nobody_else
 
 
 def test_a_run_that_is_scraped_every_10_s_is_seen_to_end_in_order(tmp_path: Path) -> None:
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    program("prometheus", PROMETHEUS)
     with monitored(tmp_path / "monitor", every_s=10) as monitor:
         settings: dict[str, Any] = QUICK | {"metrics__targets_dir": monitor.targets}
         flags = ("--backend", "inline", "--steps", "100000000")
