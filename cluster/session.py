@@ -22,6 +22,7 @@ from cluster.data_kind import kind_of
 from cluster.dataset_task import score_of
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.graph import RunSpec
+from cluster.loop_watch import LoopWatch
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
 from cluster.reports import END_S, WAIT_S, Reports, free_bytes
@@ -139,6 +140,7 @@ class Session:
         self._free, self._requests = Look(lambda: free_bytes(run)), Look(run.requests.take)
         self.fleet: Fleet = _make_fleet(spec, self.aggregator, self._said)
         self.fleet.meanwhile = self._tell_in_time
+        self._watch = LoopWatch(run.dumps / "driver.stacks", event)
         self.evaluations: list[Evaluation] = []
         self._next_line = self._next_save = 0.0
         self._next_evaluation = 0
@@ -165,11 +167,14 @@ class Session:
         self._next_save = time.monotonic() + self.config.learner.checkpoint_s
         self._enter("running")
         self._tell()
+        if self.config.backend == "ray":  # inline a turn takes whatever its environments and evaluations take
+            self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watch.stop()
         if error is not None:
             self._give_up(error)
         else:
@@ -181,6 +186,10 @@ class Session:
 
     def advance(self) -> bool:
         """One slice of the run; False once it has all its env steps and updates."""
+        with self._watch:
+            return self._advance()
+
+    def _advance(self) -> bool:
         self.fleet.advance(SLICE_S, min(self._next_evaluation, self._hold))
         self._evaluate()
         self.answer()
