@@ -44,7 +44,8 @@ def test_the_image_gets_every_package_of_the_project_and_only_files_that_exist()
     assert [name for name in copied if not (ROOT / name).exists()] == []
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {name.split(".")[0] for name in found["packages"]} | {f"{name}.py" for name in found["py-modules"]} <= copied
-    assert "ARG PYTHON=3.13\nARG BASE=python:${PYTHON}-slim\nFROM ${BASE}\n" in text
+    assert re.search(r"\nARG BASE=python:3\.13-slim@sha256:[0-9a-f]{64}\nFROM \$\{BASE\}\n", text), "by digest"
+    assert re.findall(r"(?m)^FROM (.*)$", text) == ["${BASE}"]
 
 
 def test_docker_compose_reads_the_file_as_it_is_meant() -> None:

@@ -130,6 +130,26 @@ def test_a_job_submitted_from_a_clean_clone_trains_on_the_running_cluster_with_i
     assert str(clone) not in result.stdout.split("run directory")[0]  # the tree that ran is the one Ray unpacked
 
 
+def test_the_doctor_names_what_makes_a_tree_too_large_before_ray_refuses_it_with_413(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=120)
+    for index in range(12):  # no zip makes them smaller; Ray warns of single files of 10 MiB
+        (clone / f"replay-{index:02}.bin").write_bytes(os.urandom((10 << 20) - index - 1))
+    doctor = [sys.executable, "-m", "cluster", "doctor", "--run-dir", str(tmp_path)]
+    table = subprocess.run(doctor, cwd=clone, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in table.stdout.splitlines() if " tree " in line]
+    assert line.startswith("warn") and "more than 100 MiB (zipped) with error 413" in line, table.stdout + table.stderr
+    assert "the largest: replay-00.bin (10 MiB), replay-01.bin (10 MiB)" in table.stdout
+    result = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--", "true"],
+        cwd=clone, env=cluster.environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode != 0 and "413: Maximum request body size 104857600 exceeded" in result.stderr
+    assert "replay-" not in result.stdout + result.stderr
+
+
 def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_whom_there_is_no_room(
     cluster: Cluster, tmp_path: Path
 ) -> None:
