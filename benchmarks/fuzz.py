@@ -4,9 +4,10 @@ and pipes, devices, folders, links and endless files in their place.
     python benchmarks/fuzz.py --cases 20000 --seed 3
 
 Each case is one command in this process. It may succeed, or exit with 1 or 2 and say one ``drawbridge: error:`` sentence. It
-may never print a traceback, and a start that it refuses may leave no directory. A case that breaks this is printed with its
-number; ``--only N`` runs it alone. One case in a hundred has settings near the usual ones and is trained for 150 steps; the
-other runs that would start are not driven further than their run directory.
+may never print a traceback, a start that it refuses may leave no directory, and a file that a link leads to stays as it is. A case
+that breaks this is printed with its number; ``--only N`` runs it alone. One case in a hundred has settings near the usual ones
+and is trained for 150 steps, and one is the resume of a run with an odd file, for 40 steps; the other runs that would start are
+not driven further than their run directory.
 
 ``tests/test_fuzz.py`` runs 2,000 cases of seed 0 in the gate.
 """
@@ -62,28 +63,18 @@ NUMBERS = (
 )  # fmt: skip
 MODEST = ("0", "1", "2", "0.5", "0.9", "20", "true", "false")
 WORDS = (
-    "",
-    " ",
-    "none",
-    "None",
-    "true",
-    "false",
-    "yes",
-    "auto",
-    "cuda",
-    "cpu",
-    "inline",
-    "x" * 3000,
-    "a\nb",
-    "ä\u202e",
-    "../..",
-    "[]",
-)
+    "", " ", "none", "None", "true", "false", "yes", "auto", "cuda", "cpu", "inline", "x" * 3000, "a\nb", "ä\u202e", "../..", "[]",
+)  # fmt: skip
 JSON_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3.5, -0.5, 1e308, -1e308, float("nan"), float("inf"), 2**63, 10**40, "", "x", "1", "nan",
     "cuda", "\ud800", [], [1], {}, {"a": 1}, {"a": {"b": [{}]}},
 )  # fmt: skip
 FILES = ("config.json", "live.json", "summary.json", "failure.json", "metrics.jsonl", "evaluations.jsonl")
+WRITTEN = (  # of a run directory
+    *FILES, "run.lock", "curve.png", "checkpoints", "replay", "replay/shard-0", "events", "control",
+    *(f"control/{name}" for name in ("starts", "run_id", "reserve", "scale.json", "stop.json", "answer.json")),
+)  # fmt: skip
+VICTIM, PRECIOUS = "victim", b"precious"  # a file that a link in a run directory leads to
 FAILURE = {"error": "the simulator lost its licence", "traceback": "none", "when": 1.0}
 
 
@@ -131,9 +122,13 @@ def run_case(number: int, seed: int, bases: Bases, folder: Path) -> tuple[Case, 
     rng = random.Random(f"{seed}/{number}")
     folder.mkdir(parents=True)
     try:
-        kind = rng.choices((_settings, _edited, _damaged, _dataset, _odd, _lived), weights=(45, 20, 19, 10, 5, 1))[0]
-        case = kind(rng, bases, folder)
-        return case, _judged(case)
+        (folder / VICTIM).write_bytes(PRECIOUS)
+        kinds = (_settings, _edited, _damaged, _dataset, _odd, _lived, _resumed)
+        case = rng.choices(kinds, weights=(44, 20, 19, 10, 5, 1, 1))[0](rng, bases, folder)
+        outcome = _judged(case)
+        if (folder / VICTIM).read_bytes() != PRECIOUS:
+            outcome = outcome._replace(wrong="a file outside of the run directory was changed")
+        return case, outcome
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -215,15 +210,26 @@ def _damaged(rng: random.Random, bases: Bases, folder: Path) -> Case:
 def _odd(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A command on a run one of whose files is something else."""
     run = _copy(rng.choice(bases), folder / "run")
-    path = run / rng.choice((*FILES, "run.lock", "control/starts", "checkpoints", "replay", "control"))
-    if path.is_symlink() or path.exists():
-        path.unlink() if path.is_symlink() or path.is_file() else path.rmdir()
-    _put_odd(rng, path)
-    return _command(rng, run, folder, f"odd {path.name}")
+    name = rng.choice(WRITTEN)
+    _put_odd(rng, run / name)
+    return _command(rng, run, folder, f"odd {name}")
+
+
+def _resumed(rng: random.Random, bases: Bases, folder: Path) -> Case:
+    """The resume of such a run, which is trained."""
+    run = _copy(bases.softgac, folder / "run")
+    name = rng.choice(WRITTEN)
+    _put_odd(rng, run / name)
+    words = ["resume", str(run), "--steps", "440", *_pairs({"metrics.port": "0", "metrics.tensorboard": "true"})]
+    return Case(f"resumed odd {name}", words, None)
 
 
 def _put_odd(rng: random.Random, path: Path) -> None:
-    kind = rng.choice(("pipe", "device", "folder", "circle", "nothing", "endless"))
+    """Puts something else where a run, or a dataset in the case's folder, has a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    kind = rng.choice(("pipe", "device", "folder", "circle", "nothing", "endless", "victim"))
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
@@ -232,7 +238,9 @@ def _put_odd(rng: random.Random, path: Path) -> None:
         with open(path, "wb") as file:
             file.truncate(1 << 42)
     else:
-        path.symlink_to({"device": "/dev/zero", "circle": path, "nothing": "/nowhere"}[kind])
+        folder = next(parent for parent in path.parents if (parent / VICTIM).exists())
+        leads_to = {"device": "/dev/zero", "circle": path, "nothing": "/nowhere", "victim": folder / VICTIM}
+        path.symlink_to(leads_to[kind])
 
 
 def _dataset(rng: random.Random, bases: Bases, folder: Path) -> Case:
@@ -244,7 +252,6 @@ def _dataset(rng: random.Random, bases: Bases, folder: Path) -> Case:
     path = rng.choice(sorted((copy / "data").iterdir()))
     fault = rng.random()
     if fault < 0.2:
-        path.unlink()
         _put_odd(rng, path)
     elif fault < 0.5:
         path.write_bytes(_damage(rng, path.read_bytes()))
@@ -306,20 +313,15 @@ def _command(rng: random.Random, run: Path, folder: Path, kind: str) -> Case:
 
 
 def _copy(base: Path, run: Path) -> Path:
-    """The files of a run, with the folders that no command changes as links."""
-    run.mkdir()
-    for path in base.iterdir():
-        if path.name in ("checkpoints", "replay"):
-            (run / path.name).symlink_to(path)
-        elif path.is_file():
-            shutil.copy(path, run / path.name)
+    """A run, without what other commands left for it in its control/."""
+    shutil.copytree(base, run, ignore=shutil.ignore_patterns("control"))
     (run / "control").mkdir()
     return run
 
 
 def _judged(case: Case) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
-    driven = contextlib.nullcontext() if case.kind == "lived" else _undriven()
+    driven = contextlib.nullcontext() if case.kind.startswith(("lived", "resumed")) else _undriven()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), driven:
         try:
             code = main(case.words)

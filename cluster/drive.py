@@ -48,7 +48,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         stack.callback(run.release)
         exporter = _exporter(run, spec, stack, console.event)
         events = EventFile(run.events, config.unit) if config.metrics.tensorboard else None
-        signals = stack.enter_context(Signals(twice_words(run.path, config.env)))
+        signals = stack.enter_context(Signals(twice_words(run.path, config)))
         logger = start_logger(run.path, config, console.event)
         if logger is not None:
             stack.push(lambda kind, error, trace: logger.close(error is None))
@@ -155,7 +155,7 @@ def _what_is_left(session: Session) -> str:
     """How far a run came that has ended, what of it is on disk, and how to go on."""
     done = f"{session.aggregator.progress:,} {session.config.unit.replace('_', ' ')}"
     saved = session.saved.words() if session.saved is not None else "nothing was saved"
-    return f"at {done}; {saved}; go on with `{resume_words(session.run.path, session.config.env)}`"
+    return f"at {done}; {saved}; go on with `{resume_words(session.run.path, session.config)}`"
 
 
 def _refused(spec: RunSpec) -> str:

@@ -78,7 +78,7 @@ class RayFleet:
             event=self.event,
         )
         check_cluster(self.spec.run_dir, self.event)
-        self._head = HeadWatch(self._own_cluster, resume_words(self.spec.run_dir, config.env))
+        self._head = HeadWatch(self._own_cluster, resume_words(self.spec.run_dir, config))
         self._nodes = Nodes()
         self._reservation = Reservation(self.spec, self._own_cluster)
         self._reservation.wait(config.ray.start_timeout_s, self._head.check)

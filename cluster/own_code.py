@@ -12,13 +12,15 @@ import os
 import shlex
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.config import RunConfig
 from cluster.errors import UsageError
 from cluster.history import Damaged, read_object
-from replay.task import ROOT, id_of
+from cluster.outside import named_again
+from replay.task import ROOT, names_code
 
 INSTALLED = {
     "site-packages",
@@ -63,22 +65,23 @@ def flags() -> str:
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
 
 
-def resume_words(run_dir: Path | str, env_id: str) -> str:
-    """The command that goes on with a run, for messages."""
-    return run_words("resume", run_dir, env_id)
+def resume_words(run_dir: Path | str, config: RunConfig | Mapping[str, Any]) -> str:
+    """The command that goes on with a run, for messages; ``config``: the run's, or what its config.json holds."""
+    return run_words("resume", run_dir, config)
 
 
-def run_words(name: str, run_dir: Path | str, env_id: str) -> str:
-    """A command on a run that makes its environment, for messages: with what makes it find that one again."""
-    again = f" --env {shlex.quote(env_id)}" if ":" in id_of(env_id) else ""
-    return f"drawbridge {name} {shlex.quote(str(run_dir))}{again}{flags()}"
+def run_words(name: str, run_dir: Path | str, config: RunConfig | Mapping[str, Any]) -> str:
+    """A command that goes on from a run, for messages: with all that it must name again, and with what finds the user's own code."""
+    task = str(config.env if isinstance(config, RunConfig) else config.get("env", ""))
+    again = f" --env {shlex.quote(task)}" if names_code(task) else ""
+    return f"drawbridge {name} {shlex.quote(str(run_dir))}{again}{named_again(config)}{flags()}"
 
 
-def twice_words(run_dir: Path, env_id: str) -> str:
+def twice_words(run_dir: Path, config: RunConfig) -> str:
     """What follows from a second Ctrl-C, and how to go on with the run."""
     return (
         f"interrupted twice, so the save was cut short: see `drawbridge status {shlex.quote(str(run_dir))}` and go on with "
-        f"`{resume_words(run_dir, env_id)}`"
+        f"`{resume_words(run_dir, config)}`"
     )
 
 
@@ -89,7 +92,7 @@ def taken_words(path: Path) -> str:
     words = f"run directory {path} exists and is not empty, expected a new one; nothing in it was touched; "
     for config in (path / "config.json", *sorted(path.glob("seed-*/config.json"))):
         with contextlib.suppress(OSError, Damaged):
-            again = resume_words(path, str(read_object(config).get("env", "")))
+            again = resume_words(path, read_object(config))
             return f"{words}go on with it by `{again}`, or choose another --run-dir"
     return f"{words}choose another --run-dir"
 

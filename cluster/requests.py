@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.errors import RunError
 from cluster.history import Damaged, read_object
+from cluster.outside import check_links
 from replay.manifest import write_atomic
 
 NUMBERS = {
@@ -42,7 +43,8 @@ class Requests:
         self._seen: dict[str, tuple[int, int, int]] = {}  # which file of each kind was looked at last
 
     def write(self, kind: str, number: int) -> str:
-        """Leaves a request for the run; its id."""
+        """Leaves a request for the run; its id. UsageError if a link would lead it out of the run directory."""
+        check_links(self._folder.parent)
         ident = f"{os.getpid()}-{time.time_ns()}"
         write_atomic(self._folder / f"{kind}.json", _encoded({"id": ident, NUMBERS[kind]: number}))
         return ident

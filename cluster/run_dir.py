@@ -13,6 +13,7 @@ run.lock           held (flock) by the process that drives the run
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -31,9 +32,10 @@ from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.metrics.thinning import thin_out
+from cluster.outside import check_links
 from cluster.own_code import taken_words
 from cluster.requests import Requests
-from replay.manifest import append_whole, fsync_directory, read_whole, write_atomic, write_synced
+from replay.manifest import append_whole, fsync_directory, open_own, read_whole, write_atomic, write_synced
 from replay.task import ROOT
 
 MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
@@ -56,7 +58,7 @@ class RunDirectory:
         self.dumps = self.path / "dumps"
         self.events = self.path / "events"
         self.control = self.path / "control"
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self.requests = Requests(self.control)
 
     @classmethod
@@ -131,8 +133,9 @@ class RunDirectory:
         self._write("config.json", {**to_json(config), "unit": config.unit, "versions": versions(), "git": git_hash()})
 
     def hold(self) -> None:
-        """Takes the lock for this process; UsageError names the process that holds it."""
-        lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        """Takes the lock for this process; UsageError names the process that holds it, or a link that leads out."""
+        check_links(self.path)
+        lock = open_own(self.path / "run.lock", "ab+")  # until the process ends
         if not _locked(lock):
             owner = self.owner()
             lock.close()
@@ -141,15 +144,16 @@ class RunDirectory:
                 "so nothing was started; wait for it, or end that process first"
             )
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(str(os.getpid()).encode())
         lock.flush()
         os.set_inheritable(lock.fileno(), False)
         self._lock = lock
         self.control.mkdir(exist_ok=True)
-        if not (self.control / "reserve").exists():
+        if not (self.control / "reserve").is_file():
             write_synced(self.control / "reserve", bytes(RESERVE_BYTES))
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
-            _end_torn_line(self.path / name)
+        for path in (self.path / "metrics.jsonl", self.path / "evaluations.jsonl"):
+            if path.exists():  # a writer that was killed may have left half a line: what follows must begin on its own
+                append_whole(path, _newline)
 
     def release(self) -> None:
         if self._lock is not None:
@@ -193,7 +197,7 @@ class RunDirectory:
             OSError: it could not be written; what of it reached the file is taken back, if that is possible.
         """
         path = self.path / name
-        append_whole(path, lambda last: (b"" if last in (b"", b"\n") else b"\n") + text + b"\n")
+        append_whole(path, lambda last: _newline(last) + text + b"\n")
         if name == "metrics.jsonl" and path.stat().st_size > MOST_BYTES:
             with contextlib.suppress(OSError):  # tried again with the next record
                 thin_out(path)
@@ -244,7 +248,7 @@ class RunDirectory:
             if len(text) > RESERVE_BYTES:
                 most = RESERVE_BYTES // 32  # characters; one may take 12 bytes
                 text = _encoded({"error": error[:most], "traceback": traceback[-most:], "when": when})
-            with open(self.control / "reserve", "r+b") as reserve:
+            with open_own(self.control / "reserve", "rb+") as reserve:
                 reserve.write(text)
                 reserve.truncate()
                 reserve.flush()
@@ -323,12 +327,13 @@ def written_at_start(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = ""
+        seen, full = str(error), error.errno in (errno.ENOSPC, errno.EDQUOT)
         with contextlib.suppress(OSError):
-            free = f"; {shutil.disk_usage(path if path.exists() else path.parent).free / 2**20:,.1f} MiB free there"
+            free = shutil.disk_usage(path if path.exists() else path.parent).free
+            seen += f"; {free / 2**20:,.1f} MiB free there" if full else ""
         raise UsageError(
-            f"run directory {path} cannot be written ({error}{free}), expected room for the run's files: nothing was started; free "
-            "some space, make it writable, or choose another one"
+            f"run directory {path} cannot be written ({seen}), expected to hold the run's files: nothing was started; "
+            f"{'free some space' if full else 'mend that'}, or choose another one"
         ) from error
 
 
@@ -343,7 +348,7 @@ def _encoded(data: dict[str, Any]) -> bytes:
     return json.dumps(data, indent=1, default=str).encode()
 
 
-def _locked(lock: IO[str]) -> bool:
+def _locked(lock: IO[bytes]) -> bool:
     """Takes the lock unless a run holds it; whoever only looks (``owner``) has it for an instant and is waited for."""
     deadline = time.monotonic() + LOOK_S
     while True:
@@ -356,13 +361,9 @@ def _locked(lock: IO[str]) -> bool:
             time.sleep(0.01)
 
 
-def _end_torn_line(path: Path) -> None:
-    """A writer that was killed may have left half a line: what follows must begin on its own."""
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def _newline(last: bytes) -> bytes:
+    """What ends a file's last line, if it needs it; ``last`` is the file's last byte."""
+    return b"" if last in (b"", b"\n") else b"\n"
 
 
 def versions() -> dict[str, str]:

@@ -194,7 +194,7 @@ class SaveWatch:
                 f"{count} checkpoints one after the other could not be written to {where} ({self._first['checkpoint']}; "
                 f"{self._disk_words(where)}), expected one every {self.spec.config.learner.checkpoint_s:g} s: nothing "
                 f"that the run learns would last, so it ends; the older checkpoints stay; free some space, then "
-                f"`{resume_words(self.spec.run_dir, self.spec.config.env)}`"
+                f"`{resume_words(self.spec.run_dir, self.spec.config)}`"
             )
 
     def _note(self, part: str, where: Path, problem: str, every_s: float) -> bool:
@@ -284,7 +284,7 @@ def check_parts(run: RunDirectory, config: RunConfig, accept_loss: bool) -> list
             "files that the run wrote are missing or damaged:\n"
             + "\n".join(f"  - {text}" for text in problems)
             + f"\nGoing on without them would throw away {' and '.join(filter(None, lost))}, so nothing was started. Put them back, or "
-            f"begin anew what is missing and keep the rest with `{resume_words(run.path, config.env)} --accept-loss`"
+            f"begin anew what is missing and keep the rest with `{resume_words(run.path, config)} --accept-loss`"
         )
     return [f"begins anew, as --accept-loss allows: {text}" for text in problems]
 

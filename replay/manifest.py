@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import IO, Any, TypedDict, TypeVar
 
 DIGEST_BYTES = 32
 LARGEST_TEXT = 256 << 20  # bytes of a JSON file that are read; a run's largest has a quarter of them
@@ -120,14 +120,40 @@ def read_whole(path: Path, most: int = LARGEST_TEXT) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or has more than ``most`` bytes.
     """
-    flags = os.O_NONBLOCK | os.O_CLOEXEC
-    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if found.st_size > most:
-            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, expected at most {most:,}", str(path))
+    with open(path, "rb", opener=_regular(0)) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {most:,}", str(path))
         return file.read()
+
+
+def open_own(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
+    """Opens a file that is to be changed, as ``open`` does in a binary ``mode``, if it is no link: whoever has put a link there
+    would have another file changed.
+
+    Raises:
+        OSError: it cannot be opened, is a link, or is no regular file.
+    """
+    try:
+        return open(path, mode, buffering, opener=_regular(os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, "it is a link, expected a file", str(path)) from error
+        raise
+
+
+def _regular(flags: int) -> Callable[[str, int], int]:
+    """What opens a regular file for ``open``, and refuses all else. Nobody is waited for at the other end of a pipe."""
+
+    def opener(path: str, asked: int) -> int:
+        descriptor = os.open(path, asked | flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder is refused by ``open``
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        return descriptor
+
+    return opener
 
 
 def _is_entry(entry: Any) -> bool:
@@ -161,7 +187,7 @@ def _canonical(manifest: dict[str, Any]) -> bytes:
 
 def write_synced(path: Path, data: bytes | memoryview) -> None:
     """Writes ``data`` to ``path`` and waits until the disk has it. The name may be seen before all bytes are there."""
-    with open(path, "wb") as file:
+    with open_own(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -188,7 +214,7 @@ def append_whole(path: Path, make: Callable[[bytes], bytes]) -> None:
     Raises:
         OSError: it could not be written; what of it reached the file was taken back, if that is possible.
     """
-    with open(path, "ab+", buffering=0) as file:
+    with open_own(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(-1, os.SEEK_END)

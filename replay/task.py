@@ -56,12 +56,22 @@ def parse_kwargs(text: str) -> dict[str, Any]:
     return kwargs
 
 
-def texts_with_colon(value: Any) -> set[str]:
-    """Those in a JSON value: ``module:Id`` is such a text, and an environment may be one that makes another by its id."""
+def names_code(task: str) -> bool:
+    """Whether a task names a module, or has an argument that might name one or a file; of any text."""
+    try:
+        env_id, kwargs = split_task(task)
+    except TaskError:
+        env_id, kwargs = id_of(task), {}
+    return ":" in env_id or bool(naming_texts(kwargs))
+
+
+def naming_texts(value: Any) -> set[str]:
+    """The texts in a JSON value that may name something outside of it: code, as ``module:Id``, or a file, as ``folder/name``. An
+    environment may make another one by its id, and read or write a file, in whatever way."""
     found, left = set(), [value]
     while left:
         one = left.pop()
-        if isinstance(one, str) and ":" in one:
+        if isinstance(one, str) and (":" in one or "/" in one):
             found.add(one)
         elif isinstance(one, dict):
             left += [*one, *one.values()]

@@ -1,6 +1,6 @@
 """Environment ids: how they are registered, and which code may be imported for them.
 
-``module:Id`` names code, and so do texts with a colon among an environment's arguments. Only who may run code here names it: the
+``module:Id`` names code, and so may texts with a colon or a slash among an environment's arguments. Only who may run code here names it: the
 command line, RLlib's configuration, a program that calls ``drawbridge``. Nothing that was read from a file is imported.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from replay.task import LIMIT, OWN_PACKAGES, ROOT, TaskError, id_of, join_task, split_task, texts_with_colon
+from replay.task import LIMIT, OWN_PACKAGES, ROOT, TaskError, id_of, join_task, naming_texts, split_task
 from rollout_workers.env import EnvError, exit_error
 
 FIXED_GOAL = "FixedGoal/"  # namespace of this project's mazes
@@ -39,7 +39,7 @@ NEAR, RESEMBLES = (
     0.65,
 )  # how alike, by difflib, an id is to one that may have been meant, and to one that is worth an import
 
-_named: set[str] = set()  # modules, and texts with a colon, that somebody who may run code here has named
+_named: set[str] = set()  # modules, and naming_texts of arguments, that somebody who may run code here has named
 _imported: list[str] = []  # modules that this command has imported because it was asked to
 Maker = Callable[..., gym.Env]  # takes the arguments of gymnasium.make
 _makers: dict[str, Maker] = {}  # of environments that a program has as a callable, by their id here
@@ -54,7 +54,7 @@ class OwnCode:
 
 
 def name_module(task: str) -> None:
-    """Lets this process import the module of ``module:Id``, and give an environment arguments with a colon in their text.
+    """Lets this process import the module of ``module:Id``, and give an environment arguments that may name code or a file.
 
     For tasks from a command line, from RLlib's configuration, and from the driver of a run to its actors: importing runs
     code. Never for a task that was read from a file: a dataset or a run directory may come from anybody.
@@ -63,7 +63,7 @@ def name_module(task: str) -> None:
     if module:
         _named.add(module)
     with contextlib.suppress(TaskError):
-        _named.update(texts_with_colon(split_task(task)[1]))
+        _named.update(naming_texts(split_task(task)[1]))
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -135,10 +135,10 @@ def find_env(task: str) -> EnvSpec:
 
 
 def _check_texts(env_id: str, kwargs: dict[str, Any]) -> None:
-    if unnamed := sorted(texts_with_colon(kwargs) - _named):
+    if unnamed := sorted(naming_texts(kwargs) - _named):
         raise EnvError(
-            f"an argument of {env_id} has the text {unnamed[0]!r} and was read from a file, expected a text with a colon to be given on "
-            "the command line, because it may name a module whose import runs its code: the environment was not made; if you trust "
+            f"an argument of {env_id} has the text {unnamed[0]!r} and was read from a file, expected a text with a colon or a slash to be "
+            "given on the command line, because it may name code or a file: the environment was not made; if you trust "
             f"it, repeat the command with --env {shlex.quote(join_task(env_id, kwargs))}"
         )
 

@@ -168,7 +168,7 @@ def test_an_argument_of_a_dataset_that_may_name_code_is_refused(
     edit(datasets, tmp_path, monkeypatch, kwargs={"xml_file": "stranger:Model"})
     parts = (
         "an argument of Hopper-v5 has the text 'stranger:Model'",
-        "may name a module",
+        "may name code or a file",
         "repeat the command with --env",
     )
     capsys.readouterr()

@@ -303,7 +303,7 @@ def test_commands_of_a_run_take_the_import_again_and_messages_repeat_it(
     assert main(["evaluate", str(run), "--episodes", "1"]) == 2
     assert "unknown environment 'Strange-v0'" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--episodes", "1", *code]) == 0
-    assert resume_words(run, "Strange-v0") == f"drawbridge resume {run} --import {MODULE}"
+    assert resume_words(run, read(run / "config.json")) == f"drawbridge resume {run} --import {MODULE}"
     forget()
     assert main(["resume", str(run), "--steps", "160", *code]) == 0
 

@@ -17,5 +17,13 @@ def test_no_setting_no_edit_and_no_damaged_file_brings_a_traceback_or_leaves_a_d
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # given back afterwards
     counts, wrong = fuzz(range(CASES), 0, tmp_path)
     assert not wrong, "\n".join(wrong[:5])
-    for kind in ("settings", "edited", "damaged", "dataset", "odd", "lived"):  # each kind was refused, and each was not
+    for kind in (
+        "settings",
+        "edited",
+        "damaged",
+        "dataset",
+        "odd",
+        "lived",
+        "resumed",
+    ):  # each kind was refused, and each was not
         assert counts[f"{kind}, exit 0"] and counts[f"{kind}, exit 2"], counts

@@ -21,8 +21,10 @@ from test_readme import commands
 from tiny_runs import read, train_words
 
 from cluster.cli import _parser
+from cluster.commands.arguments import settings_of
 from cluster.commands.train import resolve
 from cluster.connection import HEALTH
+from cluster.outside import unnamed
 from cluster.session import GRACE_S
 from cluster.setting_text import parse_labels
 
@@ -185,7 +187,9 @@ def test_the_entrypoint_asks_for_what_the_command_line_knows_and_a_fresh_cluster
     witness, resume, train = entrypoint_commands(overlay)
     arguments = _parser().parse_args(train)
     config = resolve(arguments)  # raises for an unknown --set key
-    assert resume == ["resume", str(arguments.run_dir)]
+    again = _parser().parse_args(resume)
+    assert resume[0] == "resume" and again.run_dir == arguments.run_dir
+    assert unnamed(config, settings_of(again.set)) == {}  # what a resume must be told again
     assert witness == f"{arguments.run_dir}/config.json" and Path(witness).is_relative_to("/runs")
     assert (config.backend, config.metrics.host, config.metrics.port) == ("ray", "0.0.0.0", 9464)
     found = built(overlay)
@@ -255,7 +259,8 @@ def test_before_its_pod_ends_a_run_is_saved_by_the_hook(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a namespace of processes")
     run = tmp_path / "run"
-    words = train_words(run, "InvertedPendulum-v5", "--backend", "inline", "--steps", "1000000", metrics__line_s=0.2)
+    settings = {"metrics__line_s": 0.2, "metrics__port": 0, "metrics__targets_dir": tmp_path / "targets"}
+    words = train_words(run, "paced_env:Paced-v0", "--backend", "inline", "--steps", "1000000", **settings)
     pod = [
         "unshare",
         "--pid",
@@ -344,7 +349,8 @@ def test_a_slurm_job_ends_with_a_checkpoint_before_its_time_is_over_and_is_reque
     )
     environment = {**os.environ, "CALLS": str(calls), "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "node-[a-b]"}
     environment |= {"SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "4"}
-    words = train_words(run, "InvertedPendulum-v5", "--backend", "inline", "--steps", "1000000", metrics__line_s=0.2)
+    settings = {"metrics__line_s": 0.2, "metrics__port": 0, "metrics__targets_dir": tmp_path / "targets"}
+    words = train_words(run, "paced_env:Paced-v0", "--backend", "inline", "--steps", "1000000", **settings)
     flags = [word for word in words[1:] if word not in ("--run-dir", str(run))]
 
     def job() -> subprocess.Popen[str]:

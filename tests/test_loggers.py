@@ -18,7 +18,7 @@ from cluster.metrics.loggers import InBackground
 def trained(run_dir: Path, kind: str) -> None:
     settings = {"metrics__logger": kind, "metrics__line_s": 0, "evaluation__every_steps": 0}
     assert train_inline(run_dir, "Pendulum-v1", 300, **settings) == 0
-    assert main(["resume", str(run_dir), "--steps", "400"]) == 0
+    assert main(["resume", str(run_dir), "--steps", "400", "--set", f"metrics.logger={kind}"]) == 0
 
 
 def test_mlflow_has_the_records_of_a_run_and_of_its_continuation(

@@ -230,6 +230,9 @@ def test_what_is_proposed_for_a_directory_that_is_taken_works(tmp_path: Path) ->
 
 def test_a_second_ctrl_c_says_how_to_go_on_with_this_run(tmp_path: Path) -> None:
     words = f"status {tmp_path}` and go on with `drawbridge resume {tmp_path} --env m:I-v0`"
-    with pytest.raises(KeyboardInterrupt, match=words), Signals(twice_words(tmp_path, "m:I-v0")):
+    with (
+        pytest.raises(KeyboardInterrupt, match=words),
+        Signals(twice_words(tmp_path, override(CONFIG, {"env": "m:I-v0"}))),
+    ):
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

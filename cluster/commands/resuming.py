@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.config import RunConfig, flatten, override
 from cluster.errors import UsageError
+from cluster.outside import check_named
 from cluster.own_code import run_words
 from cluster.run_dir import RunDirectory
 
@@ -33,6 +34,7 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     config = run.config()
     problems: list[str] = []
     changed = override(config, settings, problems)
+    check_named(changed, settings, run.path / "config.json")
     before, after = flatten(config), flatten(changed)
     fixed = {
         key: f"{key} is {before[key][0]!r} in this run, expected no other value than that ({after[key][0]!r} was given): {why}"
@@ -44,7 +46,7 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
         may = {key: text for key, text in settings.items() if key not in fixed}
         raise UsageError(
             _with_others(run, override(config, may, []), problems)
-            + f"\nLeave out what cannot change, or begin a new run with it: `drawbridge train`, or `{run_words('finetune', run.path, config.env)}` "
+            + f"\nLeave out what cannot change, or begin a new run with it: `drawbridge train`, or `{run_words('finetune', run.path, config)}` "
             "to keep its policy"
         )
     return changed

@@ -20,10 +20,12 @@ from pathlib import Path
 
 from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
+from cluster.config import RunConfig
 from cluster.errors import Interrupted, RunError, UsageError
 from cluster.own_code import resume_words, taken_words, twice_words
 from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from cluster.signals import Signals
+from replay.manifest import open_own, read_whole
 
 REFRESH_S = 1.0  # of the table on a terminal
 PLAIN_S = 30.0  # between two tables elsewhere
@@ -71,16 +73,21 @@ def resume_together(arguments: argparse.Namespace, settings: dict[str, str]) -> 
     """Goes on, with these settings, with the runs of a parent directory that are not complete then."""
     parent = arguments.run_dir
     runs = [RunDirectory.open(path) for path in seed_dirs(parent)]
-    left = [run.path for run in runs if not run.is_complete(resumed(run, settings))]
+    configs = {run: resumed(run, settings) for run in runs}
+    left = [run.path for run, config in configs.items() if not run.is_complete(config)]
     if not left:
         raise UsageError(
             f"the {len(runs)} runs in {parent} are complete; nothing was started; give --steps more than theirs to go on"
         )
-    return run_together(parent, {path: argparse.Namespace(**vars(arguments) | {"run_dir": path}) for path in left})
+    again = {path: argparse.Namespace(**vars(arguments) | {"run_dir": path}) for path in left}
+    return run_together(parent, again, next(iter(configs.values())))
 
 
-def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
+def run_together(parent: Path, members: dict[Path, argparse.Namespace], config: RunConfig) -> int:
     """Runs each member's command in a process of its own, and shows how they get on; the exit code.
+
+    Args:
+        config: of one of them, for the words that say how to go on.
 
     Raises:
         RunError: some did not complete; the others did.
@@ -90,11 +97,12 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
     with written_at_start(parent):
         parent.mkdir(parents=True, exist_ok=True)
         together.hold()
+        for path in members:
+            open_own(_log(path), "ab").close()
     spawn = multiprocessing.get_context("spawn")
     processes = {path: spawn.Process(target=_work, args=(member, _log(path))) for path, member in members.items()}
     print(f"{len(members)} runs in {parent}; each has its own log there")
-    env_id = next(iter(members.values())).env or ""
-    with Signals(twice_words(parent, env_id)) as signals:
+    with Signals(twice_words(parent, config)) as signals:
         for process in processes.values():
             process.start()
         handed = 0
@@ -112,8 +120,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
         view.show(last=True)
         expected = {0, *(128 + signum for signum in signals.caught)}
         bad = [path for path, process in processes.items() if process.exitcode not in expected]
-        again = resume_words(parent, env_id)
-        how = "; ".join([*map(_why, bad), f"go on with `{again}`"])
+        how = "; ".join([*map(_why, bad), f"go on with `{resume_words(parent, config)}`"])
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")
         count = f"{len(bad)} of {len(members)} runs"
@@ -127,7 +134,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace]) -> int:
 
 def _work(member: argparse.Namespace, log: Path) -> None:
     os.setsid()  # Ctrl-C goes to the command alone, which hands it on
-    with open(log, "ab", buffering=0) as file:
+    with open_own(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.exit(member.execute(member))
@@ -185,7 +192,7 @@ def _why(path: Path) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    lines = read_whole(log).decode(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1].removeprefix("drawbridge: error: ") if lines else "it said nothing"
 
 

@@ -57,7 +57,7 @@ def require_owner(run: RunDirectory, verb: str) -> int:
     owner = run.owner()
     if owner is None:
         raise UsageError(
-            f"no process drives {run.path}: there is nothing to {verb}; start it with `{resume_words(run.path, run.config().env)}`"
+            f"no process drives {run.path}: there is nothing to {verb}; start it with `{resume_words(run.path, run.config())}`"
         )
     return owner
 
@@ -136,6 +136,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "summary": summary or None,
         "alarms": list(alarms({key: value for key, value in live.items() if number(value)}).values()),
         "notes": notes,
+        "resume": resume_words(run.path, config),
     }
     if (run.path / "failure.json").exists():
         found["failure"] = failure
@@ -187,5 +188,5 @@ def status_in_words(found: dict[str, Any]) -> str:
         lines.append(f"  {how:10} {found['failure'].get('error', 'no error was recorded')}")
     lines += [f"  note       {text}" for text in found["notes"]]
     if found["state"] in ("lost", "failed"):
-        lines.append(f"  go on with `{resume_words(found['run_dir'], found['env'])}`")
+        lines.append(f"  go on with `{found['resume']}`")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from cluster.commands.resuming import resumed
 from cluster.commands.seeds import check_parent, check_seeds, members, resume_together, run_together, seed_name
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
+from cluster.outside import check_named
 from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from replay.task import id_of, join_task, name_of
 
@@ -112,7 +113,7 @@ def add_finetune(commands: Any) -> None:
     finetune.add_argument("--env", help="Gymnasium environment id (default: the base run's)")
     add_env_kwargs(finetune, "the base run's")
     finetune.add_argument("--backend", choices=["ray", "inline"], help="(default: the base run's)")
-    finetune.add_argument("--address", help="Ray cluster to run on, host:port (default: the base run's)")
+    finetune.add_argument("--address", help="Ray cluster to run on, host:port: the base run's again, or another")
     finetune.add_argument("--seed", type=int, help="(default: the base run's)")
     finetune.add_argument(
         "--out", type=location, metavar="DIR", help="directory of the new run (default: RUN_DIR-finetune-N)"
@@ -127,7 +128,7 @@ def add_resume(commands: Any) -> None:
     resume.add_argument(
         "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
     )
-    resume.add_argument("--address", help="Ray cluster to run on, host:port (default: as before)")
+    resume.add_argument("--address", help="Ray cluster to run on, host:port: the run's own again, or another")
     resume.add_argument(
         "--accept-loss",
         action="store_true",
@@ -151,7 +152,7 @@ def _train(arguments: argparse.Namespace) -> int:
         parent = arguments.run_dir or _new_run_dir(config, "seeds")
         check_parent(parent, arguments.seeds)
         _prove(config, parent / seed_name(arguments.seeds[0]), problems, len(arguments.seeds))
-        return run_together(parent, members(parent, arguments, arguments.seeds))
+        return run_together(parent, members(parent, arguments, arguments.seeds), config)
     return _start(config, arguments.run_dir or _new_run_dir(config), problems)
 
 
@@ -163,15 +164,14 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
     check_tree()
     settings = _given(
-        arguments, "dataset", "backend", "seed", "steps", "stages", "episodes_per_stage", "updates_per_stage"
+        arguments, "dataset", "backend", "seed", "steps", "stages", "episodes_per_stage", "updates_per_stage", "address"
     )
     typed = arguments.env or settings.get("env")
     if typed or arguments.env_kwargs is not None:
         settings["env"] = _over(base.config().env, *named_task(typed, arguments.env_kwargs))
-    if arguments.address:
-        settings["ray.address"] = arguments.address
     problems: list[str] = []
     config = finetuned(base, settings, arguments.target, problems)
+    check_named(config, settings, base.path / "config.json")
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
 
     def check(spec: RunSpec) -> None:
@@ -320,6 +320,7 @@ def new_run(
         problems += found
     elif found:
         raise UsageError("\n".join(found))
+    check_named(config, settings, source)
     from cluster.data_kind import evaluated_often  # with numpy: whoever trains nothing need not wait for it
 
     return evaluated_often(config, base | settings)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import Interrupted, UsageError
-from replay.manifest import write_atomic
+from replay.manifest import read_whole, write_atomic
 
 EVERYWHERE = ("0.0.0.0", "::")  # hosts of an endpoint that listens on all addresses
 IDENT = re.compile(r"[0-9a-f]{8}")
@@ -22,7 +22,7 @@ def run_label(path: Path) -> str:
     """The label ``run`` of the run in ``path``: its name, and eight digits that are its own, even if it is resumed elsewhere."""
     kept = path / "control" / "run_id"
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if IDENT.fullmatch(ident := kept.read_text(encoding="ascii")):
+        if IDENT.fullmatch(ident := read_whole(kept, 64).decode("ascii")):
             return f"{path.name}-{ident}"
     ident = secrets.token_hex(4)
     with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cluster.config import RunConfig, flatten
+from cluster.history import read_object
 from replay.manifest import write_atomic
 
 WAITING = 512  # records that wait for a slow server; beyond, the new ones are left out
@@ -172,7 +173,7 @@ def start_logger(run_dir: Path, config: RunConfig, event: Callable[[str], None])
     kept = run_dir / "control" / "logger.json"
 
     def make() -> Logger:
-        before = json.loads(kept.read_bytes()) if kept.exists() else {}
+        before = read_object(kept) if kept.exists() else {}
         settings = {key: value for key, (value, _) in flatten(config).items()}
         about = About(name=run_dir.name, settings=settings, run_dir=run_dir, id=str(before.get(kind, "")))
         logger = LOGGERS[kind](about)

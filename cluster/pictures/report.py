@@ -218,7 +218,7 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
         elif run.state == "lost":
             yield (
                 f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
-                f"resume it with <code>{_text(resume_words(run.path, run.env))}</code></div>"
+                f"resume it with <code>{_text(resume_words(run.path, {'env': run.env, **run.config}))}</code></div>"
             )
         for text in alarms(run.last).values():
             yield f'<div class="callout bad"><b>{_text(run.name)}:</b> {_text(text)}</div>'

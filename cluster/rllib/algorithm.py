@@ -24,6 +24,7 @@ from cluster.checks import make_spec
 from cluster.dataset_task import task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
+from cluster.outside import unnamed
 from cluster.rllib.config import SAVED_SETTINGS, FleetConfig, listed
 from cluster.rllib.module import PolicyModule
 from cluster.rllib.results import FORMAT, SAVED, episode_results, evaluated, local, newest, read_saved, trained
@@ -31,7 +32,7 @@ from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from learners import checkpoint
 from replay.manifest import write_atomic
-from replay.task import id_of, texts_with_colon
+from replay.task import id_of, naming_texts
 from rollout_workers.env_ids import name_module
 
 logger = logging.getLogger(__name__)
@@ -230,15 +231,21 @@ class FleetAlgorithm(Algorithm):
         folder = local(path)
         saved = read_saved(folder, cls.config_class.algorithm)
         if config is None:
-            if texts_with_colon([saved["settings"].get(name) for name in ("env", "env_config")]):
+            env_id, kwargs = (saved["settings"].get(name) for name in ("env", "env_config"))
+            if ":" in str(env_id) or naming_texts(kwargs):
                 raise UsageError(
-                    f"{folder} names the environment {saved['settings']['env']!r}, whose module might be imported, expected your own "
+                    f"{folder} names the environment {env_id!r}, whose module might be imported, expected your own "
                     "code to name it, because a checkpoint may come from anybody: nothing was started; if you trust it, give config= "
                     "with environment(...)"
                 )
             config = cls.get_default_config()
             for name, value in saved["settings"].items():
                 setattr(config, name, value)
+            if found := unnamed(config.run_config(), {}):
+                raise UsageError(
+                    f"{folder} has settings that reach out of the run ({found}), expected your own code to give them, because a checkpoint "
+                    "may come from anybody: nothing was started; if you trust it, give config= with training(set=...)"
+                )
         algorithm = cls(config=config)
         algorithm.restore_from_path(folder)
         return algorithm
