@@ -14,6 +14,7 @@ import learners
 import replay
 import rollout_workers
 from cluster.config import RunConfig, make_preset
+from cluster.connection import cluster_address
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
@@ -197,8 +198,7 @@ def uneven_shards(workers: int, shards: int) -> str:
 
 def on_this_machine(config: RunConfig) -> bool:
     """Whether every part of the run is on this machine: a running cluster has machines that are not known here."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS", "")
-    return config.backend == "inline" or address in ("", "local")
+    return config.backend == "inline" or not cluster_address(config.ray.address)
 
 
 def device_problems(config: RunConfig) -> list[str]:

@@ -52,7 +52,8 @@ def connect(
         event: called with every line worth a person's attention.
 
     Raises:
-        UsageError: nobody answers at ``address``, or it asks for a token that this process does not have.
+        UsageError: nobody answers at ``address``, it asks for a token that this process does not have, or a token is to be shown and
+            there is none.
         RunError: a local cluster did not start in time.
     """
     import ray
@@ -62,9 +63,9 @@ def connect(
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the learner is no background task
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(address)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
-    if address is None or address == "local":
+    if not address:
         for name, value in HEALTH.items():
             os.environ.setdefault(f"RAY_health_check_{name}", value)
         with _own_signals():
@@ -87,9 +88,15 @@ def connect(
     try:
         with _own_signals():
             ray.init(address=address, runtime_env={"env_vars": threads(), **tree, **code}, **common)
-    except (ConnectionError, RuntimeError, TimeoutError, AuthenticationError) as error:
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, AuthenticationError) as error:
         raise UsageError(_unreachable(address, str(error).splitlines()[0])) from error
     return False
+
+
+def cluster_address(given: str | None) -> str:
+    """Of the cluster that a run uses: the one given, else that of RAY_ADDRESS; "" for one of the run's own."""
+    address = given or os.environ.get("RAY_ADDRESS") or ""
+    return "" if address == "local" else address
 
 
 def shipped_files() -> dict[str, int]:
@@ -160,10 +167,11 @@ def check_reachable(address: str | None) -> None:
     """A quick answer whether a cluster would have this process where ``connect`` would go: Ray itself tries for a minute.
 
     Raises:
-        UsageError: nobody listens there, or the cluster asks for a token that this process does not have.
+        UsageError: nobody listens there, the cluster asks for a token that this process does not have, or RAY_AUTH_MODE says that one is
+            to be shown and there is none.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "", "local"):
+    address = cluster_address(address)
+    if not address:
         return
     there = _found() if address == "auto" else address
     if not there:
@@ -228,8 +236,13 @@ def _show_token(address: str, target: str, method: str) -> None:
     try:
         with contextlib.closing(init_grpc_channel(target)) as channel:
             channel.unary_unary(method)(b"", timeout=CONNECT_TIMEOUT_S)
-    except AuthenticationError as error:  # the user's settings ask for a token and name none that can be read
-        raise UsageError(_locked(address, str(error).split(". ", 1)[0])) from error
+    except AuthenticationError as error:  # before anything was asked
+        why = str(error).split(". ", 1)[0]
+        raise UsageError(
+            f"--address {address}: RAY_AUTH_MODE is token here and there is no token to show ({why}), expected one: nothing was started; set "
+            "RAY_AUTH_TOKEN_PATH to a file with the token that the head was started with, or RAY_AUTH_TOKEN to the token itself; if the "
+            "cluster asks for none, unset RAY_AUTH_MODE"
+        ) from error
     except grpc.RpcError as error:
         if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise UsageError(

@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 from algorithms.weights import Weights
 from cluster.actors import StoreActor
 from cluster.checks import memory_problems
-from cluster.connection import connect, disconnect
+from cluster.connection import cluster_address, connect, disconnect
 from cluster.data_kind import kind_of
 from cluster.doctor import check_cluster
 from cluster.errors import HeadGone, RunError, UsageError
@@ -69,7 +69,8 @@ class RayFleet:
             + config.learner.cpus * config.learner.learners
             + config.ray.shard_cpus * replay.shards
         )
-        self.event(f"joining Ray at {config.ray.address}" if config.ray.address else "starting Ray")
+        address = cluster_address(config.ray.address)
+        self.event(f"joining Ray at {address}" if address else "starting Ray")
         self._own_cluster = connect(
             config.ray.address or None,
             cpus=cpus,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import tempfile
@@ -16,6 +17,7 @@ import psutil
 
 from cluster.bounded import SHUTDOWN_S, in_thread
 from cluster.errors import RunError
+from replay.manifest import open_own
 
 # Ray's own settings, for every process of the cluster. The learners' collectives are no part of Ray: gloo and NCCL take an interface.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -116,11 +118,13 @@ def _private_token() -> Iterator[None]:
     """
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
+    _remove_old_tokens(Path(tempfile.gettempdir()))
     before = {name: os.environ.pop(name) for name in AUTH if name in os.environ}
-    handle, path = tempfile.mkstemp(prefix="drawbridge-", suffix=".token")
+    handle, path = tempfile.mkstemp(prefix=f"drawbridge-{os.getpid()}-", suffix=".token")
     try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(generate_new_authentication_token())
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)  # as long as this process lives
+        os.write(handle, generate_new_authentication_token().encode())
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": path}
         _read_again()
         yield
@@ -128,9 +132,22 @@ def _private_token() -> Iterator[None]:
         for name in AUTH:
             os.environ.pop(name, None)
         os.environ |= before
+        os.close(handle)
         with contextlib.suppress(OSError):
             os.unlink(path)
         _read_again()
+
+
+def _remove_old_tokens(folder: Path) -> None:
+    """Removes the token files of this user's processes that were killed: they are gone, and hold no lock, wherever they had run."""
+    for path in folder.glob("drawbridge-*-*.token"):
+        pid = path.name.split("-")[1]
+        if not pid.isdecimal() or psutil.pid_exists(int(pid)):
+            continue
+        with contextlib.suppress(OSError), open_own(path, "rb+") as file:
+            if os.fstat(file.fileno()).st_uid == os.geteuid():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def _read_again() -> None:

@@ -6,18 +6,19 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from network import Host, second_host
 from tiny_runs import ROOT, live, start, train_words, wait_for
 
-NODE = "DRAWBRIDGE_TWO_HOSTS"  # environment variable of the processes of ``two_hosts``
+NODE = "DRAWBRIDGE_NODE"  # environment variable of the processes of ``two_hosts`` and ``head_node``
 PACED, RATIO = "paced_env:Paced-v0", 0.1  # steps and updates at a pace that leaves the cores to others
 END_S = 300.0  # a run's own end, on a machine that others use too
 
@@ -129,10 +130,51 @@ def two_hosts(variables: dict[str, str]) -> Iterator[tuple[str, Host]]:
             _start_node(folder, "far", 1, variables, far, host.words())
             yield address, host
         finally:
-            for process in with_variable(NODE, str(folder)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+            _end_nodes(folder)
+
+
+class Head(NamedTuple):
+    """Where the head of a cluster listens."""
+
+    address: str
+    client: str  # for Ray clients
+    dashboard: str
+
+
+@contextlib.contextmanager
+def head_node(*words: str, env: dict[str, str], host: str = "127.0.0.1") -> Iterator[Head]:
+    """A cluster that `ray start --head` starts with ``words``, as an operator does: in an environment and on ports of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    gcs, dashboard, client, agent = free_ports(4)
+    try:
+        started = subprocess.run(
+            [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--node-ip-address={host}", f"--port={gcs}",
+             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+             f"--temp-dir={folder}", "--disable-usage-stats", *words],
+            env={**env, NODE: str(folder)}, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield Head(f"{host}:{gcs}", f"ray://{host}:{client}", f"http://{host}:{dashboard}")
+    finally:
+        _end_nodes(folder)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _end_nodes(folder: Path) -> None:
+    """Ends all nodes whose environment has ``folder`` as its NODE, and removes the folder."""
+    ours = with_variable(NODE, str(folder))
+    for process in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ours, timeout=30)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_node(

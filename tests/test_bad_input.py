@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 import pytest
-from tiny_runs import read, train_inline, train_words
+from tiny_runs import command, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.config import make_preset
@@ -156,8 +160,8 @@ def test_a_run_directory_of_a_living_run_is_refused_by_train_and_resume(
 def test_a_directory_that_is_no_run_is_refused_by_every_command_that_reads_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (["resume"], ["evaluate"], ["status"], ["scale", "--workers", "2"]):
-        result = refused([command[0], str(tmp_path), *command[1:]], capsys)
+    for words in (["resume"], ["evaluate"], ["status"], ["scale", "--workers", "2"]):
+        result = refused([words[0], str(tmp_path), *words[1:]], capsys)
         assert "is not a run directory" in result and "config.json" in result and "give the directory that" in result
     assert main(["report", str(tmp_path)]) in (1, 2)
 
@@ -302,6 +306,32 @@ def test_a_listener_that_is_no_ray_head_is_refused_at_once(tmp_path: Path, capsy
         result = refused(train_words(tmp_path / "run", "InvertedPendulum-v5", "--address", address), capsys)
         thread.join(30)
     assert "does not speak gRPC" in result and "expected host:port" in result and not (tmp_path / "run").exists()
+
+
+def test_a_token_that_is_to_be_shown_and_is_not_there_is_named_as_our_own_setting(tmp_path: Path) -> None:
+    """The peer asks for none, and is asked nothing."""
+    asked: list[str] = []
+
+    class Peer(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            asked.append(details.method)
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Peer()])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--address", address)
+        result = command(*words, env=clean | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
+    finally:
+        server.stop(0)
+    last = result.stderr.strip().splitlines()[-1]
+    assert (
+        result.returncode == 2 and f"--address {address}: RAY_AUTH_MODE is token here and there is no token" in last
+    ), last
+    assert "the cluster asks for a token" not in last and "if the cluster asks for none, unset RAY_AUTH_MODE" in last
+    assert not asked and not (tmp_path / "run").exists()
 
 
 def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(

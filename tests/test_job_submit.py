@@ -6,11 +6,8 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_runs import with_variable
+from ray_runs import free_ports, head_node, with_variable
 from tiny_runs import ROOT, command, folder_of_ones_own, live, read, start, train_words, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -42,14 +39,6 @@ class Cluster:
     environment: dict[str, str]  # of a user who has the token
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
 def _answers(url: str, token: str) -> bool:
     asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
@@ -60,31 +49,14 @@ def _answers(url: str, token: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head node of this test's own, started as an operator does and ended by its processes' ids."""
-    folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
-    gcs, dashboard, client, agent = _free_ports(4)
-    token = folder / "token"
+    token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(secrets.token_hex(32), encoding="ascii")
     environment = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    try:
-        started = subprocess.run(
-            [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
-             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--num-cpus=6",
-             "--object-store-memory=300000000", "--disable-usage-stats"],
-            env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert started.returncode == 0, started.stdout + started.stderr
-        url = f"http://127.0.0.1:{dashboard}"
-        wait_for(lambda: _answers(f"{url}/api/version", token.read_text()), "the dashboard", 120)
-        yield Cluster(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", url, environment)
-    finally:
-        ours = with_variable("RAY_AUTH_TOKEN_PATH", str(token))
-        for process in ours:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(ours, timeout=30)
-        shutil.rmtree(folder, ignore_errors=True)
+    with head_node("--num-cpus=6", "--object-store-memory=300000000", env=environment) as head:
+        wait_for(lambda: _answers(f"{head.dashboard}/api/version", token.read_text()), "the dashboard", 120)
+        yield Cluster(*head, environment)
 
 
 def _started(log: Path, process: subprocess.Popen[bytes]) -> bool:
@@ -182,7 +154,6 @@ NO_TOKEN: dict[str, tuple[dict[str, str], str]] = {
     "nothing set": ({}, "none was shown; RAY_AUTH_MODE is unset"),
     "switched off": ({"RAY_AUTH_MODE": "disabled"}, "none was shown; RAY_AUTH_MODE is disabled"),
     "another token": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "the one shown is wrong"),
-    "no such file": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/none"}, "file cannot be opened or is empty: /none"),
 }  # fmt: skip
 
 
@@ -198,6 +169,13 @@ def test_without_the_token_the_running_cluster_is_refused_at_once_and_by_name(
     last = result.stderr.strip().splitlines()[-1]
     assert "the cluster asks for a token" in last and why in last and "set RAY_AUTH_MODE=token" in last
     assert not (tmp_path / "run").exists()
+
+
+def test_a_token_file_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
+    result = command(*words, env=ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/none"}, timeout=30)
+    assert result.returncode == 2 and "RAY_AUTH_MODE is token here" in result.stderr, result.stderr[-3_000:]
+    assert "file cannot be opened or is empty: /none" in result.stderr and "the cluster asks" not in result.stderr
 
 
 # --- a second node --------------------------------------------------------------------------------------------------------
@@ -218,7 +196,7 @@ def misfit(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
     (packages / "mujoco-0.1.dist-info").mkdir(parents=True)
     (packages / "mujoco-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mujoco\nVersion: 0.1\n")
     (packages / "sitecustomize.py").write_text(AHEAD)
-    (agent,) = _free_ports(1)
+    (agent,) = free_ports(1)
     slow = {"RAY_raylet_start_wait_time_s": "100"}  # until the head knows it; Ray waits for 30 s
     variables = slow | {"PYTHONPATH": f"{packages}{os.pathsep}{os.environ['PYTHONPATH']}", "HIDDEN": str(hidden)}
     words = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from network import Host, reached, second_host
-from ray_runs import RayRun, ray_run
+from ray_runs import RayRun, head_node, ray_run
 from tiny_runs import ROOT, folder_of_ones_own, read, wait_for
 
 from cluster.connection import check_reachable
 from cluster.errors import UsageError
+from cluster.own_cluster import _remove_old_tokens
 
 pytestmark = pytest.mark.cluster
 
@@ -124,7 +126,8 @@ print(sorted(name for name in os.environ if name.startswith("RAY_AUTH")))
 
 def test_a_second_cluster_beside_it_has_a_token_of_its_own_that_its_end_takes_along(going: RayRun) -> None:
     token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
-    given = {name: value for name, value in os.environ.items() if name not in AUTH} | {"RAY_AUTH_TOKEN": "theirs"}
+    given = {name: value for name, value in os.environ.items() if name not in AUTH}
+    given |= {"RAY_AUTH_TOKEN": "theirs", "RAY_ADDRESS": ""}  # set, to nothing
     result = subprocess.run(
         [sys.executable, "-c", BESIDE], cwd=ROOT, env=given, capture_output=True, text=True, timeout=200
     )
@@ -134,6 +137,56 @@ def test_a_second_cluster_beside_it_has_a_token_of_its_own_that_its_end_takes_al
     assert left.strip() == "['RAY_AUTH_TOKEN']"  # the user's settings are as they were
     going.wait_for_steps(going.live()["env_steps"] + 200)
     assert token.exists()
+
+
+KILLED = """
+import os, signal
+from cluster.connection import connect
+
+connect(None, cpus=1, object_store_bytes=100_000_000)
+print(os.environ["RAY_AUTH_TOKEN_PATH"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+TASK = "import ray, sys; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda: 'works').remote(), timeout=120))"
+
+
+def test_a_ray_start_of_the_same_user_asks_for_no_token_of_a_run(going: RayRun, home: Path) -> None:
+    """While a run goes on, after one that was killed; the next run removes what that left."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(home)}
+
+    def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=200
+        )
+
+    left = Path(python(KILLED).stdout.strip())
+    assert left.stat().st_mode & 0o777 == 0o600 and going.live()["state"] == "running"
+    with head_node("--num-cpus=1", "--object-store-memory=80000000", "--include-dashboard=false", env=clean) as other:
+        result = python(TASK, other.address)
+    assert result.stdout == "works\n", result.stderr[-3_000:]
+    token = Path(head(going).environ()["RAY_AUTH_TOKEN_PATH"])
+    ended = python(BESIDE)
+    assert ended.returncode == 0 and not left.exists() and token.exists(), ended.stderr[-3_000:]
+
+
+def test_no_token_is_removed_that_somebody_may_still_need(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    own, held, living, older, link = (
+        tmp_path / name for name in (f"drawbridge-{gone.pid}-a.token", f"drawbridge-{gone.pid}-b.token",
+                                     f"drawbridge-{os.getpid()}-c.token", "drawbridge-d_e.token", f"drawbridge-{gone.pid}-f.token")
+    )  # fmt: skip
+    for path in (own, held, living, older):
+        path.write_text("token")
+    link.symlink_to(living)
+    with open(held) as file:  # of a process in another container
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _remove_old_tokens(tmp_path)
+    assert set(tmp_path.iterdir()) == {held, living, older, link}
+    if os.geteuid() == 0:
+        os.chown(held, 1, 1)
+        _remove_old_tokens(tmp_path)
+        assert held.exists()
 
 
 def test_a_run_whose_head_dies_ends_with_the_reason_and_the_command_that_goes_on_and_leaves_nothing(

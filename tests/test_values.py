@@ -80,6 +80,10 @@ CANNOT_WORK: dict[str, tuple[str, ...]] = {
     "metrics.host=": ("metrics.host is empty", "expected an address", "every network", "set 127.0.0.1"),
     "metrics.host=  ": ("metrics.host is empty",),
     "metrics.host=no.such.host.invalid": ("cannot listen on no.such.host.invalid",),
+    **{
+        f"metrics.host={host}": (f"metrics.host is '{host}'", "expected an address", "every network", "one of 0.0.0.0, ::")
+        for host in ("0", "*", "0x0", "0:0::0", "::ffff:0.0.0.0")
+    },
     "metrics.port=70000": ("metrics.port is 70000, expected at least -1 and at most 65535",),
     "steps=1e40": ("steps is 1", "no more than 1e+15"),
     "seed=1e30": ("seed is 1",),

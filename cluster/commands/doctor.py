@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster.connection import connect
+    from cluster.connection import cluster_address, connect
     from cluster.doctor import (
         NODES_S,
         Answer,
@@ -43,7 +42,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         node_checks,
     )
 
-    address = arguments.address or os.environ.get("RAY_ADDRESS") or ""
+    address = cluster_address(arguments.address)
     found: list[Check] = [_auth(address), _tree()]
 
     def look(question: Question) -> tuple[Facts, list[Answer]]:
@@ -70,7 +69,7 @@ def _auth(address: str) -> Any:
     """Whether the cluster asks for a token, and takes ours."""
     from cluster.doctor import Check
 
-    if address in ("", "local"):
+    if not address:
         return Check("ok", "auth", "this machine", "a run's own cluster listens on 127.0.0.1 and has a fresh token")
     from cluster.connection import asks_for_token, check_reachable
 

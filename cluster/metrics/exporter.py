@@ -5,6 +5,7 @@ docs/metrics.md lists every series.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import socket
@@ -21,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
 from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, is_counter, is_resumed
+from cluster.metrics.discovery import EVERYWHERE
 from cluster.metrics.metric import Line
 from replay.admission import Reason
 
@@ -126,8 +128,7 @@ class Exporter:
 
     def _discovery(self, environ: dict[str, Any]) -> list[dict[str, Any]]:
         """The http_sd document: one target, under the address by which the asker reached it if we listen on all."""
-        everywhere = self.host in ("", "0.0.0.0", "::")
-        target = environ.get("HTTP_HOST") if everywhere else None
+        target = environ.get("HTTP_HOST") if self.host in EVERYWHERE else None
         return [{"targets": [target or _joined(self.host, self.port)], "labels": {"job": "drawbridge"}}]
 
 
@@ -243,6 +244,11 @@ def _listen(host: str, port: int) -> _Server:
         )
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if host not in EVERYWHERE and _is_everywhere(str(address[0])):
+            raise UsageError(
+                f"metrics.host is {host!r}, expected an address of this machine: that one would open the endpoint to every network; nothing was "
+                f"started; set 127.0.0.1, or one of {', '.join(EVERYWHERE)} to open it on purpose"
+            )
         server: type[_Server] = type("Server", (_Server,), {"address_family": family})
         return server(address[:2], _Handler)
     except (OSError, OverflowError, ValueError) as error:
@@ -251,6 +257,12 @@ def _listen(host: str, port: int) -> _Server:
             "address of this machine; nothing was started; choose another metrics.port (0: any free one) or "
             "another metrics.host"
         ) from error
+
+
+def _is_everywhere(address: str) -> bool:
+    """Whether who listens at this IP address listens at all of the machine's."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_unspecified
 
 
 def _joined(host: str, port: int) -> str:
