@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -59,6 +59,14 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory) -> RealRuns:
     from real_runs import make_real_runs
 
     return make_real_runs(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every metrics record of a run on Ray of which a worker was killed."""
+    from real_runs import make_killed_run
+
+    return make_killed_run(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What runs of softgac, of gac and of its fine-tuning, and one that fails, wrote and exported: the figures of real runs."""
+"""What runs of softgac, of gac and of its fine-tuning, one that fails, and one on Ray of which a worker is killed wrote and exported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import ray_runs
 import tiny_episodes
 import tiny_runs
 from prometheus_client.parser import text_string_to_metric_families
@@ -61,3 +62,14 @@ def make_real_runs(folder: Path) -> RealRuns:
         assert tiny_runs.train_inline(folder / "failed", "broken_envs:Raises-v0", 4_000, **often) == 1
     records = [record for run in runs for record in tiny_runs.lines(run / "metrics.jsonl")]
     return RealRuns(records, RecordingExporter.printed)
+
+
+def make_killed_run(folder: Path) -> list[dict[str, Any]]:
+    """Every metrics record of a run on Ray of which a worker was killed."""
+    with ray_runs.ray_run(folder / "killed", "--steps", "100000000", "--workers", "2") as run:
+        run.wait_for_steps(200)
+        run.kill_one("ray::WorkerActor")
+        run.wait(lambda: run.live()["workers_restarted"] == 1 and run.live()["workers"] == 2, "two workers again")
+        run.process.terminate()
+        assert run.end() == 143, run.output()[-3_000:]
+    return tiny_runs.lines(run.run_dir / "metrics.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -42,9 +43,19 @@ def test_every_rule_has_a_severity_a_summary_and_a_section_of_the_runbook() -> N
 def test_every_rule_is_seen_quiet_and_firing_by_the_unit_tests() -> None:
     seen = defaultdict(set)
     for test in yaml.safe_load((ROOT / "deploy" / "alerts_test.yml").read_text())["tests"]:
-        for case in test["alert_rule_test"]:
+        for case in test.get("alert_rule_test", []):
             seen[case["alertname"]].add(bool(case["exp_alerts"]))
     assert seen == {name: {False, True} for name in NAMES}
+
+
+def test_the_unit_tests_are_of_the_dashboards_own_expression_of_the_state() -> None:
+    panels = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())["panels"]
+    (target,) = next(panel["targets"] for panel in panels if panel["title"] == "State")
+    tests = yaml.safe_load((ROOT / "deploy" / "alerts_test.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test.get("promql_expr_test", [])]
+    assert {case["expr"] for case in cases} == {target["expr"].replace("$run", ".*")}
+    shown = {re.search('state="(.*?)"', sample["labels"]) for case in cases for sample in case["exp_samples"]}
+    assert {found[1] for found in shown if found} == {"running", "ended", "failed", "gone"}
 
 
 @pytest.fixture

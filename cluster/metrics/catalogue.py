@@ -26,8 +26,8 @@ PROGRESS = (
         "when this process of the run was started; a resume is another one",
     ),
     plain(
-        "gauge", "run_ended", "0 or 1", "ended",
-        "1 once the run has ended in order; a run whose last value is 0 and that is gone failed or was killed",
+        "gauge", "run_ended", "-1, 0 or 1", "ended",
+        "1 once the run has ended in order, -1 once it has failed; a run that is gone and whose last value is 0 was killed",
     ),
     plain("counter", "env_steps", "env steps", "env_steps", "environment steps stored since the run began", resumed=True),
     plain("counter", "updates", "updates", "updates", "gradient updates of the learner", resumed=True),

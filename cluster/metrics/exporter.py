@@ -31,6 +31,7 @@ CONNECTION_TIMEOUT_S = 5.0
 _REJECTED = {f"rows_dropped_{reason}": 0.0 for reason in get_args(Reason)}  # records have only those that occurred
 BY_NODE = ("node_workers_", "node_steps_per_s_")  # keys of which a record has all that there are
 LAST_SCRAPE_S = 31.0  # that the end of a run waits for, after a scrape: Prometheus may come every 30 s
+ENDED = {"ended": 1.0, "failed": -1.0}  # what run_ended is in these states
 OF_PROMETHEUS = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # header of everything that scrapes regularly; nobody waits for a browser
 
 
@@ -91,7 +92,7 @@ class Exporter:
 
     def set_state(self, state: str) -> None:
         """What the run does now: starting, running, finishing, ended or failed."""
-        self._lines.facts = {**self._lines.facts, "state": state, "ended": float(state == "ended")}
+        self._lines.facts = {**self._lines.facts, "state": state, "ended": ENDED.get(state, 0.0)}
         self._state_at = time.monotonic()
 
     @property
