@@ -1,4 +1,4 @@
-"""Memory and CPU time of a part of a run, reported by the part itself: the driver sees only processes of its own machine."""
+"""Memory, CPU time and GPU of a part of a run, reported by the part itself: the driver sees only processes of its own machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class Usage(NamedTuple):
     cpu_s: float  # since it began
     shm_bytes: float | None = None  # of them pages of Ray's object store, counted by all who map them; None: not known
     gpu_bytes: float | None = None  # that torch holds of its device; None without one
+    gpu_busy: float | None = (
+        None  # share of time in which that device computes, for whomever; None where nobody says it
+    )
 
     def stats(self) -> dict[str, float]:
         """What is known, as a chunk's stats carry it."""
@@ -28,7 +31,7 @@ def usage() -> Usage:
     """Of this process, now."""
     process = psutil.Process()
     times = process.cpu_times()
-    return Usage(float(process.memory_info().rss), times.user + times.system, _shm_bytes(), _gpu_bytes())
+    return Usage(float(process.memory_info().rss), times.user + times.system, _shm_bytes(), *_gpu())
 
 
 def memory_bytes() -> int:
@@ -51,10 +54,16 @@ def _shm_bytes() -> float | None:
         return None
 
 
-def _gpu_bytes() -> float | None:
+def _gpu() -> tuple[float | None, float | None]:
     """Never the first to import torch or to start CUDA: a worker without a device does neither."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    return float(cuda.memory_reserved()) if cuda is not None and cuda.is_initialized() else None
+    if cuda is None or not cuda.is_initialized():
+        return None, None
+    held = float(cuda.memory_reserved())
+    try:
+        return held, cuda.utilization(cuda.current_device()) / 100
+    except Exception:  # the driver's library is missing, or does not know: of a part of a device (MIG), for one
+        return held, None
 
 
 class Meter:

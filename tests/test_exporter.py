@@ -47,7 +47,7 @@ LINE = {
     "open_rows": 300, "lost_rows_end_lost": 90, "lost_rows_cut": 10, "planned_episodes": 6, "plan_s": 0.5,
     "plan_target_mean": 60.0, "plan_predicted_mean": 55.0, "plan_predicted_std": 7.0, "loss_elbo": -90.0,
     "rss_bytes_worker": 4e8, "cpu_s_worker": 12.0, "checkpoint_seconds": 0.5, "snapshot_bytes": 4e6, "shard_stored_rows_1": 2000,
-    "shard_held_rows_1": 1500, "gpu_bytes_learner": 3e9, "worker_steps_per_s_min": 12.0, "node_workers_10.0.0.3": 2,
+    "shard_held_rows_1": 1500, "gpu_bytes_learner": 3e9, "gpu_busy_learner": 0.4, "worker_steps_per_s_min": 12.0, "node_workers_10.0.0.3": 2,
     "node_steps_per_s_10.0.0.3": 24.5,
     "hop_fetch_s": 0.5, "hop_append_bytes": 2e6, "hop_sample_calls": 40, "queue_append": 3, "rows_in_flight": 16, "shm_bytes_shard": 1e6,
     "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
@@ -77,7 +77,9 @@ NEW = {
     key("run_start_time_seconds"): pytest.approx(time.time(), abs=3600),
 }  # before any state or record
 
-ELSEWHERE = set() if torch.cuda.is_available() else {"drawbridge_part_gpu_memory_bytes"}  # not without a device
+ELSEWHERE = (
+    set() if torch.cuda.is_available() else {"drawbridge_part_gpu_memory_bytes", "drawbridge_part_gpu_utilization"}
+)  # not without a device
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -120,6 +122,7 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("queue_length", queue="append"): 3,
         key("rows_in_flight"): 16,
         key("part_gpu_memory_bytes", part="learner"): 3e9,
+        key("part_gpu_utilization", part="learner"): 0.4,
         key("shard_held_rows", shard="1"): 1500,
         key("worker_env_steps_per_second", stat="min"): 12.0,
         key("node_workers", node="10.0.0.3"): 2,
@@ -190,7 +193,9 @@ def test_the_catalogue_has_every_key_of_real_records_and_each_of_its_keys_is_wri
     assert [key for key in written if find_metric(key) is None] == []
     elsewhere = {
         *("heard_at", "started_at", "ended"),  # by the endpoint
-        *([] if torch.cuda.is_available() else ["gpu_bytes_*"]),  # where there is a device: tests/test_parts.py
+        *(
+            [] if torch.cuda.is_available() else ["gpu_bytes_*", "gpu_busy_*"]
+        ),  # where there is a device: tests/test_parts.py
         "episodes_cut_*",  # when an inline run of an environment with hidden randomness resumes: tests/test_resumed_envs.py
     }
     listed = {key for metric in CATALOGUE for key in metric.keys} - elsewhere

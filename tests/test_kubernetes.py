@@ -98,10 +98,18 @@ def test_policies_budgets_service_and_monitor_choose_pods_that_are_there(overlay
     assert chosen(core["selector"]) == core["minAvailable"] == 2 and chosen(rollout["selector"]) == 1
     monitor = yaml.safe_load((KUBERNETES / "podmonitor.yaml").read_text())["spec"]
     service = found["Service/drawbridge-metrics"]["spec"]
-    assert chosen(monitor["selector"]) == chosen(service["selector"]) == 1
+    assert chosen(monitor["selector"]) == len(labels) and chosen(service["selector"]) == 1
     ports = {p["name"]: p["containerPort"] for p in containers(groups(found)["driver"]["template"])[0]["ports"]}
-    assert ports[monitor["podMetricsEndpoints"][0]["port"]] == ports[service["ports"][0]["targetPort"]] == 9464
-    assert monitor["podMetricsEndpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "drawbridge"}]
+    endpoints = {one["relabelings"][0]["replacement"]: one for one in monitor["podMetricsEndpoints"]}
+    assert all(one["relabelings"][0]["targetLabel"] == "job" for one in endpoints.values())
+    assert ports[endpoints["drawbridge"]["port"]] == ports[service["ports"][0]["targetPort"]] == 9464
+    assert endpoints["ray"]["port"] == "metrics" and not set(ports) & {"metrics"}, "KubeRay adds it to every pod"
+    (of_prometheus,) = [
+        rule["ports"]
+        for rule in found["NetworkPolicy/drawbridge"]["spec"]["ingress"]
+        if "monitoring" in str(rule["from"])
+    ]
+    assert {port["port"] for port in of_prometheus} == {9464, 8080}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,25 +50,49 @@ def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
     record = seen.record({})
     assert (record["rss_bytes_worker"], record["cpu_s_worker"]) == (4e8, 14.0)
     assert record["rss_bytes_driver"] > 1e7
-    assert not any(key.startswith("gpu_bytes") for key in record), "a series of a device that is not there"
+    assert not any(key.startswith("gpu_") for key in record), "a series of a device that is not there"
 
 
-def test_gpu_memory_is_that_of_the_parts_that_have_a_device() -> None:
+def test_gpu_memory_and_utilisation_are_those_of_the_parts_that_have_a_device() -> None:
     seen = Parts()
-    seen.add_usage("learner", 0, Usage(1e8, 1.0, gpu_bytes=3e8))
-    seen.add_usage("learner", 1, Usage(1e8, 1.0, gpu_bytes=2e8))
+    seen.add_usage("learner", 0, Usage(1e8, 1.0, gpu_bytes=3e8, gpu_busy=0.5))
+    seen.add_usage("learner", 1, Usage(1e8, 1.0, gpu_bytes=2e8, gpu_busy=0.75))
     seen.add_usage("shard", 0, Usage(1e8, 1.0))
-    found = {key: value for key, value in seen.record({}).items() if key.startswith("gpu_bytes")}
-    assert found == {"gpu_bytes_learner": 5e8}
+    found = {key: value for key, value in seen.record({}).items() if key.startswith("gpu_")}
+    assert found == {"gpu_bytes_learner": 5e8, "gpu_busy_learner": 0.625}, "a sum, and a mean"
 
 
 def test_a_process_reports_its_gpu_memory_once_it_uses_a_device_and_starts_none_to_find_out() -> None:
     started = torch.cuda.is_initialized()
-    assert (usage().gpu_bytes is None) == (not started)
+    assert (usage().gpu_bytes is None) == (not started) and (started or usage().gpu_busy is None)
     assert torch.cuda.is_initialized() == started
     if torch.cuda.is_available():
         held = torch.ones(1 << 20, device="cuda")
-        assert (usage().gpu_bytes or 0) >= held.nbytes
+        assert (usage().gpu_bytes or 0) >= held.nbytes and 0 <= (usage().gpu_busy or 0) <= 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_how_busy_a_device_is_says_the_drivers_library_of_the_one_that_the_process_sees(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rates(handle: str) -> SimpleNamespace:
+        if not known:
+            raise RuntimeError("not supported")
+        return SimpleNamespace(gpu={"device 3": 37}[handle])
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: f"device {index}",
+        nvmlDeviceGetUtilizationRates=rates,
+        NVMLError_DriverNotLoaded=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for name, value in {"pynvml": nvml, "_HAS_PYNVML": True, "is_initialized": lambda: True}.items():
+        monkeypatch.setattr(torch.cuda, name, value, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5_000)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert (usage().gpu_bytes, usage().gpu_busy) == (5_000.0, 0.37 if known else None)
 
 
 def test_pages_of_shared_memory_and_a_process_own_memory_are_separate() -> None:

@@ -51,6 +51,11 @@ PROGRESS = (
         help="GPU memory that torch holds for each part that computes on a GPU; no value without one",
     ),
     Metric(
+        series="part_gpu_utilization", kind="gauge", unit="0 to 1", labels=("part",), keys={"gpu_busy_*": ("*",)},
+        help="share of the last second or less in which the devices of each part that computes on a GPU were busy, for whomever: the mean "
+        "over its processes; no value without one",
+    ),
+    Metric(
         series="part_cpu_seconds", kind="counter", unit="s", labels=("part",), keys={"cpu_s_*": ("*",)},
         help="CPU time by part, of all its processes since the run was started or resumed",
     ),

@@ -87,13 +87,16 @@ class Parts:
 
     def _of_processes(self) -> dict[str, float]:
         self.add_usage("driver", 0, usage())
-        sizes: Counter[str] = Counter()
+        sizes, busy = Counter[str](), dict[str, list[float]]()
         for (part, _), seen in self._used.items():
             for kind in ("rss_bytes", "shm_bytes", "gpu_bytes"):
                 if (size := getattr(seen, kind)) is not None:
                     sizes[f"{kind}_{part}"] += size
+            if seen.gpu_busy is not None:
+                busy.setdefault(f"gpu_busy_{part}", []).append(seen.gpu_busy)
         return {
             **sizes,
+            **{key: sum(shares) / len(shares) for key, shares in busy.items()},
             **{f"cpu_s_{part}": seconds for part, seconds in self._cpu_s.items()},
         }
 
