@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -222,8 +223,13 @@ def test_one_command_starts_prometheus_and_grafana_and_ctrl_c_ends_both(tmp_path
     told = [f"{port} compose version", f"{compose} up --detach --quiet-pull", f"{compose} down"]
     assert calls.read_text().splitlines() == told
     assert f"Prometheus: http://127.0.0.1:{port}/alerts" in log.read_text()
-    for line in told[1:]:  # the real one knows the words
-        words = [program("docker-compose"), *line.split()[2:], "--help"]
+
+
+def test_docker_compose_knows_the_words_that_it_is_given() -> None:
+    calls = re.findall(r'"\$\{compose\[@\]\}" ([a-z -]+[a-z])', (MONITORING / "start.sh").read_text())
+    assert [call.split()[0] for call in calls] == ["down", "up"]
+    for call in calls:
+        words = [program("docker-compose"), "--file", str(MONITORING / "compose.yml"), *call.split(), "--help"]
         subprocess.run(words, check=True, capture_output=True, timeout=60)
 
 
