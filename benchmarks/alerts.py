@@ -1,6 +1,6 @@
 """Which alert fires for which fault: a real Prometheus over real runs, each fault injected, as a Markdown table.
 
-    .venv/bin/python benchmarks/alerts.py [--only disk numbers fleet lost starved healthy]
+    .venv/bin/python benchmarks/alerts.py [--only disk numbers silent fleet lost starved healthy]
 
 Prometheus runs by deploy/monitoring/start.sh with the rules of deploy/alerts.yml; a minute of a rule lasts 2 s here, as in
 tests/monitored.py. Faults that no process but the run can make come from the environments of tests/broken_envs.py. DiskLow and the
@@ -41,6 +41,7 @@ from benchmarks.markdown import table  # noqa: E402
 START_S = 600.0  # longest that a run may take to start there
 FIRES_S = 240.0  # longest that an alert is waited for, on a machine that others use too
 LOST_S, LOST_UPDATES = 60.0, 800  # of learning, at least, which the learner has to do again once it is killed
+SILENT_S = 60.0  # after which Stalled calls a run silent, also with the impatient rules
 HEALTHY_S = 60.0  # that the healthy run is watched: 30 minutes of the rules
 Row = list[str]
 
@@ -67,7 +68,7 @@ class Run:
 
         Args:
             inject: None for a fault that is there from the start.
-            kept: what keeps the fault up while its alerts are waited for.
+            kept: what keeps the fault up while its alerts are waited for, or asks more of them.
         """
         before = self.fired() if inject else set()
         if inject:
@@ -87,7 +88,7 @@ class Faults:
 
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         self.folder, self.monitor = folder, monitor
-        self.switch = folder / "switch"  # broken_envs.SlowStart and Slow look at it
+        self.switch = folder / "switch"  # broken_envs.SlowStart and Rests look at it
         os.environ["FAULT_SWITCH"] = str(self.switch)
 
     @contextlib.contextmanager
@@ -137,6 +138,19 @@ class Faults:
         words = tiny_episodes.train_words("gac", run_dir, *inline, "--steps", "1000000", **settings)
         with self.driven(run_dir, *words) as run:
             rows += run.check("a weight of 1,000 of the KL", "PosteriorCollapsed")
+        return rows
+
+    def silent(self) -> list[Row]:
+        """An inline run that writes no records while a step of its environment lasts; Stalled must fire for that, whatever else it sees."""
+        self.switch.unlink(missing_ok=True)
+        with self.run(self.folder / "silent", "broken_envs:Rests-v0", "--backend", "inline") as run:
+
+            def for_silence(fired: Callable[[], bool]) -> Callable[[], bool]:
+                return lambda: fired() and run.monitor.value("Stalled", run.target) > SILENT_S
+
+            fault = "an inline run whose env step takes minutes"
+            rows = run.check(fault, "Stalled", inject=self.switch.touch, kept=for_silence)
+        self.switch.unlink()
         return rows
 
     def fleet(self) -> list[Row]:
@@ -218,7 +232,7 @@ class _Environment:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("disk", "numbers", "fleet", "lost", "starved", "healthy")
+    parts = ("disk", "numbers", "silent", "fleet", "lost", "starved", "healthy")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="runs to make (default: all)")
     arguments = parser.parse_args()
     rows: list[Row] = []

@@ -100,6 +100,15 @@ class Slow(Walk):
         return super().step(action)
 
 
+class Rests(Walk):
+    """A step takes as long as the file is there that FAULT_SWITCH names."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        while os.path.exists(os.environ.get("FAULT_SWITCH", "")):
+            threading.Event().wait(0.1)
+        return super().step(action)
+
+
 class SlowStart(Walk):
     """Is not built while the file that FAULT_SWITCH names is there."""
 
@@ -159,6 +168,7 @@ KINDS = (
     Unbounded,
     Explodes,
     Slow,
+    Rests,
     SlowStart,
     OneStartsNever,
     NaNInEveryEpisode,

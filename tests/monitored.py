@@ -90,6 +90,14 @@ class Monitor:
             f'run=~"{run}-.*"', f'instance="{target}"'))  # fmt: skip
         return {series["metric"]["alertname"] for series in self.query(f"{of_run} or {of_target}")}
 
+    def value(self, alert: str, target: str) -> float:
+        """What the expression of ``alert`` gives now that it fires for address ``target``; 0 where it does not."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/alerts", timeout=10) as reply:
+            alerts = json.loads(reply.read())["data"]["alerts"]
+        wanted = {"alertname": alert, "instance": target}.items()
+        firing = [one for one in alerts if wanted <= one["labels"].items() and one["state"] == "firing"]
+        return max((float(one["value"]) for one in firing), default=0.0)
+
     def target(self, run: str) -> str:
         """The address that the run in directory ``run`` has announced; empty before and after."""
         for path in self.targets.glob(f"{run}-*.json"):
