@@ -332,6 +332,12 @@ def test_rllib_imports_no_module_that_a_checkpoint_names(tmp_path: Path, marker:
     with pytest.raises(UsageError, match=f"names the environment '{ENV}'.*give config= with environment"):
         SoftGAC.from_checkpoint(tmp_path)
     assert not marker.exists()
+    result["settings"] = {"env": "Pendulum-v1", "num_env_runners": 1, "fleet_settings": {"ray.address": "head:6379"}}
+    (tmp_path / SAVED).write_text(json.dumps(result))
+    with pytest.raises(
+        UsageError, match=r"reach out of the run \({'ray.address': 'head:6379'}\).*give config= with training"
+    ):
+        SoftGAC.from_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside-v0", "a/../../outside-v0", "/tmp/outside-v0", "a/./b-v0"])

@@ -141,6 +141,7 @@ def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_
         run.terminate()
         assert run.wait(60) == 143, log.read_text()[-3_000:]
         assert "ignored by default" not in log.read_text()  # Ray's words about .git and .venv
+        assert f"drawbridge resume {run_dir} --env mine:Mine-v0 --address {cluster.address}`" in log.read_text()
     finally:
         run.kill()
         run.wait(30)
@@ -175,7 +176,10 @@ def test_a_token_file_that_is_not_there_is_named(cluster: Cluster, tmp_path: Pat
     words = train_words(tmp_path / "run", "InvertedPendulum-v5", "--steps", "600", "--address", cluster.address)
     result = command(*words, env=ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/none"}, timeout=30)
     assert result.returncode == 2 and "RAY_AUTH_MODE is token here" in result.stderr, result.stderr[-3_000:]
-    assert "file cannot be opened or is empty: /none" in result.stderr and "the cluster asks" not in result.stderr
+    assert (
+        "file cannot be opened or is empty: /none" in result.stderr
+        and "the cluster asks for a token" not in result.stderr
+    )
 
 
 # --- a second node --------------------------------------------------------------------------------------------------------

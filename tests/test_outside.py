@@ -262,6 +262,21 @@ def test_a_run_directory_may_be_a_link_itself_and_hold_links_that_stay_inside(ru
     assert read(run / "summary.json")["env_steps"] >= 128
 
 
+def test_the_directory_of_several_seeds_is_looked_at_like_one_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    shutil.copytree(run, parent / "seed-1")
+    (parent / "seed-2").symlink_to(run)
+    words = ["resume", str(parent), "--steps", "128"]
+    assert main(words) == 2 and f"seed-2 is a link to {run}" in capsys.readouterr().err
+    (parent / "seed-2").unlink()
+    os.mkfifo(parent / "seed-1.log")
+    assert main(words) == 2 and "seed-1.log" in capsys.readouterr().err
+    assert read(parent / "seed-1" / "summary.json") == read(run / "summary.json")
+
+
 def test_no_file_is_written_through_a_link_nor_through_a_pipe(tmp_path: Path) -> None:
     victim, link, pipe = tmp_path / "victim", tmp_path / "link", tmp_path / "pipe"
     victim.write_bytes(b"precious")
