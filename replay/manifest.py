@@ -137,8 +137,8 @@ def open_own(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
     try:
         return open(path, mode, buffering, opener=_regular(os.O_NOFOLLOW))
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(error.errno, "it is a link, expected a file", str(path)) from error
+        if odd := {errno.ELOOP: "link", errno.ENXIO: "pipe"}.get(error.errno or 0):
+            raise OSError(error.errno, f"it is a {odd}, expected a file", str(path)) from error
         raise
 
 

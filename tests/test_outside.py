@@ -283,7 +283,7 @@ def test_no_file_is_written_through_a_link_nor_through_a_pipe(tmp_path: Path) ->
     link.symlink_to(victim)
     os.mkfifo(pipe)
     (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(victim)
-    for path, what in (link, "it is a link"), (pipe, r"it is no regular file|No such device"):
+    for path, what in (link, "it is a link"), (pipe, "it is no regular file|it is a pipe"):
         with pytest.raises(OSError, match=what):
             append_whole(path, lambda last: b"more")
         with pytest.raises(OSError, match=what):
