@@ -1,13 +1,14 @@
 """The nodes of the Ray cluster: which of them live, and whether a part failed by itself or together with its node.
 
 The head declares a node lost only after its health checks (RAY_health_check_*). Until then a part would be placed there again.
-So the driver looks for itself: a node that accepts no connection is dying, and what was there waits until the head knows.
+So the driver looks for itself: a node whose raylet answers no connection is dying, and what was there waits until the head knows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import socket
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -15,12 +16,12 @@ from typing import Any
 import ray
 
 from cluster.bounded import in_thread
-from cluster.connection import accepts
+from cluster.connection import HTTP2_PREFACE, HTTP2_SETTINGS
 from cluster.metrics.catalogue import RestartReason
 
 LOOK_S = 2.0  # between two looks; at once where a part has failed
-REACH_S = 1.0  # for a node to accept a connection
-Table = tuple[dict[str, dict[str, Any]], set[str]]  # Ray's entries by node id; those that live and accept no connection
+REACH_S = 1.0  # for a node to answer a connection
+Table = tuple[dict[str, dict[str, Any]], set[str]]  # Ray's entries by node id; those that live and do not answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,19 @@ class Nodes:
     def _see(self, suspects: frozenset[str]) -> Table:
         table = {entry["NodeID"]: entry for entry in ray.nodes()}
         living = [node for node in suspects if table.get(node, {}).get("Alive")]
-        dying = {node for node in living if not (self._through_client or _accepts(table[node]))}
+        dying = {node for node in living if not (self._through_client or _answers(table[node]))}
         return table, dying
 
 
-def _accepts(entry: dict[str, Any]) -> bool:
-    return accepts(entry["NodeManagerAddress"], entry["NodeManagerPort"], REACH_S)
+def _answers(entry: dict[str, Any]) -> bool:
+    """Whether a node's raylet says anything: of one that is stopped the kernel accepts connections for a while. With TLS it hangs up,
+    which is an answer, too."""
+    try:
+        with socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), REACH_S) as peer:
+            peer.sendall(HTTP2_PREFACE + HTTP2_SETTINGS)
+            peer.recv(1)
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
+    return True

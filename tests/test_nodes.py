@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from ray_runs import RayRun, ray_run, with_variable
-from tiny_runs import command, lines
+from tiny_runs import command, lines, read
 
 pytestmark = pytest.mark.cluster
 
@@ -57,11 +61,8 @@ class Nodes:
         return found
 
     def titled(self, name: str, title: str) -> list[psutil.Process]:
-        found = []
-        for process in self.processes(name):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [process] if title in " ".join(process.cmdline()) else []
-        return found
+        """The processes of a node with ``title``."""
+        return [process for process in self.processes(name) if title in " ".join(process.cmdline())]
 
     def kill(self, name: str) -> None:
         """Every process of a node dies, and nobody says goodbye."""
@@ -90,24 +91,23 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def going(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
-    """A run whose learner and shard fill node core, and whose workers fill node pool; one worker more has no place.
+    """A run whose learner and one shard fill node core, whose other shard and workers fill node pool; one worker more has no place.
 
-    Its parts are asked for while node pool is not there yet.
+    The port of its metrics is taken.
     """
     nodes.start("core", 1)
+    nodes.start("pool", 2)
     settings: dict[str, Any] = {
-        "ray__shard_labels": "name=in(core,spare)", "ray__learner_labels": "name=in(core,spare)",
-        "ray__worker_labels": "name=in(pool,more)", "worker__cpus": 0.5, "learner__cpus": 0.5, "replay__snapshot_s": 2,
+        "ray__shard_labels": "name=!head", "ray__learner_labels": "name=in(core,spare)", "ray__worker_labels": "name=in(pool,more)",
+        "worker__cpus": 0.75, "learner__cpus": 0.5, "ray__shard_cpus": 0.5, "replay__snapshot_s": 2,
         "learner__checkpoint_s": 2, "evaluation__every_steps": 50_000_000,
     }  # fmt: skip
-    flags = ("--steps", "100000000", "--workers", "2", "--address", nodes.address)
-    with ray_run(tmp_path_factory.mktemp("nodes") / "run", *flags, **settings) as run:
-        run.wait(
-            lambda: run.live().get("workers_pending") == 2, "learner and shard, and workers that have no place yet"
-        )
-        nodes.start("pool", 1)
-        run.wait_for_steps(300)
-        yield run
+    flags = ("--steps", "100000000", "--workers", "2", "--shards", "2", "--address", nodes.address)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings["metrics__port"] = taken.getsockname()[1]
+        with ray_run(tmp_path_factory.mktemp("nodes") / "run", *flags, **settings) as run:
+            run.wait_for_steps(300)
+            yield run
 
 
 def goes_on(run: RayRun) -> None:
@@ -121,7 +121,44 @@ def goes_on(run: RayRun) -> None:
 
 def test_the_evaluator_is_where_workers_may_be_and_the_head_has_no_part(going: RayRun, nodes: Nodes) -> None:
     going.wait(lambda: nodes.titled("pool", "ray::EvaluatorActor"), "the evaluator", 60)
-    assert not nodes.titled("head", "Actor") and len(nodes.titled("core", "Actor")) == 3, "learner, shard, store"
+    assert not nodes.titled("head", "Actor")
+
+
+GROUPS = """
+import json, ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+from ray.util import placement_group_table
+print(json.dumps([group for group in placement_group_table().values() if group["state"] == "CREATED"]))
+"""
+
+
+def test_room_for_learner_and_shards_is_reserved_with_memory_and_the_shards_are_on_different_nodes(
+    going: RayRun, nodes: Nodes
+) -> None:
+    asked = subprocess.run([sys.executable, "-c", GROUPS, nodes.address], capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 0, asked.stderr[-3_000:]
+    groups = {len(group["bundles"]): group for group in json.loads(asked.stdout)}
+    assert {count: group["strategy"] for count, group in groups.items()} == {1: "PACK", 2: "SPREAD"}
+    for group in groups.values():
+        assert all(bundle["CPU"] == 0.5 and bundle["memory"] > 1e8 for bundle in group["bundles"].values()), group
+    assert len(set(groups[2]["bundles_to_node_id"].values())) == 2, groups[2]
+    assert [bool(nodes.titled(name, "ray::ShardActor")) for name in ("core", "pool")] == [True, True]
+
+
+def test_a_port_that_is_taken_on_the_drivers_host_is_replaced_by_a_free_one_and_said(going: RayRun) -> None:
+    config = read(going.run_dir / "config.json")
+    port, taken = going.live()["metrics_port"], config["metrics"]["port"]
+    said = f"; it listens on port {port} instead"
+    assert port != taken and any(f"{taken}" in line and said in line for line in going.output().splitlines())
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert "drawbridge_env_steps_total" in answer.read().decode()
+
+
+def test_the_doctor_warns_of_a_cluster_that_asks_for_no_token(going: RayRun, nodes: Nodes) -> None:
+    result = command("doctor", "--address", nodes.address, "--run-dir", str(going.run_dir))
+    assert f"  auth           {nodes.address}" in result.stdout, result.stdout + result.stderr
+    assert "no token is asked for: whoever reaches it runs code on every node" in result.stdout
+    assert "start its head and nodes with RAY_AUTH_MODE=token" in result.stdout and "fail" not in result.stdout[:-40]
 
 
 def test_in_a_full_cluster_a_waiting_worker_does_not_take_the_place_of_a_learner_that_died(
@@ -140,18 +177,39 @@ def test_in_a_full_cluster_a_waiting_worker_does_not_take_the_place_of_a_learner
 
 
 def test_a_node_that_is_added_takes_the_worker_that_waits(going: RayRun, nodes: Nodes) -> None:
-    nodes.start("more", 1)
+    nodes.start("more", 2)
     going.wait(lambda: going.live()["workers"] == 3, "the third worker")
 
 
-def test_the_loss_of_a_node_is_one_event_and_costs_no_budget(going: RayRun, nodes: Nodes) -> None:
+def test_a_worker_that_dies_on_a_dying_node_waits_and_the_loss_of_the_node_is_one_event_and_costs_no_budget(
+    going: RayRun, nodes: Nodes
+) -> None:
+    (raylet,) = [process for process in nodes.processes("pool") if process.name() == "raylet"]
+    raylet.suspend()  # it lives and accepts connections
+    nodes.titled("pool", "ray::WorkerActor")[0].kill()
+    going.wait(lambda: " is lost (" in going.output(), "the head to give the node up")
+    assert "restarted (was on" not in going.output().split(" is lost (")[0], "it was not restarted before that"
     nodes.kill("pool")
     going.wait(lambda: going.live()["workers_restarted_node_lost"] == 2, "both of its workers to be replaced")
     (event,) = [line for line in going.output().splitlines() if " is lost (" in line]
-    assert ", and with it worker 0, worker 1, the evaluator: restarted on other nodes" in event, event
+    anywhere = r"(, the store of weights)?(, the evaluator)?"  # they need no CPU of their own: Ray chooses their node
+    assert re.search(f", and with it shard [01], worker 0, worker 1{anywhere}: restarted on other nodes", event), event
     assert "restarted (was on" not in going.output()
     assert going.live()[f"node_restarts_worker_node_lost_{nodes.host}"] == 2
     assert going.live()["restart_budget_left_worker"] == 10 and going.live()["workers"] >= 1
+    goes_on(going)
+
+
+def test_a_node_that_comes_back_under_its_name_takes_a_worker_and_may_be_lost_again(
+    going: RayRun, nodes: Nodes
+) -> None:
+    nodes.start("pool", 2)
+    going.wait(lambda: going.live()["workers"] == 3, "the worker that waits to be there")
+    nodes.kill("pool")
+    going.wait(lambda: going.live()["workers_restarted_node_lost"] == 3, "its worker to be replaced")
+    events = [line for line in going.output().splitlines() if " is lost (" in line]
+    assert len(events) == 2 and re.search(", and with it worker [012]", events[1]), events
+    assert going.live()["restart_budget_left_worker"] == 10
     goes_on(going)
 
 
@@ -160,11 +218,12 @@ def test_learner_and_shard_of_a_second_node_that_is_lost_move_together(going: Ra
     before = going.live()
     nodes.kill("core")
     going.wait(lambda: going.live()["generation"] > before["generation"], "the learner elsewhere")
-    going.wait(lambda: going.live()["shards_restarted_node_lost"] == 1, "the shard elsewhere")
+    going.wait(lambda: going.live()["shards_restarted_node_lost"] == 2, "the shard elsewhere")
     event = [line for line in going.output().splitlines() if " is lost (" in line][-1]
-    assert ", and with it learner 0, shard 0" in event, event
+    assert re.search(", and with it learner 0, shard [01]", event), event
     goes_on(going)
     line = going.live()
     assert (line["restart_budget_left_learner"], line["restart_budget_left_shard"]) == (2, 3)
-    assert all(line[f"node_restarts_{part}_node_lost_{nodes.host}"] == 1 for part in ("shard", "learner"))
+    assert line[f"node_restarts_shard_node_lost_{nodes.host}"] == 2
+    assert line[f"node_restarts_learner_node_lost_{nodes.host}"] == 1
     assert [line["generation"] for line in lines(going.run_dir / "metrics.jsonl")][-1] == 2

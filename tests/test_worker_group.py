@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from ray.exceptions import (
@@ -195,12 +197,18 @@ def test_a_budget_is_of_any_hour_and_restarts_of_one_part_come_ever_later() -> N
     assert budget.left == 3 and budget.spend(2) and budget.delay_s(2) == 0.5
 
 
-def test_a_part_is_not_restarted_while_its_node_accepts_no_connection_and_costs_nothing_once_that_is_lost(
+def test_a_part_is_not_restarted_while_its_node_does_not_answer_and_costs_nothing_once_that_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as raylet, socket.create_server(("127.0.0.1", 0)) as gone:
-        ports = {"up": raylet.getsockname()[1], "dying": gone.getsockname()[1]}
+    raylet = grpc.server(ThreadPoolExecutor(1))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as stopped,  # the kernel accepts what nobody reads
+        socket.create_server(("127.0.0.1", 0)) as gone,
+    ):
+        ports = {"up": raylet.add_insecure_port("127.0.0.1:0"), "stopped": stopped.getsockname()[1]}
+        ports["gone"] = gone.getsockname()[1]
         gone.close()
+        raylet.start()
         table = [
             {"NodeID": name, "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
             for name, port in ports.items()
@@ -212,13 +220,16 @@ def test_a_part_is_not_restarted_while_its_node_accepts_no_connection_and_costs_
         def verdicts(limit_s: float = 60.0) -> dict[str, str]:
             return {name: nodes.verdict(failure, limit_s) for name, failure in failures.items()}
 
-        assert verdicts() == {"up": "", "dying": ""}, "nobody has looked yet"
+        assert verdicts() == {"up": "", "stopped": "", "gone": ""}, "nobody has looked yet"
         nodes.look()
-        nodes._answer.result(10)  # type: ignore[union-attr]
-        assert nodes.look() == [] and verdicts() == {"up": "alive", "dying": ""}
-        assert verdicts(-1.0)["dying"] == "alive", "it is not waited for without end"
-        table[1] = table[1] | {"Alive": False}
+        nodes._answer.result(30)  # type: ignore[union-attr]
+        assert nodes.look() == [] and verdicts() == {"up": "alive", "stopped": "", "gone": ""}
+        late = verdicts(-1.0)
+        assert late["stopped"] == late["gone"] == "alive", "they are not waited for without end"
+        table[1], table[2] = table[1] | {"Alive": False}, table[2] | {"Alive": False}
         nodes._asked_at = -60.0
         nodes.look()
-        nodes._answer.result(10)  # type: ignore[union-attr]
-        assert nodes.look() == ["dying"] and verdicts() == {"up": "alive", "dying": "lost"}
+        nodes._answer.result(30)  # type: ignore[union-attr]
+        assert nodes.look() == ["stopped", "gone"]
+        assert verdicts() == {"up": "alive", "stopped": "lost", "gone": "lost"}
+    raylet.stop(None)
