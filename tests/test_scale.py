@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ray_runs import RATIO, RayRun, ray_run
+from ray_runs import PACED, RATIO, RayRun, driven, ray_run
 from tiny_runs import command, lines, read
 
 from cluster.metrics.catalogue import HOPS
@@ -85,6 +85,8 @@ def test_status_of_a_running_run_says_so(scaled: RayRun) -> None:
 def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm(scaled: RayRun) -> None:
     assert len(scaled.children("ray::LearnerActor")) == LEARNERS
     assert len(scaled.children("ray::ShardActor")) == SHARDS
+    result = command("scale", str(scaled.run_dir), "--workers", "3")
+    assert result.stdout.startswith("rollout workers: 2 -> 3: "), result.stderr
     scaled.process.terminate()
     assert scaled.end() == 143, scaled.output()[-3_000:]
     summary = read(scaled.run_dir / "summary.json")
@@ -94,3 +96,17 @@ def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm
     for index in range(SHARDS):
         assert list((scaled.run_dir / "replay" / f"shard-{index}").glob("manifest-*.json"))
     assert list((scaled.run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("words", "workers"), [((), 3), (("--workers", "2"), 2)])
+def test_a_resumed_run_has_the_workers_it_was_last_scaled_to_or_those_that_the_command_asks_for(
+    scaled: RayRun, words: tuple[str, ...], workers: int
+) -> None:
+    assert scaled.process.poll() is not None, "the test before this one ends the run"
+    steps = read(scaled.run_dir / "summary.json")["env_steps"]
+    with driven(scaled.run_dir, "resume", str(scaled.run_dir), "--env", PACED, *words) as run:
+        run.wait(lambda: run.live()["env_steps"] > steps + 100 and run.live()["workers"] == workers, "the workers")
+        assert len(run.children("ray::WorkerActor")) == run.live()["workers_wanted"] == workers
+        assert read(scaled.run_dir / "config.json")["worker"]["workers"] == workers
+        run.process.terminate()
+        assert run.end() == 143, run.output()[-3_000:]
