@@ -226,14 +226,12 @@ IMITATION_UPDATES = {"cpu": 5_000, "paper": 100_000}
 
 
 def _on_episodes(algorithm: str, preset: str) -> RunConfig:
-    """What every algorithm that learns from whole episodes has in common.
-
-    Of gac its length is that of the agent's own schedule; of the others Chen et al. (2021) make 10^5 updates.
-    """
+    """What all that learn from whole episodes have in common; gac has a schedule of its own, Chen et al. (2021) make 10^5 updates."""
     agent = ALGORITHMS[algorithm].presets[preset]()
     online = OnlineConfig(stages=3 if algorithm == "rlpd" else 0)  # rlpd has no offline part
-    offline = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
-    steps = online.stages * online.updates_per_stage or offline
+    updates = agent.updates if algorithm == "gac" else IMITATION_UPDATES[preset]
+    steps = online.stages * online.updates_per_stage or updates
+    calls = 1 if preset == "paper" else 10  # a signal waits for a call, and an update of paper is long on a CPU
     return RunConfig(
         algorithm=algorithm,
         preset=preset,
@@ -241,10 +239,7 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
         agent=agent,
         online=online,
         worker=WorkerConfig(workers=2, envs_per_worker=16, chunk_steps=25, random_steps=0),
-        # An update of preset paper takes half a minute without a GPU, and a signal waits for the end of a call.
-        learner=LearnerConfig(
-            batch_size=64, updates_per_call=1 if preset == "paper" else 10, publish_updates=100, checkpoint_s=60.0
-        ),
+        learner=LearnerConfig(batch_size=64, updates_per_call=calls, publish_updates=100, checkpoint_s=60.0),
         evaluation=EvaluationConfig(every_steps=steps // 10, episodes=20, final_episodes=100),
     )
 

@@ -32,14 +32,10 @@ from cluster.saving import Saved, SaveWatch
 from cluster.usage import memory_bytes
 from rollout_workers.evaluator import Evaluation
 
-GRACE_S = (
-    18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing the cluster takes some of them
-)
+GRACE_S = 18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing takes some of them
 SCALED_S = 10.0  # that workers are given to start before `scale` is answered with how many do not run
 EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
-AT_START = (
-    "during the start: nothing was learned, and everything that was started is ended; give the same command again"
-)
+AT_START = "during the start: nothing was learned, and all that was started is ended; give the same command again"
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
@@ -118,8 +114,7 @@ class Session:
         held: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.run, self.spec, self.config = run, spec, spec.config
-        self.outputs, self.event, self.states = outputs, event, states
-        self.facts = facts or {}
+        self.outputs, self.event, self.states, self.facts = outputs, event, states, facts or {}
         self._at_once, self._held = at_once, held
         replay = self.config.replay
         before = run.live()
@@ -377,8 +372,8 @@ class Session:
                 self.event(words)
 
     def _write_live(self, line: dict[str, Any]) -> None:
-        facts = {**self.facts, "workers_in_words": self._workers_in_words(), "phase": self.phase(line)}
-        state = self._state
+        state, workers = self._state, self.fleet.workers_in_words() if self._state == "running" else ""
+        facts = {**self.facts, "workers_in_words": workers, "phase": self.phase(line)}
         self.reports.write("live.json", lambda: self.run.write_live({**line, **facts}, state))
 
     def phase(self, line: dict[str, Any]) -> str:
@@ -393,9 +388,6 @@ class Session:
         if self._state == "starting":
             self._starting = text
             self._write_live(self.run.live())
-
-    def _workers_in_words(self) -> str:
-        return self.fleet.workers_in_words() if self._state == "running" else ""
 
 
 def _make_fleet(spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> Fleet:

@@ -254,7 +254,7 @@ def test_two_softgac_learners_of_128_rows_give_the_parameters_of_one_of_256(rank
     moved = 0
     for name, tensor in alone.items():
         for got in ranks["agent"]:
-            np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(got[name], tensor.detach().numpy(), rtol=1e-5, atol=3e-5, err_msg=name)
         moved += name in begun and not torch.equal(tensor, begun[name])
     assert moved > 20
 

@@ -211,8 +211,9 @@ def test_lines_that_wait_are_bounded_and_those_lost_are_said(tmp_path: Path) -> 
         reports.line("metrics.jsonl", {"number": number})
     run.path.mkdir()
     reports.line("metrics.jsonl", {"number": -1})
+    reports.flush(60.0)
     kept = [line["number"] for line in lines(run.path / "metrics.jsonl")]
-    assert kept == [*range(6, LINES + 5), -1] and failed["report"] == LINES + 5
+    assert kept == [*range(6, LINES + 5), -1] and 0 < failed["report"] <= LINES + 5
     assert "6 of its lines are lost" in result[-1]
 
 
