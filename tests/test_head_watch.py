@@ -1,4 +1,7 @@
-"""The head of the Ray cluster dies and comes back with its state, then hangs; test_own_cluster.py has one that does not come back."""
+"""The head of a cluster that is named dies and comes back with its state, then hangs, then dies for good.
+
+test_own_cluster.py has the head of a run's own cluster, which does not come back either.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from ray_runs import ray_run, with_variable
+from ray_runs import PACED, ray_run, with_variable
 from tiny_runs import read
 
 pytestmark = pytest.mark.cluster
 
 STATE = "RAY_gcs_storage_path"
-PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # of the driver too: it waits half of this
+SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"  # of the driver too: it waits half of this
+PATIENT, HASTY = {SETTING: "600"}, {SETTING: "16"}
 
 
 def free_port() -> int:
@@ -40,7 +45,7 @@ def of_cluster(folder: Path, name: str = "") -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[tuple[Path, str]]:
     """The temporary folder and the address of a cluster whose head keeps its state on disk, so that it can be restarted."""
     folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
@@ -84,5 +89,28 @@ def test_a_run_goes_on_when_the_head_of_a_cluster_comes_back_with_its_state_and_
         restarted.send_signal(signal.SIGSTOP)  # a head that hangs does not keep a run that was asked to end
         run.process.terminate()
         assert run.end() == 143, run.output()[-3_000:]
+        restarted.send_signal(signal.SIGCONT)
         assert "ended by SIGTERM at" in run.output().strip().splitlines()[-1], run.output()[-3_000:]
         assert read(run.run_dir / "summary.json")["exit"] == "interrupted"
+
+
+def test_a_run_whose_named_cluster_loses_its_head_for_good_ends_in_time_with_the_command_that_goes_on(
+    head: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = head
+    monkeypatch.setenv(*next(iter(HASTY.items())))
+    settings = {"evaluation__every_steps": 0}
+    with ray_run(tmp_path / "run", "--steps", "100000000", "--workers", "1", "--address", address, **settings) as run:
+        run.wait_for_steps(200)
+        (gcs,) = of_cluster(folder, "gcs_server")
+        gcs.kill()
+        killed = time.time()
+        assert run.end() == 1, run.output()[-3_000:]
+        ended = time.time()
+    failure, when = (read(run.run_dir / "failure.json")[key] for key in ("error", "when"))
+    print(f"{when - killed:.1f} s after its head died the run had said so, after {ended - killed:.1f} s it had ended")
+    assert 7 <= when - killed < 16, "after half of Ray's own limit, before Ray would end the process"
+    assert f"drawbridge: error: {failure}" in run.output() and ended - killed < 30, run.output()[-3_000:]
+    assert "the head of the Ray cluster (GCS) at " in failure and "expected an answer within 8 s" in failure, failure
+    assert f"go on with `drawbridge resume {run.run_dir} --env {PACED}` when the cluster has a head again" in failure
+    assert run.live()["state"] == "failed"
