@@ -137,29 +137,51 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
 
 
 HALTS = {
-    "exits": ("broken_envs:Exits-v0", "called sys.exit(0) in go_wrong (broken_envs.py"),
-    "hangs": ("broken_envs:Hangs-v0", "its step hangs"),
+    "exits": ("broken_envs:Exits-v0", "called sys.exit(0) in go_wrong (broken_envs.py", 4),
+    "hangs": ("broken_envs:Hangs-v0", "its step hangs", 1),
 }
+
+
+def waited_s(run_dir: Path) -> list[float]:
+    """For how long, at least, each restart of the only worker was waited for after its last rows, by the metrics lines."""
+    found, rows_at, before = list[float](), 0.0, {"env_steps": 0, "workers_restarted": 0, "time_s": 0.0}
+    for line in lines(run_dir / "metrics.jsonl"):
+        if line["workers_restarted"] > before["workers_restarted"]:
+            found.append(before["time_s"] - rows_at)
+        if line["env_steps"] > before["env_steps"]:
+            rows_at = line["time_s"]
+        before = line
+    return found
 
 
 @pytest.mark.parametrize("fault", HALTS)
 def test_an_environment_that_goes_wrong_every_time_is_restarted_within_the_budget_and_then_halts_the_run(
     fault: str, tmp_path: Path
 ) -> None:
-    env, cause = HALTS[fault]
-    settings = {"worker__step_timeout_s": 3, "worker__restart_budget": 1, "replay__replay_ratio": 0.1}
-    with ray_run(tmp_path / "run", "--steps", "100000", env=env, **settings) as run:
+    env, cause, budget = HALTS[fault]
+    settings = {
+        "worker__step_timeout_s": 3,
+        "worker__restart_budget": budget,
+        "replay__replay_ratio": 0.1,
+        "metrics__line_s": 0.1,
+    }
+    with ray_run(tmp_path / "run", "--steps", "100000", "--workers", "1", env=env, **settings) as run:
         assert run.end() == 1, run.output()[-3_000:]
-        assert "restarted 1 times (worker.restart_budget) within an hour" in run.output() and cause in run.output()
+        assert f"restarted {budget} times (worker.restart_budget) within an hour" in run.output()
+        assert cause in run.output()
         assert cause in run.output().strip().splitlines()[-1]
         failure = read(run.run_dir / "failure.json")
         assert cause in failure["error"] and "can be resumed" in failure["error"]
         line = run.live()
-        assert line["state"] == "failed" and line["workers_restarted"] == 1 and conserved(line), line
+        assert line["state"] == "failed" and line["workers_restarted"] == budget and conserved(line), line
         assert re.search(
             rf"the run halts; saved: the checkpoint of update {line['updates']:,}, snapshots of 1 of 1 shards \({line['rows_stored']:,} rows\)",
             run.output(),
         ), run.output()[-3_000:]
+    waits = waited_s(tmp_path / "run")
+    print(f"seconds that each restart was waited for, at least: {[round(seconds, 1) for seconds in waits]}")
+    turn_s = 0.5  # between two lines, on a machine that others use too
+    assert all(seconds >= due - turn_s for seconds, due in zip(waits, (0.0, 0.5, 1.0, 2.0))) and len(waits) == budget
 
 
 def test_workers_whose_chunk_takes_longer_than_any_step_may_are_slow_and_not_hung(tmp_path: Path) -> None:
