@@ -10,13 +10,15 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 class Threads(InvertedPendulumEnv):
     """InvertedPendulum-v5."""
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         seen = Path(os.environ["THREADS_SEEN"]) / str(os.getpid())
-        seen.write_text(json.dumps([os.environ.get("OMP_NUM_THREADS")]))
+        seen.write_text(json.dumps({name: os.environ.get(name) for name in VARIABLES}))
         return super().reset(**options)
 
 
