@@ -1,4 +1,4 @@
-"""An environment that writes down each of its steps: ``counting_env:Counting-v0``. Its files outlive SIGKILL."""
+"""Environments that write down each of their steps: ``counting_env:Counting-v0`` and CountingPendulum-v0. Their files outlive SIGKILL."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from broken_envs import Walk
+from gymnasium.envs.classic_control import PendulumEnv
 
 FOLDER = "COUNTED_STEPS"  # environment variable: where the files are
 EPISODE = 50  # steps
@@ -26,9 +27,7 @@ class Counting(Walk):
     def __init__(self) -> None:
         super().__init__()
         self.folder, self.held = Path(os.environ[FOLDER]), list[np.ndarray]()
-        self.evaluates = b"::EvaluatorActor" in Path("/proc/self/cmdline").read_bytes()  # Ray's title of the process
-        name = f"{os.getpid()}-{id(self)}.{'evaluated' if self.evaluates else 'steps'}"
-        self.file = os.open(self.folder / name, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        self.evaluates, self.file = evaluates(), file_of(self)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         self.begun = self.steps
@@ -61,6 +60,30 @@ class Counting(Walk):
         return True
 
 
+class CountingPendulum(PendulumEnv):
+    """Pendulum-v1 that appends one byte for each step that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = file_of(self)
+
+    def step(self, action: np.ndarray) -> Any:
+        result = super().step(action)
+        os.write(self.file, b".")
+        return result
+
+
+def evaluates() -> bool:
+    """Whether this process evaluates: Ray's title of it says so."""
+    return b"::EvaluatorActor" in Path("/proc/self/cmdline").read_bytes()
+
+
+def file_of(env: Any) -> int:
+    """The file of an environment, open for appending."""
+    name = f"{os.getpid()}-{id(env)}.{'evaluated' if evaluates() else 'steps'}"
+    return os.open(Path(os.environ[FOLDER]) / name, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+
 def counted(folder: Path, *drivers: int) -> int:
     """Steps that the environments of all workers ever made: not those that the processes ``drivers`` tried them with."""
     files = folder.glob("*.steps")
@@ -68,3 +91,4 @@ def counted(folder: Path, *drivers: int) -> int:
 
 
 gym.register("Counting-v0", Counting, max_episode_steps=EPISODE)
+gym.register("CountingPendulum-v0", CountingPendulum, max_episode_steps=200)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from counting_env import counted
 from ray_runs import RayRun, driven
-from tiny_episodes import STEPS, finetune_words, make_dataset, train_words
-from tiny_runs import command, lines, read, wait_for
+from tiny_episodes import ENV, STEPS, finetune_words, make_dataset, train_words
+from tiny_runs import command, lines, newest_manifest, read, wait_for
 
 from cluster.checks import spec_of
 from cluster.graph import make_shard
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.cluster
 
 RAY = ("--backend", "ray")
 OFTEN: dict[str, Any] = {"metrics__line_s": 0.25}
+COUNTING = "counting_env:CountingPendulum-v0"  # of all runs that gather: their base run has to have the same
 SLOW: dict[str, Any] = {"worker__envs_per_worker": 1}  # so that a stage is met while it is gathered
 BOUND = ("elbo", "action_nll", "return_nll", "return_error", "kl_total", "kl_token", "active_dims", "collapse")
 
@@ -35,10 +38,16 @@ def conserved(line: dict[str, Any]) -> bool:
     return bool(line["rows_recorded"] == line["rows_stored"] + dropped and line["rows_stored"] == stored)
 
 
+def on_disk(run_dir: Path) -> list[int]:
+    """Rows that the newest snapshot of each shard stands for."""
+    folders = sorted((run_dir / "replay").glob("shard-*"))
+    return [newest_manifest(folder)["state"]["table"]["inserted"] for folder in folders]
+
+
 def shards_of(run_dir: Path) -> list[Shard]:
     """The run's shards as their newest snapshots have them."""
     run = RunDirectory.open(run_dir)
-    plan, found = spec_of(run.config(), run), []
+    plan, found = spec_of(dataclasses.replace(run.config(), env=ENV), run), []  # no module is taken from a file
     for index in range(run.config().replay.shards):
         shard = make_shard(plan, index)
         assert isinstance(shard, Shard) and snapshot.load(shard, plan.shard_dir(index)) is not None
@@ -47,13 +56,13 @@ def shards_of(run_dir: Path) -> list[Shard]:
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+def offline(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     """A GAC that learned from its dataset alone, two shards and no worker."""
-    folder = tmp_path_factory.mktemp("gac-fleet")
+    base = tmp_path_factory.mktemp("gac-fleet")
     with pytest.MonkeyPatch.context() as patch:
-        make_dataset(folder / "data", patch)
-        words = train_words("gac", folder / "run", "--steps", "40", "--shards", "2", *RAY, **OFTEN)
-        with driven(folder / "run", *words) as run:
+        make_dataset(base / "data", patch)
+        flags = ("--env", COUNTING, "--steps", "40", "--shards", "2", *RAY)
+        with driven(base / "run", *train_words("gac", base / "run", *flags, **OFTEN)) as run:
             assert run.end() == 0, run.output()[-3_000:]
             yield run
 
@@ -80,7 +89,7 @@ def test_a_baseline_learns_on_ray_too(offline: RayRun, tmp_path: Path) -> None:
 
 
 def test_stages_are_gathered_with_plans_and_learned_from_by_two_learners(offline: RayRun, tmp_path: Path) -> None:
-    words = finetune_words(offline.run_dir, tmp_path / "run", stages=2, episodes=8, updates=20, learner__learners=2, **OFTEN)  # fmt: skip
+    words = finetune_words(offline.run_dir, tmp_path / "run", "--env", COUNTING, learner__learners=2, **OFTEN)
     with driven(tmp_path / "run", *words) as run:
         assert run.end() == 0, run.output()[-3_000:]
     summary = read(run.run_dir / "summary.json")
@@ -113,7 +122,9 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
         "worker__step_timeout_s": 600,
         "ray__call_timeout_s": 600,  # the learner stands still for as long as one worker takes to gather the stage
     }
-    words = finetune_words(offline.run_dir, tmp_path / "run", stages=1, episodes=160, **settings, **OFTEN, **SLOW)  # fmt: skip
+    words = finetune_words(
+        offline.run_dir, tmp_path / "run", "--env", COUNTING, stages=1, episodes=160, **settings, **OFTEN, **SLOW
+    )
     with driven(tmp_path / "run", *words) as run:
         run.wait(lambda: run.live().get("env_steps", 0) > 0, "workers to collect")
         learner = run.wait(lambda: run.children("ray::LearnerActor"), "the learner")[0]
@@ -140,24 +151,17 @@ SAVE_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def going(offline: RayRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
+def going(offline: RayRun, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayRun]:
     """A run in stages of which the tests from here on kill parts in turn."""
     run_dir = tmp_path_factory.mktemp("gac-faults") / "run"
     often: dict[str, Any] = {"replay__snapshot_s": SAVE_S, "learner__checkpoint_s": SAVE_S, **OFTEN}
     sizes = {"stages": STAGES, "episodes": EPISODES, "updates": UPDATES}
-    words = finetune_words(offline.run_dir, run_dir, **sizes, **SLOW, **UNEVEN, **often)
+    for path in folder.iterdir():  # of the runs before this one
+        path.unlink()
+    words = finetune_words(offline.run_dir, run_dir, "--env", COUNTING, **sizes, **SLOW, **UNEVEN, **often)
     with driven(run_dir, *words) as run:
         run.wait_for_steps(200)
         yield run
-
-
-def test_a_worker_killed_in_a_stage_is_replaced_and_its_episodes_are_counted_as_lost(going: RayRun) -> None:
-    assert going.live()["stage"] == 1
-    going.wait(lambda: going.live()["online_episodes"] > ONE_SHARD, "both shards to hold an unfinished episode")
-    going.kill_one("ray::WorkerActor")
-    going.wait(lambda: going.live()["workers_restarted"] == 1, "the restart to be counted")
-    going.wait(lambda: going.live().get("lost_rows_replaced", 0) > 0, "the rows of its open episodes to be given up")
-    assert conserved(going.live()), going.live()
 
 
 def test_a_learner_killed_while_it_learns_from_a_stage_makes_the_lost_updates_again(going: RayRun) -> None:
@@ -179,21 +183,41 @@ def test_a_shard_killed_in_a_stage_comes_back_and_the_stage_is_completed(going: 
     assert conserved(going.live()), going.live()
 
 
-def test_sigterm_in_a_stage_saves_everything_and_a_resumed_run_gathers_and_learns_to_its_end(going: RayRun) -> None:
+def test_sigterm_in_a_stage_saves_everything_and_counts_every_step_that_was_made(going: RayRun, folder: Path) -> None:
     going.wait(lambda: going.live()["updates"] > UPDATES + 40, "the second stage to be learned from")
     going.process.terminate()
     assert going.end() == 143, going.output()[-3_000:]
     interrupted = read(going.run_dir / "summary.json")
-    assert interrupted["exit"] == "interrupted"
+    rows = interrupted["rows"]
+    print(f"rows at SIGTERM: {rows}")
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) == counted(folder, going.process.pid)
+    assert interrupted["exit"] == "interrupted" and rows["stored"] == sum(on_disk(going.run_dir)), rows
     wait_for(lambda: not going.alive(), "the run's processes to end", 30)
-    with driven(going.run_dir, "resume", str(going.run_dir)) as run:
+
+
+def test_the_resumed_run_gathers_and_learns_to_its_end_and_counts_the_episodes_of_a_worker_that_is_killed(
+    going: RayRun, folder: Path
+) -> None:
+    assert going.process.poll() is not None, "the test before this one ends the run"
+    interrupted = read(going.run_dir / "summary.json")
+    with driven(going.run_dir, "resume", str(going.run_dir), "--env", COUNTING) as run:
+        held = (STAGES - 1) * EPISODES + ONE_SHARD
+        run.wait(lambda: run.live()["online_episodes"] > held, "both shards to hold an unfinished episode")
+        assert run.live()["stage"] == STAGES
+        run.kill_one("ray::WorkerActor")
+        run.wait(lambda: run.live()["workers_restarted"] == 1, "the restart to be counted")
+        run.wait(lambda: run.live().get("lost_rows_replaced", 0) > 0, "the rows of its open episodes to be given up")
+        assert conserved(run.live()), run.live()
         assert run.end() == 0, run.output()[-3_000:]
     summary, last = read(going.run_dir / "summary.json"), lines(going.run_dir / "metrics.jsonl")[-1]
     assert summary["exit"] == "completed" and last["stage"] == STAGES
     assert STAGES * UPDATES <= summary["updates"] <= STAGES * UPDATES + 20, "whole blocks, none of them twice"
     assert last["online_episodes"] >= STAGES * EPISODES and conserved(last), last
     assert summary["env_steps"] >= interrupted["env_steps"]
+    settings = read(going.run_dir / "config.json")["worker"]
+    untold = counted(folder, going.process.pid, run.process.pid) - summary["rows"]["recorded"]
+    assert 0 <= untold <= (settings["max_unacked"] + 1) * settings["chunk_steps"] + 1, "of the worker that was killed"
     versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)
-    result = command("evaluate", str(going.run_dir), "--episodes", "2", "--json")
+    result = command("evaluate", str(going.run_dir), "--env", COUNTING, "--episodes", "2", "--json")
     assert result.returncode == 0, result.stderr
