@@ -36,6 +36,16 @@ class Host:
         finally:
             _ip("link", "set", link, "up")
 
+    @contextlib.contextmanager
+    def closed(self, port: int) -> Iterator[None]:
+        """That host does not reach ``port`` of any other, for the time of the block."""
+        rule = ("ipproto", "tcp", "dport", str(port), "unreachable")
+        _ip("-n", self.name, "rule", "add", *rule)
+        try:
+            yield
+        finally:
+            _ip("-n", self.name, "rule", "del", *rule)
+
 
 @contextlib.contextmanager
 def second_host() -> Iterator[Host]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,11 +114,12 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def two_hosts(variables: dict[str, str]) -> Iterator[tuple[str, Host]]:
+def two_hosts(variables: dict[str, str], theirs: Mapping[str, str] | None = None) -> Iterator[tuple[str, Host]]:
     """A cluster of this host, as node ``core`` with 2 CPUs, and of a second one, as node ``far`` with 1; its address, and that host.
 
     Args:
         variables: of the environment of both nodes.
+        theirs: more of the second one's.
     """
     folder = Path(tempfile.mkdtemp(prefix="db", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
     with second_host() as host:
@@ -127,7 +128,7 @@ def two_hosts(variables: dict[str, str]) -> Iterator[tuple[str, Host]]:
             said = _start_node(folder, "core", 2, variables, head, [])
             address = said.split("--address='")[1].split("'")[0]
             far = [f"--address={address}", f"--node-ip-address={host.address}"]
-            _start_node(folder, "far", 1, variables, far, host.words())
+            _start_node(folder, "far", 1, variables | dict(theirs or {}), far, host.words())
             yield address, host
         finally:
             _end_nodes(folder)
