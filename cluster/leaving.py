@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.wording import count
 from cluster.remote import DIED, root
 from cluster.replay_client import SETTLE_S, STOPPED
 
@@ -120,7 +121,7 @@ class Leaving:
                 late += 1
                 self._ask(leaver)
         if late:
-            self.event(f"{late} workers did not end within {RETIRE_S:.0f} s and were killed")
+            self.event(f"{count(late, 'worker')} did not end within {RETIRE_S:.0f} s and had to be killed")
 
     def _ask(self, leaver: _Leaver) -> None:
         leaver.words, leaver.by = leaver.member.actor.last_words.remote(), time.monotonic() + LAST_WORDS_S

@@ -138,7 +138,7 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
         run.wait(lambda: "is not replaced, as its shard has all its rows" in run.output(), "the driver to notice")
         learner.resume()
         assert run.end() == 0, run.output()[-3_000:]
-        assert "1 workers did not end within" in run.output(), "the one that hangs"
+        assert "1 worker did not end within" in run.output(), "the one that hangs"
     summary, last = read(run.run_dir / "summary.json"), lines(run.run_dir / "metrics.jsonl")[-1]
     assert summary["exit"] == "completed" and summary["workers"]["restarted"] == 0 and last["online_episodes"] >= 160
     assert conserved(last), last

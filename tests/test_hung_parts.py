@@ -83,7 +83,9 @@ def test_a_stopped_worker_that_is_to_go_is_killed_in_time_and_nobody_waits_for_i
     answered_s = time.monotonic() - began
     assert result.stdout.startswith("rollout workers: 3 -> 2: 2 run"), result.stderr
     assert third.is_running(), "the answer did not wait for it"
-    going.wait(lambda: "1 workers did not end within 8 s and were killed" in going.output(), "the worker to be late")
+    going.wait(
+        lambda: "1 worker did not end within 8 s and had to be killed" in going.output(), "the worker to be late"
+    )
     going.wait(lambda: len(going.children("ray::WorkerActor")) == 2, "the third worker to leave")
     goes_on(going)
     print(f"`scale` was answered within {answered_s:.1f} s")
