@@ -38,6 +38,21 @@ def test_the_slowest_workers_are_named_with_their_nodes_and_reported_when_they_a
     assert "node_workers_b" not in seen.record({0: "a"})
 
 
+def test_no_worker_is_called_slow_in_the_first_seconds_when_not_every_one_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now)
+    seen, nodes = Parts(), {0: "a", 1: "a"}
+    seen.add_worker(0, {"recorded_rows": 1_500.0})
+    now = 3.0
+    record = seen.record(nodes)
+    assert record["worker_steps_per_s_min"] == 0.0 and not alarms(record)
+    seen.add_worker(0, {"recorded_rows": 9_000.0})
+    now = 33.0
+    assert "worker 1 on a: 0.0" in alarms(seen.record(nodes))["slow_workers"]
+
+
 def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
     seen = Parts()
     stats = {"recorded_rows": 4.0} | Usage(1e8, 5.0).stats()

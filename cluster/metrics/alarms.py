@@ -16,10 +16,10 @@ def alarms(record: Mapping[str, Any]) -> dict[str, str]:
     """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise."""
     found = {}
     slowest, median = record.get("worker_steps_per_s_min"), record.get("worker_steps_per_s_p50")
-    if slowest is not None and median is not None and slowest < SLOW_WORKER * median:
-        names = f" ({text})" if (text := record.get("slowest_workers")) else ""
+    names = record.get("slowest_workers")  # none in the first seconds
+    if names and slowest is not None and median is not None and slowest < SLOW_WORKER * median:
         found["slow_workers"] = (
-            f"some workers make less than half of the median's {median:.1f} env steps a second{names}, expected "
+            f"some workers make less than half of the median's {median:.1f} env steps a second ({names}), expected "
             "about the same of all: look at the load of their nodes, or at what their environments do"
         )
     clipped, collapsed = record.get("loss_clipped_mass") or 0.0, record.get("loss_collapse") or 0.0

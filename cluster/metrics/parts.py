@@ -26,6 +26,7 @@ class Parts:
         self._since = time.monotonic()
         self._rows: Counter[int] = Counter()  # by worker, since then
         self._rates: dict[int, float] = {}  # of the last window
+        self._whole = False  # whether it was: in the first seconds not every worker has begun, so none is called slow
         self._used: dict[tuple[str, int], Usage] = {}  # by part and index
         self._cpu_s: Counter[str] = Counter()  # by part, over all of its processes
         self._shown: set[str] = set()  # nodes of the last record
@@ -57,6 +58,7 @@ class Parts:
         now = time.monotonic()
         if now - self._since >= WINDOW_S or not self._rates:
             seconds = max(now - self._since, 1e-9)
+            self._whole = seconds >= WINDOW_S
             self._rates = {worker: self._rows[worker] / seconds for worker in nodes}
             self._since, self._rows = now, Counter()
         return self._of_workers(nodes) | self._of_nodes(nodes) | self._of_processes()
@@ -67,11 +69,12 @@ class Parts:
             return {}
         low, middle, high = np.quantile(list(rates.values()), (0.0, 0.5, 1.0)).tolist()
         slowest = sorted(rates.items(), key=lambda item: item[1])[:SLOWEST]
+        names = ", ".join(f"worker {worker} on {nodes[worker]}: {rate:.1f}" for worker, rate in slowest)
         return {
             "worker_steps_per_s_min": low,
             "worker_steps_per_s_p50": middle,
             "worker_steps_per_s_max": high,
-            "slowest_workers": ", ".join(f"worker {worker} on {nodes[worker]}: {rate:.1f}" for worker, rate in slowest),
+            "slowest_workers": names if self._whole else "",
         }
 
     def _of_nodes(self, nodes: dict[int, str]) -> dict[str, float]:
