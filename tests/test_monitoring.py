@@ -255,6 +255,16 @@ def test_a_port_that_is_taken_is_named_and_a_grafana_that_runs_is_left_alone(tmp
     assert not calls.read_text()
 
 
+def test_data_of_a_prometheus_that_runs_are_not_shared_with_a_second_one(tmp_path: Path) -> None:
+    port, (environment, _) = free_port(), with_docker(tmp_path, "version")
+    with begun(tmp_path, port, environment):
+        wait_for(lambda: ready(port), "Prometheus", 60, tmp_path / "log")
+        words = [MONITORING / "start.sh", tmp_path / "others", tmp_path / "data", str(free_port())]
+        second = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1 and f"keeps its data in {tmp_path / 'data'}, so nothing" in second.stderr
+        assert str(tmp_path / "targets") in (tmp_path / "data" / "prometheus.yml").read_text() and ready(port)
+
+
 def test_the_script_says_what_it_needs() -> None:
     result = subprocess.run([MONITORING / "start.sh"], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2 and "metrics.targets_dir" in result.stderr

@@ -18,6 +18,11 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
   echo "port $port of 127.0.0.1 is taken, so nothing was started: end what listens there, or give another PORT" >&2
   exit 1
 fi
+exec 9>"$data/lock"  # Prometheus inherits it, so it is held for as long as that runs
+if ! flock --nonblock 9; then
+  echo "another Prometheus keeps its data in $data, so nothing was started: end it, or give another DATA" >&2
+  exit 1
+fi
 
 export PROMETHEUS_PORT=$port  # for compose.yml
 compose=(docker compose --file "$here/compose.yml")
