@@ -112,5 +112,7 @@ def test_a_run_whose_named_cluster_loses_its_head_for_good_ends_in_time_with_the
     assert 7 <= when - killed < 16, "after half of Ray's own limit, before Ray would end the process"
     assert f"drawbridge: error: {failure}" in run.output() and ended - killed < 30, run.output()[-3_000:]
     assert "the head of the Ray cluster (GCS) at " in failure and "expected an answer within 8 s" in failure, failure
-    assert f"go on with `drawbridge resume {run.run_dir} --env {PACED}` when the cluster has a head again" in failure
+    words = failure.split("go on with `")[1]
+    assert words.startswith(f"drawbridge resume {run.run_dir} ") and "` when the cluster has a head again" in words
+    assert f" --env {PACED}" in words and f" --address {address}" in words, words
     assert run.live()["state"] == "failed"
