@@ -69,14 +69,10 @@ class ShardActor:
         self.shard = make_shard(spec, index)
         self.found = snapshot.load(self.shard, self.directory)
         lock = asyncio.Lock()
-        self.calls = {
-            "append": asyncio.Condition(lock),
-            "sample": asyncio.Condition(lock),
-        }  # that wait, for room or for rows
-        self.drawn, self.generation = (
-            [0] * spec.config.learner.learners,
-            -1,
-        )  # blocks by rank, of the learners of one generation
+        # Calls that wait, for room or for rows.
+        self.calls = {"append": asyncio.Condition(lock), "sample": asyncio.Condition(lock)}
+        # Blocks by rank, of the learners of one generation.
+        self.drawn, self.generation = [0] * spec.config.learner.learners, -1
         self.policy_s = spec.config.ray.call_timeout_s
         self.stage = self.shard.limiter.stage
         self.sealed = False

@@ -218,11 +218,16 @@ def _found() -> str:
     return str(found)
 
 
+def hail(peer: socket.socket) -> bytes:
+    """What ``peer`` says first to one who begins to speak HTTP/2, up to the header of a frame."""
+    peer.sendall(HTTP2_PREFACE + HTTP2_SETTINGS)
+    return peer.recv(9)
+
+
 def _greet(peer: socket.socket) -> None:
     """ConnectionError unless ``peer`` answers as a gRPC server does, which Ray's heads are: with HTTP/2 settings."""
     peer.settimeout(CONNECT_TIMEOUT_S)
-    peer.sendall(HTTP2_PREFACE + HTTP2_SETTINGS)
-    header = peer.recv(9)
+    header = hail(peer)
     if len(header) < 4 or header[3] != HTTP2_SETTINGS[3]:
         raise ConnectionError("what listens there does not speak gRPC")
 

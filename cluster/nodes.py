@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from cluster.bounded import in_thread
-from cluster.connection import HTTP2_PREFACE, HTTP2_SETTINGS
+from cluster.connection import hail
 from cluster.metrics.catalogue import RestartReason
 
 LOOK_S = 2.0  # between two looks; at once where a part has failed
@@ -114,8 +114,7 @@ def _answers(entry: dict[str, Any]) -> bool:
     which is an answer, too."""
     try:
         with socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), REACH_S) as peer:
-            peer.sendall(HTTP2_PREFACE + HTTP2_SETTINGS)
-            peer.recv(1)
+            hail(peer)
     except ConnectionResetError:
         return True
     except OSError:

@@ -18,9 +18,7 @@ class Usage(NamedTuple):
     cpu_s: float  # since it began
     shm_bytes: float | None = None  # of them pages of Ray's object store, counted by all who map them; None: not known
     gpu_bytes: float | None = None  # that torch holds of its device; None without one
-    gpu_busy: float | None = (
-        None  # share of time in which that device computes, for whomever; None where nobody says it
-    )
+    gpu_busy: float | None = None  # share of time in which that device computes, for whomever; None: not known
 
     def stats(self) -> dict[str, float]:
         """What is known, as a chunk's stats carry it."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from tiny_episodes import TINY, TINY_CLONE, pairs, swings
-from tiny_runs import folder_of_ones_own, read, train_inline, train_words
+from tiny_runs import edit_config, folder_of_ones_own, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.commands.arguments import name_env_again
@@ -76,8 +76,7 @@ def edited(trained: Path, tmp_path: Path) -> Path:
     """That run as a stranger would hand it over: its config.json names a module."""
     path = tmp_path / "edited"
     shutil.copytree(trained, path)
-    config = read(path / "config.json")
-    (path / "config.json").write_text(json.dumps(config | {"env": ENV}))
+    edit_config(path, env=ENV)
     return path
 
 
@@ -281,11 +280,10 @@ def test_an_agent_for_a_dataset_is_trained_whatever_the_folder_is_called_like(
 
 
 def test_the_arguments_of_a_run_may_be_named_again_in_any_order(edited: Path) -> None:
-    config = read(edited / "config.json")
     task = 'Pendulum-v1?{"g":1.5,"max_episode_steps":9}'
     other_order = 'Pendulum-v1?{"max_episode_steps": 9, "g": 1.5}'
     for theirs in (task, other_order):
-        (edited / "config.json").write_text(json.dumps(config | {"env": theirs}))
+        edit_config(edited, env=theirs)
         for again in (task, other_order, "Pendulum-v1"):
             name_env_again(edited, again)
         for other in ('Pendulum-v1?{"g":1.6,"max_episode_steps":9}', 'Pendulum-v1?{"g":', "Pendulum-v1?", "Acrobot-v1"):

@@ -145,7 +145,6 @@ def test_workers_that_die_or_hang_after_their_shard_has_all_its_episodes_are_not
 
 
 STAGES, EPISODES, UPDATES = 3, 80, 400
-ONE_SHARD = EPISODES // 2  # episodes of a stage that one of two shards takes
 UNEVEN: dict[str, Any] = {"worker__chunk_steps": 61}  # within a stage no episode ends where a chunk does
 SAVE_S = 1.0
 

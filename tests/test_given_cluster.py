@@ -69,4 +69,5 @@ def test_from_another_host_every_way_into_a_cluster_takes_the_token_and_nothing_
                 # A client that is let in gets a process of its own at the head; a busy machine may not start it in Ray's time.
                 busy = way == "client" and "Starting Ray client server failed" in result.stderr
                 assert result.returncode == 0 or busy, (way, result.stderr[-2_000:])
-            assert not list(tmp_path.glob("*-without")) and (tmp_path / "driver-with").exists()
+                assert (tmp_path / f"{way}-with").exists() or busy or way == "job", "a job runs later"
+            assert not list(tmp_path.glob("*-without"))

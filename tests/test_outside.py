@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -10,10 +9,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import command, read, train_inline, train_words
+from tiny_runs import command, edit_config, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.commands.status import status
@@ -41,15 +39,6 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That run as a stranger hands it over."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def edit(run: Path, **settings: Any) -> None:
-    """Writes ``settings``, with __ for the dot, into the run's config.json."""
-    config = read(run / "config.json")
-    for key, value in settings.items():
-        part, _, leaf = key.partition("__")
-        (config[part] if leaf else config)[leaf or part] = value
-    (run / "config.json").write_text(json.dumps(config))
 
 
 class Peer:
@@ -102,7 +91,7 @@ def test_no_command_calls_a_cluster_that_only_a_file_names(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    edit(run, backend="ray", ray__address=peer.address)
+    edit_config(run, backend="ray", ray__address=peer.address)
     words, before = commands_from(run, tmp_path / "out")[name], (run / "config.json").read_bytes()
     for ours in ("", "127.0.0.1:1", "local"):
         monkeypatch.setenv("RAY_ADDRESS", ours)
@@ -130,7 +119,7 @@ def test_whatever_reaches_out_is_named_again_as_the_error_says(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "some where" / "targets"
-    edit(run, metrics__host="0.0.0.0", metrics__targets_dir=str(folder), metrics__port=0)
+    edit_config(run, metrics__host="0.0.0.0", metrics__targets_dir=str(folder), metrics__port=0)
     words = commands_from(run, tmp_path / "out")[name]
     assert main(words) == 2
     result = capsys.readouterr().err
@@ -142,7 +131,7 @@ def test_whatever_reaches_out_is_named_again_as_the_error_says(
 
 
 def test_another_value_will_do_and_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit(run, metrics__host="0.0.0.0", metrics__targets_dir="/nowhere/targets")
+    edit_config(run, metrics__host="0.0.0.0", metrics__targets_dir="/nowhere/targets")
     assert (
         main(["resume", str(run), "--steps", "128", "--set", "metrics.host=127.0.0.1", "--set", "metrics.targets_dir="])
         == 0
@@ -162,7 +151,7 @@ def test_the_words_that_go_on_with_a_run_name_all_of_it_again(
     capsys.readouterr()
     assert main(["status", str(own)]) == 0 and f"go on with `{words}`" in capsys.readouterr().out
     assert main(train_words(own)) == 2 and f"go on with it by `{words}`" in capsys.readouterr().err
-    edit(run, metrics__targets_dir=str(folder))
+    edit_config(run, metrics__targets_dir=str(folder))
     again = shlex.split(status(run)["resume"])[1:]
     assert main([*again[:2], "--steps", "200"]) == 2 and main([*again, "--steps", "200"]) == 0
     assert (

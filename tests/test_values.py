@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import read, train_inline, train_words
+from tiny_runs import edit_config, read, train_inline, train_words
 
 from algorithms import ALGORITHMS
 from cluster import checks
@@ -338,9 +338,7 @@ def test_a_refused_resume_does_not_count_as_a_start(
     run = tmp_path / "run"
     shutil.copytree(ended, run)
     with socket.create_server(("127.0.0.1", 0)) as other:
-        config = read(run / "config.json")
-        config["metrics"]["port"] = other.getsockname()[1]
-        (run / "config.json").write_text(json.dumps(config))
+        edit_config(run, metrics__port=other.getsockname()[1])
         assert main(["resume", str(run), "--steps", "256"]) == 2
     assert not (run / "control" / "starts").exists() and read(run / "summary.json")["exit"] == "completed"
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from cluster.metrics.catalogue import WINDOW_SUMS
-from replay.manifest import write_atomic
+from replay.manifest import read_whole, write_atomic
 
 
 def thin_out(path: Path) -> None:
     """Drops every second line of the older half of metrics.jsonl, never the first; the next one takes over its WINDOW_SUMS."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_whole(path).splitlines(keepends=True)
     half = len(lines) // 2 | 1
     older = [lines[0], *map(_taken_over, lines[1:half:2], lines[2:half:2])]
     write_atomic(path, b"".join([*older, *lines[half:]]))
