@@ -83,8 +83,9 @@ class ShardGroup:
                 self.event(f"shard {index}: snapshot skipped: {warning}")
 
     def on(self, node: str) -> list[str]:
-        """Those on a node, for people."""
-        return [f"shard {index}" for index, place in sorted(self._nodes_of.items()) if place == node]
+        """Those on a node, for people; also those that Ray has restarted elsewhere before it was known what had become of the node."""
+        moved = {index for index, failure in self._restarts if node in failure.nodes}
+        return [f"shard {index}" for index, place in sorted(self._nodes_of.items()) if place == node or index in moved]
 
     def take(self, index: int) -> tuple[dict[str, Any] | None, bool]:
         """What a shard answered, if it did, and whether its workers had to wait for it. RunError when it is gone for good."""
