@@ -58,7 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except UsageError as error:
         return _failed(error, 2)
     except Interrupted as error:
-        return _failed(error, 128 + error.signum)
+        print(f"drawbridge: {without_control(str(error))}", file=sys.stderr)
+        return 128 + error.signum
     except KeyboardInterrupt as error:
         return _failed(RunError(str(error) or "interrupted"), 130)
     except BrokenPipeError:
@@ -184,7 +185,7 @@ class _Version(argparse.Action):
     """Prints the version when it is asked for: the commit is looked up then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
-        from cluster.run_dir import git_hash, tree_version
+        from cluster.version import git_hash, tree_version
 
         print(f"drawbridge {tree_version()} (commit {git_hash()})")
         parser.exit()

@@ -99,6 +99,11 @@ def cluster_address(given: str | None) -> str:
     return "" if address == "local" else address
 
 
+def _named(address: str) -> str:
+    """An address as whoever gave it did."""
+    return f"RAY_ADDRESS={address}" if address == os.environ.get("RAY_ADDRESS") else f"--address {address}"
+
+
 def shipped_files() -> dict[str, int]:
     """The files of this tree that go to a cluster with a run, and their sizes in bytes."""
     from ray._private.ray_constants import get_runtime_env_default_excludes
@@ -244,7 +249,7 @@ def _show_token(address: str, target: str, method: str) -> None:
     except AuthenticationError as error:  # before anything was asked
         why = str(error).split(". ", 1)[0]
         raise UsageError(
-            f"--address {address}: RAY_AUTH_MODE is token here and there is no token to show ({why}), expected one: nothing was started; set "
+            f"{_named(address)}: RAY_AUTH_MODE is token here and there is no token to show ({why}), expected one: nothing was started; set "
             "RAY_AUTH_TOKEN_PATH to a file with the token that the head was started with, or RAY_AUTH_TOKEN to the token itself; if the "
             "cluster asks for none, unset RAY_AUTH_MODE"
         ) from error
@@ -279,7 +284,7 @@ def _has_token() -> bool:
 def _locked(address: str, why: str) -> str:
     mode = os.environ.get("RAY_AUTH_MODE")
     return (
-        f"--address {address}: the cluster asks for a token ({why}; RAY_AUTH_MODE is {mode or 'unset'}), expected RAY_AUTH_MODE=token and the "
+        f"{_named(address)}: the cluster asks for a token ({why}; RAY_AUTH_MODE is {mode or 'unset'}), expected RAY_AUTH_MODE=token and the "
         "token that its head was started with; nothing was started; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the "
         "token, or RAY_AUTH_TOKEN to the token itself"
     )
@@ -287,6 +292,6 @@ def _locked(address: str, why: str) -> str:
 
 def _unreachable(address: str, why: str) -> str:
     return (
-        f"--address {address}: no Ray cluster answers there ({why}), expected host:port of a running head node; nothing was started; "
-        "start one with `ray start --head`, or leave --address out to run on this machine"
+        f"{_named(address)}: no Ray cluster answers there ({why}), expected host:port of a running head node; nothing was started; "
+        "start one with `ray start --head`, or run on this machine with --address local"
     )

@@ -26,7 +26,7 @@ from algorithms import compiled
 from cluster.connection import accepts
 from cluster.errors import RunError
 from cluster.metrics.wording import number
-from cluster.run_dir import PACKAGES
+from cluster.version import PACKAGES
 from replay.manifest import write_synced
 
 SKEW_S = 2.0  # between the clocks of two machines; an answer takes milliseconds

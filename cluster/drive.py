@@ -26,10 +26,11 @@ from cluster.metrics.wording import algorithm_name
 from cluster.own_code import resume_words, twice_words
 from cluster.pictures.background import BackgroundCurve
 from cluster.reports import LATE_S
-from cluster.run_dir import RunDirectory, git_hash
+from cluster.run_dir import RunDirectory
 from cluster.session import Session
 from cluster.signals import STOP, Signals
 from cluster.task_preset import unpublished
+from cluster.version import git_hash
 
 LOOK_S = 0.2  # for a `stop`, while a block is to be ended by one at once
 

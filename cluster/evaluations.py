@@ -22,6 +22,8 @@ from cluster.actors import EXPENDABLE, EvaluatorActor
 from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.catalogue import RestartReason
+from cluster.nodes import Failure, Nodes, Undecided
 from cluster.remote import DIED, cause, make_actor, root
 from cluster.setting_text import parse_labels
 from rollout_workers.evaluator import BrokenEpisodes, Evaluation
@@ -32,7 +34,9 @@ WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is g
 class Evaluations:
     """Training never waits for any of this."""
 
-    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None], nodes: Nodes
+    ) -> None:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self._queue: deque[tuple[Any, int, float]] = deque()  # what the store is asked for, episodes, since when
         self._run: Any = None  # reference of the evaluation under way
@@ -40,7 +44,8 @@ class Evaluations:
         self._failures = 0
         labels = parse_labels(self.config.ray.worker_labels)
         self._options: dict[str, Any] = EXPENDABLE | {"num_cpus": 0} | ({"label_selector": labels} if labels else {})
-        self.node = ""  # where the evaluator is, once that is known
+        self._nodes, self._node = nodes, ""  # where the evaluator is, once that is known
+        self._undecided = Undecided("evaluator", nodes, aggregator, spec.config.ray.start_timeout_s)
         self._done: list[Evaluation] = []
         self._evaluator: Any = None
         if self.config.evaluation.every_steps:
@@ -54,11 +59,15 @@ class Evaluations:
     @property
     def pending(self) -> bool:
         """Whether something is still to come in its time."""
-        return bool(self._queue) or (self._run is not None and time.monotonic() < self._due + 1)
+        return bool(self._queue) or self._undecided.some or (self._run is not None and time.monotonic() < self._due + 1)
 
     @property
     def actors(self) -> list[Any]:
         return [] if self._evaluator is None else [self._evaluator]
+
+    def on(self, node: str) -> bool:
+        """Whether the evaluator is on a node, or was when it failed."""
+        return node == self._node or bool(self._undecided.on(node))
 
     def request(self, fetched: Any, episodes: int) -> None:
         """Queues an evaluation of the newest policy.
@@ -74,8 +83,10 @@ class Evaluations:
         self.go_on()
 
     def go_on(self) -> None:
-        """Begins the next evaluation when the evaluator is free; gives up one that takes too long."""
+        """Begins the next evaluation when the evaluator is free; gives up one that takes too long. An evaluator that failed SAME_FAILURE times
+        in a row ends the run."""
         now, settings = time.monotonic(), self.config.evaluation
+        self._take_failures()
         if self._evaluator is not None:
             self._is_up()
         if self._run is not None and now > self._due:
@@ -83,6 +94,7 @@ class Evaluations:
                 f"an evaluation took longer than {settings.timeout_s:.0f} s (evaluation.timeout_s) and was given up; the evaluator "
                 "is replaced"
             )
+            self.aggregator.count_restart("evaluator", "hung", self._nodes.address(self._node))
             self._restart()
         while self._run is None and self._queue:
             fetched, episodes, since = self._queue[0]
@@ -103,7 +115,7 @@ class Evaluations:
                 self._due += 0.0 if self._is_up() else self.config.ray.start_timeout_s
 
     def look_at(self, ref: Any) -> None:
-        """Takes the evaluation that is ready. The evaluator is replaced when it failed; SAME_FAILURE times in a row end the run."""
+        """Takes the evaluation that is ready; one that failed costs the evaluator, which is replaced."""
         try:
             evaluation, used = ray.get(ref)
             self.aggregator.add_usage("evaluator", 0, used)
@@ -113,12 +125,8 @@ class Evaluations:
             self.event(f"an evaluation has no result: {root(error)}")
             self._run, self._failures = None, 0
         except (RayTaskError, *DIED) as error:
-            self._failures += 1
-            if self._failures >= SAME_FAILURE:
-                raise RunError(
-                    f"the evaluator failed {self._failures} times in a row, so the run halts:\n{cause(error)}"
-                ) from None
-            self.event(f"an evaluation failed: {root(error)}")
+            reason: RestartReason = "raised" if isinstance(error, RayTaskError) else "died"
+            self._undecided.add(0, Failure(why=cause(error), reason=reason, nodes=frozenset((self._node,))))
             self._restart()
 
     def take(self) -> list[Evaluation]:
@@ -129,10 +137,22 @@ class Evaluations:
     def _is_up(self) -> bool:
         """Whether the evaluator's process has started, or has failed to; where it is, is known from then on."""
         up = bool(ray.wait([self._up], timeout=0)[0])
-        if up and not self.node:
+        if up and not self._node:
             with contextlib.suppress(*DIED, RayTaskError):
-                self.node = ray.get(self._up)
+                self._node = ray.get(self._up)
+                self.aggregator.part_nodes["evaluator"] = {self._nodes.address(self._node)}
         return up
+
+    def _take_failures(self) -> None:
+        """Says and counts failures of which it is known by now that the evaluator was not lost with its node."""
+        for _, failure, lost in self._undecided.decided():
+            self._failures += not lost
+            if self._failures >= SAME_FAILURE:
+                raise RunError(
+                    f"the evaluator failed {self._failures} times in a row, so the run halts:\n{failure.why}"
+                )
+            if not lost:
+                self.event(f"an evaluation failed: {root(failure.why)}")
 
     def _left_out(self, error: Exception) -> list[Any]:
         self.event(f"an evaluation was left out, the store of weights did not answer: {root(error)}")
@@ -140,7 +160,7 @@ class Evaluations:
 
     def _start(self) -> None:
         self._evaluator = make_actor(EvaluatorActor, **self._options).remote(self.spec)
-        self._up, self.node = self._evaluator.place.remote(), ""
+        self._up, self._node = self._evaluator.place.remote(), ""
 
     def _restart(self) -> None:
         ray.kill(self._evaluator, no_restart=True)

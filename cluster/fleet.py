@@ -18,7 +18,6 @@ import ray
 from ray.exceptions import RayTaskError
 
 from algorithms.weights import Weights
-from cluster.actors import StoreActor
 from cluster.checks import memory_problems
 from cluster.connection import cluster_address, connect, disconnect
 from cluster.data_kind import kind_of
@@ -32,9 +31,10 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Nodes
 from cluster.own_code import resume_words
 from cluster.placement import Reservation
-from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor, root
+from cluster.remote import ANSWER_WAIT_S, DIED, PAUSE_S, ask_all, root
 from cluster.saving import Saved, SaveWatch, look_at_disk
-from cluster.shard_group import PAUSE_S, ShardGroup
+from cluster.shard_group import ShardGroup
+from cluster.store_watch import StoreWatch
 from cluster.worker_group import WorkerGroup
 from replay.limiter import apportioned
 from rollout_workers.evaluator import Evaluation
@@ -59,7 +59,6 @@ class RayFleet:
         self._next_stats = self._next_save = 0.0
         self._counts: tuple[list[Any], list[Any]] | None = None  # answers to come: what learners had, what shards gave
         self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
-        self._store_started, self._store_node = 0.0, ""
 
     def start(self) -> None:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
@@ -86,13 +85,12 @@ class RayFleet:
         common, quota = (self.spec, self.aggregator, self.event, self._nodes), kind_of(config).row_quota(config)
         self._shards = ShardGroup(*common, self._reservation, quota)
         place = self._reservation.place("learner", 0)  # so a cut that spares the learner does not take the weights away
-        self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1, scheduling_strategy=place).remote()
-        self._actors.append(lambda: [*self._shards.actors, self._store])
-        self._store_pulse = Pulse(self._store.started.remote)
-        self._evaluations = Evaluations(self.spec, self.aggregator, self.event)
+        self._store = StoreWatch(*common[1:], config.ray, place)
+        self._actors.append(lambda: [*self._shards.actors, self._store.actor])
+        self._evaluations = Evaluations(*common)
         self._actors.append(lambda: self._evaluations.actors)
         self._shards.wait(self._head.check)
-        actors = self._shards.actors, self._store
+        actors = self._shards.actors, self._store.actor
         self._learners = LearnerGroup(*common, self._reservation, *actors)
         self._actors.append(lambda: self._learners.actors)
         worker_cpus = 0.0 if self._own_cluster else config.worker.cpus  # nobody else there: scaling has no bound
@@ -138,6 +136,7 @@ class RayFleet:
             self._next_stats = now + STATS_S
             self._take_stats()
             self._shards.watch()
+            self._store.watch()
             self._worker_group.watch()
             self._close_when_full()
         self._worker_group.go_on()
@@ -154,12 +153,12 @@ class RayFleet:
         self.done = self._learners.finished
 
     def weights(self) -> Weights | None:
-        refs = ray.get(self._store.fetch.remote(), timeout=self.timeout_s)
+        refs = ray.get(self._store.actor.fetch.remote(), timeout=self.timeout_s)
         return ray.get(refs[0], timeout=self.timeout_s) if refs else None
 
     def request_evaluation(self, episodes: int) -> None:
         """Queues an evaluation of the newest policy; training does not wait for it."""
-        self._evaluations.request(self._store.fetch.remote(), episodes)
+        self._evaluations.request(self._store.actor.fetch.remote(), episodes)
 
     def take_evaluations(self) -> list[Evaluation]:
         return self._evaluations.take()
@@ -265,7 +264,7 @@ class RayFleet:
         killed and restarted.
         """
         by = time.monotonic() + seconds
-        ask_all([*self._shards.pulses, self._store_pulse], seconds)
+        ask_all([*self._shards.pulses, self._store.pulse], seconds)
         shards = range(len(self._shards.actors))
         silent = {index for index in shards if not self._take_shard_answer(index)}
         if not self._check_store():
@@ -307,8 +306,8 @@ class RayFleet:
         """The end of a node is one event, with all parts of the run that were there; they are restarted without one of their own."""
         for node in self._nodes.look():
             parts = [*self._learners.on(node), *self._shards.on(node), *self._worker_group.on(node)]
-            parts += ["the store of weights"] if node == self._store_node else []
-            parts += ["the evaluator"] if node == self._evaluations.node else []
+            parts += ["the store of weights"] if self._store.on(node) else []
+            parts += ["the evaluator"] if self._evaluations.on(node) else []
             if parts:
                 self.event(
                     f"node {self._nodes.name(node)} is lost ({self._nodes.why_lost(node)}), and with it {', '.join(parts)}: restarted on "
@@ -317,30 +316,13 @@ class RayFleet:
 
     def _check_store(self) -> bool:
         """Returns whether the store answered. One that was restarted is empty: the learner publishes its newest policy again."""
-        pulse = self._store_pulse
-        try:
-            answer = pulse.answer()
-        except DIED:
-            return False  # Ray restarts it
-        if answer is None:
-            if pulse.silent_s > self.timeout_s:
-                self.event(
-                    f"the store of weights hangs: it did not answer for {pulse.silent_s:.0f} s (ray.call_timeout_s "
-                    f"{self.timeout_s:g}); it is killed, and Ray restarts it"
-                )
-                ray.kill(self._store, no_restart=False)
-                self._store_pulse = Pulse(self._store.started.remote)
+        if not self._store.answered():
             return False
-        started_at, self._store_node, used, served = answer
-        self.aggregator.add_usage("store", 0, used)
-        self.aggregator.add_served("store", served)
-        if self._store_started and started_at != self._store_started:
+        if self._store.restarted:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
             self._learners.publish_again()
+        if self._store.restarted or self._store.late:
             self._worker_group.excuse()
-        elif pulse.took_s > PAUSE_S:
-            self._worker_group.excuse()
-        self._store_started = started_at
         return True
 
     def _close_when_full(self) -> None:

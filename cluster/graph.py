@@ -237,15 +237,24 @@ def newest_checkpoint(spec: RunSpec) -> Checkpoint | None:
         raise RunError(str(error)) from error
 
 
-def save_checkpoint(spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None) -> int:
-    """Writes a checkpoint of the run: the learner's part, and ``others``, which have their own prefixes; its bytes on disk."""
+def checkpoint_writer(
+    spec: RunSpec, learner: Learner, env_steps: int, others: dict[str, Any] | None = None
+) -> Callable[[], int]:
+    """Writes, when it is called, a checkpoint of the run as it is now, and gives its bytes on disk.
+
+    It holds the learner's part, and ``others``, which have their own prefixes and must not change until then.
+    """
     from learners.learner import PART
 
     parts = checkpoint.prefixed(PART, learner.state()) | (others or {})
     made = {"env_steps": env_steps, "updates": learner.updates, "backend": spec.config.backend}
     keep = spec.config.learner.checkpoints_kept
-    path = checkpoint.save(spec.run_dir / "checkpoints", parts, {**spec.identity(), **made}, keep=keep)
-    return sum(file.stat().st_size for file in path.iterdir())
+
+    def write() -> int:
+        path = checkpoint.save(spec.run_dir / "checkpoints", parts, {**spec.identity(), **made}, keep=keep)
+        return sum(file.stat().st_size for file in path.iterdir())
+
+    return write
 
 
 def make_evaluator(spec: RunSpec) -> Evaluator:

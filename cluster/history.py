@@ -111,6 +111,11 @@ class Run:
         ]
         return [x for x, _ in pairs], [y for _, y in pairs]
 
+    @property
+    def why_interrupted(self) -> str:
+        """Who ended a run that was interrupted, and what it left, as far as it is written down."""
+        return str(self.summary.get("why") or self.failure.get("error") or "interrupted")
+
     def _fact(self, key: str) -> Any:
         return self.summary[key] if self.summary.get(key) is not None else _first_scalar(self.config, key)
 

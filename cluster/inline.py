@@ -21,13 +21,13 @@ from cluster.graph import (
     GENERATIONS_A_START,
     INCARNATIONS_A_START,
     RunSpec,
+    checkpoint_writer,
     make_evaluator,
     make_learner,
     make_shard,
     make_worker,
     newest_checkpoint,
     random_steps_left,
-    save_checkpoint,
 )
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.saving import Saved, SaveWatch, look_at_disk, timed
@@ -171,7 +171,7 @@ class InlineFleet:
         parts |= checkpoint.prefixed(
             _COUNTERS, {"counters": counters, "incarnation": np.array(self.incarnation, np.int64)}
         )
-        return save_checkpoint(self.spec, self.learner, self._env_steps(), parts)
+        return checkpoint_writer(self.spec, self.learner, self._env_steps(), parts)()
 
     def _take_turn(self) -> None:
         config = self.spec.config

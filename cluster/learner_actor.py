@@ -8,21 +8,24 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 
 from cluster.actors import HELD, HOLD_S, TURN, here
+from cluster.bounded import in_thread
 from cluster.data_kind import kind_of
 from cluster.errors import RunError
 from cluster.graph import (
     GENERATIONS_A_START,
     RunSpec,
+    checkpoint_writer,
     learner_device,
     make_learner,
     newest_checkpoint,
-    save_checkpoint,
 )
 from cluster.remote import DIED, root
 from cluster.run_dir import RunDirectory
@@ -92,6 +95,8 @@ class LearnerActor:
         self.excused = -math.inf  # when a shard last had no block for one of the reasons NOT_LATE
         self.kept: deque[LearnerReport] = deque(maxlen=REPORTS)
         self.outcomes: deque[Outcome] = deque(maxlen=REPORTS)  # of checkpoints
+        self.saving: Future[None] = Future()  # of the checkpoint that a thread writes
+        self.saving.set_result(None)
         self.troubles: deque[str] = deque(maxlen=REPORTS)  # what a person should know of
         self.reported = -1  # updates in the newest report
         self.moved = time.monotonic()  # when ``run`` last began or ended something
@@ -167,9 +172,9 @@ class LearnerActor:
                     if now - reported >= REPORT_S:
                         self._report()
                         reported = now
-                if self.rank == 0 and now - saved >= config.learner.checkpoint_s:
+                if self.rank == 0 and now - saved >= config.learner.checkpoint_s and self.saving.done():
                     self.moved = time.monotonic()
-                    self._save_or_tell()
+                    self._save_beside()
                     saved = now
         finally:
             self.stopping.set()  # the feed's thread asks the shards until then
@@ -182,8 +187,15 @@ class LearnerActor:
             self._report()
         return learner.updates
 
+    def _save_beside(self) -> None:
+        """Begins a checkpoint of now, which a thread writes: learning goes on meanwhile, also where it cannot be written (a full disk)."""
+        self.saving.result()  # of the one before
+        with self.turn:
+            write = self._writer()
+        self.saving = in_thread(lambda: self.outcomes.append(timed(write)))
+
     def _save_or_tell(self) -> None:
-        """A checkpoint; where it cannot be written (a full disk) learning goes on, and it is tried again in time."""
+        """The last checkpoint; where it cannot be written, the driver is told."""
         with self.turn:
             self.outcomes.append(timed(self._write))
 
@@ -302,7 +314,11 @@ class LearnerActor:
         return Outcome(seconds=time.monotonic() - began, bytes=size)
 
     def _write(self) -> int:
-        return save_checkpoint(self.spec, self.learner, self.learner.env_steps)
+        self.saving.result()
+        return self._writer()()
+
+    def _writer(self) -> Callable[[], int]:
+        return checkpoint_writer(self.spec, self.learner, self.learner.env_steps)
 
     def _fetcher(self) -> Any:
         """A function that gives the next block, or None when every shard is exhausted; shards are asked in turn."""

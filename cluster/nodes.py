@@ -17,6 +17,7 @@ import ray
 
 from cluster.bounded import in_thread
 from cluster.connection import hail
+from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import RestartReason
 
 LOOK_S = 2.0  # between two looks; at once where a part has failed
@@ -107,6 +108,42 @@ class Nodes:
         living = [node for node in suspects if table.get(node, {}).get("Alive")]
         dying = {node for node in living if not (self._through_client or _answers(table[node]))}
         return table, dying
+
+
+class Undecided:
+    """Failures of one kind of part, each until it is known whether its node was lost; counted then.
+
+    Args:
+        part: one of RESTARTED_PARTS.
+        limit_s: that the head may take to say so.
+    """
+
+    def __init__(self, part: str, nodes: Nodes, aggregator: MetricsAggregator, limit_s: float) -> None:
+        self._part, self._nodes, self._aggregator, self._limit_s = part, nodes, aggregator, limit_s
+        self._failures: list[tuple[int, Failure]] = []
+
+    def add(self, index: int, failure: Failure) -> None:
+        self._failures.append((index, failure))
+
+    @property
+    def some(self) -> bool:
+        """Whether there are any."""
+        return bool(self._failures)
+
+    def on(self, node: str) -> set[int]:
+        """Those that were on a node when they failed."""
+        return {index for index, failure in self._failures if node in failure.nodes}
+
+    def decided(self) -> list[tuple[int, Failure, bool]]:
+        """Failures of which it is known by now whether the node was lost, and whether it was."""
+        found = []
+        for index, failure in list(self._failures):
+            if verdict := self._nodes.verdict(failure, self._limit_s):
+                self._failures.remove((index, failure))
+                reason = "node_lost" if verdict == "lost" else failure.reason
+                self._aggregator.count_restart(self._part, reason, self._nodes.address(next(iter(failure.nodes), "")))
+                found.append((index, failure, verdict == "lost"))
+        return found
 
 
 def _answers(entry: dict[str, Any]) -> bool:

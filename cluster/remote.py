@@ -26,6 +26,7 @@ from cluster.errors import RunError
 ANSWER_WAIT_S = 0.3  # longest wait for answers, which normally come in milliseconds
 RESOURCES_S = 0.5  # for the head to say what is free, and what there is
 HOUR_S = 3_600.0  # in which a budget's restarts are counted
+PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
 CALM_S = 300.0  # after which an earlier restart delays the next one no more
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # What a call raises whose actor ended without an answer, by how it ended; or which was given an object that ended with its owner.

@@ -49,8 +49,9 @@ class Requests:
         write_atomic(self._folder / f"{kind}.json", _encoded({"id": ident, NUMBERS[kind]: number}))
         return ident
 
-    def wait_for_answer(self, ident: str, deadline_s: float) -> str:
-        """What the run answers; RunError when it refuses, or answers nothing in time."""
+    def wait_for_answer(self, ident: str, deadline_s: float, withdrawn: str = "") -> str:
+        """What the run answers; RunError when it refuses, or answers nothing in time: a request of kind ``withdrawn`` that it has not
+        taken by then is removed."""
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
             answer: dict[str, Any] = {}
@@ -61,10 +62,23 @@ class Requests:
                     raise RunError(str(answer.get("message")))
                 return str(answer.get("message"))
             time.sleep(0.1)
+        untaken = bool(withdrawn) and self._withdraw(withdrawn, ident)
+        then = "the request is withdrawn and nothing was changed" if untaken else "it may still do what was asked"
         raise RunError(
-            f"the run in {self._folder.parent} did not answer within {deadline_s:.0f} s; it may still scale later; see "
+            f"the run in {self._folder.parent} did not answer within {deadline_s:g} s; {then}; see "
             f"`drawbridge status {self._folder.parent}`"
         )
+
+    def _withdraw(self, kind: str, ident: str) -> bool:
+        """Removes a request that nobody has taken; whether it was there."""
+        path = self._folder / f"{kind}.json"
+        try:
+            mine = read_object(path).get("id") == ident
+            if mine:
+                path.unlink()
+        except (OSError, Damaged):
+            return False
+        return mine
 
     def take(self, *kinds: str) -> Request | None:
         """The request of another command, once; of these ``kinds`` alone, of any if none is given.

@@ -15,14 +15,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -35,8 +31,8 @@ from cluster.metrics.thinning import thin_out
 from cluster.outside import check_links
 from cluster.own_code import taken_words
 from cluster.requests import Requests
+from cluster.version import git_hash, versions
 from replay.manifest import append_whole, fsync_directory, open_own, read_whole, write_atomic, write_synced
-from replay.task import ROOT
 
 MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
 RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
@@ -45,7 +41,6 @@ OF_A_START = {  # what a run directory may hold before the run has begun
 }  # fmt: skip
 FACTS = ("versions", "git", "command", "unit")  # of config.json: no settings
 LOOK_S = 0.3  # longer than another command needs to see whether a run is alive
-PACKAGES = ("ray", "torch", "gymnasium", "mujoco", "minari", "numpy", "pyarrow", "onnxruntime", "safetensors")
 
 
 class RunDirectory:
@@ -113,9 +108,11 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """An existing run directory; UsageError when it is none."""
         run = cls(path)
-        if not (run.path / "config.json").is_file():
+        config = run.path / "config.json"
+        if not config.is_file():
+            lacks = "its config.json is no file" if config.exists() else "it has no config.json"
             raise UsageError(
-                f"{run.path} is not a run directory (it has no config.json); nothing was done; give the directory that "
+                f"{run.path} is not a run directory ({lacks}); nothing was done; give the directory that "
                 "`drawbridge train` named when it started"
             )
         return run
@@ -313,6 +310,25 @@ class RunDirectory:
             ) from error
 
 
+@contextlib.contextmanager
+def held_new(path: Path, config: RunConfig) -> Iterator[RunDirectory]:
+    """A new run directory, for as long as the run goes on; of a start that is refused (UsageError) nothing is left."""
+    there = path.exists()
+    run = RunDirectory.create(path, config)
+    try:
+        yield run
+    except UsageError:
+        with contextlib.suppress(UsageError, OSError):
+            run.hold()
+            if run.never_began():
+                for left in run.path.iterdir():
+                    _remove(left)
+                if not there:
+                    run.path.rmdir()
+        run.release()
+        raise
+
+
 def seed_dirs(path: Path) -> list[Path]:
     """The runs that ``train --seeds`` made in this directory, by their seeds; none where it is itself a run."""
     if (path / "config.json").is_file():
@@ -364,28 +380,3 @@ def _locked(lock: IO[bytes]) -> bool:
 def _newline(last: bytes) -> bytes:
     """What ends a file's last line, if it needs it; ``last`` is the file's last byte."""
     return b"" if last in (b"", b"\n") else b"\n"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
-
-
-def tree_version() -> str:
-    """Of this tree, whatever is installed."""
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
-
-
-def git_hash() -> str:
-    """The commit of this tree, with "+" when it has changes; "unknown" outside a repository."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(*words: str) -> str:
-    result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True)
-    return result.stdout.strip()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 import traceback
@@ -17,23 +16,22 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from algorithms.weights import Weights
+from cluster.answers import Answers
 from cluster.bounded import Look, in_thread
 from cluster.data_kind import kind_of
 from cluster.dataset_task import score_of
-from cluster.errors import Interrupted, RunError, UsageError
+from cluster.errors import Interrupted
 from cluster.graph import RunSpec
 from cluster.loop_watch import LoopWatch
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
 from cluster.reports import END_S, WAIT_S, Reports, free_bytes
-from cluster.requests import Request
 from cluster.run_dir import RunDirectory
 from cluster.saving import Saved, SaveWatch
 from cluster.usage import memory_bytes
 from rollout_workers.evaluator import Evaluation
 
 GRACE_S = 18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing takes some of them
-SCALED_S = 10.0  # that workers are given to start before `scale` is answered with how many do not run
 EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
 AT_START = "during the start: nothing was learned, and all that was started is ended; give the same command again"
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
@@ -132,7 +130,7 @@ class Session:
         if before:
             self.aggregator.resume_from(before)
         self.reports = Reports(run, self.aggregator.failed, event)
-        self._free, self._requests = Look(lambda: free_bytes(run)), Look(run.requests.take)
+        self._free = Look(lambda: free_bytes(run))
         self.fleet: Fleet = _make_fleet(spec, self.aggregator, self._said)
         self.fleet.meanwhile = self._tell_in_time
         self._watch = LoopWatch(run.dumps / "driver.stacks", event)
@@ -143,9 +141,9 @@ class Session:
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = self._starting = ""  # what it is; of one that is starting, what its fleet said last
         self._alarms: set[str] = set()  # those that sounded with the last record
-        self.asked_to_stop = False  # by another command: the caller ends the run
-        self._scaled: tuple[Request, str, float] | None = None  # a request, what was done, when it is due
+        self._answers = Answers(run, self.fleet, self.aggregator, self.reports, event, self._tell)
         self.saved: Saved | None = None  # what ``finish`` left on disk
+        self._summary: dict[str, Any] = {}  # what it wrote
 
     def __enter__(self) -> Session:
         before = self.aggregator.env_steps_before, self.aggregator.updates
@@ -174,6 +172,11 @@ class Session:
             self._give_up(error)
         else:
             self.fleet.close()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether another command asked for the end of the run: the caller ends it."""
+        return self._answers.asked_to_stop
 
     @property
     def env_steps(self) -> int:
@@ -211,7 +214,7 @@ class Session:
 
         What could not be saved is in ``saved`` and in the summary; a run that completed is then ``unsaved`` and can be resumed.
         """
-        self._answer_scaled(now=True)
+        self._answers.settle(now=True)
         self._enter("finishing")
         self._tell()
         self.saved = saved = self.fleet.finish(None if outcome == "completed" else GRACE_S)
@@ -225,7 +228,7 @@ class Session:
             except Interrupted:
                 outcome = "interrupted"
         self._collect()
-        summary = {
+        self._summary = {
             "algorithm": self.config.algorithm,
             "env": self.config.env,
             "seed": self.config.seed,
@@ -235,28 +238,36 @@ class Session:
             "saved": saved.as_json(),
             **self.aggregator.summary(),
         }
-        self.reports.write("summary.json", lambda: self.run.write_summary(summary))
+        self._write_summary()
         self._enter("ended")
         self._tell()
         self.reports.flush()
-        return summary
+        return self._summary
 
     def fail(self, error: BaseException) -> None:
-        """Writes failure.json: what ended the run; then its last line, unless it was starting: the metrics know less then."""
-        starting, before = self._state in ("", "starting"), self._state
-        self._state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        """Writes failure.json, or into the summary of a run that was asked to end: why; then its last line, unless it was starting: the
+        metrics know less then."""
+        starting, before, asked = self._state in ("", "starting"), self._state, isinstance(error, KeyboardInterrupt)
+        self._state = "interrupted" if asked else "failed"
         if before != "ended":  # else it was stopped, in order
             self.states("ended" if self._state == "interrupted" else "failed")
         line = self.run.live() if starting else self.aggregator.line()
-        words, trace = str(error) or type(error).__name__, "".join(traceback.format_exception(error))
-        try:
-            in_thread(lambda: self.run.write_failure(words, trace)).result(END_S)
-        except OSError as problem:
-            self.event(f"failure.json could not be written ({str(problem) or 'no answer'}); it would say: {error}")
+        words = str(error) or type(error).__name__
+        if self._summary and asked:
+            self._summary["why"] = words
+        if not (self._summary and asked and self._write_summary()):
+            trace = "" if asked else "".join(traceback.format_exception(error))
+            try:
+                in_thread(lambda: self.run.write_failure(words, trace)).result(END_S)
+            except OSError as problem:
+                self.event(f"failure.json could not be written ({str(problem) or 'no answer'}); it would say: {error}")
         self._write_live(line)
         if not starting:
             self.reports.line("metrics.jsonl", line)
         self.reports.flush()
+
+    def _write_summary(self) -> bool:
+        return self.reports.write("summary.json", lambda: self.run.write_summary(self._summary))
 
     def _enter(self, state: str) -> None:
         self._state = state
@@ -313,40 +324,7 @@ class Session:
     def answer(self) -> None:
         """Takes what another command asks; ``advance`` does so too."""
         self.reports.retry()
-        self._answer_scaled()
-        try:
-            request = self._requests.result(WAIT_S)
-        except RunError as error:
-            self.event(str(error))
-            return
-        if request is None:
-            return
-        if request.kind == "stop":
-            self.asked_to_stop = request.number == os.getpid()  # else it was meant for an earlier process of this run
-            return
-        self._answer_scaled(now=True)  # to the one before
-        workers = request.number
-        try:
-            self._scaled = request, self.fleet.scale(workers), time.monotonic() + SCALED_S
-            self.reports.write("config.json", lambda: self.run.keep_workers(workers), again=True)
-            self._answer_scaled()
-        except (UsageError, RunError) as error:
-            message = str(error)
-            self._reply(request, False, message)
-
-    def _answer_scaled(self, now: bool = False) -> None:
-        """Answers a request once every worker runs, at the latest SCALED_S after it, or ``now``."""
-        if self._scaled is None:
-            return
-        request, done, by = self._scaled
-        words = f"{done}: {self.fleet.workers_in_words()}"
-        if now or not self.aggregator.workers_pending or time.monotonic() >= by:
-            self._scaled = None
-            self.event(words)
-            self._reply(request, True, words)
-
-    def _reply(self, request: Request, ok: bool, words: str) -> None:
-        self.reports.write("control/answer.json", lambda: self.run.requests.answer(request, ok, words), again=True)
+        self._answers.take()
 
     def _tell_in_time(self) -> None:
         """A record, when one is due."""

@@ -13,12 +13,11 @@ from cluster.actors import ShardActor
 from cluster.errors import RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.nodes import Failure, Nodes
+from cluster.nodes import Failure, Nodes, Undecided
 from cluster.placement import Reservation
-from cluster.remote import DIED, Budget, Pulse, cause, make_actor, root, started
+from cluster.remote import DIED, PAUSE_S, Budget, Pulse, cause, make_actor, root, started
 from cluster.saving import Outcome, SaveWatch
 
-PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
 DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
 
 
@@ -57,7 +56,7 @@ class ShardGroup:
         self._nodes_of: dict[int, str] = {}
         self._lost: dict[int, float] = {}  # since when a shard is known to be dead, or killed because it hung
         self._hung: dict[int, str] = {}  # why the driver killed a shard that is not back yet
-        self._restarts: list[tuple[int, Failure]] = []  # of which it is not known yet whether the node was lost
+        self._undecided = Undecided("shard", nodes, aggregator, spec.config.ray.start_timeout_s)
         self._hold: int | None = None  # rows of one shard at which the driver holds the run
         self._saves: dict[Any, int] = {}  # snapshots that are being written -> their shards
 
@@ -84,7 +83,7 @@ class ShardGroup:
 
     def on(self, node: str) -> list[str]:
         """Those on a node, for people; also those that Ray has restarted elsewhere before it was known what had become of the node."""
-        moved = {index for index, failure in self._restarts if node in failure.nodes}
+        moved = self._undecided.on(node)
         return [f"shard {index}" for index, place in sorted(self._nodes_of.items()) if place == node or index in moved]
 
     def take(self, index: int) -> tuple[dict[str, Any] | None, bool]:
@@ -110,7 +109,7 @@ class ShardGroup:
             self._started[index] = report["started"]
             why, node = self._hung.pop(index, ""), self._nodes_of.get(index, "")
             failure = Failure(why=why, reason="hung" if why else "died", nodes=frozenset((node,)))
-            self._restarts.append((index, failure))
+            self._undecided.add(index, failure)
             self._say_restarted(index, report["restored"])
             if self._hold is not None:
                 self.actors[index].hold_at.remote(self._hold)
@@ -120,14 +119,9 @@ class ShardGroup:
 
     def watch(self) -> None:
         """Counts restarts of which the cause is known by now; RunError when one was too many."""
-        for index, failure in list(self._restarts):
-            verdict, budget = self._nodes.verdict(failure, self.config.ray.start_timeout_s), self._budgets[index]
-            if not verdict:
-                continue
-            self._restarts.remove((index, failure))
-            reason = "node_lost" if verdict == "lost" else failure.reason
-            self.aggregator.count_restart("shard", reason, self._nodes.address(next(iter(failure.nodes))))
-            if verdict != "lost" and not budget.spend():
+        for index, failure, lost in self._undecided.decided():
+            budget = self._budgets[index]
+            if not lost and not budget.spend():
                 raise RunError(f"replay shard {index} failed again, and {self._spent(budget)}. {failure.why}")
         self.aggregator.budget_left["shard"] = min(budget.left for budget in self._budgets)
         self.aggregator.part_nodes["shard"] = {self._nodes.address(node) for node in self._nodes_of.values()}

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -128,29 +129,41 @@ def read_whole(path: Path, most: int = LARGEST_TEXT) -> bytes:
 
 
 def open_own(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
-    """Opens a file that is to be changed, as ``open`` does in a binary ``mode``, if it is no link: whoever has put a link there
-    would have another file changed.
+    """Opens a file that is to be changed, as ``open`` does in a binary ``mode``, if it is no link, soft or hard: whoever has put a link
+    there would have another file changed.
 
     Raises:
-        OSError: it cannot be opened, is a link, or is no regular file.
+        OSError: it cannot be opened, is a link, has another name, or is no regular file.
     """
     try:
-        return open(path, mode, buffering, opener=_regular(os.O_NOFOLLOW))
+        return open(path, mode, buffering, opener=_regular(os.O_NOFOLLOW, most_names=1))
     except OSError as error:
         if odd := {errno.ELOOP: "link", errno.ENXIO: "pipe"}.get(error.errno or 0):
             raise OSError(error.errno, f"it is a {odd}, expected a file", str(path)) from error
         raise
 
 
-def _regular(flags: int) -> Callable[[str, int], int]:
-    """What opens a regular file for ``open``, and refuses all else. Nobody is waited for at the other end of a pipe."""
+def _regular(flags: int, most_names: int = sys.maxsize) -> Callable[[str, int], int]:
+    """What opens a regular file for ``open``, and refuses all else, before it changes anything. Nobody is waited for at the other end of
+    a pipe."""
 
     def opener(path: str, asked: int) -> int:
-        descriptor = os.open(path, asked | flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder is refused by ``open``
+        descriptor = os.open(path, asked & ~os.O_TRUNC | flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        found = os.fstat(descriptor)
+        try:
+            if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # a folder is refused by ``open``
+                raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+            if found.st_nlink > most_names and stat.S_ISREG(found.st_mode):
+                raise OSError(
+                    errno.EMLINK,
+                    "it has another name (a hard link), expected a file of its own; copy it",
+                    os.fspath(path),
+                )
+            if asked & os.O_TRUNC:
+                os.ftruncate(descriptor, 0)
+        except OSError:
             os.close(descriptor)
-            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+            raise
         return descriptor
 
     return opener

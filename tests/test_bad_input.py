@@ -291,6 +291,43 @@ def test_an_address_where_nobody_answers_is_refused_within_ten_seconds(
             assert not (tmp_path / given[:3]).exists()
 
 
+def test_an_address_of_the_environment_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "no.such.host.invalid:6379")
+    result = refused(train_words(tmp_path / "run", "InvertedPendulum-v5"), capsys, code=2)
+    assert (
+        "RAY_ADDRESS=no.such.host.invalid:6379: no Ray cluster answers" in result and "with --address local" in result
+    )
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_start_that_is_refused_late_leaves_nothing_behind(
+    there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, env = tmp_path / "run", "InvertedPendulum-v5"
+    if there:
+        run.mkdir()
+    words = train_words(run, env, "--backend", "inline", metrics__port=0, metrics__targets_dir="/proc/x")
+    result = refused(words, capsys, code=2)
+    assert "metrics.targets_dir to be a folder that Prometheus watches" in result and "nothing was started" in result
+    assert not list(run.iterdir()) if there else not run.exists()
+    assert train_inline(run, env, 128) == 0
+
+
+def test_a_request_to_scale_that_a_stopped_run_does_not_take_is_withdrawn(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(finished)
+    run.hold()
+    try:
+        assert main(["scale", str(finished), "--workers", "3", "--timeout", "0.3"]) == 1
+    finally:
+        run.release()
+    assert "did not answer within 0.3 s; the request is withdrawn and nothing was changed" in capsys.readouterr().err
+    assert run.requests.take() is None
+
+
 def test_a_listener_that_is_no_ray_head_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
 

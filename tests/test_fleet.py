@@ -44,6 +44,7 @@ def test_a_run_completes_with_a_curve_a_checkpoint_and_every_row_accounted_for(c
     assert summary["exit"] == "completed" and STEPS <= summary["env_steps"] <= STEPS + 64
     rows = summary["rows"]
     assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) and rows["stored"] == summary["env_steps"]
+    assert lines(completed.run_dir / "metrics.jsonl")[-1]["evaluators_restarted_died"] == 1
     assert (completed.run_dir / "curve.png").stat().st_size > 1_000
     assert list((completed.run_dir / "events").iterdir())
     assert checkpoint.load_newest(completed.run_dir / "checkpoints", {"env": "InvertedPendulum-v5"}) is not None

@@ -38,11 +38,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def scraped(port: int) -> dict[str, float]:
-    """What the run's endpoint says: env steps, and failed writes by what failed."""
+    """What the run's endpoint says: env steps, updates, and failed writes by what failed."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         samples = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
     found = {name.split('what="')[1].split('"')[0]: float(value) for name, value in samples if "failed_writes" in name}
-    return found | {"env_steps": float(next(value for name, value in samples if "env_steps_total" in name))}
+    for count in ("env_steps", "updates"):
+        found[count] = float(next(value for name, value in samples if f"drawbridge_{count}_total" in name))
+    return found
 
 
 def balanced(rows: dict[str, Any]) -> bool:
@@ -59,7 +61,8 @@ def test_an_inline_run_goes_on_while_its_disk_is_full_counts_it_and_completes(di
     try:
         wait_for(lambda: live(run).get("written_checkpoints", 0) > 0, "a checkpoint", log=log)
         port = live(run)["metrics_port"]
-        assert scraped(port) | {"env_steps": 0} == {"env_steps": 0, "checkpoint": 0, "snapshot": 0, "report": 0}
+        seen = scraped(port)
+        assert seen["checkpoint"] == seen["snapshot"] == seen["report"] == 0
 
         def failing() -> bool:
             seen = scraped(port)
@@ -299,7 +302,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> FaultyFolder:
     """The run directory of ``on_ray``, for its processes."""
     folder = tmp_path_factory.mktemp("full")
     run = folder / "disk" / "run"
-    return FaultyFolder(run, folder, run / ".live.json", run / "replay")
+    return FaultyFolder(run, folder, run / ".live.json", run / "replay", run / "checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +367,7 @@ def test_a_run_on_ray_goes_on_while_its_directory_is_read_only_or_stale_and_coun
 
 
 @pytest.mark.cluster
-def test_a_run_on_ray_goes_on_and_scales_while_no_fsync_of_the_driver_or_a_shard_returns(
+def test_a_run_on_ray_goes_on_and_scales_while_no_fsync_of_the_driver_a_shard_or_the_learner_returns(
     on_ray: tuple[RayRun, SmallDisk], export: FaultyFolder, tmp_path: Path
 ) -> None:
     run, _ = on_ray
@@ -374,6 +377,9 @@ def test_a_run_on_ray_goes_on_and_scales_while_no_fsync_of_the_driver_or_a_shard
         run.wait(lambda: scraped(port)["report"] >= before["report"] + 2, "reports that cannot be written")
         before["env_steps"] = scraped(port)["env_steps"]
         run.wait(lambda: scraped(port)["env_steps"] >= before["env_steps"] + 100, "env steps meanwhile")
+        run.wait(lambda: list((run.run_dir / "checkpoints").glob(".tmp-*")), "a checkpoint under way")
+        before["updates"] = scraped(port)["updates"]
+        run.wait(lambda: scraped(port)["updates"] >= before["updates"] + 100, "updates meanwhile")
         scale = start("scale", str(run.run_dir), "--workers", "1", log=tmp_path / "scale.log")
         run.wait(lambda: len(run.children("ray::WorkerActor")) == 1, "the worker to go")
         assert scale.poll() is None, "its answer cannot be written yet"

@@ -188,7 +188,7 @@ def test_a_run_that_made_its_steps_and_could_not_save_them_fails_and_says_so(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("cluster.inline.save_checkpoint", full)
+        patch.setattr("cluster.inline.checkpoint_writer", lambda *_: full)
         assert train_inline(run, PENDULUM, 128) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "NOT saved: the checkpoint (OSError: [Errno 28] No space left on device; there is none on disk)" in last, (

@@ -220,10 +220,12 @@ def test_learner_and_shard_of_a_second_node_that_is_lost_move_together(going: Ra
     going.wait(lambda: going.live()["generation"] > before["generation"], "the learner elsewhere")
     going.wait(lambda: going.live()["shards_restarted_node_lost"] == 2, "the shard elsewhere")
     event = [line for line in going.output().splitlines() if " is lost (" in line][-1]
-    assert re.search(", and with it learner 0, shard [01]", event), event
+    assert re.search(", and with it learner 0, shard [01], (worker [012], )*the store of weights", event), event
+    going.wait(lambda: going.live()["stores_restarted_node_lost"] == 1, "the store's restart to be counted")
     goes_on(going)
     line = going.live()
     assert (line["restart_budget_left_learner"], line["restart_budget_left_shard"]) == (2, 3)
     assert line[f"node_restarts_shard_node_lost_{nodes.host}"] == 2
     assert line[f"node_restarts_learner_node_lost_{nodes.host}"] == 1
+    assert line[f"node_restarts_store_node_lost_{nodes.host}"] == 1
     assert [line["generation"] for line in lines(going.run_dir / "metrics.jsonl")][-1] == 2

@@ -277,6 +277,13 @@ def test_no_file_is_written_through_a_link_nor_through_a_pipe(tmp_path: Path) ->
             append_whole(path, lambda last: b"more")
         with pytest.raises(OSError, match=what):
             write_synced(path, b"other")
+    os.link(victim, tmp_path / "twin")
+    for write in (
+        lambda: append_whole(tmp_path / "twin", lambda last: b"more"),
+        lambda: write_synced(tmp_path / "twin", b"other"),
+    ):
+        with pytest.raises(OSError, match="another name"):
+            write()
     with pytest.raises(OSError, match="symbolic links"):
         write_atomic(tmp_path / "file", b"other")
     assert victim.read_bytes() == b"precious"

@@ -53,6 +53,9 @@ def test_a_run_that_ends_early_has_its_curve_and_plain_words(
             "(the simulator lost its licence), expected" in failure["error"]
             and "\x1b" not in failure["traceback"] + result.err
         )
+    else:
+        assert "error" not in result.err.splitlines()[-1] and not (run / "failure.json").exists(), result.err
+        assert result.err.splitlines()[-1] == f"drawbridge: {read(run / outcome)['why']}"
     state, how = ("failed", "failed") if code == 1 else ("interrupted", "ended ")
     assert main(["list", str(run)]) == 0 and f"  {state}  " in capsys.readouterr().out.splitlines()[1]
     assert main(["status", str(run)]) == 0

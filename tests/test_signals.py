@@ -23,7 +23,7 @@ def test_a_signal_ends_a_command_with_its_own_exit_code_and_one_sentence(
     monkeypatch.setattr("cluster.checks.check_tree", lambda: signal.raise_signal(signum))
     assert main(train_words(Path("never"), "InvertedPendulum-v5")) == code
     result = capsys.readouterr().err.strip()
-    assert result == f"drawbridge: error: ended by {signum.name} before the command had finished; give it again"
+    assert result == f"drawbridge: ended by {signum.name} before the command had finished; give it again"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -61,8 +61,9 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
             assert run.end() == code, run.output()[-3_000:]
             last = run.output().strip().splitlines()[-1]
             sender = "`drawbridge stop`" if signum is None else signum.name
-            assert last.startswith(f"drawbridge: error: ended by {sender} during the start"), run.output()[-3_000:]
+            assert last.startswith(f"drawbridge: ended by {sender} during the start"), run.output()[-3_000:]
             assert "Traceback" not in run.output() and last.endswith(read(run.run_dir / "failure.json")["error"])
+            assert not read(run.run_dir / "failure.json")["traceback"]
             assert status(run.run_dir)["state"] == "interrupted"
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0

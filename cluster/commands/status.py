@@ -48,7 +48,7 @@ def _scale(arguments: argparse.Namespace) -> int:
     require_owner(run, "scale")
     if (state := run.live().get("state")) == "finishing":
         raise RunError(f"{run.path} is {state}: it has all it wanted, or was asked to stop; nothing was changed")
-    print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout))
+    print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout, "scale"))
     return 0
 
 
@@ -186,6 +186,8 @@ def status_in_words(found: dict[str, Any]) -> str:
     if "failure" in found:
         how = "ended" if found["state"] == "interrupted" else "failed"
         lines.append(f"  {how:10} {found['failure'].get('error', 'no error was recorded')}")
+    elif found["summary"] and found["summary"].get("why"):
+        lines.append(f"  ended      {found['summary']['why']}")
     lines += [f"  note       {text}" for text in found["notes"]]
     if found["state"] in ("lost", "failed"):
         lines.append(f"  go on with `{found['resume']}`")

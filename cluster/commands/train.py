@@ -27,7 +27,7 @@ from cluster.commands.seeds import check_parent, check_seeds, members, resume_to
 from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.outside import check_named
-from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
+from cluster.run_dir import RunDirectory, held_new, seed_dirs, written_at_start
 from replay.task import id_of, join_task, name_of
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def _start(
     spec = _prove(config, path, problems, check=check)
     from cluster.drive import drive  # imports torch: a refusal need not wait for it
 
-    return drive(RunDirectory.create(path, spec.config), spec)
+    with held_new(path, spec.config) as run:
+        return drive(run, spec)
 
 
 def _prove(

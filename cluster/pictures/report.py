@@ -209,7 +209,7 @@ def _shown(groups: Sequence[Group]) -> list[Shown]:
 def _alarms(runs: Sequence[Run]) -> Iterable[str]:
     for run in runs:
         if run.state == "interrupted":
-            yield f'<div class="callout"><b>{_text(run.name)}:</b> {_text(run.failure.get("error", "interrupted"))}</div>'
+            yield f'<div class="callout"><b>{_text(run.name)}:</b> {_text(run.why_interrupted)}</div>'
         elif run.failure:
             trace = run.failure.get("traceback")
             details = f"<details><summary>traceback</summary><pre>{_text(trace)}</pre></details>" if trace else ""
