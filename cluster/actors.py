@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError
 
 from algorithms import progress
 from cluster.graph import RunSpec, make_evaluator, make_shard, make_worker
-from cluster.remote import DIED
+from cluster.remote import DIED, REFUSED
 from cluster.replay_client import RUN_COMPLETE, STOPPED, Lost, ReplayClient
 from cluster.saving import Outcome
 from cluster.usage import Meter, Usage, usage
@@ -38,7 +38,6 @@ HOLD_S = 1.0  # how long a shard keeps a call that must wait before it answers "
 # Of a part that the driver replaces. On a node that is short of memory Ray kills those first that it may restart, the newest first: with
 # this, workers and the evaluator before the store and the shards, which are older, and learners last.
 EXPENDABLE = {"max_restarts": -1}
-REFUSED = "the process before this one ended and only the driver replaces it"
 
 
 def refuse_restart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -32,6 +33,7 @@ from cluster.signals import STOP, Signals
 from cluster.task_preset import unpublished
 from cluster.version import git_hash
 
+NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LOOK_S = 0.2  # for a `stop`, while a block is to be ended by one at once
 
 
@@ -156,7 +158,8 @@ def _what_is_left(session: Session) -> str:
     """How far a run came that has ended, what of it is on disk, and how to go on."""
     done = f"{session.aggregator.progress:,} {session.config.unit.replace('_', ' ')}"
     saved = session.saved.words() if session.saved is not None else "nothing was saved"
-    return f"at {done}; {saved}; go on with `{resume_words(session.run.path, session.config)}`"
+    room = "make room there, then " if any(words in saved for words in NO_ROOM) else ""
+    return f"at {done}; {saved}; {room}go on with `{resume_words(session.run.path, session.config)}`"
 
 
 def _refused(spec: RunSpec) -> str:

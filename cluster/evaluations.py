@@ -24,7 +24,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes, Undecided
-from cluster.remote import DIED, cause, make_actor, root
+from cluster.remote import DIED, cause, ended, make_actor, root
 from cluster.setting_text import parse_labels
 from rollout_workers.evaluator import BrokenEpisodes, Evaluation
 
@@ -124,10 +124,10 @@ class Evaluations:
         except BrokenEpisodes as error:  # no fault of the evaluator; training leaves out what is not finite, too
             self.event(f"an evaluation has no result: {root(error)}")
             self._run, self._failures = None, 0
-        except (RayTaskError, *DIED) as error:
-            reason: RestartReason = "raised" if isinstance(error, RayTaskError) else "died"
-            self._undecided.add(0, Failure(why=cause(error), reason=reason, nodes=frozenset((self._node,))))
-            self._restart()
+        except RayTaskError as error:
+            self._failed(cause(error), "raised")
+        except DIED as error:
+            self._failed(ended(error), "died")
 
     def take(self) -> list[Evaluation]:
         """Evaluations finished since the last call."""
@@ -142,6 +142,10 @@ class Evaluations:
                 self._node = ray.get(self._up)
                 self.aggregator.part_nodes["evaluator"] = {self._nodes.address(self._node)}
         return up
+
+    def _failed(self, why: str, reason: RestartReason) -> None:
+        self._undecided.add(0, Failure(why=why, reason=reason, nodes=frozenset((self._node,))))
+        self._restart()
 
     def _take_failures(self) -> None:
         """Says and counts failures of which it is known by now that the evaluator was not lost with its node."""

@@ -124,7 +124,9 @@ def state_of(live: Mapping[str, Any], summary: Mapping[str, Any], failure: Mappi
     """The state of a run by its records; a run that says it goes on and is not ``driven`` by a process is lost."""
     state = str(live.get("state", "unknown"))
     if failure or summary:
-        return "interrupted" if "interrupted" in (state, summary.get("exit")) else "failed" if failure else "ended"
+        if "interrupted" in (state, summary.get("exit")):
+            return "interrupted"
+        return "unsaved" if summary.get("exit") == "unsaved" else "failed" if failure else "ended"
     return "lost" if state in ("starting", "running", "finishing") and not driven else state
 
 

@@ -30,7 +30,7 @@ from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes
 from cluster.placement import Reservation
-from cluster.remote import DIED, Budget, Pulse, cause, make_actor, no_place, root
+from cluster.remote import DIED, Budget, Pulse, cause, ended, make_actor, no_place, root
 from cluster.saving import Outcome
 
 SLICE_S = 0.25
@@ -282,7 +282,7 @@ class LearnerGroup:
             try:
                 ray.get(ref)
             except DIED as error:
-                found.append((0, f"{cause(error)} (learner {rank})", "died", rank))
+                found.append((0, f"{ended(error)} (learner {rank})", "died", rank))
             except RayTaskError as error:
                 found.append((3 if "CollectiveError" in cause(error) else 1, cause(error), "raised", rank))
         limit_s = self.config.ray.call_timeout_s
@@ -328,5 +328,6 @@ class LearnerGroup:
                 f"run halts; it can be resumed. The first failure:\n{self._failures[0]}"
             )
         self.aggregator.count_restart("learner", down.reason, self._nodes.address(down.node))
-        self.event(f"learner restarted from the newest checkpoint: {root(down.why)}")
+        where = f" (was on {self._nodes.name(down.node)})" if down.node else ""
+        self.event(f"learner restarted from the newest checkpoint{where}: {root(down.why)}")
         self._start()

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     ActorUnschedulableError,
     ObjectLostError,
     OutOfMemoryError,
@@ -28,6 +29,7 @@ RESOURCES_S = 0.5  # for the head to say what is free, and what there is
 HOUR_S = 3_600.0  # in which a budget's restarts are counted
 PAUSE_S = 5.0  # a part that answers later than this has kept others waiting
 CALM_S = 300.0  # after which an earlier restart delays the next one no more
+REFUSED = "the process before this one ended and only the driver replaces it"  # of an actor that Ray would restart
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # What a call raises whose actor ended without an answer, by how it ended; or which was given an object that ended with its owner.
 DIED = (RayActorError, OutOfMemoryError, ActorUnschedulableError, RuntimeEnvSetupError, ObjectLostError)
@@ -101,6 +103,23 @@ def cause(error: BaseException) -> str:
     """The traceback of what really failed, root cause last: the text of a RayTaskError is the remote one."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0] if isinstance(error, OutOfMemoryError) else text  # pages of advice follow
+
+
+def without_a_word(error: BaseException) -> bool:
+    """Whether an actor's process is gone and nobody knows why: Ray says so in three ways, and guesses, or refuses its next one."""
+    return isinstance(error, ActorUnavailableError) or any(
+        words in str(error) for words in (REFUSED, "unexpectedly exits")
+    )
+
+
+def ended(error: BaseException) -> str:
+    """How an actor's process ended, as far as anybody knows; ``error`` is one of DIED."""
+    if not without_a_word(error):
+        return cause(error)
+    return (
+        "its process ended without a word: it was killed, by a signal or because its node ran out of memory, or native code crashed (Ray's "
+        "log of the node says which)"
+    )
 
 
 def root(error: BaseException | str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.actors import EXPENDABLE, REFUSED, WorkerActor
+from cluster.actors import EXPENDABLE, WorkerActor
 from cluster.bounded import Look
 from cluster.checks import uneven_shards
 from cluster.errors import SAME_FAILURE, RunError, UsageError
@@ -20,7 +20,7 @@ from cluster.leaving import Leaving
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.catalogue import RestartReason
 from cluster.nodes import Failure, Nodes
-from cluster.remote import DIED, Budget, cause, make_actor, no_place, root
+from cluster.remote import DIED, Budget, cause, ended, make_actor, no_place, root, without_a_word
 from cluster.replay_client import STOPPED
 from cluster.setting_text import parse_labels
 
@@ -370,11 +370,6 @@ def _failure(member: Member, why: str, reason: RestartReason) -> Failure:
 
 
 def _died(member: Member, error: Exception) -> str:
-    """Why a worker's process is gone, as far as anybody knows."""
-    if not isinstance(error, ActorUnavailableError) and REFUSED not in str(error):  # the one or the other comes first
-        return cause(error)
+    """Why a worker's process is gone, as far as anybody knows, and what memory it took."""
     took = f"; it took {member.rss_bytes / 2**20:,.0f} MiB when it last said so" if member.rss_bytes else ""
-    return (
-        "its process ended without a word: it was killed, by a signal or because its node ran out of memory, or native code crashed"
-        f"{took} (Ray's log of the node says which)"
-    )
+    return ended(error) + took * without_a_word(error)

@@ -61,7 +61,10 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_in_a_new_generation_at_the
     going.wait(lambda: going.live()["generation"] > before["generation"], "a new generation")
     going.wait(lambda: going.live()["updates"] > before["updates"] + 150, "updates beyond those of the one that died")
     assert victim not in [child.pid for child in going.children("ray::LearnerActor")]
-    assert "learner restarted from the newest checkpoint" in going.output()
+    (event,) = [line for line in going.output().splitlines() if "learner restarted from the newest checkpoint" in line]
+    assert re.search(
+        r"checkpoint \(was on \S+ \(\w{8}\)\): its process ended without a word: .* \(learner 0\)$", event
+    ), event
     line = going.live()
     due = RATIO * (line["env_steps"] - 64)  # less replay.min_size_rows
     assert abs(line["updates"] - due) <= 256 + 2.0 * line["updates_per_s"], line

@@ -194,7 +194,11 @@ def test_a_run_that_made_its_steps_and_could_not_save_them_fails_and_says_so(
     assert "NOT saved: the checkpoint (OSError: [Errno 28] No space left on device; there is none on disk)" in last, (
         last
     )
+    assert "; make room there, then go on with `drawbridge resume" in last
     assert read(run / "summary.json")["exit"] == "unsaved"
+    assert main(["status", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].endswith("unsaved") and said.count("drawbridge resume") == 1, said
 
 
 @pytest.mark.parametrize("sender", ["SIGTERM", "`drawbridge stop`"])

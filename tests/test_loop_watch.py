@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import wait_for
+from tiny_runs import live, start, train_words, wait_for
 
 from algorithms.weights import Weights
 from cluster.checks import spec_of
@@ -89,3 +91,38 @@ def test_a_loop_that_is_blocked_is_found_and_said_once_with_all_stacks_and_nothi
     assert "waits_for_a_lock_that_nobody_gives_back" in stacks and "in advance" in stacks and "loop_watch.py" in stacks
     assert again.startswith("the driver's loop goes on again, after ")
     run.release()
+
+
+DRIVER = f"""
+import signal, sys, threading
+from cluster import cli, loop_watch
+
+loop_watch.LoopWatch.__init__.__defaults__ = ({5 * LIMIT_S},)
+
+def stands_still(*_):
+    threading.Event().wait({10 * LIMIT_S})
+
+signal.signal(signal.SIGUSR1, stands_still)
+sys.exit(cli.main(sys.argv[4:]))  # after the interpreter's own words
+"""
+
+
+@pytest.mark.cluster
+def test_a_loop_on_ray_that_is_blocked_is_named_while_the_workers_go_on(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = train_words(run, "InvertedPendulum-v5", "--backend", "ray", "--steps", "100000000", metrics__line_s=0.2)
+    process = start(*words, log=log, before=[sys.executable, "-c", DRIVER])
+    try:
+        wait_for(lambda: live(run).get("env_steps", 0) > 200, "env steps", log=log)
+        before = live(run)["env_steps"]
+        process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: "WARNING: the driver's loop hangs" in log.read_text(), "the hanging loop to be named", log=log)
+        wait_for(lambda: "the driver's loop goes on again" in log.read_text(), "the end of it", log=log)
+        wait_for(lambda: live(run)["env_steps"] > before + 200, "env steps after it", log=log)
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
+    finally:
+        process.kill()
+    said = log.read_text()
+    assert "stands_still (<string>:" in said and said.count("the driver's loop hangs") == 1, said
+    assert "in stands_still" in (run / "dumps" / "driver.stacks").read_text()

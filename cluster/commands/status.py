@@ -189,6 +189,6 @@ def status_in_words(found: dict[str, Any]) -> str:
     elif found["summary"] and found["summary"].get("why"):
         lines.append(f"  ended      {found['summary']['why']}")
     lines += [f"  note       {text}" for text in found["notes"]]
-    if found["state"] in ("lost", "failed"):
+    if found["state"] in ("lost", "failed", "unsaved", "interrupted") and found["resume"] not in "".join(lines):
         lines.append(f"  go on with `{found['resume']}`")
     return "\n".join(lines)

@@ -98,7 +98,10 @@ def _dress(axes: Any, run: Run) -> None:
 
 def _subtitle(run: Run) -> str:
     noun = "update" if run.unit == "updates" else "env step"
-    parts = [count(run.length, noun), *([run.state] if run.state in ("interrupted", "failed", "lost") else [])]
+    parts = [
+        count(run.length, noun),
+        *([run.state] if run.state in ("interrupted", "unsaved", "failed", "lost") else []),
+    ]
     if run.evaluations:
         last = run.evaluations[-1]
         parts.append(f"last evaluation {number(float(last.mean))} over {count(len(last.returns), 'episode')}")
