@@ -37,6 +37,7 @@ from tiny_runs import lines, read, train_words  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from cluster.checks import spec_of  # noqa: E402
 from cluster.graph import make_shard  # noqa: E402
+from cluster.metrics.catalogue import RESTART_REASONS, RESTARTED_PARTS  # noqa: E402
 from cluster.run_dir import RunDirectory  # noqa: E402
 from replay import snapshot  # noqa: E402
 from rollout_workers.env_ids import name_module  # noqa: E402
@@ -166,10 +167,7 @@ def main() -> int:
         made, rows = counted(folder, *storm.drivers), read(storm.run_dir / "summary.json")["rows"]
         last = lines(storm.run_dir / "metrics.jsonl")[-1]
         held, doubled, torn = rows_on_disk(storm.run_dir)
-    reasons = ("died", "raised", "hung")
-    restarts = {
-        part: sum(last[f"{part}s_restarted_{why}"] for why in reasons) for part in ("worker", "shard", "learner")
-    }
+    restarts = {part: sum(last[f"{part}s_restarted_{why}"] for why in RESTART_REASONS) for part in RESTARTED_PARTS}
     allowed = storm.most_uncounted()
     uncounted, dropped = made - rows["recorded"], sum(rows["dropped"].values())
     print(table(["part", "SIGKILLs", "restarts"], [[part, f"{n}", f"{restarts.get(part, '')}"] for part, n in storm.killed.items()]))  # fmt: skip

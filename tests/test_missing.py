@@ -191,7 +191,7 @@ def test_the_same_command_takes_the_directory_of_a_start_that_never_began(left: 
     assert not (run / "failure.json").exists() and read(run / "summary.json")["exit"] == "completed"
 
 
-def test_a_start_that_was_refused_after_it_made_its_directory_is_repeated(
+def test_a_start_that_is_refused_after_it_made_its_directory_removes_it_and_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:
@@ -200,7 +200,7 @@ def test_a_start_that_was_refused_after_it_made_its_directory_is_repeated(
     with monkeypatch.context() as patch:
         patch.setattr("cluster.drive._exporter", refuse)
         assert train_inline(tmp_path / "run", PENDULUM, 128) == 2
-    assert (tmp_path / "run" / "config.json").is_file()
+    assert not (tmp_path / "run").exists()
     assert train_inline(tmp_path / "run", PENDULUM, 128) == 0
 
 

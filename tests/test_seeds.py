@@ -53,7 +53,7 @@ def test_one_failing_seed_ends_no_other_a_signal_or_stop_saves_all_and_resume_ta
         resumed.kill()
         resumed.wait(30)
     last = log.read_text().strip().splitlines()[-1]
-    assert last.startswith("drawbridge: error: 2 of 2 runs were ended: seed-7 (ended by `drawbridge stop` at ")
+    assert last.startswith("drawbridge: 2 of 2 runs were ended: seed-7 (ended by `drawbridge stop` at ")
     assert main(["list", str(parent)]) == 0 and capsys.readouterr().out.count("  interrupted  ") == 2
 
     steps = str(max(live(seed)["env_steps"] for seed in seeds) + 100)

@@ -193,7 +193,7 @@ def _why(path: Path) -> str:
 
 def _last_line(log: Path) -> str:
     lines = read_whole(log).decode(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1].removeprefix("drawbridge: error: ") if lines else "it said nothing"
+    return lines[-1].removeprefix("drawbridge: ").removeprefix("error: ") if lines else "it said nothing"
 
 
 class _View:
