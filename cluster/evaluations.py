@@ -22,6 +22,8 @@ from cluster.actors import EXPENDABLE, EvaluatorActor
 from cluster.errors import SAME_FAILURE, RunError
 from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
+from cluster.metrics.catalogue import RestartReason
+from cluster.nodes import Nodes, Restarts
 from cluster.remote import DIED, cause, make_actor, root
 from cluster.setting_text import parse_labels
 from rollout_workers.evaluator import BrokenEpisodes, Evaluation
@@ -32,12 +34,16 @@ WAITING = 4  # policies that may wait for the evaluator; beyond, the oldest is g
 class Evaluations:
     """Training never waits for any of this."""
 
-    def __init__(self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: RunSpec, aggregator: MetricsAggregator, event: Callable[[str], None], nodes: Nodes
+    ) -> None:
         self.spec, self.aggregator, self.event, self.config = spec, aggregator, event, spec.config
         self._queue: deque[tuple[Any, int, float]] = deque()  # what the store is asked for, episodes, since when
         self._run: Any = None  # reference of the evaluation under way
         self._due = 0.0
         self._failures = 0
+        limit_s = self.config.ray.start_timeout_s
+        self._restarts = Restarts(nodes, lambda reason: aggregator.count_restart("evaluator", reason, ""), limit_s)
         labels = parse_labels(self.config.ray.worker_labels)
         self._options: dict[str, Any] = EXPENDABLE | {"num_cpus": 0} | ({"label_selector": labels} if labels else {})
         self.node = ""  # where the evaluator is, once that is known
@@ -76,6 +82,7 @@ class Evaluations:
     def go_on(self) -> None:
         """Begins the next evaluation when the evaluator is free; gives up one that takes too long."""
         now, settings = time.monotonic(), self.config.evaluation
+        self._restarts.count()
         if self._evaluator is not None:
             self._is_up()
         if self._run is not None and now > self._due:
@@ -83,7 +90,7 @@ class Evaluations:
                 f"an evaluation took longer than {settings.timeout_s:.0f} s (evaluation.timeout_s) and was given up; the evaluator "
                 "is replaced"
             )
-            self._restart()
+            self._restart("hung")
         while self._run is None and self._queue:
             fetched, episodes, since = self._queue[0]
             try:
@@ -119,7 +126,7 @@ class Evaluations:
                     f"the evaluator failed {self._failures} times in a row, so the run halts:\n{cause(error)}"
                 ) from None
             self.event(f"an evaluation failed: {root(error)}")
-            self._restart()
+            self._restart("raised" if isinstance(error, RayTaskError) else "died")
 
     def take(self) -> list[Evaluation]:
         """Evaluations finished since the last call."""
@@ -142,7 +149,8 @@ class Evaluations:
         self._evaluator = make_actor(EvaluatorActor, **self._options).remote(self.spec)
         self._up, self.node = self._evaluator.place.remote(), ""
 
-    def _restart(self) -> None:
+    def _restart(self, reason: RestartReason) -> None:
+        self._restarts.note(reason, self.node)
         ray.kill(self._evaluator, no_restart=True)
         self._run = None
         self._start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from cluster.graph import RunSpec
 from cluster.head_watch import HeadWatch
 from cluster.learner_group import LearnerGroup
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.nodes import Nodes
+from cluster.nodes import Nodes, Restarts
 from cluster.own_code import resume_words
 from cluster.placement import Reservation
 from cluster.remote import ANSWER_WAIT_S, DIED, Pulse, ask_all, make_actor, root
@@ -59,7 +60,7 @@ class RayFleet:
         self._next_stats = self._next_save = 0.0
         self._counts: tuple[list[Any], list[Any]] | None = None  # answers to come: what learners had, what shards gave
         self._outcomes: tuple[Any, Any] | None = None  # the learner asked for its checkpoints, and its answer to come
-        self._store_started, self._store_node = 0.0, ""
+        self._store_started, self._store_node, self._store_hung = 0.0, "", False
 
     def start(self) -> None:
         """Joins or starts the cluster, starts every actor, begins to learn and to roll out."""
@@ -89,7 +90,9 @@ class RayFleet:
         self._store = make_actor(StoreActor, num_cpus=0, max_restarts=-1, scheduling_strategy=place).remote()
         self._actors.append(lambda: [*self._shards.actors, self._store])
         self._store_pulse = Pulse(self._store.started.remote)
-        self._evaluations = Evaluations(self.spec, self.aggregator, self.event)
+        count = functools.partial(self.aggregator.count_restart, "store", node="")
+        self._store_restarts = Restarts(self._nodes, count, config.ray.start_timeout_s)
+        self._evaluations = Evaluations(*common)
         self._actors.append(lambda: self._evaluations.actors)
         self._shards.wait(self._head.check)
         actors = self._shards.actors, self._store
@@ -138,6 +141,7 @@ class RayFleet:
             self._next_stats = now + STATS_S
             self._take_stats()
             self._shards.watch()
+            self._store_restarts.count()
             self._worker_group.watch()
             self._close_when_full()
         self._worker_group.go_on()
@@ -329,13 +333,16 @@ class RayFleet:
                     f"{self.timeout_s:g}); it is killed, and Ray restarts it"
                 )
                 ray.kill(self._store, no_restart=False)
+                self._store_hung = True
                 self._store_pulse = Pulse(self._store.started.remote)
             return False
-        started_at, self._store_node, used, served = answer
+        before, (started_at, self._store_node, used, served) = self._store_node, answer
         self.aggregator.add_usage("store", 0, used)
         self.aggregator.add_served("store", served)
         if self._store_started and started_at != self._store_started:
             self.event("the store of weights was restarted by Ray; it is given the newest policy again")
+            self._store_restarts.note("hung" if self._store_hung else "died", before)
+            self._store_hung = False
             self._learners.publish_again()
             self._worker_group.excuse()
         elif pulse.took_s > PAUSE_S:

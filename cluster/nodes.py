@@ -10,6 +10,7 @@ import dataclasses
 import math
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -107,6 +108,30 @@ class Nodes:
         living = [node for node in suspects if table.get(node, {}).get("Alive")]
         dying = {node for node in living if not (self._through_client or _answers(table[node]))}
         return table, dying
+
+
+class Restarts:
+    """Restarts of a part that has no budget, counted once it is known whether it was lost with its node.
+
+    Args:
+        count: called with each reason.
+        limit_s: for a node that does not answer.
+    """
+
+    def __init__(self, nodes: Nodes, count: Callable[[RestartReason], None], limit_s: float) -> None:
+        self._nodes, self._count, self._limit_s = nodes, count, limit_s
+        self._uncounted: list[Failure] = []
+
+    def note(self, reason: RestartReason, node: str) -> None:
+        """The part is started again; what failed was on ``node``, "" where that is not known."""
+        self._uncounted.append(Failure(why="", reason=reason, nodes=frozenset((node,))))
+
+    def count(self) -> None:
+        """Counts those of which that is known by now."""
+        for failure in list(self._uncounted):
+            if verdict := self._nodes.verdict(failure, self._limit_s):
+                self._uncounted.remove(failure)
+                self._count("node_lost" if verdict == "lost" else failure.reason)
 
 
 def _answers(entry: dict[str, Any]) -> bool:

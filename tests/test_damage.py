@@ -87,6 +87,7 @@ def test_a_killed_store_of_weights_comes_back_empty_and_is_given_the_newest_poli
     victim = going.kill_one("ray::StoreActor")
     going.wait(lambda: "the store of weights was restarted by Ray" in going.output(), "the store's restart")
     assert victim not in [child.pid for child in going.children("ray::StoreActor")]
+    going.wait(lambda: going.live()["stores_restarted_died"] == 1, "the restart to be counted")
     goes_on(going)
 
 

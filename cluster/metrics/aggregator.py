@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import (
+    BUDGETED_PARTS,
     DROP_REASONS,
     HOPS,
     LEARNER_PARTS,
@@ -65,7 +66,7 @@ class MetricsAggregator:
         self.episodes_cut: Counter[str] = Counter()  # running episodes that the driver ended, by reason
         self.workers = self.workers_started = 0
         self.workers_wanted = self.workers_pending = 0  # beside those that run
-        self.budget_left = dict.fromkeys(RESTARTED_PARTS, 0)  # restarts, by part
+        self.budget_left = dict.fromkeys(BUDGETED_PARTS, 0)  # restarts, by part
         self.disk_free_bytes: int | None = None  # None where the file system does not answer
         self.save_every_s = dict.fromkeys(SAVED, 0.0)
         self.restarts = {part: Counter[str](dict.fromkeys(RESTART_REASONS, 0)) for part in RESTARTED_PARTS}  # by reason
@@ -211,7 +212,7 @@ class MetricsAggregator:
         self._saved_at[what] = time.monotonic()
 
     def count_restart(self, part: str, reason: RestartReason, node: str) -> None:
-        """A worker, the learners, or a shard began again; what failed was on ``node``, "" where it had no place."""
+        """A part began again (RESTARTED_PARTS; the learners together); what failed was on ``node``, "" where it had no place."""
         self.restarts[part][reason] += 1
         self._node_restarts.count(part, reason, node)
 

@@ -156,7 +156,8 @@ TRAFFIC = (
 RestartReason = Literal["raised", "died", "hung", "node_lost", "no_place"]
 RESTART_REASONS: tuple[RestartReason, ...] = get_args(RestartReason)
 NODE_REASONS = tuple(why for why in RESTART_REASONS if why != "no_place")  # of what was on a node
-RESTARTED_PARTS = ("worker", "learner", "shard")
+BUDGETED_PARTS = ("worker", "learner", "shard")
+RESTARTED_PARTS = (*BUDGETED_PARTS, "store", "evaluator")
 LEARNER_PARTS = ("data_wait", "update", "publish", "other")  # of its time
 ROLLOUT = (
     Metric(
@@ -181,7 +182,7 @@ ROLLOUT = (
     ),
     Metric(
         series="restart_budget_left", kind="gauge", unit="restarts", labels=("part",),
-        keys={f"restart_budget_left_{part}": (part,) for part in RESTARTED_PARTS},
+        keys={f"restart_budget_left_{part}": (part,) for part in BUDGETED_PARTS},
         help="restarts left within the hour before the next failure halts the run, by part: worker (all together), learner (all together), "
         "shard (of the one with the fewest left)",
     ),
@@ -190,13 +191,13 @@ ROLLOUT = (
     Metric(
         series="restarts", kind="counter", unit="restarts", labels=("part", "reason"), resumed=True,
         keys={f"{part}s_restarted_*": (part, "*") for part in RESTARTED_PARTS},
-        help="restarts by part (worker, learner: all ranks together, shard) and reason: raised (its code raised), died (its process is "
-        "gone), hung (it did not answer), node_lost (with its node), no_place (nothing was free for it)",
+        help="restarts by part (worker, learner: all ranks together, shard, store, evaluator) and reason: raised (its code raised), died (its "
+        "process is gone), hung (it did not answer), node_lost (with its node), no_place (nothing was free for it)",
     ),
     Metric(
         series="node_restarts", kind="counter", unit="restarts", labels=("part", "reason", "node"), resumed=True,
-        keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in RESTARTED_PARTS for why in NODE_REASONS},
-        help="the same, by the address of the node on which the failed part ran; nodes beyond 64 count as other",
+        keys={f"node_restarts_{part}_{why}_*": (part, why, "*") for part in BUDGETED_PARTS for why in NODE_REASONS},
+        help="the same of workers, learners and shards, by the address of the node on which the failed part ran; nodes beyond 64 count as other",
     ),
     Metric(
         series="", kind="counter", unit="episodes", labels=("reason",), resumed=True, keys={"episodes_cut_*": ("*",)},

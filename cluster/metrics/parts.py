@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.catalogue import NODE_REASONS, RESTARTED_PARTS, by_reason
+from cluster.metrics.catalogue import BUDGETED_PARTS, NODE_REASONS, by_reason
 from cluster.metrics.metric import Line
 from cluster.usage import Usage, usage
 
@@ -105,7 +105,7 @@ class Parts:
 
 
 class NodeRestarts:
-    """Restarts by part, reason and node."""
+    """Restarts by part, reason and node, of parts that are many: a name of a node takes 12 series."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -114,14 +114,14 @@ class NodeRestarts:
 
     def resume_from(self, line: Line) -> None:
         """Takes the counts of the newest line of the run's earlier part."""
-        for part in RESTARTED_PARTS:
+        for part in BUDGETED_PARTS:
             for reason in NODE_REASONS:
                 for node, count in by_reason(line, f"node_restarts_{part}_{reason}_").items():
                     self._counts[part, reason, self._name(node)] += count
 
     def count(self, part: str, reason: str, node: str) -> None:
         """One more on ``node``; none where there is no node."""
-        if node:
+        if node and part in BUDGETED_PARTS:
             self._counts[part, reason, self._name(node)] += 1
 
     def record(self, nodes: set[str]) -> dict[str, int]:
@@ -129,7 +129,7 @@ class NodeRestarts:
         restart shows as an increase."""
         names = {self._name(node) for node in sorted(nodes)}
         new, self._shown = names - self._shown, self._shown | names
-        zeros = {(part, why, node): 0 for node in new for part in RESTARTED_PARTS for why in NODE_REASONS}
+        zeros = {(part, why, node): 0 for node in new for part in BUDGETED_PARTS for why in NODE_REASONS}
         found = zeros | self._counts
         return {f"node_restarts_{part}_{why}_{node}": count for (part, why, node), count in found.items()}
 
