@@ -40,6 +40,21 @@ def test_every_rule_has_a_severity_a_summary_and_a_section_of_the_runbook() -> N
         assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
 
 
+def test_a_figure_in_an_alert_is_a_whole_number_a_percentage_a_duration_or_a_size() -> None:
+    figures = [
+        found
+        for rule in RULES
+        for found in re.findall(r"\{\{(.*?)\}\}", rule["annotations"]["summary"])
+        if "$value" in found
+    ]
+    assert len(figures) >= 10
+    assert [
+        figure
+        for figure in figures
+        if not re.fullmatch(r" (printf `%.0f` \$value|\$value \| humanize(Percentage|Duration|1024)) ", figure)
+    ] == []
+
+
 def test_every_rule_is_seen_quiet_and_firing_by_the_unit_tests() -> None:
     seen = defaultdict(set)
     for test in yaml.safe_load((ROOT / "deploy" / "alerts_test.yml").read_text())["tests"]:

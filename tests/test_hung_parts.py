@@ -122,12 +122,12 @@ def test_a_stopped_shard_and_a_stopped_store_are_killed_and_come_back_and_nobody
             going.wait(lambda text=text: text in going.output(), text, ANSWER_S + 12)
         for text in ("replay shard 0 was restarted by Ray", "it is given the newest policy again"):
             going.wait(lambda text=text: text in going.output(), text, 60)
+    going.wait(lambda: going.live()["stores_restarted_hung"] == 1, "the restart to be counted")
     goes_on(going)
     assert deaf_s(going, before) < DEAF_S
     line = going.live()
     assert line["generation"] == before["generation"], "the learners waited for their shard"
     assert line["version"] > before["version"]
-    going.wait(lambda: going.live()["stores_restarted_hung"] == 1, "the store's restart to be counted")
 
 
 def test_a_shard_that_hangs_with_no_restart_left_ends_the_run_with_that_cause(going: RayRun) -> None:
@@ -160,8 +160,9 @@ def test_two_learners_are_resumed_to_the_end_of_their_run_although_the_evaluator
         with stopped(run, "ray::EvaluatorActor"):
             assert run.end() == 0, run.output()[-3_000:]
         assert "an evaluation took longer than 4 s" in run.output() and "learner restarted" not in run.output()
+        assert run.live()["evaluators_restarted_hung"] == run.output().count("an evaluation took longer")
     summary = read(going.run_dir / "summary.json")
     assert summary["exit"] == "completed" and summary["env_steps"] >= steps and summary["workers"]["restarted"] == 0
-    assert summary["updates"] > before["updates"] and run.live()["evaluators_restarted_hung"] == 1
+    assert summary["updates"] > before["updates"]
     versions = [(line["generation"], line["version"]) for line in lines(going.run_dir / "metrics.jsonl")]
     assert versions == sorted(versions)

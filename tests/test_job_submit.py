@@ -134,7 +134,7 @@ def test_an_address_joins_the_running_cluster_with_ones_own_module_and_says_for_
         wait_for(lambda: live(run_dir).get("env_steps", 0) > 200 and live(run_dir)["workers"] == 2, "rows", 120, log)
         result = command("scale", str(run_dir), "--workers", "4")
         assert result.stdout == "rollout workers: 2 -> 4: 2 run, 2 wait for CPUs\n", result.stderr
-        assert "workers    2 run, 2 wait for CPUs (0 restarts)" in command("status", str(run_dir)).stdout
+        assert "workers    2 run, 2 wait for CPUs\n" in command("status", str(run_dir)).stdout
         seen = live(run_dir)
         assert [seen[key] for key in ("workers_wanted", "workers", "workers_pending")] == [4, 2, 2]
         assert seen["restart_budget_left_worker"] == 5 and seen["disk_free_bytes"] > 0

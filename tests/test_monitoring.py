@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import yaml
 from at_hand import PROMETHEUS, program
 from monitored import Monitor, free_port, monitored, with_docker
 from small_disk import small_disk
-from tiny_runs import start, train_words, wait_for
+from tiny_runs import live, start, train_words, wait_for
 
 from cluster.drive import _await_last_scrape
 from cluster.errors import Interrupted, RunError, UsageError
@@ -94,6 +95,42 @@ def test_a_target_file_goes_when_a_run_ends_in_order_and_stays_when_it_fails(tmp
         assert path.exists() == stays
 
 
+def test_a_resume_elsewhere_names_the_target_file_that_its_killed_run_left_and_removes_none_that_it_was_not_told_of(
+    tmp_path: Path,
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    old, new = tmp_path / "old targets", tmp_path / "new"
+
+    def killed(*words: str) -> str:
+        """What a command says whose process is killed as soon as it trains; its endpoint is gone with it."""
+        process = start(*words, log=log)
+        try:
+            wait_for(
+                lambda: (seen := live(run)).get("pid") == process.pid and seen["state"] == "running", "it", 90, log
+            )
+        finally:
+            process.kill()
+            process.wait(30)
+        return log.read_text()
+
+    flags = ("--backend", "inline", "--steps", "100000000")
+    settings: dict[str, Any] = QUICK | {"metrics__targets_dir": old}
+    killed(*train_words(run, "InvertedPendulum-v5", *flags, **settings))
+    (left,) = old.iterdir()
+    resume = ("resume", str(run), "--set")
+    said = killed(*resume, f"metrics.targets_dir={new}")
+    (command,) = re.findall(r"remove it: (rm .*)", said)
+    assert left.exists() and (new / left.name).exists() and f"WARNING: {left} still tells Prometheus" in said
+    subprocess.run(command, shell=True, check=True, timeout=30)
+    assert not list(old.iterdir())
+    assert "WARNING" not in killed(*resume, f"metrics.targets_dir={new}")
+    said = killed(*resume, f"metrics.targets_dir={new}", "--set", "metrics.port=-1")
+    assert "WARNING" not in said and not list(new.iterdir()), "the command named the folder"
+    killed(*resume, f"metrics.targets_dir={new}", "--set", "metrics.port=0")
+    assert f"rm {new / left.name}" in killed(*resume, "metrics.targets_dir=") and (new / left.name).exists()
+    assert "WARNING" not in killed("resume", str(run)), "nothing names that folder any more"
+
+
 def test_a_folder_of_targets_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
@@ -117,6 +154,20 @@ def test_the_label_of_a_run_is_its_own_and_stays(tmp_path: Path) -> None:
     assert labels[0] != labels[1] and [run_label(run) for run in runs] == labels
     (runs[0] / "control" / "run_id").write_bytes(b"\xff{}")
     assert run_label(runs[0]) == run_label(runs[0]) != labels[0], "a damaged one is replaced"
+
+
+def test_a_copy_of_a_run_gets_a_label_of_its_own_and_one_that_is_moved_keeps_it(tmp_path: Path) -> None:
+    run, copy = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    (run / "control").mkdir(parents=True)
+    label = run_label(run)
+    shutil.copytree(run, copy)
+    assert run_label(copy) == run_label(copy) != label == run_label(run)
+    moved = run.rename(tmp_path / "run")
+    assert run_label(moved) == label
+    (moved / "control" / "run_id").write_text("0123abcd")  # as earlier versions wrote it
+    assert run_label(moved) == "run-0123abcd"
+    shutil.copytree(moved, tmp_path / "c" / "run")
+    assert run_label(tmp_path / "c" / "run") != "run-0123abcd"
 
 
 def test_the_end_of_a_run_waits_until_prometheus_has_seen_it_and_for_nobody_else() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tiny_runs import lines, train_inline, wait_for
+from tiny_runs import lines, live, start, train_inline, train_words, wait_for
 
 import cluster.run_dir
 from cluster.checks import spec_of, uneven_shards
+from cluster.commands.listing import table_of
 from cluster.commands.status import status, status_in_words
 from cluster.config import make_preset, override
 from cluster.errors import RunError, UsageError
@@ -77,6 +79,47 @@ def test_status_says_what_a_start_is_at(tmp_path: Path, monkeypatch: pytest.Monk
     assert "starting (process" in seen[0] and "  now        1 of 2 replay shards up" in seen[0]
     assert "  now " not in status_in_words(status(run.path))
     run.release()
+
+
+def test_status_names_restarts_and_dropped_rows_that_there_are_and_no_others(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    aggregator = Session(run, spec_of(CONFIG, run)).aggregator
+    run.write_live(aggregator.line(), "running")
+    words = status_in_words(status(run.path))
+    assert "\n  restarts" not in words and "\n  dropped" not in words
+    for part, reason in (("worker", "died"), ("worker", "hung"), ("store", "died"), ("evaluator", "raised")):
+        aggregator.count_restart(part, reason, "")  # type: ignore[arg-type]
+    aggregator.ledger.resume_from({"worker_lost": 1_200, "restart": 34, "stopped": 0})
+    run.write_live(aggregator.line(), "running")
+    words = status_in_words(status(run.path))
+    assert "\n  restarts   worker 2, store 1, evaluator 1\n" in words
+    assert "\n  dropped    1,234 rows: worker_lost 1,200, restart 34" in words
+    run.release()
+
+
+def test_status_of_a_stopped_process_says_how_old_its_figures_are_until_it_goes_on(tmp_path: Path) -> None:
+    settings = {"metrics__line_s": 0.5, "evaluation__every_steps": 0}
+    words = train_words(tmp_path / "run", "Pendulum-v1", "--backend", "inline", "--steps", "100000000", **settings)
+    process = start(*words, log=tmp_path / "log")
+    try:
+        wait_for(lambda: live(tmp_path / "run").get("env_steps", 0) > 100, "steps", log=tmp_path / "log")
+        found = status(tmp_path / "run")
+        assert not found["silent"] and "silent" not in status_in_words(found)
+        process.send_signal(signal.SIGSTOP)
+        found = wait_for(lambda: (seen := status(tmp_path / "run"))["silent"] and seen, "it to count as silent")
+        print(f"silent for {found['silent_s']} s when it was said")
+        assert 6.5 < found["silent_s"] < 12
+        said = status_in_words(found).splitlines()
+        assert said[0].endswith(f"running (process {process.pid})")
+        assert re.match(r"  silent     these figures are \d+ s old, and one record is due every 0\.5 s", said[1])
+        assert f"process {process.pid} does not answer" in said[1]
+        assert "  running, silent  " in table_of(tmp_path)[1]
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: not status(tmp_path / "run")["silent"], "it to go on", log=tmp_path / "log")
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait(30)
 
 
 def test_a_run_whose_directory_vanishes_ends_with_a_sentence(

@@ -73,4 +73,5 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     done = found["live"].get(unit)
     progress = f"{done:,}/{found['steps']:,} {unit.replace('_', ' ')}" if type(done) is int else "-"
     mean = f"{sum(evaluation['returns']) / len(evaluation['returns']):,.1f}" if evaluation else "-"
-    return name, found["algorithm"], found["env"], found["state"], progress, mean
+    state = found["state"] + (", silent" if found["silent"] else "")
+    return name, found["algorithm"], found["env"], state, progress, mean

@@ -14,9 +14,13 @@ from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
 from cluster.metrics.alarms import alarms
+from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
 from cluster.own_code import resume_words
+from cluster.reports import LATE_S
 from cluster.run_dir import RunDirectory, seed_dirs
 from replay.option import range_of, type_of
+
+MISSED = 3  # records that a run may be late, and what a write takes until it hangs, before it counts as silent
 
 
 def add_status(commands: Any) -> None:
@@ -120,9 +124,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     config, owner = run.config(), run.owner()
     live, summary, failure = (document(run.path / f"{name}.json", notes) for name in ("live", "summary", "failure"))
     evaluations = evaluation_records(run.path, config.unit, notes)
+    state = state_of(live, summary, failure, owner is not None)
+    silent_s = round(time.time() - live["written"], 1) if number(live.get("written")) else None
     found = {
         "run_dir": str(run.path),
-        "state": state_of(live, summary, failure, owner is not None),
+        "state": state,
         "pid": owner,
         "algorithm": config.algorithm,
         "env": config.env,
@@ -130,7 +136,9 @@ def status(run_dir: Path) -> dict[str, Any]:
         "backend": config.backend,
         "steps": config.steps,
         "unit": config.unit,
-        "silent_s": round(time.time() - live["written"], 1) if number(live.get("written")) else None,
+        "silent_s": silent_s,
+        "silent": state == "running" and (silent_s or 0.0) > MISSED * config.metrics.line_s + LATE_S,
+        "line_s": config.metrics.line_s,
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
         "last_evaluation": evaluations[-1][0] if evaluations else None,
         "summary": summary or None,
@@ -143,6 +151,10 @@ def status(run_dir: Path) -> dict[str, Any]:
     return found
 
 
+def _above_0(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+
+
 def status_in_words(found: dict[str, Any]) -> str:
     """``status`` for a person."""
     unit = found["unit"]
@@ -151,6 +163,11 @@ def status_in_words(found: dict[str, Any]) -> str:
         f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
         + (f" (process {found['pid']})" if found["pid"] else ""),
     ]
+    if found["silent"]:
+        lines.append(
+            f"  silent     these figures are {found['silent_s']:,.0f} s old, and one record is due every {found['line_s']:g} s: process "
+            f"{found['pid']} does not answer; it was stopped or hangs, or its disk does"
+        )
     if live.get("phase"):
         lines.append(f"  now        {live['phase']}")
     if "env_steps" in live:
@@ -174,7 +191,13 @@ def status_in_words(found: dict[str, Any]) -> str:
         lines.append(f"  policy     version {live.get('version', 0)}{age}")
         if gathered:
             running = live.get("workers_in_words") or live.get("workers", 0)
-            lines.append(f"  workers    {running} ({live.get('workers_restarted', 0)} restarts)")
+            lines.append(f"  workers    {running}")
+    restarts = {part: sum(by_reason(live, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}
+    dropped = by_reason(live, "rows_dropped_")
+    if any(restarts.values()):
+        lines.append(f"  restarts   {_above_0(restarts)}")
+    if any(dropped.values()):
+        lines.append(f"  dropped    {sum(dropped.values()):,} rows: {_above_0(dropped)}")
     evaluation = found["last_evaluation"]
     if evaluation:
         mean = sum(evaluation["returns"]) / len(evaluation["returns"])

@@ -217,6 +217,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
+    from cluster.metrics.discovery import left_behind
     from cluster.saving import check_parts, set_aside
 
     check_tree()
@@ -228,14 +229,15 @@ def _resume(arguments: argparse.Namespace) -> int:
     lost = check_parts(run, config, arguments.accept_loss)
     _check_reachable(config)
     spec = make_spec(config, run, 0)
+    left = left_behind(run.path, run.config().metrics, spec.config.metrics)
     with written_at_start(run.path):
         spec = dataclasses.replace(spec, start=run.count_start())
-        run.write_config(config)
+        run.write_config(spec.config)
         run.clear_outcome()
         set_aside(run, config, lost)
     from cluster.drive import drive
 
-    for text in lost:
+    for text in (*lost, *filter(None, [left])):
         print(text)
     return drive(run, spec)
 
