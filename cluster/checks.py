@@ -91,6 +91,17 @@ def _settled(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, dataset=settled(config.dataset), metrics=metrics)
 
 
+def read_dataset(spec: RunSpec) -> None:
+    """One pass over a new run's dataset, which is kept for its learner: what cannot be learned from is found here."""
+    from replay.dataset import DatasetError
+
+    try:
+        if spec.dataset is not None:
+            spec.dataset.summary()
+    except DatasetError as error:
+        raise UsageError(f"{error}; nothing was started") from error
+
+
 def memory_bytes(spec: RunSpec) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
     config, replay_bytes = spec.config, kind_of(spec.config).replay_bytes(spec)

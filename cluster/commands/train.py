@@ -202,11 +202,11 @@ def _prove(
     check: Callable[[RunSpec], None] = lambda spec: None,
 ) -> RunSpec:
     """Looks for everything that could keep a new run in ``path`` from starting; ``runs``: that many are to start like it."""
-    from cluster.checks import make_spec
+    from cluster.checks import make_spec, read_dataset
 
     spec = make_spec(config, RunDirectory(path), 0, problems, runs)
     check(spec)
-    _read_dataset(spec)
+    read_dataset(spec)
     _check_reachable(config)
     return spec
 
@@ -382,17 +382,6 @@ def _unused(stem: Path) -> Path:
     while (path := stem.with_name(f"{stem.name}-{number}")).exists():
         number += 1
     return path
-
-
-def _read_dataset(spec: RunSpec) -> None:
-    """One pass over a new run's dataset, which is kept for its learner: what cannot be learned from is found here."""
-    from replay.dataset import DatasetError
-
-    try:
-        if spec.dataset is not None:
-            spec.dataset.summary()
-    except DatasetError as error:
-        raise UsageError(f"{error}; nothing was started") from error
 
 
 def _check_reachable(config: RunConfig) -> None:

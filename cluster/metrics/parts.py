@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.catalogue import BUDGETED_PARTS, NODE_REASONS, RESTARTED_PARTS, by_reason
+from cluster.metrics.catalogue import NODE_REASONS, RESTARTED_PARTS, by_reason
 from cluster.metrics.metric import Line
 from cluster.usage import Usage, usage
 
@@ -125,11 +125,11 @@ class NodeRestarts:
             self._counts[part, reason, self._name(node)] += 1
 
     def record(self, nodes: set[str]) -> dict[str, int]:
-        """The keys of a record: the counts, and once 0 of everything that may happen to the parts that are many on each of ``nodes`` that is new, so that its first
+        """The keys of a record: the counts, and once 0 of everything that may happen on each of ``nodes`` that is new, so that its first
         restart shows as an increase."""
         names = {self._name(node) for node in sorted(nodes)}
         new, self._shown = names - self._shown, self._shown | names
-        zeros = {(part, why, node): 0 for node in new for part in BUDGETED_PARTS for why in NODE_REASONS}
+        zeros = {(part, why, node): 0 for node in new for part in RESTARTED_PARTS for why in NODE_REASONS}
         found = zeros | self._counts
         return {f"node_restarts_{part}_{why}_{node}": count for (part, why, node), count in found.items()}
 
