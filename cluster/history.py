@@ -293,7 +293,18 @@ LARGEST = 1e30  # of any figure: what is beyond it was never counted or measured
 FIGURES = {  # of live.json, summary.json and failure.json, beside those of a metrics record
     "written", "pid", "metrics_port", "when", "wall_s", "eval_return_std", "eval_episodes", "policy_version",
 }  # fmt: skip
-TEXTS = {"state", "algorithm", "env", "backend", "preset", "error", "traceback", "workers_in_words", "slowest_workers"}
+TEXTS = {
+    "state",
+    "algorithm",
+    "env",
+    "backend",
+    "preset",
+    "error",
+    "traceback",
+    "why",
+    "workers_in_words",
+    "slowest_workers",
+}
 GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
 
 
