@@ -124,7 +124,10 @@ class Restarts:
 
     def note(self, reason: RestartReason, node: str) -> None:
         """The part is started again; what failed was on ``node``, "" where that is not known."""
-        self._uncounted.append(Failure(why="", reason=reason, nodes=frozenset((node,))))
+        if reason == "died":
+            self._uncounted.append(Failure(why="", reason=reason, nodes=frozenset((node,))))
+        else:  # it was still there
+            self._count(reason)
 
     def count(self) -> None:
         """Counts those of which that is known by now."""
