@@ -27,7 +27,8 @@ from cluster.setting_text import parse_labels
 MOST_WORKERS = 4_096
 SLICE_S = 0.1  # for workers that ended at once, in one turn of the driver
 WORDS_S = 0.1  # for the head to say what is free
-ANSWER_S = 10.0  # for a worker to say whether it still gets on
+ANSWER_S = 10.0  # for a worker to say whether it still gets on, and no longer than a step may take
+ASK_S = ANSWER_S + 1.0  # by which it is asked before its time is over: looks are a second apart
 WORKER_LOST = "worker_lost"  # why rows are dropped that a failed worker had not brought in
 
 
@@ -209,7 +210,7 @@ class WorkerGroup:
             self._count()
 
     def watch(self) -> None:
-        """Replaces workers that hang: their shard got nothing from them for too long, and they made no step meanwhile."""
+        """Replaces workers that hang: their shard got nothing from them for too long, and they made no step meanwhile, or do not answer."""
         self._count()
         limit, hung = self.config.worker.step_timeout_s, dict[int, Failure]()
         now = time.monotonic()
@@ -220,27 +221,34 @@ class WorkerGroup:
                 continue
             grace = self.config.ray.start_timeout_s if not member.rows else 0.0
             silent = now - max(member.began + grace, self._last_report.get(index, 0.0), member.got_on)
-            if silent <= limit:
+            if silent <= limit - ASK_S:
                 member.asked_idle = None  # an answer that comes now is of another silence
-            elif not self._gets_on(member, limit):
-                why = f"was silent for {silent:.0f} s (worker.step_timeout_s {limit:g}): its step hangs"
-                hung[index] = _failure(member, f"worker {index} of {self.config.env} {why}", "hung")
+            elif seen := self._seen_to_hang(member, silent, limit):
+                why = f"worker {index} of {self.config.env} {seen} (worker.step_timeout_s {limit:g})"
+                hung[index] = _failure(member, why, "hung")
         if hung:
             self._fail(hung)
 
-    def _gets_on(self, member: Member, limit_s: float) -> bool:
-        """Whether a worker whose shard gets nothing from it still makes steps or plans, or has yet to say so, for which it has ANSWER_S."""
+    def _seen_to_hang(self, member: Member, silent_s: float, limit_s: float) -> str:
+        """What says that a worker hangs of which nothing has been heard for ``silent_s``; "" while it makes steps or plans, or may yet say
+        that it does: it is asked every time, and may take ANSWER_S, or ``limit_s`` if that is less."""
+        unknown = f"made no step that is known for {silent_s:.0f} s"
         if member.asked_idle is None:
             member.asked_idle, member.asked_at = member.actor.idle_s.remote(), time.monotonic()
         if not ray.wait([member.asked_idle], timeout=0)[0]:
-            return time.monotonic() - member.asked_at < ANSWER_S
+            late_s = time.monotonic() - member.asked_at
+            hangs = silent_s > limit_s and late_s >= min(ANSWER_S, limit_s)
+            return f"{unknown} and has not answered for {late_s:.0f} s" if hangs else ""
         answer, member.asked_idle = member.asked_idle, None
         try:
             idle_s: float = ray.get(answer)
-        except RayError:  # its run() tells
-            return False
-        member.got_on = time.monotonic() - idle_s
-        return idle_s <= limit_s
+        except RayError as error:
+            return f"{unknown} and cannot be asked: {root(error)}" if silent_s > limit_s else ""
+        member.got_on = member.asked_at - idle_s
+        if min(idle_s, silent_s) > limit_s:  # else it may have waited for another part
+            return f"says that it has made no step for {idle_s:.0f} s"
+        member.asked_idle, member.asked_at = member.actor.idle_s.remote(), time.monotonic()
+        return ""
 
     def scale(self, workers: int) -> str:
         """Starts or ends workers while the others go on; says what was done. Those that go have RETIRE_S, and are not waited for."""

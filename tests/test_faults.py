@@ -141,7 +141,7 @@ def test_the_run_of_a_killed_driver_is_resumed_to_its_end_and_lost_no_more_than_
 
 HALTS = {
     "exits": ("broken_envs:Exits-v0", "called sys.exit(0) in go_wrong (broken_envs.py", 4),
-    "hangs": ("broken_envs:Hangs-v0", "its step hangs", 1),
+    "hangs": ("broken_envs:Hangs-v0", "says that it has made no step for", 1),
 }
 
 
@@ -198,7 +198,26 @@ def test_workers_whose_chunk_takes_longer_than_any_step_may_are_slow_and_not_hun
     settings |= {"evaluation__every_steps": 0, "evaluation__final_episodes": 1, "evaluation__max_episode_steps": 20}
     with ray_run(tmp_path / "run", "--steps", "384", env="broken_envs:Slow-v0", **settings) as run:
         assert run.end() == 0, run.output()[-3_000:]
-        assert run.live()["workers_restarted"] == 0 and "was silent" not in run.output()
+        assert run.live()["workers_restarted"] == 0 and "no step" not in run.output()
+
+
+def test_a_stopped_worker_is_found_and_named_when_its_time_is_over(tmp_path: Path) -> None:
+    limit_s, turns_s = 12.0, 6.0  # two looks and a start, on a machine that others use too
+    with ray_run(tmp_path / "run", "--steps", "100000", "--workers", "2", worker__step_timeout_s=limit_s) as run:
+        run.wait_for_steps(200)
+        victim = run.children("ray::WorkerActor")[0]
+        victim.suspend()
+        since = time.monotonic()
+        run.wait(lambda: run.live()["workers_restarted"] == 1, "the worker to be replaced")
+        took_s = time.monotonic() - since
+        assert run.live()["workers_restarted_hung"] == 1 and limit_s <= took_s < limit_s + turns_s
+        found = re.search(
+            r"made no step that is known for (\d+) s and has not answered for 1\d s \(worker", run.output()
+        )
+        assert found and limit_s <= int(found[1]) < limit_s + turns_s, run.output()[-3_000:]
+        print(
+            f"a worker that may take {limit_s:.0f} s for a step was found after {found[1]} s and replaced after {took_s:.1f} s"
+        )
 
 
 def test_a_minute_after_the_driver_was_killed_rays_own_agents_are_gone_too(resumed: RayRun) -> None:

@@ -45,7 +45,9 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
     aggregator = MetricsAggregator(min_size_rows=64, replay_ratio=1.0)
     group = WorkerGroup(spec, aggregator, events.append, Nodes(), [None, None], None, 0.0)
     monkeypatch.setattr(group, "_end", lambda members, reason, ask: None)
-    monkeypatch.setattr(group, "_gets_on", lambda member, limit_s: False)
+    monkeypatch.setattr(
+        group, "_seen_to_hang", lambda _, silent_s, limit_s: f"is silent for {silent_s:.0f} s" * (silent_s > limit_s)
+    )
     now = time.monotonic()
     for index, silent_s in enumerate((0.0, 60.0)):  # worker 1, of shard 1, hangs
         group._members[index] = Member(
@@ -59,7 +61,7 @@ def test_a_worker_that_hangs_ends_a_run_without_restarts_unless_its_shard_has_al
         group._members[0].finished = True
         assert group.finished, "the run waits for the worker that hangs"
     else:
-        with pytest.raises(RunError, match=r"worker 1 of .* was silent for 60 s"):
+        with pytest.raises(RunError, match=r"worker 1 of .* is silent for 60 s"):
             group.watch()
 
 

@@ -235,10 +235,9 @@ def _resume(arguments: argparse.Namespace) -> int:
         run.write_config(spec.config)
         run.clear_outcome()
         set_aside(run, config, lost)
+    print(*lost, *left, sep="\n", end="\n" * bool(lost or left))
     from cluster.drive import drive
 
-    for text in (*lost, *filter(None, [left])):
-        print(text)
     return drive(run, spec)
 
 

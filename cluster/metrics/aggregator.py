@@ -22,7 +22,7 @@ from cluster.metrics.catalogue import (
 )
 from cluster.metrics.ledger import Ledger
 from cluster.metrics.parts import NodeRestarts, Parts
-from cluster.metrics.record import RecentRatio, ended_episodes, plans, quantiles, whole_episodes
+from cluster.metrics.record import CountedAgain, RecentRatio, ended_episodes, plans, quantiles, whole_episodes
 from cluster.usage import Usage
 from replay.messages import RowTotals
 from replay.shard import ShardStats
@@ -97,6 +97,7 @@ class MetricsAggregator:
         self._made_steps = self._made_updates = 0  # since this start: what is lost and made again counts again
         self._mark = (time.monotonic(), 0, 0, 0)
         self._steps_before: int | None = None  # reported by the earlier parts of the run
+        self._again = CountedAgain()
 
     def resume_from(self, line: dict[str, Any]) -> None:
         """Takes the counters of the newest line of the run's earlier part. Call it before ``add_shard``."""
@@ -114,6 +115,7 @@ class MetricsAggregator:
         self.failed = {what: int(line.get(f"failed_{what}s", 0)) for what in FAILED}
         self.written = {what: int(line.get(f"written_{what}s", 0)) for what in SAVED}
         self.ledger.resume_from(by_reason(line, "rows_dropped_"))
+        self._again.resume_from(line)
         self._steps_before = int(line.get("env_steps", 0)) + int(line.get("rows_in_flight", 0))
 
     def settle_restart(self) -> None:
@@ -287,7 +289,7 @@ class MetricsAggregator:
         line |= {name: window.get(name, 0.0) for name in _SECONDS}
         line |= self._learner_time()
         line |= {f"loss_{name}": value for name, value in self._losses.items()}
-        return line | self._evaluated()
+        return line | self._evaluated() | self._again.record(line)
 
     def _learner_time(self) -> dict[str, float]:
         """Seconds by part, and the shares of what was reported since the last line; as before where nothing was."""

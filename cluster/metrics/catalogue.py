@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from cluster.metrics.metric import Line, Metric, plain
 
 AGENT_PREFIX = "loss_"  # of the keys that an agent's update reports
+AGAIN_PREFIX = "again_"  # of the keys that say by how much a count fell
 
 FACTS = Metric(
     series="run_info", kind="gauge", unit="1", labels=("state", "algorithm", "env", "user", "commit"), facts=True,
@@ -59,6 +60,10 @@ PROGRESS = (
         series="part_cpu_seconds", kind="counter", unit="s", labels=("part",), keys={"cpu_s_*": ("*",)},
         help="CPU time by part, of all its processes since the run was started or resumed",
     ),
+    Metric(
+        series="", kind="counter", unit="the count's own", labels=("count",), resumed=True, keys={f"{AGAIN_PREFIX}*": ("*",)},
+        help="by how much a count of the run fell so far, as parts began again from what they had saved: exported counters are higher by it",
+    ),
     plain("gauge", "disk_free_bytes", "bytes", "disk_free_bytes", "free on the file system of the run directory"),
     Metric(
         series="failed_writes", kind="counter", unit="writes", labels=("what",), resumed=True,
@@ -99,10 +104,10 @@ REPLAY = (
         series="rows", kind="counter", unit="rows", labels=("outcome", "reason"), resumed=True,
         keys={
             "rows_recorded": ("recorded", ""), "rows_stored": ("stored", ""), "rows_duplicate": ("duplicate", ""),
-            "rows_dropped_*": ("dropped", "*"),
+            "rows_recounted": ("recounted", ""), "rows_dropped_*": ("dropped", "*"),
         },
-        help="transitions by outcome: recorded = stored + dropped (by reason), without rows in flight; a duplicate was sent "
-        "again and not stored again",
+        help="transitions by outcome: recorded = stored + dropped (by reason) - recounted, without rows in flight; recounted ones have two "
+        "outcomes, as those that were stored and lost later; a duplicate was sent again and not stored again",
     ),
     plain("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
     Metric(

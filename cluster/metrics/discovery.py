@@ -77,28 +77,28 @@ def announced(folder: Path, label: str, host: str, port: int) -> Iterator[None]:
     _remove(path)
 
 
-def left_behind(path: Path, before: MetricsConfig, now: MetricsConfig) -> str:
-    """What to do about the target file that an earlier process of the run in ``path`` left and this one will not write over; "" for
-    nothing. In a folder that the command names, as every ``now.targets_dir`` is, it is removed; one that only a config.json names is not
-    written to.
+def left_behind(path: Path, before: MetricsConfig, now: MetricsConfig) -> list[str]:
+    """What to do about the target file that an earlier process of the run in ``path`` left and this one will not write over.
+
+    In a folder that the command names, as every ``now.targets_dir`` is, it is removed; one that only a config.json names is left as it is.
 
     Args:
         before, now: the run's settings until now, and those of this process.
     """
     if not before.targets_dir:
-        return ""
+        return []
     file = _target_file(Path(before.targets_dir), run_label(path))
     with contextlib.suppress(OSError):
         if not stat.S_ISREG(file.lstat().st_mode):
-            return ""
+            return []
         if not now.targets_dir or os.path.realpath(now.targets_dir) != os.path.realpath(before.targets_dir):
-            return (
+            return [
                 f"WARNING: {file} still tells Prometheus the address that this run had before: RunDown fires for a run that lives; it stays, "
                 f"because only config.json names that folder; remove it: rm {shlex.quote(str(file))}"
-            )
+            ]
         if now.port < 0:
             file.unlink()
-    return ""
+    return []
 
 
 def _target_file(folder: Path, label: str) -> Path:

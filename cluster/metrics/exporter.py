@@ -21,7 +21,7 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from cluster.errors import UsageError
-from cluster.metrics.catalogue import METRICS, WINDOW_SUMS, is_counter, is_resumed
+from cluster.metrics.catalogue import AGAIN_PREFIX, METRICS, WINDOW_SUMS, is_counter, is_resumed
 from cluster.metrics.discovery import EVERYWHERE
 from cluster.metrics.metric import Line
 from replay.admission import Reason
@@ -86,8 +86,8 @@ class Exporter:
         self._lines.take(line)
 
     def resume_from(self, line: Line) -> None:
-        """Takes the newest line of the run's earlier part: counters that are resumed go on from there, even if the run begins a little
-        earlier; all others begin from 0, and show it before they grow."""
+        """Takes the newest line of the run's earlier part: counters that are resumed go on from what that part showed, even if the run begins
+        a little earlier; all others begin from 0, and show it before they grow."""
         self._lines.resume_from(line)
 
     def set_state(self, state: str) -> None:
@@ -139,19 +139,19 @@ class _Lines(Collector):
     def __init__(self, labels: dict[str, str]) -> None:
         self._labels = labels
         self._line: dict[str, Any] = {}
-        self._counts: dict[str, float] = {}  # as the newest line has them
+        self._counts: dict[str, float] = {}  # as the newest line has them, and what they fell by before
         self.facts: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def resume_from(self, line: Line) -> None:
-        counts = {key: n for key, n in _numbers(line).items() if is_counter(key) or key in WINDOW_SUMS}
+        counts = {key: n for key, n in _with_falls(_numbers(line)).items() if is_counter(key) or key in WINDOW_SUMS}
         with self._lock:
             self._counts = {key: n for key, n in counts.items() if is_resumed(key)}
             self._line |= dict.fromkeys(counts, 0.0) | self._counts
 
     def take(self, line: Line) -> None:
         """A count that went back, as some work is lost and done again, goes on growing: a fall is a restart from 0 to Prometheus."""
-        numbers = _numbers(line)
+        numbers = _with_falls(_numbers(line))
         with self._lock:
             for key in [key for key in numbers if is_counter(key)]:
                 now = numbers.pop(key)
@@ -186,6 +186,10 @@ class _Lines(Collector):
 
 def _numbers(line: Line) -> dict[str, float]:
     return {key: float(value) for key, value in line.items() if isinstance(value, (int, float))}
+
+
+def _with_falls(numbers: dict[str, float]) -> dict[str, float]:
+    return {key: n + numbers.get(f"{AGAIN_PREFIX}{key}", 0.0) for key, n in numbers.items()}
 
 
 class _Server(WSGIServer):

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from typing import Any
 
 import numpy as np
 
+from cluster.metrics.catalogue import AGAIN_PREFIX, is_counter, is_resumed
+from cluster.metrics.metric import Line
 from replay.episode_assembly import LOST_REASONS
 from replay.shard import ShardStats
 
 LEAST_STEPS, TOLERANCES = 1_000, 20  # what the limiter tolerates at both ends of so many of them is a tenth
+
+
+class CountedAgain:
+    """By how much the counts of a run fell so far, over all of its processes, as parts began again from what they had saved. The sum of a
+    count and of what it fell by never goes back, which Prometheus needs."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, float] = {}  # as the newest record has them
+        self._fell: Counter[str] = Counter()
+
+    def resume_from(self, line: Line) -> None:
+        """Takes the newest record of the run's earlier part."""
+        counts = {key: line[key] for key in line if is_counter(key) and is_resumed(key)}
+        self._fell.update(
+            {key.removeprefix(AGAIN_PREFIX): counts.pop(key) for key in list(counts) if key.startswith(AGAIN_PREFIX)}
+        )
+        self._counts = counts
+
+    def record(self, line: Line) -> dict[str, Any]:
+        """The keys of a record whose others are in ``line``. Rows that fell from one outcome rose in another: they are recounted."""
+        for key in line:
+            if is_counter(key) and is_resumed(key):
+                if line[key] < self._counts.get(key, 0):
+                    self._fell[key] += self._counts[key] - line[key]
+                self._counts[key] = line[key]
+        outcomes = sum(n for key, n in self._fell.items() if key == "rows_stored" or key.startswith("rows_dropped_"))
+        fell = {f"{AGAIN_PREFIX}{key}": n for key, n in self._fell.items() if n}
+        return fell | {"rows_recounted": outcomes - self._fell["rows_recorded"]}
 
 
 class RecentRatio:
