@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,7 @@ from cluster.cli import main
 from cluster.errors import UsageError
 from cluster.metrics.catalogue import CATALOGUE, METRICS, RESTARTED_PARTS, RestartReason, find_metric
 from cluster.metrics.exporter import MAX_CONNECTIONS, Exporter
+from cluster.metrics.record import CountedAgain
 
 DOC = (
     (Path(__file__).resolve().parent.parent / "docs" / "metrics.md")
@@ -293,6 +295,42 @@ def test_a_count_that_goes_back_goes_on_growing_so_that_rates_are_those_of_the_w
         assert samples(exporter)[key("env_steps_total")] == expected
     assert samples(exporter)[key("updates_total")] == 8000
     assert key("workers", state="running") not in samples(exporter), "a state is of now"
+
+
+def test_rows_add_up_and_no_count_falls_when_shards_lose_rows_and_late_copies_bring_them_back() -> None:
+    happens = (  # what the aggregator knows then: rows stored, and dropped
+        (100, 0),
+        (60, 40),  # a shard is restarted
+        (90, 20),  # a late copy brings 20 back, and 10 more come
+        (70, 20),  # a shard loses rows that are sent again
+        (110, 20),
+        (80, 55),
+        (200, 60),
+    )
+    for resumed_at in range(1, len(happens)):
+        line: dict[str, Any] = {}
+        shown: dict[str, float] = {}
+        exporter = again = None
+        for index, (stored, dropped) in enumerate(happens):
+            if exporter is None or index == resumed_at:
+                if exporter is not None:
+                    exporter.close()
+                exporter, again = Exporter("trial"), CountedAgain()
+                exporter.resume_from(line)
+                again.resume_from(line)
+            assert again is not None
+            line = {"rows_recorded": stored + dropped, "rows_stored": stored, "rows_dropped_shard_restart": dropped}
+            line |= again.record(line)
+            exporter.update(line)
+            rows = {key: n for key, n in samples(exporter).items() if key[0] == "drawbridge_rows_total"}
+            now = Counter[str]()
+            for (_, labels), count in rows.items():
+                now[dict(labels)["outcome"]] += int(count)
+            assert now["recorded"] == now["stored"] + now["dropped"] - now["recounted"]
+            assert all(now[outcome] >= count for outcome, count in shown.items()), (shown, now)
+            shown = dict(now)
+        assert exporter is not None
+        exporter.close()
 
 
 def test_values_that_are_no_numbers_do_not_break_a_scrape(exporter: Exporter) -> None:
