@@ -180,7 +180,7 @@ def check_reachable(address: str | None) -> None:
         return
     there = _found() if address == "auto" else address
     if not there:
-        return
+        raise UsageError(_unreachable(address, "no head is known on this machine"))
     try:
         host, port, method = _endpoint(there)
         with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as peer:
@@ -212,12 +212,14 @@ def accepts(host: str, port: int, limit_s: float) -> bool:
 
 
 def _found() -> str:
-    """Where Ray goes for "auto", as far as it is written down; "" when ``ray.init`` has to search."""
+    """Where Ray goes for "auto": the address that is written down, or else that of a head on this machine; "" without one."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    from ray._private.services import find_bootstrap_address
+    from ray._private.services import find_bootstrap_address, find_gcs_addresses
 
-    found = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+    found = os.environ.get("RAY_ADDRESS")
     if not found or found == "auto":
+        found = find_bootstrap_address(None) or next(iter(find_gcs_addresses()), "")
+    if not found:
         return ""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does for "auto"
     return str(found)

@@ -170,7 +170,9 @@ class RayFleet:
         worker = dataclasses.replace(self.config.worker, workers=workers)
         spec = dataclasses.replace(self.spec, config=dataclasses.replace(self.config, worker=worker))
         if self._own_cluster and (problems := memory_problems(spec)):
-            raise UsageError(f"cannot scale to {workers} workers: {problems[0]}; nothing was changed")
+            raise UsageError(
+                f"cannot scale to {workers} workers: {problems[0].split('; ')[0]}; nothing was changed; ask for fewer"
+            )
         return self._worker_group.scale(workers)
 
     def workers_in_words(self) -> str:

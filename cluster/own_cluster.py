@@ -50,7 +50,7 @@ def start_cluster(limit_s: float, event: Callable[[str], None], **options: Any) 
         while True:
             attempts += 1
             try:
-                with _on_loopback():
+                with _on_loopback(), _in_groups_of_their_own():
                     ray.init(address="local", **options)
                 return
             except Exception as error:
@@ -170,6 +170,24 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Lets Ray's processes, which are started in this block, have process groups of their own: a signal to this process's group, as
+    `timeout` and job control send, reaches the driver alone, which then ends the run in order."""
+    from ray._private import services
+
+    class Apart(services.ConsolePopen):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, process_group=0, **options)
+
+    module: Any = services
+    before, module.ConsolePopen = module.ConsolePopen, Apart
+    try:
+        yield
+    finally:
+        module.ConsolePopen = before
 
 
 def _children() -> set[psutil.Process]:

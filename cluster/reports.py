@@ -105,8 +105,8 @@ class Reports:
             self._failing[name] = count + 1, since
             if not count:
                 self.event(
-                    f"{self.run.path / name} cannot be written ({error}; {free_words(self.run.path)}): the run goes on, up to {LINES:,} "
-                    "lines of a file wait in memory and are written when that is possible again; free some space, or make it writable"
+                    f"{self.run.path / name} cannot be written ({error}; {free_words(self.run.path)}): {_what_follows(name)}; free some space, or "
+                    "make it writable"
                 )
             return False
         if name in self._failing:
@@ -171,6 +171,15 @@ class Reports:
             with self._lock:
                 if waiting and waiting[0] is text:  # else it was the oldest of too many meanwhile
                     waiting.popleft()
+
+
+def _what_follows(name: str) -> str:
+    """What becomes of a report that cannot be written."""
+    if name.endswith(".jsonl"):
+        return f"the run goes on, up to {LINES:,} lines of the file wait in memory and are written when that is possible again"
+    if name in ("summary.json", "curve.png"):
+        return "it is left out, and what was saved of the run stays"
+    return "the run goes on, and the next one is tried"
 
 
 def _as_os_error(call: Callable[[], Any]) -> None:

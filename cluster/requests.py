@@ -43,10 +43,22 @@ class Requests:
         self._seen: dict[str, tuple[int, int, int]] = {}  # which file of each kind was looked at last
 
     def write(self, kind: str, number: int) -> str:
-        """Leaves a request for the run; its id. UsageError if a link would lead it out of the run directory."""
+        """Leaves a request for the run; its id.
+
+        Raises:
+            UsageError: a link would lead it out of the run directory.
+            RunError: it cannot be written.
+        """
         check_links(self._folder.parent)
-        ident = f"{os.getpid()}-{time.time_ns()}"
-        write_atomic(self._folder / f"{kind}.json", _encoded({"id": ident, NUMBERS[kind]: number}))
+        path, ident = self._folder / f"{kind}.json", f"{os.getpid()}-{time.time_ns()}"
+        try:
+            write_atomic(path, _encoded({"id": ident, NUMBERS[kind]: number}))
+        except OSError as error:
+            end = f", or end process {number} with SIGTERM on its own machine" if kind == "stop" else ""
+            raise RunError(
+                f"{path} cannot be written ({error}), expected room for a request: the run was not asked and goes on as it is; free some space "
+                f"there, or make it writable, and give the command again{end}"
+            ) from error
         return ident
 
     def wait_for_answer(self, ident: str, deadline_s: float, withdrawn: str = "") -> str:

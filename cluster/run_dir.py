@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,8 @@ class RunDirectory:
         os.set_inheritable(lock.fileno(), False)
         self._lock = lock
         self.control.mkdir(exist_ok=True)
-        if not (self.control / "reserve").is_file():
+        if not _is_whole(self.control / "reserve"):
+            _remove(self.control / "reserve")
             write_synced(self.control / "reserve", bytes(RESERVE_BYTES))
         for path in (self.path / "metrics.jsonl", self.path / "evaluations.jsonl"):
             if path.exists():  # a writer that was killed may have left half a line: what follows must begin on its own
@@ -358,6 +360,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_whole(reserve: Path) -> bool:
+    """Whether there is what a start sets aside, and under no other name."""
+    try:
+        found = reserve.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == RESERVE_BYTES and found.st_nlink == 1
 
 
 def _encoded(data: dict[str, Any]) -> bytes:

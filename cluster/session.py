@@ -33,7 +33,7 @@ from rollout_workers.evaluator import Evaluation
 
 GRACE_S = 18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing takes some of them
 EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
-AT_START = "during the start: nothing was learned, and all that was started is ended; give the same command again"
+AT_START = "during the start: it had not begun to learn, and all that was started is ended; give the same command again"
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 

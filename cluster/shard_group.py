@@ -15,7 +15,7 @@ from cluster.graph import RunSpec
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.nodes import Failure, Nodes, Undecided
 from cluster.placement import Reservation
-from cluster.remote import DIED, PAUSE_S, Budget, Pulse, cause, make_actor, root, started
+from cluster.remote import DIED, PAUSE_S, Budget, Pulse, cause, ended, make_actor, root, started
 from cluster.saving import Outcome, SaveWatch
 
 DEAD_S = 2.0  # a shard that Ray gave up is believed to be so after this
@@ -171,7 +171,10 @@ class ShardGroup:
             index = self._saves.pop(ref)
             try:
                 outcome = ray.get(ref)
-            except (RayTaskError, *DIED) as error:
+            except DIED as error:  # its end is what counts, no write has failed
+                problems[index] = ended(error)
+                continue
+            except RayTaskError as error:
                 outcome = Outcome(problem=root(error))
                 problems[index] = outcome.problem
             watch.snapshot(index, outcome)

@@ -38,10 +38,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def scraped(port: int) -> dict[str, float]:
-    """What the run's endpoint says: env steps, updates, and failed writes by what failed."""
+    """What the run's endpoint says: env steps, updates, age of the newest snapshot, and failed writes by what failed."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         samples = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
     found = {name.split('what="')[1].split('"')[0]: float(value) for name, value in samples if "failed_writes" in name}
+    found["snapshot_age_s"] = float(
+        next(value for name, value in samples if "save_age_seconds" in name and "snapshot" in name)
+    )
     for count in ("env_steps", "updates"):
         found[count] = float(next(value for name, value in samples if f"drawbridge_{count}_total" in name))
     return found
@@ -390,6 +393,37 @@ def test_a_run_on_ray_goes_on_and_scales_while_no_fsync_of_the_driver_a_shard_or
     assert line["workers_restarted"] == 0 and line["generation"] == 0 and line["shards_restarted_hung"] == 0, line
     assert {process.pid for process in run.children("ray::ShardActor")} == shards
     lines(run.run_dir / "metrics.jsonl")  # every line is JSON
+
+
+@pytest.mark.cluster
+def test_a_shard_that_is_killed_while_it_writes_a_snapshot_is_no_failed_write(
+    on_ray: tuple[RayRun, SmallDisk], export: FaultyFolder
+) -> None:
+    run, _ = on_ray
+    port, again = run.live()["metrics_port"], "replay shard 0 was restarted by Ray"
+    before, restarts = scraped(port)["snapshot"], run.output().count(again)
+    with export.stuck():
+        run.wait(lambda: scraped(port)["snapshot_age_s"] > 3, "a snapshot under way")
+        run.kill_one("ray::ShardActor")
+    run.wait(lambda: run.output().count(again) > restarts, "the shard's restart")
+    run.wait(lambda: scraped(port)["snapshot_age_s"] < 3, "the next snapshot")
+    assert scraped(port)["snapshot"] == before
+
+
+@pytest.mark.cluster
+def test_a_request_that_cannot_be_written_is_not_asked_and_says_what_to_do(
+    on_ray: tuple[RayRun, SmallDisk],
+) -> None:
+    run, _ = on_ray
+    with read_only(run.run_dir):
+        stop, scale = command("stop", str(run.run_dir)), command("scale", str(run.run_dir), "--workers", "3")
+    for result, name in ((stop, "stop.json"), (scale, "scale.json")):
+        assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+        assert (
+            f"control/{name} cannot be written (" in result.stderr
+            and "the run was not asked and goes on" in result.stderr
+        )
+    assert f"or end process {run.process.pid} with SIGTERM" in stop.stderr and run.process.poll() is None
 
 
 @pytest.mark.cluster

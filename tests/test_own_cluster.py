@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 from network import Host, reached, second_host
-from ray_runs import RayRun, head_node, ray_run
-from tiny_runs import ROOT, folder_of_ones_own, read, wait_for
+from ray_runs import PACED, RayRun, driven, head_node, ray_run
+from tiny_runs import ROOT, folder_of_ones_own, read, train_words, wait_for
 
 from cluster.connection import check_reachable
 from cluster.errors import UsageError
@@ -294,3 +295,15 @@ def test_a_start_that_is_only_slow_is_tried_again_until_its_deadline_and_any_oth
         ("dead raylet", "Ray's raylet ended by itself: it wrote no reason"),
     ):
         assert texts[title].startswith("Ray could not start on this machine: ") and cause in texts[title], texts[title]
+
+
+def test_a_signal_to_the_group_of_the_driver_ends_the_run_in_order(tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", PACED, "--backend", "ray", "--steps", "100000000", "--workers", "3")
+    with driven(tmp_path / "run", *words, before=["setsid"]) as run:  # as `timeout` and job control have it
+        run.wait_for_steps(200)
+        assert [child.name() for child in run.children() if os.getpgid(child.pid) == run.process.pid] == []
+        os.killpg(run.process.pid, signal.SIGTERM)
+        assert run.end() == 143, run.output()[-3_000:]
+    last = run.output().strip().splitlines()[-1]
+    assert "; saved: the checkpoint of update" in last and "NOT saved" not in last, run.output()[-3_000:]
+    assert "did not end in order" not in run.output()

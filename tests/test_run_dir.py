@@ -112,7 +112,7 @@ def test_status_of_a_stopped_process_says_how_old_its_figures_are_until_it_goes_
         said = status_in_words(found).splitlines()
         assert said[0].endswith(f"running (process {process.pid})")
         assert re.match(r"  silent     these figures are \d+ s old, and one record is due every 0\.5 s", said[1])
-        assert f"process {process.pid} does not answer" in said[1]
+        assert f"process {process.pid} was stopped or hangs, or it cannot write there (" in said[1]
         assert "  running, silent  " in table_of(tmp_path)[1]
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: not status(tmp_path / "run")["silent"], "it to go on", log=tmp_path / "log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from broken_envs import Walk
-from tiny_runs import command, lines, read, train_inline, train_words
+from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
 from cluster.history import read_run
@@ -64,6 +65,29 @@ def test_a_run_that_ends_early_has_its_curve_and_plain_words(
     assert read_run(run).state == state
     write_report([run], tmp_path / "report.html")
     assert ("run failed:</b>" in (tmp_path / "report.html").read_text()) == (code == 1)
+
+
+def test_a_run_that_is_killed_while_a_stop_waits_for_it_is_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = start(*train_words(run, "InvertedPendulum-v5", "--backend", "inline", "--steps", "1000000"), log=log)
+    try:
+        wait_for(lambda: live(run).get("env_steps", 0) > 0, "env steps", log=log)
+        process.send_signal(signal.SIGSTOP)
+        kill = threading.Timer(1.0, process.kill)
+        kill.start()
+        assert main(["stop", str(run)]) == 1
+        kill.join()
+    finally:
+        process.kill()
+        process.wait(30)
+    said = capsys.readouterr().err
+    assert f"{run} ended without a word" in said and f"drawbridge resume {run}" in said and "damaged" not in said
+    assert main(["status", str(run)]) == 0
+    words = capsys.readouterr().out
+    assert "\n  lost       its process is gone; these are its last figures, " in words and "/s" not in words, words
+    assert "workers" not in words and main(["resume", str(run), "--steps", "128"]) == 0
 
 
 def test_a_run_whose_directory_vanishes_ends_with_a_sentence(

@@ -16,7 +16,7 @@ from cluster.history import document, evaluation_records, number, state_of
 from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
 from cluster.own_code import resume_words
-from cluster.reports import LATE_S
+from cluster.reports import LATE_S, free_words
 from cluster.run_dir import RunDirectory, seed_dirs
 from replay.option import range_of, type_of
 
@@ -166,20 +166,22 @@ def status_in_words(found: dict[str, Any]) -> str:
     if found["silent"]:
         lines.append(
             f"  silent     these figures are {found['silent_s']:,.0f} s old, and one record is due every {found['line_s']:g} s: process "
-            f"{found['pid']} does not answer; it was stopped or hangs, or its disk does"
+            f"{found['pid']} was stopped or hangs, or it cannot write there ({free_words(Path(found['run_dir']))}); its output says which"
         )
+    if found["state"] == "lost" and found["silent_s"] is not None:
+        lines.append(f"  lost       its process is gone; these are its last figures, {found['silent_s']:,.0f} s old")
     if live.get("phase"):
         lines.append(f"  now        {live['phase']}")
     if "env_steps" in live:
         gathered = unit == "env_steps" or live["env_steps"] > 0 or live.get("workers_wanted", 0) > 0
         bounds = {unit: f" of {found['steps']:,}"}
+        names = ("env_steps", "updates")
+        rates = {name: f"   {live.get(f'{name}_per_s', 0):,.0f}/s" if found["pid"] else "" for name in names}
         ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
         if gathered:
-            lines.append(
-                f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}   {live.get('env_steps_per_s', 0):,.0f}/s"
-            )
+            lines.append(f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}{rates['env_steps']}")
         lines += [
-            f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}   {live.get('updates_per_s', 0):,.0f}/s"
+            f"  updates    {live.get('updates', 0):>12,}{bounds.get('updates', '')}{rates['updates']}"
             + (ratio if unit == "env_steps" else ""),
             f"  replay     {live.get('size_rows', 0):>12,} rows, {100 * live.get('fill', 0):.1f} % full",
         ]
@@ -189,7 +191,7 @@ def status_in_words(found: dict[str, Any]) -> str:
             else ""
         )
         lines.append(f"  policy     version {live.get('version', 0)}{age}")
-        if gathered:
+        if gathered and found["pid"]:
             running = live.get("workers_in_words") or live.get("workers", 0)
             lines.append(f"  workers    {running}")
     restarts = {part: sum(by_reason(live, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}

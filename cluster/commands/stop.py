@@ -9,6 +9,7 @@ from typing import Any
 from cluster.commands.arguments import add_command, location, seconds
 from cluster.commands.status import require_owner
 from cluster.errors import RunError
+from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory, seed_dirs
 from cluster.signals import STOP
 
@@ -61,6 +62,11 @@ def _wait(run: RunDirectory, owner: int, deadline: float) -> None:
 def _how_it_ended(run: RunDirectory) -> str:
     """From its summary alone, which needs no settings; RunError when it left none, or could not save everything."""
     summary = run.summary()
+    if summary is None and not (run.path / "failure.json").exists():
+        raise RunError(
+            f"{run.path} ended without a word, expected a summary: its process was killed before it had saved everything; go on from the newest "
+            f"saved state with `{resume_words(run.path, run.config())}`"
+        )
     if summary is None and STOP in (error := str(run.failure().get("error", ""))):  # it was only starting
         return f"{run.path} {error}"
     if summary is None:

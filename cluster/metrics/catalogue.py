@@ -109,7 +109,10 @@ REPLAY = (
         help="transitions by outcome: recorded = stored + dropped (by reason) - recounted, without rows in flight; recounted ones have two "
         "outcomes, as those that were stored and lost later; a duplicate was sent again and not stored again",
     ),
-    plain("gauge", "rows_in_flight", "rows", "rows_in_flight", "recorded transitions that no shard has acknowledged yet"),
+    plain(
+        "gauge", "rows_in_flight", "rows", "rows_in_flight",
+        "transitions that workers have made and no shard has acknowledged yet: not among the recorded ones until then",
+    ),
     Metric(
         series="shard_rows", kind="counter", unit="rows", labels=("shard",), resumed=True, keys={"shard_stored_rows_*": ("*",)},
         help="transitions stored, by shard",
