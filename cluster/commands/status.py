@@ -157,7 +157,7 @@ def _above_0(counts: dict[str, int]) -> str:
 
 def status_in_words(found: dict[str, Any]) -> str:
     """``status`` for a person."""
-    unit = found["unit"]
+    unit, lost = found["unit"], found["state"] == "lost"
     live = {key: value for key, value in found["live"].items() if value is not None}
     lines = [
         f"{found['run_dir']}: {found['algorithm']} on {found['env']}, seed {found['seed']}, {found['state']}"
@@ -168,7 +168,7 @@ def status_in_words(found: dict[str, Any]) -> str:
             f"  silent     these figures are {found['silent_s']:,.0f} s old, and one record is due every {found['line_s']:g} s: process "
             f"{found['pid']} was stopped or hangs, or it cannot write there ({free_words(Path(found['run_dir']))}); its output says which"
         )
-    if found["state"] == "lost" and found["silent_s"] is not None:
+    if lost and found["silent_s"] is not None:
         lines.append(f"  lost       its process is gone; these are its last figures, {found['silent_s']:,.0f} s old")
     if live.get("phase"):
         lines.append(f"  now        {live['phase']}")
@@ -176,7 +176,7 @@ def status_in_words(found: dict[str, Any]) -> str:
         gathered = unit == "env_steps" or live["env_steps"] > 0 or live.get("workers_wanted", 0) > 0
         bounds = {unit: f" of {found['steps']:,}"}
         names = ("env_steps", "updates")
-        rates = {name: f"   {live.get(f'{name}_per_s', 0):,.0f}/s" if found["pid"] else "" for name in names}
+        rates = {name: "" if lost else f"   {live.get(f'{name}_per_s', 0):,.0f}/s" for name in names}
         ratio = f"   replay ratio {live.get('replay_ratio', 0):.3f} (target {live.get('target_replay_ratio', 0):g})"
         if gathered:
             lines.append(f"  env steps  {live['env_steps']:>12,}{bounds.get('env_steps', '')}{rates['env_steps']}")
@@ -191,7 +191,7 @@ def status_in_words(found: dict[str, Any]) -> str:
             else ""
         )
         lines.append(f"  policy     version {live.get('version', 0)}{age}")
-        if gathered and found["pid"]:
+        if gathered and not lost:
             running = live.get("workers_in_words") or live.get("workers", 0)
             lines.append(f"  workers    {running}")
     restarts = {part: sum(by_reason(live, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}
