@@ -162,7 +162,7 @@ def test_status_of_an_ended_run_in_words_and_as_json(run_dir: Path, capsys: pyte
     result = said(capsys, "status", str(run_dir))
     for part in ("ended", "env steps", "updates", "replay ratio", "workers", "evaluated", "version"):
         assert part in result
-    assert "note" not in result and "workers    2 " in result
+    assert "note" not in result and "workers    2\n" in result
     found = json.loads(said(capsys, "status", str(run_dir), "--json"))
     assert found["state"] == "ended" and found["pid"] is None and found["summary"]["exit"] == "completed"
     assert found["live"]["env_steps"] >= STEPS and found["last_evaluation"]["env_steps"] == STEPS
