@@ -105,7 +105,7 @@ def test_what_sigterm_says_was_saved_is_on_disk(stormy: RayRun) -> None:
         "checkpoint": {"updates": meta["updates"]},
         "snapshots": [{"rows": rows} for rows in disk],
     }
-    assert last.split("error: ")[1] in command("status", str(stormy.run_dir)).stdout
+    assert last.removeprefix("drawbridge: ") in command("status", str(stormy.run_dir)).stdout
 
 
 @pytest.fixture(scope="module")

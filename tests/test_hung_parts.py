@@ -7,6 +7,7 @@ nothing and dies of nothing but SIGKILL, as one does whose native code hangs.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -70,7 +71,8 @@ def test_a_stopped_learner_is_named_and_replaced_and_the_driver_is_never_deaf(go
             "Ray to kill the stopped process, which its replacement need not wait for",
             30,
         )
-    assert "learner restarted from the newest checkpoint: learner" in going.output()
+    restarted = r"learner restarted from the newest checkpoint \(was on \S+ \(\w{8}\)\): learner [01] hangs: it did not answer for"
+    assert re.search(restarted, going.output()), going.output()[-3_000:]
     goes_on(going)
     assert deaf_s(going, before) < DEAF_S
 
