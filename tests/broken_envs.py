@@ -86,10 +86,10 @@ class Unbounded(Walk):
 
 
 class Explodes(Walk):
-    """Observations that are finite, and too large for any network."""
+    """Observations that are finite, and so large that a gradient is not."""
 
     def go_wrong(self) -> None:
-        self.place[:] = 1e38
+        self.place[:] = 1e17
 
 
 class Slow(Walk):
