@@ -152,7 +152,6 @@ ALGORITHMS: dict[str, Algorithm] = {
             presets={
                 "cpu": gac_config.cpu,
                 "linear": gac_config.linear,
-                "paper-cpu": gac_config.paper_cpu,
                 "paper": gac_config.paper,
             },
             agent="algorithms.gac.agent:GAC",

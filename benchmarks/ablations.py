@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST, STARTS = 20_000, 50  # seed of the first start, how many
 
 CHANGES: dict[str, dict[str, tuple[str, ...]]] = {
-    "paper-cpu": {
+    "cpu": {
         "the preset": (),
         "window 1": ("agent.window=1",),
         "window 8": ("agent.window=8",),
@@ -81,8 +81,8 @@ CHANGES: dict[str, dict[str, tuple[str, ...]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations")
-    parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d0-v0")
-    parser.add_argument("--preset", choices=list(CHANGES), default="paper-cpu")
+    parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d300-v0")
+    parser.add_argument("--preset", choices=list(CHANGES), default="cpu")
     parser.add_argument("--only", nargs="+", metavar="CHANGE", help="rows of the table (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--updates", type=int, default=1_500)

@@ -1,9 +1,9 @@
 """From nothing to a fine-tuned maze policy, with its pictures: ``make train-gac``, or ``python benchmarks/demo_gac.py``.
 
 Every step is a command of `drawbridge` and is shown as one: a dataset of the maze planner, GAC on it, the four modes of inference
-on the same 100 starts, three stages online through the fleet on Ray, the four modes again. Scores: 0 is the random
-policy, 100 the planner. What a command says goes to log.txt, but for the two that learn, which show themselves. The same
-command given again goes on at the step that was interrupted or failed.
+on the same 100 starts and what its plan is worth, three rivals on the same data and starts, three stages online through the
+fleet on Ray, the four modes again. Scores: 0 is the random policy, 100 the planner. What a command says goes to log.txt, but for
+the two of GAC that learn, which show themselves. The same command given again goes on at the step that was interrupted or failed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cluster.run_dir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("prior", "st", "kl", "max")
+RIVALS = ("bc", "percent-bc", "rvs")
 LAST_LINES = 15  # of the log, shown when a step fails
 DATA_SEED = 1  # the data is the same whatever the seed of learning
 
@@ -67,10 +68,14 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The demonstration's sizes; a smaller one takes smaller numbers."""
     parser = argparse.ArgumentParser(description="From nothing to a fine-tuned maze policy, with its pictures.")
-    parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d0-v0", help="made first unless it is there")
+    parser.add_argument("--dataset", default="drawbridge/pointmaze-umaze-d300-v0", help="made first unless it is there")
     parser.add_argument("--env", default="PointMaze_UMaze-v3", help="maze that a dataset is made of")
     parser.add_argument("--episodes", type=int, default=1_000, help="of the dataset")
-    parser.add_argument("--updates", type=int, default=2_000, help="on the dataset alone")
+    parser.add_argument(
+        "--dwell", type=int, default=300, help="steps that the planner stays at a target: all of an episode"
+    )
+    parser.add_argument("--updates", type=int, default=3_000, help="on the dataset alone")
+    parser.add_argument("--rival-updates", type=int, default=5_000, help="of each rival")
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--episodes-per-stage", type=int, default=500)
     parser.add_argument("--updates-per-stage", type=int, default=2_500)
@@ -179,13 +184,13 @@ def plan(options: argparse.Namespace) -> list[Step]:
     """Every step, in order."""
     o, out = options, options.out
     made = ["dataset", "make", "maze", "--env", o.env, "--episodes", str(o.episodes), "--id", o.dataset]
-    made += ["--seed", str(DATA_SEED)]
+    made += ["--dwell", str(o.dwell), "--seed", str(DATA_SEED)]
     stages = ["--stages", str(o.stages), "--episodes-per-stage", str(o.episodes_per_stage)]
     stages += ["--updates-per-stage", str(o.updates_per_stage)]
     train = ["train", "gac", "--dataset", o.dataset, "--steps", str(o.updates), "--seed", str(o.seed)]
     train += [word for pair in o.set for word in ("--set", pair)]
     return [
-        Step("a planner walks to random targets", made),
+        Step("a planner walks to one random target an episode", made),
         Step("what is in the data", ["dataset", "show", o.dataset, "--plot", str(out / "dataset.png")]),
         Step(
             "learning offline",
@@ -194,6 +199,12 @@ def plan(options: argparse.Namespace) -> list[Step]:
             run=out / "offline",
         ),
         *judged(o, "offline"),
+        Step(
+            "what the plan is worth",
+            ["diagnose", str(out / "offline"), "--mode", "st", "--episodes", str(o.evaluation_episodes), "--json"],
+            into=out / "diagnosis.json",
+        ),
+        *[step for name in RIVALS for step in rival(o, name)],
         Step(
             f"{o.stages} stages online",
             ["finetune", str(out / "offline"), *stages, "--out", str(out / "online")],
@@ -205,6 +216,18 @@ def plan(options: argparse.Namespace) -> list[Step]:
             "both runs on one page",
             ["report", str(out / "offline"), str(out / "online"), "--output", str(out / "report.html")],
         ),
+    ]
+
+
+def rival(options: argparse.Namespace, name: str) -> list[Step]:
+    """Another algorithm on the same data and starts."""
+    o, run = options, options.out / name
+    train = ["train", name, "--dataset", o.dataset, "--steps", str(o.rival_updates), "--seed", str(o.seed)]
+    train += ["--backend", "inline", "--set", "evaluation.every_steps=0", "--set", "evaluation.final_episodes=1"]
+    words = ["evaluate", str(run), "--episodes", str(o.evaluation_episodes), "--json"]
+    return [
+        Step(f"{name} learns from the same data", [*train, "--run-dir", str(run)], run=run),
+        Step(f"{name} on the same starts", words, into=o.out / f"{name}.json"),
     ]
 
 
@@ -259,8 +282,12 @@ def closing(out: Path, seconds: float) -> str:
         before, after = (json.loads((out / f"{name}-{mode}.json").read_text()) for name in ("offline", "online"))
         predicted = f"{score_of_prediction(before):.0f}, then {score_of_prediction(after):.0f}"
         lines.append(f"    {mode:8}{before['normalised_mean']:10.1f}{after['normalised_mean']:10.1f}{predicted:>22}")
+    rivals = (f"{name} {json.loads((out / f'{name}.json').read_text())['normalised_mean']:.1f}" for name in RIVALS)
+    lines += ["", f"    the same data without a plan: {', '.join(rivals)}"]
+    lines += [f"    {text}" for text in json.loads((out / "diagnosis.json").read_text())["reading"]]
     found = (
         ("dataset.png", "returns and ways of the data"),
+        ("diagnosis.json", "what hiding or redrawing the plan costs, and what it explains of the actions"),
         ("plans-offline.png", "plans of each mode, their ascent and what came of it; plans-online.png the same after"),
         ("calibration-offline.png", "predicted against achieved returns (kl); calibration-online.png the same after"),
         ("report.html", "curves of both runs; offline/curve.png and online/curve.png are its pictures"),

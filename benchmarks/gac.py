@@ -1,7 +1,8 @@
 """GAC and its baselines: same datasets, same starts, same evaluation.
 
     python benchmarks/gac.py data                                  makes the maze datasets that are missing
-    python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d0 d50 --seeds 1 2 3
+    python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d300 --seeds 1 2 3
+    python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d0 d50 --preset linear
     python benchmarks/gac.py online --out runs/gac --tasks umaze --data d0 --seeds 1 2 3
     python benchmarks/gac.py offline --tasks hopper --data medium  the same on a SoftGAC agent's episodes (docs/results.md makes them)
     python benchmarks/gac.py table --out runs/gac                  Markdown tables of what is there
@@ -38,12 +39,13 @@ TASKS = {
     "large": "PointMaze_Large-v3",
     "hopper": "Hopper-v5",
 }
-DATA = {"d0": 0, "d50": 50, "medium": None}  # steps that the planner stays at a target; of a partly trained agent
+# Steps that the planner stays at a target, all of an episode in the last three (of UMaze, Medium and Large); of a partly trained agent.
+DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None}
 COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
 STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
-TRAINING = {  # settings that are not the preset's own
-    ("gac", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
-    ("gac", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
+TRAINING = {  # settings that are not the preset's own; linear: of gac
+    ("linear", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
+    ("linear", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     **{(name, maze): ("--steps", "2000", "--set", "agent.context=5") for name in ("dt", "odt") for maze in TASKS},
     **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", choices=list(ONLINE), default=list(ONLINE))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=1_000, help="of a dataset")
+    parser.add_argument("--preset", choices=["cpu", "linear"], default="cpu", help="of GAC's runs")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of GAC's runs, for ablations")
     parser.add_argument("--name", default="", help="of an ablation")
     arguments = parser.parse_args()
@@ -117,10 +120,10 @@ def main() -> None:
             for data in arguments.data:
                 if arguments.what == "offline":
                     for algorithm in arguments.algorithms:
-                        offline(arguments.out, maze, data, algorithm, seed, arguments.set, arguments.name)
+                        offline(arguments, maze, data, algorithm, seed)
                     continue
                 for plan in arguments.plans if "gac" in arguments.algorithms else ():
-                    online(arguments.out, maze, data, plan, seed, arguments.set, arguments.name)
+                    online(arguments, maze, data, plan, seed)
                 for algorithm in (name for name in arguments.algorithms if name in STAGED):
                     online_rival(arguments.out, maze, data, algorithm, seed)
 
@@ -146,10 +149,18 @@ def drawbridge(*words: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def offline(out: Path, maze: str, data: str, algorithm: str, seed: int, settings: list[str], name: str) -> None:
+def offline(arguments: argparse.Namespace, maze: str, data: str, algorithm: str, seed: int) -> None:
     """One trained policy, each mode chosen on some starts and reported on others."""
-    words = TRAINING.get((algorithm, maze), ())
-    learn(out, maze, data, algorithm, seed, settings if algorithm == "gac" else [], name, words)
+    if algorithm != "gac":
+        learn(arguments.out, maze, data, algorithm, seed, [], "", TRAINING.get((algorithm, maze), ()))
+        return
+    words = ["--preset", arguments.preset, *TRAINING.get((arguments.preset, maze), ())]
+    learn(arguments.out, maze, data, algorithm, seed, arguments.set, named(arguments.preset, arguments.name), words)
+
+
+def named(preset: str, ablation: str = "") -> str:
+    """What GAC's runs are called besides: the preset where it is not the default, and of an ablation."""
+    return "-".join(part for part in ("" if preset == "cpu" else preset, ablation) if part)
 
 
 def learn(
@@ -169,16 +180,19 @@ def learn(
     scored(out, stem, about, algorithm, command, settings)
 
 
-def online(out: Path, maze: str, data: str, plan: str, seed: int, settings: list[str], name: str) -> None:
+def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed: int) -> None:
     """Three stages from the offline run of the same seed."""
-    base = json.loads((out / f"gac-{maze}-{data}-{seed}.json").read_text())
+    out, preset, name = arguments.out, named(arguments.preset), named(arguments.preset, arguments.name)
+    base = json.loads(
+        (out / f"{'-'.join(part for part in ('gac', preset, maze, data, str(seed)) if part)}.json").read_text()
+    )
     stem = "-".join(part for part in ("online", plan, name, maze, data, str(seed)) if part)
     about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
     command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan], *STAGES.get(maze, [])]
     if plan == "exploit":
         for key, value in base["scores"]["kl"]["chosen"]["settings"].items():
             command += ["--set", f"{key}={value}"]
-    scored(out, stem, about, "gac", [*command, "--out"], settings)
+    scored(out, stem, about, "gac", [*command, "--out"], arguments.set)
 
 
 def online_rival(out: Path, maze: str, data: str, algorithm: str, seed: int) -> None:

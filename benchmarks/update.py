@@ -140,9 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--preset",
-        choices=("cpu", "linear", "paper-cpu", "paper"),
+        choices=("cpu", "linear", "paper"),
         default="cpu",
-        help="linear, paper-cpu: of gac alone",
+        help="linear: of gac alone",
     )
     parser.add_argument("--algorithm", choices=(*ALGORITHMS, "all"), default="all")
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch, of an actor-critic")

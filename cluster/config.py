@@ -139,7 +139,11 @@ class RunConfig:
 
     algorithm: str = option("softgac", "name", ", ".join(ALGORITHMS), tuple(ALGORITHMS))
     preset: str = option(
-        "cpu", "name", "what this one started from", ("cpu", "linear", "paper-cpu", "paper", "paper-fleet")
+        "cpu",
+        "name",
+        "what this one started from",
+        ("cpu", "linear", "paper", "paper-fleet"),
+        choices_were={"cpu": "paper-cpu"},
     )
     env: str = option(
         "HalfCheetah-v5", "id", "Gymnasium environment id; ID?{...}: with these arguments of gymnasium.make"
@@ -245,16 +249,11 @@ def _on_episodes(algorithm: str, preset: str) -> RunConfig:
 
 
 def linear(algorithm: str) -> RunConfig:
-    """Ours, of gac alone: return-conditioned with a latent, as ``cpu`` is."""
+    """Ours, of gac alone: return-conditioned with a latent."""
     return _on_episodes(algorithm, "linear")
 
 
-def paper_cpu(algorithm: str) -> RunConfig:
-    """Of gac alone: the paper's form at a size for two laptop cores."""
-    return _on_episodes(algorithm, "paper-cpu")
-
-
-PRESETS = {"cpu": cpu, "linear": linear, "paper-cpu": paper_cpu, "paper": paper, "paper-fleet": paper_fleet}
+PRESETS = {"cpu": cpu, "linear": linear, "paper": paper, "paper-fleet": paper_fleet}
 
 
 def presets_of(algorithm: str) -> list[str]:

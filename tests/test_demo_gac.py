@@ -22,12 +22,14 @@ from cluster.inline import InlineFleet
 from replay.dataset import open_dataset, write_dataset
 from replay.stored_episode import StoredEpisode
 
-ID = "drawbridge/pointmaze-umaze-d0-v0"
+ID = "drawbridge/pointmaze-umaze-d300-v0"
 SIZES = (
     "--episodes",
     "3",
     "--updates",
     "15",
+    "--rival-updates",
+    "10",
     "--stages",
     "1",
     "--episodes-per-stage",
@@ -36,7 +38,8 @@ SIZES = (
     "10",
 )
 SMALL = (*SIZES, "--evaluation-episodes", "1", "--backend", "inline", *pairs(TINY, TINY_GAC))
-STEPS = 15
+STEPS = 22
+TRAINS = (3, 10, 12, 14, 16)  # steps that resume a run
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +94,10 @@ def test_interrupted_at_every_step_the_same_command_goes_on_there_and_does_no_st
 
     monkeypatch.setattr(demo_gac, "run", run)
     codes = [demo_gac.main(words) for _ in range(STEPS + 1)]
-    assert codes == [143 if number in (3, 9) else 1 for number in range(1, STEPS + 1)] + [0]
+    assert codes == [143 if number in TRAINS else 1 for number in range(1, STEPS + 1)] + [0]
     offline, online = root / "out" / "offline", root / "out" / "online"
-    assert len(done) == len(begun) == STEPS and [words[0] for words in done].count("evaluate") == 8
-    assert done[2] == ["resume", str(offline)] and done[8] == ["resume", str(online)]
+    assert len(done) == len(begun) == STEPS and [words[0] for words in done].count("evaluate") == 11
+    assert done[2] == ["resume", str(offline)] and done[15] == ["resume", str(online)]
     assert (read(offline / "summary.json")["updates"], read(online / "summary.json")["updates"]) == (15, 10)
     assert "normalised scores" in capsys.readouterr().out and not (root / "out-2").exists()
     begun.clear()
@@ -112,7 +115,7 @@ def maze_data(**recipe: Any) -> None:
     write_dataset(ID, iter(episodes), env_id="FixedGoal/PointMaze_UMaze-v3", **box, **about)
 
 
-RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 0, "seed": 1}
+RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 300, "seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ RECIPE: dict[str, Any] = {"episodes": 3, "noise": 0.5, "dwell": 0, "seed": 1}
     [
         ({"episodes": 2}, "is there with episodes 2, expected episodes 3:"),
         ({"seed": 7}, "is there with seed 7, expected seed 1:"),
-        ({"dwell": 50, "noise": 0.0}, "is there with noise 0.0, dwell 50, expected noise 0.5, dwell 0:"),
+        ({"dwell": 50, "noise": 0.0}, "is there with noise 0.0, dwell 50, expected noise 0.5, dwell 300:"),
     ],
 )
 def test_a_dataset_of_another_recipe_is_refused_before_anything_is_started(

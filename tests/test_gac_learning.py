@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.config import paper_cpu
+from algorithms.gac.config import cpu
 from algorithms.gac.diagnosis import PartialPlan, contents, explained, posteriors
 from algorithms.interface import AgentSpec, PlanRequest
 from cluster.diagnosis import packed
@@ -19,7 +19,7 @@ from replay.stored_episode import StoredEpisode
 
 STEPS, STARTS = 30, np.linspace(-0.6, 0.6, 12, dtype=np.float32)
 CONFIG = dataclasses.replace(
-    paper_cpu(),
+    cpu(),
     tokens=2, token_width=4, prior_width=16, width=16, posterior_width=16, obs_fourier=0, points=16, lr=3e-3, updates=300,
     infer_steps=30, infer_draws=8, matmul="mkl",
 )  # fmt: skip

@@ -24,7 +24,7 @@ from tiny_runs import read
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import LOG_VARIANCE_RANGE, OBSERVED, Posterior, PosteriorEncoder
-from algorithms.gac.config import GACConfig, linear, paper, paper_cpu
+from algorithms.gac.config import GACConfig, cpu, linear, paper
 from algorithms.gac.generator import Generated
 from algorithms.gac.inference import draw_noise, infer_plan, noise_draws
 from algorithms.gac.losses import mode_weights
@@ -37,7 +37,7 @@ from cluster.run_dir import RunDirectory
 from replay.schema import Trajectories
 
 BOTH = pytest.mark.parametrize("name", ["linear", "linear window"])
-PRESETS = pytest.mark.parametrize("preset", [linear, paper_cpu])
+PRESETS = pytest.mark.parametrize("preset", [linear, cpu])
 STEPS, PLANS = 9, 3
 
 
@@ -293,7 +293,7 @@ def test_a_batch_that_is_not_finite_leaves_a_presets_weights_as_they_are(preset:
 
 def test_replanning_by_the_prediction_error_is_refused_where_nothing_learns_to_predict_the_next_state() -> None:
     assert "next_state_weight" in " ".join(dataclasses.replace(linear(), replan="prediction-error").validate())
-    for preset in (paper_cpu, paper):
+    for preset in (cpu, paper):
         assert dataclasses.replace(preset(), replan="prediction-error").validate() == []
 
 
@@ -330,7 +330,7 @@ def test_the_papers_form_goes_through_every_command(
     dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, online = tmp_path / "run", tmp_path / "online"
-    assert train(dataset, run, "paper-cpu", 20) == 0
+    assert train(dataset, run, "cpu", 20) == 0
     assert main(finetune_words(run, online, stages=1, episodes=3, updates=10, evaluation__every_steps=0)) == 0
     assert main(["plan", str(online), "--plot", str(tmp_path / "plans.png")]) == 0
     for path in (run, online):
@@ -341,7 +341,7 @@ def test_the_papers_form_goes_through_every_command(
             assert found["mode"] == mode and np.isfinite(found["predicted"] + found["returns"]).all()
         assert main(["diagnose", str(path), "--episodes", "2", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["plan"]["dims"] == make_preset("gac", "paper-cpu").agent.tokens * 8
+        assert found["plan"]["dims"] == make_preset("gac", "cpu").agent.tokens * 8
         assert sum(found["explained"].values()) < 1 and np.isfinite(found["scores"]["hidden"]["return_mean"])
 
 

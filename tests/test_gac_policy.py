@@ -155,9 +155,12 @@ def test_newer_weights_leave_running_plans_alone_and_serve_the_next() -> None:
     assert not np.array_equal(after["memory.token_BGd"][1], before["memory.token_BGd"][1])
 
 
-def test_stamps_say_the_mode_the_target_and_what_was_predicted() -> None:
-    policy, obs_EO = policy_of(ONE_STEP, 2), walk(1, 2)[0]
-    asked = {"prior": math.nan, "kl": math.nan, "max": math.nan, "st": 60.0}
+@pytest.mark.parametrize(
+    ("config", "wanted"), [(ONE_STEP, 40.0), (LINEAR, 60.0)]
+)  # the best return; twice as far above the mean
+def test_stamps_say_the_mode_the_target_and_what_was_predicted(config: GACConfig, wanted: float) -> None:
+    policy, obs_EO = policy_of(config, 2), walk(1, 2)[0]
+    asked = {"prior": math.nan, "kl": math.nan, "max": math.nan, "st": wanted}
     for mode, target in asked.items():
         policy.aim = PlanRequest(mode=mode)
         for stamp in policy.begin(np.arange(2), obs_EO, rng()):
@@ -165,13 +168,13 @@ def test_stamps_say_the_mode_the_target_and_what_was_predicted() -> None:
             assert stamp.target == target or (math.isnan(stamp.target) and math.isnan(target))
             assert math.isfinite(stamp.predicted) and stamp.variance > 0
     policy.aim = PlanRequest()
-    assert policy.begin(np.array([1]), obs_EO[:1], rng())[0].mode == ONE_STEP.infer_mode
+    assert policy.begin(np.array([1]), obs_EO[:1], rng())[0].mode == config.infer_mode
 
 
 def test_without_a_target_st_asks_for_the_best_return_gathered_once_it_is_above_what_the_data_suggest() -> None:
     for gathered, expected in ((40.0, 60.0), (55.0, 60.0), (75.0, 75.0)):  # the dataset: 20 on average, 40 at best
-        policy = policy_of(ONE_STEP, 1)
-        policy.load_weights(weights_of(ONE_STEP) | {"return_high": torch.tensor(gathered)})
+        policy = policy_of(LINEAR, 1)
+        policy.load_weights(weights_of(LINEAR) | {"return_high": torch.tensor(gathered)})
         policy.aim = PlanRequest(mode="st")
         assert policy.begin(np.arange(1), walk(1, 1)[0], rng())[0].target == expected
 

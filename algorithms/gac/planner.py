@@ -20,7 +20,9 @@ from algorithms.gac.target import settle_target
 from algorithms.interface import PlanRequest, PlanRequestError
 
 EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
-TARGET_REACH = 2.0  # st without a target asks for this times as far above the dataset's mean as its best return
+# st without a target asks for this times as far above the dataset's mean as its best return: straight lines go on beyond the
+# data, what attention does there nobody has learned.
+TARGET_REACH = {"attention": 1.0, "linear": 2.0}
 
 
 class Planner:
@@ -100,7 +102,7 @@ class Planner:
         if mode == "explore":
             return float(self.model.explore_target)
         model, mean = self.model, float(self.model.return_mean)
-        beyond = mean + TARGET_REACH * (float(model.data_high) - mean)
+        beyond = mean + TARGET_REACH[self.config.plan_reading] * (float(model.data_high) - mean)
         return max(beyond, float(model.return_high))
 
     def _seen(self) -> tuple[float, float]:

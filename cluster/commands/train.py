@@ -63,7 +63,7 @@ def add_train(commands: Any) -> None:
     train.add_argument(
         "--preset",
         help="cpu (two cores), paper (published settings; needs a GPU), paper-fleet (the same, many environments), of gac: "
-        "linear (what cpu is), paper-cpu (the paper's form) (default: the file's, else cpu)",
+        "linear (return-conditioned with a latent) (default: the file's, else cpu)",
     )
     train.add_argument(
         "--steps",
