@@ -121,7 +121,7 @@ def test_metrics_have_the_parts_of_the_bound_and_evaluations_those_of_plans(run_
     assert np.isfinite([last[name] for name in PARTS]).all() and last["loss_nonfinite"] == 0
     evaluated = lines(run_dir / "evaluations.jsonl")
     assert [line["updates"] for line in evaluated] == [0, 5, 10, 20]  # at the start and early, then as asked
-    assert all(line["mode"] == "kl" and all(len(line[name]) == 1 for name in PLANNED) for line in evaluated)
+    assert all(line["mode"] == "st" and all(len(line[name]) == 1 for name in PLANNED) for line in evaluated)
 
 
 def test_every_record_of_an_offline_run_is_on_the_scale_of_its_dataset(
