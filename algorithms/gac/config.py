@@ -253,6 +253,7 @@ def paper() -> GACConfig:
         warmup=0.1,
         updates=1_000,
         autocast=True,
+        explore_reach=0.0,
         infer_steps=60,
         infer_max_steps=30,
         infer_kl_weight=0.01,
