@@ -1,4 +1,4 @@
-"""What searching the latent plan is worth: ways against shortest ways, and no, one or every plan searched.
+"""What the latent plan is worth: what hiding it costs, no, one or every plan searched, ways against shortest ways.
 
 Letters: E episodes, T steps, n plan tokens of width d, K environments.
 """
@@ -18,6 +18,7 @@ from algorithms.gac.policy import GACPolicy
 from benchmarks.gac import TEST, TUNE
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
+from cluster.diagnosis import diagnose
 from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.evaluator import Evaluation
 from rollout_workers.maze import REACHED, Maze
@@ -49,6 +50,22 @@ class _Shared(Planner):
         predicted_K, log_variance_K = self.model.predict_return(z_Knd)
         predicted_K, variance_K = self.model.denormalise_return(predicted_K, log_variance_K.exp())
         return made._replace(z_Knd=z_Knd, predicted_K=predicted_K, variance_K=variance_K), target_K
+
+
+def carried(runs: Sequence[Trained]) -> str:
+    """`drawbridge diagnose` in mode st, asked for the chosen return: scores, shares of the recorded actions, contents of the plan."""
+    rows = []
+    for data, group in by_data(runs).items():
+        found = [diagnose(run.run_dir, TEST[1], TEST[0], mode="st", target_return=run.target("st")) for run in group]
+        scores = [
+            over_seeds([one["scores"][name]["normalised_mean"] for one in found])
+            for name in ("searched", "hidden", "redrawn", "prior")
+        ]
+        shares = [over_seeds([one["explained"][name] for one in found], 3) for name in ("state", "promise", "plan")]
+        said = [over_seeds([one["plan"][name] for one in found], 2) for name in ("kl_token", "return_share")]
+        rows.append([data, *scores, *shares, *said])
+    head = ["", "searched", "hidden", "redrawn", "prior", "state", "return", "plan", "nats a token", "of it the return"]
+    return table(head, rows)
 
 
 def latents(runs: Sequence[Trained]) -> str:

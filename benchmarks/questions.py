@@ -24,8 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import ascents, by_heart, plan_quality, promises, replanning, training_choices  # noqa: E402
-from benchmarks.gac import dataset_id  # noqa: E402
+from benchmarks import ascents, by_heart, cognitive_map, plan_quality, promises, replanning, training_choices  # noqa: E402
+from benchmarks.gac import dataset_id, named  # noqa: E402
 from benchmarks.markdown import filled, pivoted  # noqa: E402
 from benchmarks.trained import Trained, choices, trained  # noqa: E402
 from replay.dataset import Dataset, open_dataset  # noqa: E402
@@ -40,11 +40,12 @@ Ask = Callable[[argparse.Namespace], str]
 
 
 def offline(arguments: argparse.Namespace) -> list[Trained]:
-    return _of(arguments, trained(arguments.runs))
+    return _of(arguments, trained(arguments.runs, name=named(arguments.preset)))
 
 
 def online(arguments: argparse.Namespace, plans: tuple[str, ...] = ONLINE) -> list[Trained]:
-    return [run for name in plans for run in trained(arguments.runs, "online", name)]
+    preset = named(arguments.preset)
+    return _of(arguments, [run for plan in plans for run in trained(arguments.runs, "online", preset, plan)])
 
 
 ASKED: dict[str, Ask] = {
@@ -53,6 +54,8 @@ ASKED: dict[str, Ask] = {
     "target-walk": lambda a: promises.target_walk(*ABILITIES),
     "replanning": lambda a: replanning.replanning(offline(a)),
     "paths": lambda a: plan_quality.paths(offline(a)),
+    "carried": lambda a: plan_quality.carried(offline(a)),
+    "map": lambda a: cognitive_map.cognitive_map(offline(a), DOCS / "gac-map.png"),
     "latents": lambda a: plan_quality.latents(offline(a)),
     "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
     "monotone": lambda a: by_heart.monotone(offline(a)),
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=[*ASKED, *TRAINING, "all", "page"])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gac", help="of benchmarks/gac.py")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "questions", help="for tables and runs of its own")
+    parser.add_argument("--preset", choices=["cpu", "linear"], default="cpu", help="of the runs")
     parser.add_argument("--data", nargs="+", default=[], help='such as "umaze d0"; default: all there are')
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs of its own")
     parser.add_argument("--updates", type=int, default=1_500, help="of by-heart")

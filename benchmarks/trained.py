@@ -105,15 +105,15 @@ class Trained:
         return np.array([self.dataset.normalised(float(value)) for value in returns], np.float64)
 
 
-def trained(out: Path, kind: str = "offline", name: str = "") -> list[Trained]:
-    """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of an ablation, or of online runs the plan."""
+def trained(out: Path, kind: str = "offline", name: str = "", plan: str = "") -> list[Trained]:
+    """The runs of GAC in ``out`` that are whole, by maze, data and seed; ``name``: of a preset or ablation, ``plan``: of online runs."""
     runs = [_opened(path, path.stat().st_mtime_ns) for path in sorted(out.glob("*.json"))]
     return [
         run
         for run in runs
         if run.record["kind"] == kind
         and run.record.get("algorithm", "gac") == "gac"
-        and (run.record.get("plan", ""), run.record["name"]) == ((name, "") if kind == "online" else ("", name))
+        and (run.record.get("plan", ""), run.record["name"]) == (plan, name)
         and run.record["maze"] in MAZES
         and run.run_dir.is_dir()
     ]
