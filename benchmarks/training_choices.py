@@ -19,11 +19,12 @@ POSTERIORS = {
 
 
 def posteriors(out: Path, seeds: list[int], cpu_s: float = CPU_S) -> str:
-    """Fresh, stored and amortised posteriors, each trained on UMaze d0 for as many updates as fit into ``cpu_s``."""
+    """Fresh, stored and amortised posteriors, each of preset ``linear`` trained on UMaze d0 for as many updates as fit into ``cpu_s``."""
     for name, settings in POSTERIORS.items():
         updates = max(32, int(cpu_s / seconds_per_update(out, settings)))
         for seed in seeds:
-            learn(out, "umaze", "d0", "gac", seed, [*settings, f"steps={updates}", f"agent.updates={updates}"], name)
+            steps = [*settings, f"steps={updates}", f"agent.updates={updates}"]
+            learn(out, "umaze", "d0", "gac", seed, steps, name, ["--preset", "linear"])
     rows = []
     for name in POSTERIORS:
         runs = trained(out, name=name)
@@ -39,7 +40,18 @@ def seconds_per_update(out: Path, settings: tuple[str, ...], counts: tuple[int, 
     spent = []
     for count in counts:
         before = _children_s()
-        words = ["train", "gac", "--dataset", dataset_id("umaze", "d0"), "--backend", "inline", "--steps", str(count)]
+        words = [
+            "train",
+            "gac",
+            "--preset",
+            "linear",
+            "--dataset",
+            dataset_id("umaze", "d0"),
+            "--backend",
+            "inline",
+            "--steps",
+            str(count),
+        ]
         words += ["--run-dir", str((out / f"timing-{os.getpid()}-{len(list(out.iterdir()))}").resolve())]
         for setting in (*settings, "evaluation.every_steps=0", "evaluation.final_episodes=1", "evaluation.mode=prior"):
             words += ["--set", setting]
