@@ -44,24 +44,16 @@ def asked_for(config: PlanningConfig, target: Target) -> Target:
     return target if config.explore_return is None else target._replace(value=config.explore_return)
 
 
-def next_target(
-    config: PlanningConfig,
-    returns: ReturnSummary,
-    previous: Target,
-    *,
-    uncertainty: float,
-    exploited: float = math.nan,
-) -> Target:
+def next_target(config: PlanningConfig, returns: ReturnSummary, previous: Target, *, uncertainty: float) -> Target:
     """y+ after the shards' newest summary. Pure: calling it again with the same summary changes nothing.
 
-        y+ = max(quantile, mean of the newest stage, exploited) + gain * uncertainty
+        y+ = max(quantile, mean of the newest stage) + gain * uncertainty
 
     All returns are in the environment's units, so that a model that is normalised anew asks for the same return.
 
     Args:
         returns: of the shards; ``quantile`` NaN (nothing held) leaves the target as it is.
         uncertainty: the predictor's standard error on the data, environment units; NaN adds no delta.
-        exploited: return of exploitation where it is known, NaN where not: asking for less would teach nothing.
     """
     gain = _judged(returns, previous, uncertainty)
     stage = returns.stage if _over(returns, previous) else previous.stage
@@ -69,7 +61,7 @@ def next_target(
     settled = not math.isnan(value) and config.explore_target == "fixed"
     if not (settled or math.isnan(returns.quantile)):
         delta = 0.0 if math.isnan(uncertainty) else gain * uncertainty
-        known = [level for level in (returns.quantile, returns.stage_mean, exploited) if not math.isnan(level)]
+        known = [level for level in (returns.quantile, returns.stage_mean) if not math.isnan(level)]
         value = max(known) + delta
     return asked_for(config, Target(value, gain, stage))
 
