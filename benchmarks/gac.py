@@ -43,7 +43,9 @@ TASKS = {
 DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None}
 COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
 STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
-TRAINING = {  # settings that are not the preset's own; linear: of gac
+TRAINING = {  # settings that are not the preset's own; cpu and linear: of gac
+    ("cpu", "medium"): ("--steps", "6000", "--set", "agent.updates=6000"),
+    ("cpu", "large"): ("--steps", "6000", "--set", "agent.updates=6000"),
     ("linear", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     ("linear", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
     **{(name, maze): ("--steps", "2000", "--set", "agent.context=5") for name in ("dt", "odt") for maze in TASKS},

@@ -260,8 +260,8 @@ AIMS = {
     "a target for a mode that asks for none": (
         "gac", ("--mode", "max", "--target-return", "5"),
         ("mode max was given the target return 5", "expected none", "take mode st")),
-    "a target for the default mode": (
-        "gac", ("--target-return", "5"), ("mode kl was given the target return 5", "take mode st")),
+    "a target for a default mode that asks for none": (
+        "gac", ("--set", "agent.infer_mode=kl", "--target-return", "5"), ("mode kl was given the target return 5", "take mode st")),
     "a setting of the model": (
         "gac", ("--set", "agent.width=32"),
         ("--set agent.width: expected fields that begin with agent.infer_", "what was trained", "leave them out")),

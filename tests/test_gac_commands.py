@@ -266,7 +266,7 @@ def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate
     dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, sentence = tmp_path / "run", "the posterior has collapsed"
-    assert train(run, 40, agent__kl_weight=1e4, agent__lr=0.05, metrics__line_s=0) == 0
+    assert train(run, 40, agent__kl_weight=1e4, agent__free_bits=0, agent__lr=0.05, metrics__line_s=0) == 0
     shown = capsys.readouterr().out
     assert f"] {sentence}" in shown and f"Alarm: {sentence}" in " ".join(shown.split())
     assert read(run / "summary.json")["alarms"][0].startswith(sentence)
