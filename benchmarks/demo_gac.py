@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,13 +246,15 @@ def judged(options: argparse.Namespace, name: str) -> list[Step]:
 def run(step: Step, log: Path) -> int:
     """Runs one step; its exit code, and the end of the log where it failed."""
     command = [sys.executable, "-m", "cluster", *step.words]
-    if step.shown:
-        return waited(subprocess.Popen(command, cwd=ROOT))[0]
-    with open(log, "a") as file:
-        file.write(f"$ drawbridge {shlex.join(step.words)}\n")
-        file.flush()
-        code, output = waited(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True))
-        file.write(output)
+    with passed_on() as started:
+        if step.shown:
+            return finished(started(subprocess.Popen(command, cwd=ROOT)))[0]
+        with open(log, "a") as file:
+            file.write(f"$ drawbridge {shlex.join(step.words)}\n")
+            file.flush()
+            process = started(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True))
+            code, output = finished(process)
+            file.write(output)
     if step.into is not None and not code:
         step.into.write_text(output)
     if code:
@@ -260,17 +262,38 @@ def run(step: Step, log: Path) -> int:
     return code
 
 
-def waited(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and standard output of ``process``, which a signal lets save what it has: the terminal sends SIGINT to both."""
+@contextlib.contextmanager
+def passed_on() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
+    """A signal lets what was started save what it has; yields who is to be told of a process. One that comes before a process is
+    passed on to it, and SIGINT is left to it: the terminal sends that to both."""
+    running: list[subprocess.Popen[str]] = []
+    asked: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        asked.append(number)
+        for process in running:
+            process.terminate()
+
+    def started(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        running.append(process)
+        if asked:
+            process.terminate()
+        return process
+
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, end),
     }
     try:
-        output, _ = process.communicate()
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and standard output of ``process``."""
+    output, _ = process.communicate()
     return (process.returncode if process.returncode >= 0 else 128 - process.returncode), output or ""
 
 
