@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,8 @@ from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_learner
 from cluster.diagnosis import packed
 from cluster.run_dir import RunDirectory
-from rollout_workers.episodes import EpisodeRuns
+from replay.stored_episode import StoredEpisode
+from rollout_workers.episodes import Acts, EpisodeRuns
 from rollout_workers.maze import maze_of
 from rollout_workers.waypoints import WaypointPlanner
 
@@ -59,6 +61,7 @@ CHANGES: dict[str, dict[str, tuple[str, ...]]] = {
         "linear reading": ("agent.plan_reading=linear",),
         "implicit prior": ("agent.prior=implicit",),
         "standard prior": ("agent.prior=standard",),
+        "stored posteriors, 3 steps": ("agent.posterior=stored", "agent.inner_steps=3"),
     },
     "linear": {
         "the preset": (),
@@ -161,20 +164,36 @@ def expert(run_dir: Path) -> float:
     learner = newest_learner(spec)
     agent, maze, dataset = cast(GAC, learner.agent), maze_of(spec.config.env), spec.dataset
     assert maze is not None and dataset is not None
-    seeds, streams = [FIRST + i for i in range(STARTS)], np.random.SeedSequence(0).spawn(STARTS)
-    runs = EpisodeRuns(spec.config.env)
-    walked = runs.run(WaypointPlanner(maze, noise=0.5, target=maze.goal_cell), seeds, streams)
-    batch = packed([episode for episode in walked if episode is not None])
+    seeds = [FIRST + i for i in range(STARTS)]
+    walked = run_all(spec.config.env, WaypointPlanner(maze, noise=0.5, target=maze.goal_cell), seeds)
     agent.encoder = None  # it has not seen such episodes: search
-    q = posteriors(agent, batch)
-    policy = GivenPlans(agent.config, spec.obs_dim, spec.action_dim)
+    z_Knd = plans(agent, posteriors(agent, packed(walked)).mean_Bnd, walked)
+    acted = act_out(agent, spec.config.env, z_Knd, seeds)
+    return float(np.mean([dataset.normalised(float(one.reward_T.sum())) for one in acted]))
+
+
+@torch.no_grad()
+def plans(agent: GAC, z0_Knd: torch.Tensor, episodes: Sequence[StoredEpisode]) -> torch.Tensor:
+    """z (K, n, d) of z_0 at the episodes' starts."""
+    return agent.model.plan(z0_Knd, torch.from_numpy(np.stack([episode.obs_TO[0] for episode in episodes])))
+
+
+def act_out(agent: GAC, env_id: str, z_Knd: torch.Tensor, seeds: list[int]) -> list[StoredEpisode]:
+    """Episodes of the K plans, each from the start of its seed."""
+    policy = GivenPlans(agent.config, agent.obs_dim, agent.action_dim)
     policy.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
-    policy.aim = PlanRequest(mode="prior")
-    with torch.no_grad():
-        policy.z_Knd = agent.model.plan(q.mean_Bnd, batch.rows_NF[batch.offset[:-1], : spec.obs_dim])
-    acted = runs.run(policy, seeds, streams)
-    runs.close()
-    return float(np.mean([dataset.normalised(float(one.reward_T.sum())) for one in acted if one is not None]))
+    policy.aim, policy.z_Knd = PlanRequest(mode="prior"), z_Knd
+    return run_all(env_id, policy, seeds)
+
+
+def run_all(env_id: str, actor: Acts, seeds: list[int]) -> list[StoredEpisode]:
+    """An episode from each seed, but for those that met a NaN or an infinity."""
+    runs = EpisodeRuns(env_id)
+    try:
+        found = runs.run(actor, seeds, np.random.SeedSequence(0).spawn(len(seeds)))
+    finally:
+        runs.close()
+    return [episode for episode in found if episode is not None]
 
 
 def drawbridge(*words: str) -> str:

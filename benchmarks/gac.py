@@ -43,11 +43,12 @@ TASKS = {
 DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None}
 COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
 STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
+LARGER = ("medium", "large")
 TRAINING = {  # settings that are not the preset's own; cpu and linear: of gac
-    ("cpu", "medium"): ("--steps", "6000", "--set", "agent.updates=6000"),
-    ("cpu", "large"): ("--steps", "6000", "--set", "agent.updates=6000"),
-    ("linear", "medium"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
-    ("linear", "large"): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64"),
+    **{("cpu", maze): ("--steps", "6000", "--set", "agent.updates=6000") for maze in LARGER},
+    **{
+        ("linear", maze): ("--steps", "3000", "--set", "agent.width=256", "--set", "agent.points=64") for maze in LARGER
+    },
     **{(name, maze): ("--steps", "2000", "--set", "agent.context=5") for name in ("dt", "odt") for maze in TASKS},
     **{(name, maze): ("--steps", "3000") for name in ("bc", "percent-bc") for maze in TASKS},
     # The only one that acts: it is warm-started, and half of each batch stays the dataset's. Steps are env steps.
@@ -162,7 +163,12 @@ def offline(arguments: argparse.Namespace, maze: str, data: str, algorithm: str,
 
 def named(preset: str, ablation: str = "") -> str:
     """What GAC's runs are called besides: the preset where it is not the default, and of an ablation."""
-    return "-".join(part for part in ("" if preset == "cpu" else preset, ablation) if part)
+    return joined("" if preset == "cpu" else preset, ablation)
+
+
+def joined(*parts: object) -> str:
+    """The parts that are not empty, with hyphens between them."""
+    return "-".join(str(part) for part in parts if part != "")
 
 
 def learn(
@@ -176,7 +182,7 @@ def learn(
     words: Sequence[str] = (),
 ) -> None:
     """A run of ``algorithm`` over its preset, by ``words`` of the command line and then ``settings``."""
-    stem = "-".join(part for part in (algorithm, name, maze, data, str(seed)) if part)
+    stem = joined(algorithm, name, maze, data, seed)
     about = {"kind": "offline", "algorithm": algorithm, "name": name, "maze": maze, "data": data, "seed": seed}
     command = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), *words, "--run-dir"]
     scored(out, stem, about, algorithm, command, settings)
@@ -185,10 +191,8 @@ def learn(
 def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed: int) -> None:
     """Three stages from the offline run of the same seed."""
     out, preset, name = arguments.out, named(arguments.preset), named(arguments.preset, arguments.name)
-    base = json.loads(
-        (out / f"{'-'.join(part for part in ('gac', preset, maze, data, str(seed)) if part)}.json").read_text()
-    )
-    stem = "-".join(part for part in ("online", plan, name, maze, data, str(seed)) if part)
+    base = json.loads((out / f"{joined('gac', preset, maze, data, seed)}.json").read_text())
+    stem = joined("online", plan, name, maze, data, seed)
     about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
     command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan], *STAGES.get(maze, [])]
     if plan == "exploit":

@@ -47,9 +47,10 @@ class _Shared(Planner):
     def plan(self, *asked: Any) -> tuple[Inferred, torch.Tensor]:
         made, target_K = super().plan(*asked)
         z_Knd = self.z_nd.expand_as(made.z_Knd).contiguous()
-        predicted_K, log_variance_K = self.model.predict_return(z_Knd)
-        predicted_K, variance_K = self.model.denormalise_return(predicted_K, log_variance_K.exp())
-        return made._replace(z_Knd=z_Knd, predicted_K=predicted_K, variance_K=variance_K), target_K
+        mean_1, log_variance_1 = self.model.predict_return(self.z_nd.unsqueeze(0))
+        mean_1, variance_1 = self.model.denormalise_return(mean_1, log_variance_1.exp())
+        told = {"predicted_K": mean_1.expand(len(z_Knd)), "variance_K": variance_1.expand(len(z_Knd))}
+        return made._replace(z_Knd=z_Knd, **told), target_K
 
 
 def carried(runs: Sequence[Trained]) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from algorithms.gac.config import cpu
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
+from benchmarks.ablations import run_all
 from benchmarks.cognitive_map import Remembering, arrived, ends, probed
 from benchmarks.gac import TEST
 from benchmarks.markdown import filled, over_seeds, pivoted, table
@@ -27,7 +28,6 @@ from cluster.diagnosis import packed
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import seeded_streams
 from rollout_workers.envs import make_batch_env
-from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.evaluator import plan_streams
 from rollout_workers.maze import maze_of
 
@@ -127,7 +127,7 @@ def _answers(replans: list[tuple[int, int]], env: int, push: int) -> list[int]:
 def test_one_plan_for_all_is_acted_by_from_every_start_and_predicts_one_return() -> None:
     made = begun(FixedPlan, lambda policy: policy.fix(torch.ones(policy.config.tokens, policy.config.token_width)))
     assert made.inferred is not None and bool((made.inferred.z_Knd == 1).all())
-    np.testing.assert_allclose(made.inferred.predicted_K, float(made.inferred.predicted_K[0]), rtol=1e-4)
+    assert len(set(made.inferred.predicted_K.tolist())) == 1
 
 
 def test_the_noise_free_planner_walks_little_more_than_the_shortest_way_and_always_arrives() -> None:
@@ -137,13 +137,10 @@ def test_the_noise_free_planner_walks_little_more_than_the_shortest_way_and_alwa
 
 
 def test_walks_to_one_target_each_end_there_and_the_planner_says_which_it_was() -> None:
-    maze, runs, count = maze_of(UMAZE), EpisodeRuns(UMAZE), 12
+    maze = maze_of(UMAZE)
     assert maze is not None
     planner = Remembering(maze, noise=0.5, dwell=10_000)
-    episodes = [
-        e for e in runs.run(planner, list(range(count)), np.random.SeedSequence(0).spawn(count)) if e is not None
-    ]
-    runs.close()
+    episodes = run_all(UMAZE, planner, list(range(12)))
     target_K = np.array(planner.targets)
     assert len(set(planner.targets)) > 3 and arrived(maze, episodes, target_K).all()
     np.testing.assert_array_equal(maze.cells_of(ends(episodes)), target_K)

@@ -217,7 +217,7 @@ def cpu() -> GACConfig:
 def linear() -> GACConfig:
     """Return-conditioned with a latent: actions are linear in the plan and the return it promises; a minute on one core [C].
 
-    It reaches returns beyond the data's, where the plan need not say which way: docs/gac-questions.md.
+    It reaches returns beyond the data's; what its plan says is little more than the return: docs/notes.md.
     """
     return GACConfig()
 
