@@ -5,7 +5,7 @@
 
 The second takes the paper's parts, one at a time, into our own model. The dataset is made first: `drawbridge dataset make maze --env
 PointMaze_UMaze-v3 --episodes 1000 --dwell 300` (or 0). A run that is there is
-trained to its end and not again. Scores are of mode st, 50 starts from 20000 up; shares are of the variance of 64 recorded
+trained to its end and not again. Scores are of the preset's mode, 50 starts from 20000 up; shares are of the variance of 64 recorded
 episodes. "Expert" acts from the same starts by the posteriors of episodes that the planner walked to the goal, scoring 100: a
 low score means that the generator knows no such behaviour, whatever plan is searched. Letters: K episodes, n tokens of width d.
 """
@@ -137,9 +137,7 @@ def diagnosed(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
             drawbridge(*train)
         elif (RunDirectory(run).summary() or {}).get("exit") != "completed":
             drawbridge("resume", str(run))
-        kept.write_text(
-            drawbridge("diagnose", str(run), "--mode", "st", "--episodes", str(STARTS), "--seed", str(FIRST), "--json")
-        )
+        kept.write_text(drawbridge("diagnose", str(run), "--episodes", str(STARTS), "--seed", str(FIRST), "--json"))
     found: dict[str, Any] = json.loads(kept.read_text())
     if "expert" not in found:
         found["expert"] = expert(run)

@@ -201,7 +201,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
         *judged(o, "offline"),
         Step(
             "what the plan is worth",
-            ["diagnose", str(out / "offline"), "--mode", "st", "--episodes", str(o.evaluation_episodes), "--json"],
+            ["diagnose", str(out / "offline"), "--episodes", str(o.evaluation_episodes), "--json"],
             into=out / "diagnosis.json",
         ),
         *[step for name in RIVALS for step in rival(o, name)],

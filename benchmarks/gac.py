@@ -7,11 +7,12 @@
     python benchmarks/gac.py offline --tasks hopper --data medium  the same on a SoftGAC agent's episodes (docs/results.md makes them)
     python benchmarks/gac.py table --out runs/gac                  Markdown tables of what is there
 
-Offline: every algorithm is trained on the same dataset. What there is to choose (the weight of the KL, the number of ascent steps,
-the return asked for) is chosen for each mode on 50 starts (seeds 20000 and up) and reported on 100 others (seeds 10000 and up).
+Offline: every algorithm is trained on the same dataset. What there is to choose (the return that rvs, dt and preset linear ask for,
+linear's weight of the KL and number of ascent steps) is chosen for each mode on 50 starts (seeds 20000 and up); reported are 100
+others (seeds 10000 and up). Preset cpu searches as it comes, on all data.
 Online: three stages of GAC from the offline run of the same seed, by exploring plans whose target y+ moves or stays what it first was
-(nothing else differs), or by exploiting plans, at equal episodes, with the weight of the KL that was chosen offline; each mode is
-chosen and reported again. Rivals that learn values make as many stages, episodes and updates; rlpd has no offline part, so its one
+(nothing else differs), or by exploiting plans, at equal episodes, with linear's weight of the KL that was chosen offline; each
+mode is chosen and reported again. Rivals that learn values make as many stages, episodes and updates; rlpd has no offline part, so its one
 run makes them too.
 Scores: 0 is the random policy, 100 the planner. One torch thread.
 """
@@ -79,14 +80,16 @@ class Choice:
         return {"mode": self.mode, "settings": dict(self.settings), "target": self.target}
 
 
-def choices(algorithm: str) -> dict[str, list[Choice]]:
-    """What is chosen from, by the name it is reported under."""
+def choices(algorithm: str, preset: str = "cpu") -> dict[str, list[Choice]]:
+    """What is chosen from, by the name it is reported under; ``preset``: of GAC's runs."""
     if algorithm in ("dt", "odt"):
         return {algorithm: [Choice("", target=share) for share in (0.5, 1.0, 1.5, 2.0)]}
     if algorithm == "rvs":
         return {"rvs": [Choice("", target=share) for share in (0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)]}
     if algorithm != "gac":
         return {algorithm: [Choice("")]}
+    if preset == "cpu":
+        return {mode: [Choice(mode)] for mode in ("prior", "st", "kl", "max")}
     return {
         "prior": [Choice("prior")],
         "st": [Choice("st", target=share) for share in (0.6, 0.8, 1.0, 1.5, 2.0, 3.0)],
@@ -155,10 +158,13 @@ def drawbridge(*words: str) -> None:
 def offline(arguments: argparse.Namespace, maze: str, data: str, algorithm: str, seed: int) -> None:
     """One trained policy, each mode chosen on some starts and reported on others."""
     if algorithm != "gac":
-        learn(arguments.out, maze, data, algorithm, seed, [], "", TRAINING.get((algorithm, maze), ()))
+        learn(
+            arguments.out, maze, data, algorithm, seed, choices(algorithm), [], "", TRAINING.get((algorithm, maze), ())
+        )
         return
-    words = ["--preset", arguments.preset, *TRAINING.get((arguments.preset, maze), ())]
-    learn(arguments.out, maze, data, algorithm, seed, arguments.set, named(arguments.preset, arguments.name), words)
+    preset, name = arguments.preset, named(arguments.preset, arguments.name)
+    words = ["--preset", preset, *TRAINING.get((preset, maze), ())]
+    learn(arguments.out, maze, data, algorithm, seed, choices(algorithm, preset), arguments.set, name, words)
 
 
 def named(preset: str, ablation: str = "") -> str:
@@ -177,6 +183,7 @@ def learn(
     data: str,
     algorithm: str,
     seed: int,
+    options: dict[str, list[Choice]],
     settings: Sequence[str],
     name: str,
     words: Sequence[str] = (),
@@ -185,7 +192,7 @@ def learn(
     stem = joined(algorithm, name, maze, data, seed)
     about = {"kind": "offline", "algorithm": algorithm, "name": name, "maze": maze, "data": data, "seed": seed}
     command = ["train", algorithm, "--dataset", dataset_id(maze, data), "--seed", str(seed), *words, "--run-dir"]
-    scored(out, stem, about, algorithm, command, settings)
+    scored(out, stem, about, options, command, settings)
 
 
 def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed: int) -> None:
@@ -198,7 +205,7 @@ def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed:
     if plan == "exploit":
         for key, value in base["scores"]["kl"]["chosen"]["settings"].items():
             command += ["--set", f"{key}={value}"]
-    scored(out, stem, about, "gac", [*command, "--out"], arguments.set)
+    scored(out, stem, about, choices("gac", arguments.preset), [*command, "--out"], arguments.set)
 
 
 def online_rival(out: Path, maze: str, data: str, algorithm: str, seed: int) -> None:
@@ -207,11 +214,16 @@ def online_rival(out: Path, maze: str, data: str, algorithm: str, seed: int) -> 
     about = {"kind": "online", "plan": "", "name": "", "maze": maze, "data": data, "seed": seed}
     episodes = ["--episodes-per-stage", "100"] if maze in STAGES else []
     command = ["finetune", str(out / base["run_dir"]), *episodes, "--out"]
-    scored(out, f"online-{algorithm}-{maze}-{data}-{seed}", about, algorithm, command, [])
+    scored(out, f"online-{algorithm}-{maze}-{data}-{seed}", about, choices(algorithm), command, [])
 
 
 def scored(
-    out: Path, stem: str, about: dict[str, Any], algorithm: str, command: Sequence[str], settings: Sequence[str]
+    out: Path,
+    stem: str,
+    about: dict[str, Any],
+    options: dict[str, list[Choice]],
+    command: Sequence[str],
+    settings: Sequence[str],
 ) -> None:
     """Runs ``command``, whose last word takes the run's directory, and writes down what each mode scores; nothing where
     ``stem`` is there already."""
@@ -223,14 +235,14 @@ def scored(
         words += ["--set", setting]
     drawbridge(*words)
     record = about | {"run_dir": run_dir.name, "settings": list(settings), "train_s": time.monotonic() - began}
-    record["scores"] = {label: best_of(run_dir, options) for label, options in choices(algorithm).items()}
+    record["scores"] = {label: best_of(run_dir, some) for label, some in options.items()}
     write(out / f"{stem}.json", record)
 
 
 def best_of(run_dir: Path, options: list[Choice]) -> dict[str, Any]:
     """The option that does best on the tuning starts, on the test starts."""
-    tuned = [evaluate(run_dir, option, *TUNE)["score"] for option in options] if len(options) > 1 else [float("nan")]
-    chosen = options[int(np.argmax(tuned))] if len(options) > 1 else options[0]
+    tuned = [evaluate(run_dir, option, *TUNE)["score"] for option in options]
+    chosen = options[int(np.argmax(tuned))]
     return {"chosen": chosen.describe(), "tuned": tuned, **evaluate(run_dir, chosen, *TEST)}
 
 

@@ -32,8 +32,8 @@ def bare(**given: Any) -> PlanningConfig:
 class LinearWorld:
     """z = z_0, r(z) = <w, z>: every optimum is known. Head variance .25; returns are 20 +- 10."""
 
-    def __init__(self, scale: float = 0.2, bend: float = 0.0, spread: float = 1.0, gathered: float = math.inf) -> None:
-        self.return_spread, self.gathered = torch.tensor(spread), torch.tensor(gathered)
+    def __init__(self, scale: float = 0.2, bend: float = 0.0, unit: float = 1.0, best: float = math.inf) -> None:
+        self.unit, self.best = torch.tensor(unit), torch.tensor(best)
         self.w_nd = scale * torch.randn(N, D, generator=torch.Generator().manual_seed(0))
         self.bend = bend
 
@@ -47,8 +47,11 @@ class LinearWorld:
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor:
         return (y - MEAN) / STD
 
-    def best_gathered(self) -> torch.Tensor:
-        return self.normalise_return(self.gathered)
+    def best_known(self) -> torch.Tensor:
+        return self.normalise_return(self.best)
+
+    def return_unit(self) -> torch.Tensor:
+        return self.unit
 
     def denormalise_return(self, mean_B: torch.Tensor, variance_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return MEAN + STD * mean_B, STD**2 * variance_B
@@ -71,9 +74,9 @@ def inferred(
 
 
 @pytest.mark.parametrize(("mode", "target"), [("kl", None), ("st", 50.0), ("explore", 50.0)])
-def test_plans_count_in_deviations_of_the_returns_that_are_learned_from(mode: str, target: float | None) -> None:
-    """Twin: the same world where a return is divided by the spread before anybody sees it."""
-    wide, narrow = LinearWorld(scale=0.6, spread=3.0), LinearWorld(scale=0.2)
+def test_plans_count_in_the_models_unit_of_returns(mode: str, target: float | None) -> None:
+    """Twin: the same world where a return is divided by the unit before anybody sees it."""
+    wide, narrow = LinearWorld(scale=0.6, unit=3.0), LinearWorld(scale=0.2)
     config = bare(infer_kl_weight=0.1, infer_steps=50)
     asked = None if target is None else MEAN + (target - MEAN) / 3.0
     found, twin = inferred(wide, mode, config, target=target), inferred(narrow, mode, config, target=asked)
@@ -123,13 +126,13 @@ def test_max_climbs_without_end_by_its_step_size() -> None:
     assert torch.allclose(plan.mean_Knd, (30 * 0.1 * model.w_nd.sign()).expand_as(plan.mean_Knd), rtol=1e-3)
 
 
-def test_kl_and_max_climb_no_further_than_the_best_return_that_was_gathered() -> None:
-    model = LinearWorld(gathered=35.0)
+def test_kl_and_max_climb_no_further_than_the_best_return_known() -> None:
+    model = LinearWorld(best=35.0)
     config = bare(infer_kl_weight=0.01, infer_steps=600, infer_max_steps=600, infer_lr=0.05)
     best_K = torch.full((3,), 35.0)
     for mode in ("kl", "max"):
         assert torch.allclose(inferred(model, mode, config).predicted_K, best_K, atol=0.5)
-        unknown = inferred(LinearWorld(), mode, config)  # nothing better than the dataset's was gathered
+        unknown = inferred(LinearWorld(), mode, config)  # promises go on beyond the data
         assert float(unknown.predicted_K.min()) > 100.0
     asked = inferred(model, "st", config, target=60.0)
     assert torch.allclose(asked.predicted_K, inferred(LinearWorld(), "st", config, target=60.0).predicted_K)

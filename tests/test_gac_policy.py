@@ -171,6 +171,26 @@ def test_stamps_say_the_mode_the_target_and_what_was_predicted(config: GACConfig
     assert policy.begin(np.array([1]), obs_EO[:1], rng())[0].mode == config.infer_mode
 
 
+@pytest.mark.parametrize(
+    ("config", "high", "best", "unit"),  # the dataset: 20 +- 10, 40 at best; then what was gathered, and what follows
+    [
+        (ONE_STEP, 40.0, 2.0, 2.0),
+        (ONE_STEP, 75.0, 5.5, 5.5),
+        (ONE_STEP, 25.0, 0.5, 1.5),
+        (LINEAR, 40.0, math.inf, 1.5),
+        (LINEAR, 75.0, 5.5, 1.5),
+    ],
+)
+def test_promises_end_and_are_counted_where_the_reading_ends(
+    config: GACConfig, high: float, best: float, unit: float
+) -> None:
+    model = policy_of(config, 1).model
+    model.return_high.fill_(high)
+    model.return_spread.fill_(1.5)
+    assert float(model.best_known()) == pytest.approx(best)
+    assert float(model.return_unit()) == pytest.approx(unit)
+
+
 def test_without_a_target_st_asks_for_the_best_return_gathered_once_it_is_above_what_the_data_suggest() -> None:
     for gathered, expected in ((40.0, 60.0), (55.0, 60.0), (75.0, 75.0)):  # the dataset: 20 on average, 40 at best
         policy = policy_of(LINEAR, 1)

@@ -206,9 +206,7 @@ def cpu() -> GACConfig:
         kl_weight=1.0,
         posterior_return=False,
         updates=3_000,
-        infer_mode="st",
         infer_steps=100,
-        infer_kl_weight=0.3,
         infer_fresh=True,
         explore_reach=0.0,
     )
@@ -256,6 +254,5 @@ def paper() -> GACConfig:
         explore_reach=0.0,
         infer_steps=60,
         infer_max_steps=30,
-        infer_kl_weight=0.01,
         infer_fresh=True,
     )

@@ -34,15 +34,15 @@ Likelihood = Callable[[torch.Tensor], torch.Tensor]  # z (K, n, d) -> log p(tau_
 class PlanModel(Protocol):
     """What an ascent needs of a model: the prior's transformer and the return head, never the generator."""
 
-    return_spread: torch.Tensor  # 0-d, deviation of the returns learned from, as ``normalise_return`` counts
-
     def plan(self, z0_Bnd: torch.Tensor, obs0_BO: torch.Tensor) -> torch.Tensor: ...
 
     def predict_return(self, z_Bnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def normalise_return(self, y: torch.Tensor) -> torch.Tensor: ...
 
-    def best_gathered(self) -> torch.Tensor: ...
+    def best_known(self) -> torch.Tensor: ...
+
+    def return_unit(self) -> torch.Tensor: ...
 
     def denormalise_return(
         self, mean_B: torch.Tensor, variance_B: torch.Tensor
@@ -140,7 +140,7 @@ class _Ascent:
     ) -> None:
         self.model, self.obs_KO, self.weights, self.wanted_K = model, obs_KO, weights, wanted_K
         self.config, self.likelihood = config, likelihood
-        self.best = float(model.best_gathered())
+        self.best, self.unit = float(model.best_known()), model.return_unit()
 
     def ascend(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
@@ -182,14 +182,13 @@ class _Ascent:
         return objective(term_K, kl_K, self.weights.kl), seen
 
     def _term(self, predicted_K: torch.Tensor) -> torch.Tensor:
-        """What E_q is taken of (..., K), in deviations of the returns learned from: how likely y+ is; or the return itself, of
-        which whatever lies beyond the best that was gathered counts against it: it was never kept."""
-        spread = self.model.return_spread
+        """What E_q is taken of (..., K), in the model's unit of returns: how likely y+ is; or the return itself, of which whatever
+        lies beyond the best known counts against it: it was never kept."""
         if self.wanted_K is not None:
-            return target_log_likelihood(predicted_K / spread, self.wanted_K / spread, TARGET_VARIANCE)
+            return target_log_likelihood(predicted_K / self.unit, self.wanted_K / self.unit, TARGET_VARIANCE)
         if math.isfinite(self.best):
             predicted_K = self.best - (predicted_K - self.best).abs()
-        return predicted_K / spread
+        return predicted_K / self.unit
 
     @torch.no_grad()
     def _start(self, noise_CKnd: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -56,7 +56,7 @@ def elbo(
     return action_B + next_state_weight * next_state_B + return_B - kl_weight * kl_B
 
 
-TARGET_VARIANCE = 0.01  # of y+ about r(z), in normalised returns: a learned one explains y+ away (ours)
+TARGET_VARIANCE = 0.01  # of y+ about r(z), in the model's unit of returns: a learned one explains y+ away (ours)
 TARGET_KL_WEIGHT = 1.0  # of KL(q || prior) where a return is asked for [P]
 EXPLORING_LOG_VARIANCE = -3.0  # of an exploring q when its ascent begins (ours)
 
@@ -102,7 +102,7 @@ def kl_to_prior(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
 
 
 def target_log_likelihood(predicted_K: torch.Tensor, target_K: torch.Tensor, variance: float) -> torch.Tensor:
-    """log N(y+; r(z), variance) (K,), everything in normalised returns.
+    """log N(y+; r(z), variance) (K,), everything in the same unit of returns.
 
     The variance is fixed (ours): with the head's own, the ascent raises the variance and leaves r(z) where it is.
     """

@@ -94,6 +94,11 @@ class GACModel(nn.Module):
         self.data_high.fill_(summary.return_max)
         self.horizon.fill_(float(summary.max_length))
 
+    @property
+    def extrapolates(self) -> bool:
+        """Whether promises go on beyond the dataset's best return: straight lines do, what attention does there nobody has learned."""
+        return self.config.plan_reading == "linear"
+
     def region(self) -> contextlib.AbstractContextManager[object]:
         """bf16 autocast where the configuration asks for it and the parameters are on a GPU; nothing elsewhere."""
         if self.config.autocast and self.obs_mean_O.is_cuda:
@@ -112,10 +117,16 @@ class GACModel(nn.Module):
         """Mean and variance of a return from z-scores to environment units."""
         return mean * self.return_std + self.return_mean, variance * self.return_std.square()
 
-    def best_gathered(self) -> torch.Tensor:
-        """Z-score (0-d) of the best return gathered online, once it is better than the dataset's; infinite before."""
-        gathered = self.return_high > self.data_high
-        return torch.where(gathered, self.normalise_return(self.return_high), math.inf)
+    def best_known(self) -> torch.Tensor:
+        """Z-score (0-d) of the best return of dataset and stages, beyond which no promise counts [C]; infinite where promises go
+        on beyond the dataset and no stage has gathered more than it."""
+        known = (self.return_high > self.data_high) | (not self.extrapolates)
+        return torch.where(known, self.normalise_return(self.return_high), math.inf)
+
+    def return_unit(self) -> torch.Tensor:
+        """What a search counts returns in (0-d, of z-scores): how far the best known is above the dataset's mean, at least a
+        deviation of the returns learned from; that deviation where promises go on beyond the dataset [C]."""
+        return self.return_spread if self.extrapolates else self.best_known().maximum(self.return_spread)
 
     def featurise(self, obs: torch.Tensor) -> torch.Tensor:
         """Features (..., X) of observations in environment units: z-scores, and Fourier features of the leading coordinates [C]."""

@@ -20,9 +20,7 @@ from algorithms.gac.target import settle_target
 from algorithms.interface import PlanRequest, PlanRequestError
 
 EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
-# st without a target asks for this times as far above the dataset's mean as its best return: straight lines go on beyond the
-# data, what attention does there nobody has learned.
-TARGET_REACH = {"attention": 1.0, "linear": 2.0}
+BEYOND = 2.0  # times as far above the dataset's mean as its best return: what st asks for where promises go on beyond that (ours)
 
 
 class Planner:
@@ -102,8 +100,8 @@ class Planner:
         if mode == "explore":
             return float(self.model.explore_target)
         model, mean = self.model, float(self.model.return_mean)
-        beyond = mean + TARGET_REACH[self.config.plan_reading] * (float(model.data_high) - mean)
-        return max(beyond, float(model.return_high))
+        reach = BEYOND if model.extrapolates else 1.0
+        return max(mean + reach * (float(model.data_high) - mean), float(model.return_high))
 
     def _seen(self) -> tuple[float, float]:
         return float(self.model.return_low), float(self.model.return_high)

@@ -42,7 +42,7 @@ class PlanningConfig(AgentConfig):
     infer_kl_weight: float = option(
         0.1,
         "1/nat",
-        "kl: price of a nat, in standard deviations of the return",
+        "kl: price of a nat: linear reading counts it in standard deviations of the return, attention in how far the best is above the mean",
         at_least=0,
         why="straying from the prior would be rewarded",
     )
