@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.bound import COLLAPSE_NATS
+from algorithms.gac.bound import least_nats
 from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors
 from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
@@ -72,11 +72,12 @@ def diagnose(
     if (dataset := spec.dataset) is not None:
         batch = packed(_recorded(dataset))
         q = posteriors(agent, batch)
+        said = contents(agent.model, batch, q)
         found |= {
             "dataset": dataset.id,
             "recorded_episodes": len(batch),
             "explained": explained(agent.model, batch, q, seed)._asdict(),
-            "plan": contents(agent.model, batch, q)._asdict(),
+            "plan": said._asdict() | {"collapsed": said.kl_token < least_nats(agent.config, weights.updates)},
         }
     return found | {"reading": reading(found)}
 
@@ -99,9 +100,7 @@ def reading(found: dict[str, Any]) -> list[str]:
             f"Beyond state and promised return the plan explains {plan:.4f} of the recorded actions: it {words}."
         )
         said = found["plan"]
-        sentences += alarms(
-            {"loss_plan_return": said["return_share"], "loss_collapse": said["kl_token"] < COLLAPSE_NATS}
-        ).values()
+        sentences += alarms({"loss_plan_return": said["return_share"], "loss_collapse": said["collapsed"]}).values()
     return sentences
 
 

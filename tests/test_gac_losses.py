@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from algorithms.gac import losses
-from algorithms.gac.bound import Posterior, active_share, collapsed, lower_bound
+from algorithms.gac.bound import COLLAPSE_NATS, Posterior, active_share, collapsed, least_nats, lower_bound
+from algorithms.gac.config import GACConfig
 from algorithms.gac.segments import per_trajectory, sampled, whole
 
 DIMS: dict[str, Any] = {"obs_dim": OBS, "action_dim": ACTION}
@@ -45,7 +46,13 @@ def test_collapse_is_a_mean_token_below_the_level_and_active_dimensions_are_coun
     kl = torch.zeros(2, 3, 2)
     for nats, alarm in ((0.12, 1.0), (0.18, 0.0)):  # .04 and .06 a token
         kl[:, 0, 0] = nats
-        assert active_share(kl).item() == pytest.approx(1 / 6) and collapsed(kl).item() == alarm
+        assert active_share(kl).item() == pytest.approx(1 / 6) and collapsed(kl, COLLAPSE_NATS).item() == alarm
+
+
+def test_late_in_training_what_is_free_does_not_count_as_said() -> None:
+    free, priced = (GACConfig(free_bits=bits, updates=100) for bits in (0.5, 0.0))
+    assert [least_nats(free, updates) for updates in (0, 74, 75, 1_000)] == [0.05, 0.05, 0.5, 0.5]
+    assert least_nats(priced, 1_000) == 0.05
 
 
 @settings(deadline=None, max_examples=30)

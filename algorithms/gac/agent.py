@@ -22,6 +22,7 @@ from algorithms.gac.bound import (
     PosteriorEncoder,
     cosine,
     fresh,
+    least_nats,
     lower_bound,
     measures,
     refine,
@@ -123,7 +124,8 @@ class GAC(TrainedAgent):
         step = self.trainer.descend(loss)
         self._follow_returns(step.shared)
         rate = torch.full_like(step.norm, self.adam.lr)
-        self.trainer.record(step, (*measures(self.model, batch, segments, bound), step.norm, rate))
+        seen = measures(self.model, batch, segments, bound, least_nats(self.config, self.updates))
+        self.trainer.record(step, (*seen, step.norm, rate))
         self.updates += 1
         return segments, bound
 

@@ -85,8 +85,8 @@ def lower_bound(
 
 
 @torch.no_grad()
-def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bound) -> torch.Tensor:
-    """The MEASURES of a batch, stacked."""
+def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bound, least_nats: float) -> torch.Tensor:
+    """The MEASURES of a batch, stacked; ``least_nats``: a token, of a posterior that has not collapsed."""
     kl, weight, ahead = bound.kl_Bnd, segments.weight_RS, segments.ahead_weight_RS
     moved = model.displacement(segments.obs_RSO, segments.later_RSO)
     values = (
@@ -99,7 +99,7 @@ def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bo
         kl.sum((1, 2)).mean(),
         kl.sum(-1).mean(),
         active_share(kl),
-        collapsed(kl),
+        collapsed(kl, least_nats),
         return_share(bound.mean_Bnd, kl, model.normalise_return(batch.return_B)),
     )
     return torch.stack(values)
@@ -224,6 +224,7 @@ ACTIVE_NATS = 0.01  # mean KL above which a dimension counts as active (Burda et
 
 
 COLLAPSE_NATS = 0.05  # mean KL a token below which a posterior collapse is reported [C]
+LEARNED = 0.75  # share of ``updates`` after which plans that are read say more than is free [C]
 
 
 def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:
@@ -240,10 +241,15 @@ def return_share(mean_Bnd: torch.Tensor, kl_Bnd: torch.Tensor, y_B: torch.Tensor
     return ((mean_Bm.T @ y_B).square() / scale_m * kl_m).sum() / kl_m.sum().clamp(min=1e-12)
 
 
-def collapsed(kl_Bnd: torch.Tensor) -> torch.Tensor:
-    """1 (0-d float32) where the mean KL a token is below COLLAPSE_NATS, else 0; on the device, without a look at it.
+def least_nats(config: GACConfig, updates: int) -> float:
+    """Nats a token of a posterior that has not collapsed: COLLAPSE_NATS, and late in training more than is free, which is there
+    whether the generator reads it or not."""
+    return max(COLLAPSE_NATS, config.free_bits) if updates >= LEARNED * config.updates else COLLAPSE_NATS
 
-    The generator then works without the plan and the return cannot be steered: raise ``free_bits``, lower
-    ``kl_weight`` or shorten ``window``.
+
+def collapsed(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:
+    """1 (0-d float32) where the mean KL a token is below ``least`` nats, else 0; on the device, without a look at it.
+
+    The generator then works without the plan and the return cannot be steered.
     """
-    return (kl_Bnd.sum(-1).mean() < COLLAPSE_NATS).float()
+    return (kl_Bnd.sum(-1).mean() < least).float()

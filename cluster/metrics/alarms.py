@@ -28,8 +28,9 @@ def alarms(record: Mapping[str, Any]) -> dict[str, str]:
         found["clipping"] = clipping_words(clipped)
     if collapsed > 0:
         found["collapse"] = (
-            "the posterior has collapsed: plans say next to nothing of their trajectories, expected at least .05 nats a token, so "
-            "searching them steers nothing; raise agent.free_bits, lower agent.kl_weight or shorten agent.window"
+            "the posterior has collapsed: plans say less of their trajectories than .05 nats a token or, late in training, than "
+            "agent.free_bits, so the generator does not read them and searching them steers nothing; train longer, shorten "
+            "agent.window, lower agent.kl_weight, or raise agent.free_bits from 0"
         )
     elif share is not None and share > PLAN_RETURN_LIMIT:
         found["plan_return"] = (
