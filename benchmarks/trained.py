@@ -67,8 +67,12 @@ class Trained:
 
     @property
     def best_mode(self) -> str:
-        """The search that did best on the tuning starts."""
-        return max(SEARCHES, key=lambda mode: max(self.record["scores"][mode]["tuned"]))
+        """The search that did best on the tuning starts; the run's own where there was nothing to choose."""
+        tuned = {mode: self.record["scores"][mode]["tuned"] for mode in SEARCHES}
+        if max(map(len, tuned.values())) == 1:
+            agent: Any = self.spec.config.agent
+            return str(agent.infer_mode)
+        return max(SEARCHES, key=lambda mode: max(tuned[mode]))
 
     def target(self, mode: str) -> float | None:
         """The return that ``mode`` asks for in environment units, as chosen."""
