@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from algorithms.gac.agent import GAC
-from algorithms.gac.config import linear
+from algorithms.gac.config import cpu
 from algorithms.interface import AgentSpec, PlanRequest
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
@@ -32,7 +32,7 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
     episodes = list(dataset.episodes(indices))
     batch, summary = packed(episodes), dataset.summary()
     config = dataclasses.replace(
-        linear(), updates=updates, points=128, width=256, kl_weight=0.01, lr=3e-3, lr_end=0.0, clip=10.0, warmup=0.02,
+        cpu(), updates=updates, points=128, kl_weight=0.01, free_bits=0.0, lr=3e-3, lr_end=0.0, clip=10.0, warmup=0.02,
         obs_fourier=9, obs_fourier_dims=0, matmul="mkl",
     )  # fmt: skip
     agent = GAC(config, AgentSpec(obs_dim=dataset.obs_dim, action_dim=dataset.action_dim, seed=seed))
@@ -42,7 +42,8 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
     model, errors, misses = agent.model, [], []
     hidden = torch.ones(1, dtype=torch.bool)
     with torch.inference_mode():
-        z_Bnd = agent.encoder(batch, model).mean_Bnd
+        starts_BO = torch.from_numpy(np.stack([episode.obs_TO[0] for episode in episodes]))
+        z_Bnd = model.plan(agent.encoder(batch, model).mean_Bnd, starts_BO)
         promised_B, _ = model.denormalise_return(*model.predict_return(z_Bnd))
         for b, episode in enumerate(episodes):
             obs, action = (torch.from_numpy(part)[None] for part in (episode.obs_TO, episode.action_TA))

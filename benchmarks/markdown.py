@@ -28,6 +28,16 @@ def over_seeds(values: Sequence[float | None], digits: int = 1) -> str:
     return f"{mean} ({' / '.join(shown)})"
 
 
+def ranged(text: str) -> str:
+    """``text`` with the lowest and the highest seed in the place of every seed's value."""
+
+    def ends(found: re.Match[str]) -> str:
+        shown = [part for part in found[1].split(" / ") if part != "-"]
+        return f"({min(shown, key=float)} to {max(shown, key=float)})"
+
+    return re.sub(r"\((-?[\d.]+(?: / (?:-|-?[\d.]+))+)\)", ends, text)
+
+
 def pivoted(text: str, rows: Sequence[int], column: int, cell: str) -> str:
     """A smaller table of the means in ``text``, without each seed's value.
 

@@ -7,7 +7,7 @@
     python benchmarks/questions.py page                                       puts headlines into docs/gac-questions.md
 
 Each table is written to OUT/NAME.md. Scores: 0 is the random policy, 100 the planner; means over training seeds, each
-seed's value behind them; the page shows means of the longer tables only. One torch thread.
+seed's value behind them; the page shows the lowest and the highest, of longer tables the means alone. One torch thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ascents, by_heart, cognitive_map, plan_quality, promises, replanning, training_choices  # noqa: E402
 from benchmarks.gac import dataset_id, named  # noqa: E402
-from benchmarks.markdown import filled, pivoted  # noqa: E402
+from benchmarks.markdown import filled, pivoted, ranged  # noqa: E402
 from benchmarks.trained import Trained, choices, trained  # noqa: E402
 from replay.dataset import Dataset, open_dataset  # noqa: E402
 
@@ -69,7 +69,7 @@ TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
     "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
 }
-PRINTED = {"runs", "target-walk", "by-heart"}  # not on the page
+PRINTED = {"runs", "target-walk", "posteriors"}  # not on the page
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
     "target": ((0, 1), 2, "{3} -> {5}"),
     "replanning": ((1,), 0, "{2} / {3}"),
@@ -108,7 +108,7 @@ def main() -> None:
 
 def headline(name: str, text: str) -> str:
     """The table of the question ``name`` as the page shows it."""
-    return pivoted(text, *HEADLINES[name]) if name in HEADLINES else text
+    return pivoted(text, *HEADLINES[name]) if name in HEADLINES else ranged(text)
 
 
 def _of(arguments: argparse.Namespace, runs: list[Trained]) -> list[Trained]:
@@ -116,7 +116,7 @@ def _of(arguments: argparse.Namespace, runs: list[Trained]) -> list[Trained]:
 
 
 def _dataset() -> Dataset:
-    return open_dataset(dataset_id("umaze", "d0"))
+    return open_dataset(dataset_id("umaze", "d300"))
 
 
 if __name__ == "__main__":
