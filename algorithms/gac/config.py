@@ -188,9 +188,10 @@ class GACConfig(PlanningConfig):
 
 def cpu() -> GACConfig:
     """The paper's form at a size for two cores: several tokens, a Transformer that attends to them, states generated too, free bits
-    at weight 1, an encoder that is not told y, a search on (mu, sigma) by fresh noise, exploring plans that ask for y+ [P; sizes C].
+    at weight 1, an encoder that is not told y, a search on (mu, sigma) by fresh noise [P; sizes C].
 
     A step sees its own state alone: from the steps before it the generator copies what it did, and heeds the plan less [C].
+    Exploring plans ask for y+ and more, up to what exploitation promises from their start [C].
     """
     return GACConfig(
         tokens=8,
@@ -208,7 +209,7 @@ def cpu() -> GACConfig:
         updates=3_000,
         infer_steps=100,
         infer_fresh=True,
-        explore_reach=0.0,
+        explore_reach=1.0,
     )
 
 

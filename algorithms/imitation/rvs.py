@@ -64,8 +64,8 @@ class ReturnConditioned(ImitationAgent):
 class ReturnConditionedPolicy(ImitationPolicy[ConditionedConfig]):
     """The regression for acting; contract: algorithms.interface.EpisodePolicy.
 
-    ``aim.target_return`` is what an episode is asked for; None: as far above the data as GAC's mode st asks. A target beyond the
-    data is taken as it is. Actions of one environment are the same beside any number of others up to float32 rounding.
+    ``aim.target_return`` is what an episode is asked for; None: TARGET_REACH. A target beyond the data is taken as it
+    is. Actions of one environment are the same beside any number of others up to float32 rounding.
     """
 
     def __init__(self, config: ConditionedConfig, obs_dim: int, action_dim: int) -> None:
