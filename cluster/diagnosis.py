@@ -100,7 +100,13 @@ def reading(found: dict[str, Any]) -> list[str]:
             f"Beyond state and promised return the plan explains {plan:.4f} of the recorded actions: it {words}."
         )
         said = found["plan"]
-        sentences += alarms({"loss_plan_return": said["return_share"], "loss_collapse": said["collapsed"]}).values()
+        sentences += alarms(
+            {
+                "loss_plan_return": said["return_share"],
+                "loss_collapse": said["collapsed"],
+                "loss_kl_token": said["kl_token"],
+            }
+        ).values()
     return sentences
 
 

@@ -182,9 +182,13 @@ class InlineFleet:
             self._learn()
             self._deal_weights()
             return
+        stages = self._stages()
+        if config.unit == "updates" and self._learn():  # a stage: as long as it may, a block at a turn
+            self._begin_stages(stages)
+            return
         index = self.turn % len(self.workers)
         worker, shard = self.workers[index], self.shards[index % len(self.shards)]
-        stages, chunk = self._stages(), worker.collect()
+        chunk = worker.collect()
         while (ack := shard.append(chunk)).status == "wait":
             if not self._learn():
                 raise RunError(
@@ -194,26 +198,25 @@ class InlineFleet:
             worker.note_rejected(chunk, ack.reason)
         else:
             worker.note_stored(chunk)
-        while self._learn():
+        while config.unit == "env_steps" and self._learn():
             pass
-        self._restart_episodes([old != new for old, new in zip(stages, self._stages())])
-        self._deal_weights()
         self.turn += 1
-        self.done = self._progress() >= config.steps
+        self._begin_stages(stages)
 
     def _stages(self) -> list[int]:
         """The stage that each shard gathers, 0 in a run without stages."""
         return [shard.limiter.stage for shard in self.shards]
 
-    def _restart_episodes(self, opened_S: list[bool]) -> None:
-        """Lets the workers of shards that have opened another stage begin it with what was learned of the last one."""
-        if not any(opened_S):
-            return
-        self.learner.publish()
+    def _begin_stages(self, before: list[int]) -> None:
+        """Ends a turn: the workers of shards that have opened another stage begin it with what was learned of the last one."""
+        opened_S = [old != new for old, new in zip(before, self._stages())]
+        if any(opened_S):
+            self.learner.publish()
         self._deal_weights()
         for index, worker in enumerate(self.workers):
             if opened_S[index % len(self.shards)]:
                 worker.restart_episodes()
+        self.done = self._progress() >= self.spec.config.steps
 
     def _learn(self) -> bool:
         """One block of updates, if the limiter of some shard allows it."""

@@ -100,4 +100,7 @@ def unfit_fields(surplus: list[str], missing: list[str], writer: str, algorithm:
         else "another version of drawbridge wrote it, with other settings, so it would not mean the same here; nothing was started; check "
         "out the version named in its config.json, or train again with this one"
     )
-    return f"the configuration has unknown fields {named_keys(surplus)} and lacks {named_keys(missing)}: {why}"
+    unfit = [
+        f"{verb} {named_keys(keys)}" for verb, keys in (("has unknown fields", surplus), ("lacks", missing)) if keys
+    ]
+    return f"the configuration {' and '.join(unfit)}: {why}"

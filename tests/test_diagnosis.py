@@ -108,12 +108,19 @@ def test_posteriors_of_every_form_are_read_by_dimension_and_by_their_return(form
     assert found.return_correlation > 0.5 and 0 <= found.return_share <= 1
 
 
+def test_plans_that_say_little_but_the_return_are_no_alarm_early_in_a_run() -> None:
+    record = {"loss_plan_return": 0.99, "updates": 700}
+    assert not alarms(record, 1_000)
+    assert alarms(record, 900).keys() == alarms(record).keys() == {"plan_return"}
+
+
 @pytest.mark.parametrize(
     ("record", "names", "said"),
     [
         ({"loss_collapse": 0.0, "loss_plan_return": 0.5, "eval_promise": 60.0, "eval_promise_limit": 100.0}, [], ""),
         ({"loss_collapse": 0.3, "loss_plan_return": 0.99}, ["collapse"], "the posterior has collapsed.*agent.free_bits"),
         ({"loss_collapse": 0.0, "loss_plan_return": 0.99}, ["plan_return"], "99 % of what plans say is the return.*rvs"),
+        ({"loss_collapse": 1.0, "loss_kl_token": 0.48}, ["collapse"], "plans say 0.48 nats a token"),
         ({"eval_promise": 450.0, "eval_promise_limit": 250.0}, ["promise"], "promise a return of 450 .* at most 250.*infer_steps"),
         ({"loss_clipped_mass": 0.5}, ["clipping"], "50 % of the critics' target mass"),
     ],

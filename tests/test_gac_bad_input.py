@@ -256,7 +256,7 @@ AIMS = {
         "dt", ("--target-return", "nan"), ("target return is nan", "expected a finite")),
     "a target that is no number": (
         "gac", ("--mode", "st", "--target-return", "inf"),
-        ("target return is inf", "expected a finite number", "leave it out or give a number")),
+        ("target return is inf", "expected a number from -1e+09 to 1e+09", "leave it out or give a number")),
     "a target for a mode that asks for none": (
         "gac", ("--mode", "max", "--target-return", "5"),
         ("mode max was given the target return 5", "expected none", "take mode st")),

@@ -423,6 +423,24 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
     assert_same(online, parts)
 
 
+def test_a_stage_is_left_between_two_of_its_updates(run_dir: Path, tmp_path: Path) -> None:
+    """A long stage would else let nobody know of it, nor end when it is asked to."""
+    settings = {"online.stages": "1", "online.episodes_per_stage": "3", "online.updates_per_stage": "60"}
+    config = finetuned(RunDirectory.open(run_dir), settings | {"evaluation.every_steps": "0"})
+    whole, parts = (RunDirectory.create(tmp_path / name, config) for name in ("whole", "parts"))
+    with Session(whole, make_spec(config, whole, whole.count_start())) as session:
+        session.fleet.advance(60.0, 60)
+        session.finish("interrupted")
+    with Session(parts, make_spec(config, parts, parts.count_start())) as session:
+        session.fleet.advance(60.0, 20)
+        assert 20 <= session.aggregator.progress < 60
+        session.finish("interrupted")
+    for run in (whole, parts):
+        run.release()
+        assert main(["resume", str(run.path)]) == 0
+    assert_same(whole.path, parts.path)
+
+
 def test_workers_that_began_anew_are_the_same_when_the_run_is_resumed_once_more(run_dir: Path, tmp_path: Path) -> None:
     """Their running episodes carry the ids of a later incarnation: taken for another's they would all be dropped."""
     settings = {"online.stages": "1", "online.episodes_per_stage": "3", "online.updates_per_stage": "5"}

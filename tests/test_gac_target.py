@@ -101,9 +101,10 @@ def test_a_target_inside_the_data_and_one_before_training_pass_in_silence() -> N
     assert settle_target(50.0, 0.0, 100.0) == (50.0, "") == settle_target(50.0, math.nan, math.nan)
 
 
-def test_a_target_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a finite number"):
-        settle_target(math.inf, 0.0, 100.0)
+@pytest.mark.parametrize("target", [math.nan, math.inf, -1e308, 1.1e9])
+def test_a_target_that_no_return_has_is_refused(target: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a number from -1e\+09 to 1e\+09"):
+        settle_target(target, 0.0, 100.0)
 
 
 def test_settings_that_cannot_work_are_named_with_their_remedy() -> None:

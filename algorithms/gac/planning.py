@@ -36,8 +36,8 @@ class PlanningConfig(AgentConfig):
         "1",
         "Adam step size of the ascent (the log: .8, which leaves the manifold)",
         above=0,
-        at_most=100,
-        why="the ascent would not climb",
+        at_most=10,
+        why="the ascent would not climb, or leave every number behind",
     )
     infer_kl_weight: float = option(
         0.1,

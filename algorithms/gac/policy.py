@@ -60,10 +60,11 @@ class GACPolicy:
             self._weights[name].copy_(decode_nan(self._weights[name]))
 
     @property
-    def promise_limit(self) -> float:
-        """The return beyond which a promise is not believed: RUNAWAY times as far above the data's mean as the best known."""
-        mean = float(self.model.return_mean)
-        return mean + RUNAWAY * (float(self.model.return_high) - mean)
+    def promise_limit(self) -> float | None:
+        """The return beyond which a promise is not believed: RUNAWAY times as far above the data's mean as the best known; None
+        where all returns are equal."""
+        mean, above = float(self.model.return_mean), float(self.model.return_high - self.model.return_mean)
+        return mean + RUNAWAY * above if above > 0 else None
 
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""

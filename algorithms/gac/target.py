@@ -21,6 +21,7 @@ from replay.schema import ReturnSummary
 GROW = 1.5  # factor on the gain after a stage that reached its target
 SHRINK = 0.5  # factor after one that missed it by a standard error
 LEAST_GAIN, LARGEST_GAIN = 0.1, 4.0
+LARGEST_TARGET = 1e9  # either way
 TARGET_MARGIN = 0.1  # how far outside the returns seen, in their range, is still inside
 QUANTILE, MARGIN = 99, 1.5  # a prediction error is large above MARGIN times this percentile of those on the data
 REST = 10  # steps after a plan in which it is not acted on
@@ -92,12 +93,12 @@ def settle_target(target: float, low: float, high: float) -> tuple[float, str]:
         low, high: returns that the predictor has seen; NaN where that is not known, then nothing is outside.
 
     Raises:
-        PlanRequestError: a target that is not finite.
+        PlanRequestError: a target that is not finite, or beyond LARGEST_TARGET.
     """
-    if not math.isfinite(target):
+    if not abs(target) <= LARGEST_TARGET:
         raise PlanRequestError(
-            f"the target return is {target}, expected a finite number in the environment's own units: "
-            "no plan has it; leave it out or give a number"
+            f"the target return is {target}, expected a number from -{LARGEST_TARGET:g} to {LARGEST_TARGET:g} in the environment's own "
+            "units: no plan has it; leave it out or give a number"
         )
     least, most = return_range(low, high)
     if math.isnan(most) or least <= target <= most:

@@ -10,10 +10,14 @@ from cluster.metrics.wording import clipping_words, number, percent
 
 SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
+LEARNED = 0.75  # share of a run's updates before which plans say little but the return: it is learned first
 
 
-def alarms(record: Mapping[str, Any]) -> dict[str, str]:
-    """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise."""
+def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, str]:
+    """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise.
+
+    ``updates``: of the whole run; None: it has ended, or counts env steps.
+    """
     found = {}
     slowest, median = record.get("worker_steps_per_s_min"), record.get("worker_steps_per_s_p50")
     names = record.get("slowest_workers")  # none in the first seconds
@@ -26,13 +30,16 @@ def alarms(record: Mapping[str, Any]) -> dict[str, str]:
     share, promised, limit = (record.get(key) for key in ("loss_plan_return", "eval_promise", "eval_promise_limit"))
     if clipped > CLIPPED_LIMIT:
         found["clipping"] = clipping_words(clipped)
+    early = updates is not None and record.get("updates", 0) < LEARNED * updates
     if collapsed > 0:
+        nats = record.get("loss_kl_token")
+        said = "little" if nats is None else f"{nats:.2f} nats a token"
         found["collapse"] = (
-            "the posterior has collapsed: plans say less of their trajectories than .05 nats a token or, late in training, than "
-            "agent.free_bits, so the generator does not read them and searching them steers nothing; train longer, shorten "
-            "agent.window, lower agent.kl_weight, or raise agent.free_bits from 0"
+            f"the posterior has collapsed: plans say {said} of their trajectories, expected more than .05 and, late in training, more than "
+            "agent.free_bits, which is there unread: searching plans steers nothing; train longer, raise agent.points, shorten "
+            "agent.window, lower agent.kl_weight, or raise agent.free_bits where it is 0"
         )
-    elif share is not None and share > PLAN_RETURN_LIMIT:
+    elif share is not None and share > PLAN_RETURN_LIMIT and not early:
         found["plan_return"] = (
             f"{percent(share)} of what plans say is the return, expected at most {percent(PLAN_RETURN_LIMIT)}: a search chooses how much "
             "return to ask for, not how to get it, as a return-conditioned regression does (train rvs); for plans that say more lower "
@@ -41,7 +48,7 @@ def alarms(record: Mapping[str, Any]) -> dict[str, str]:
     if promised is not None and limit is not None and promised > limit:
         found["promise"] = (
             f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}, which is far above "
-            "any return known: their search has left what was learned and the promise means nothing; lower agent.infer_steps and "
-            "agent.infer_max_steps or raise agent.infer_kl_weight"
+            "any return known: their search has left what was learned and the promise means nothing; ask for less (mode st), lower "
+            "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
     return found
