@@ -348,6 +348,8 @@ def write_report(arguments: argparse.Namespace) -> None:
             points.annotate(name, (quickest(costs[method]), iqm(last)), fontsize=8)
         curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM")
         points.set(xlabel="microseconds of one action, fastest engine", ylabel=f"return at {steps:,}", xscale="log")
+        points.set_xticks((20, 50, 100, 200, 500), labels=("20", "50", "100", "200", "500"))
+        points.minorticks_off()
         curves.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(arguments.picture, dpi=90)
