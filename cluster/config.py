@@ -182,6 +182,11 @@ class RunConfig:
         """What ``steps`` and ``evaluation.every_steps`` count, by its name in a metrics line."""
         return ALGORITHMS[self.algorithm].unit
 
+    @property
+    def planned_updates(self) -> int | None:
+        """Updates of the whole run; None where it counts env steps."""
+        return self.steps if self.unit == "updates" else None
+
 
 def paper(algorithm: str) -> RunConfig:
     """The published settings; needs a GPU. Those with critics: by the task, one environment, the newest weights at every step."""

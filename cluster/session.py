@@ -337,7 +337,7 @@ class Session:
     def _tell(self) -> None:
         self.aggregator.memory_bytes = memory_bytes()
         line = self.aggregator.line()
-        self._sound(alarms(line, self.config.steps if self.config.unit == "updates" else None))
+        self._sound(alarms(line, self.config.planned_updates))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)
         self.outputs(line)

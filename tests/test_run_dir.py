@@ -97,6 +97,18 @@ def test_status_names_restarts_and_dropped_rows_that_there_are_and_no_others(tmp
     run.release()
 
 
+def test_status_says_what_plans_ask_for_predict_and_reach_while_they_are_made(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", make_preset("gac", "cpu"))
+    made = {"env_steps": 10, "plan_target_mean": 222.07, "plan_predicted_mean": 219.38}
+    for line, end in ((made | {"return_mean": 190.0}, ", episodes reach 190.0\n"), (made, "\n")):
+        run.write_live(line, "running")
+        words = status_in_words(status(run.path)) + "\n"
+        assert f"\n  plans      ask for 222.1, predict 219.4{end}" in words
+    run.write_live({"env_steps": 10}, "running")
+    assert "\n  plans" not in status_in_words(status(run.path))
+    run.release()
+
+
 def test_status_of_a_stopped_process_says_how_old_its_figures_are_until_it_goes_on(tmp_path: Path) -> None:
     settings = {"metrics__line_s": 0.5, "evaluation__every_steps": 0}
     words = train_words(tmp_path / "run", "Pendulum-v1", "--backend", "inline", "--steps", "100000000", **settings)

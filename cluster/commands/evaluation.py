@@ -99,7 +99,7 @@ def _alarms(run: RunDirectory, result: Evaluation) -> list[str]:
     record |= {"eval_promise": None, "eval_promise_limit": result.promise_limit}
     if result.predicted:
         record["eval_promise"] = sum(result.predicted) / len(result.predicted)
-    return list(alarms(record).values())
+    return list(alarms(record, run.config().planned_updates).values())
 
 
 def _acting(spec: RunSpec, settings: dict[str, str]) -> RunSpec:

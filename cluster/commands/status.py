@@ -142,7 +142,9 @@ def status(run_dir: Path) -> dict[str, Any]:
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
         "last_evaluation": evaluations[-1][0] if evaluations else None,
         "summary": summary or None,
-        "alarms": list(alarms({key: value for key, value in live.items() if number(value)}).values()),
+        "alarms": list(
+            alarms({key: value for key, value in live.items() if number(value)}, config.planned_updates).values()
+        ),
         "notes": notes,
         "resume": resume_words(run.path, config),
     }
@@ -194,6 +196,10 @@ def status_in_words(found: dict[str, Any]) -> str:
         if gathered and not lost:
             running = live.get("workers_in_words") or live.get("workers", 0)
             lines.append(f"  workers    {running}")
+    if "plan_predicted_mean" in live:
+        asked = f"ask for {live['plan_target_mean']:,.1f}, " if "plan_target_mean" in live else ""
+        reached = f", episodes reach {live['return_mean']:,.1f}" if "return_mean" in live else ""
+        lines.append(f"  plans      {asked}predict {live['plan_predicted_mean']:,.1f}{reached}")
     restarts = {part: sum(by_reason(live, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}
     dropped = by_reason(live, "rows_dropped_")
     if any(restarts.values()):

@@ -16,7 +16,7 @@ LEARNED = 0.75  # share of a run's updates before which plans say little but the
 def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, str]:
     """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise.
 
-    ``updates``: of the whole run; None: it has ended, or counts env steps.
+    ``updates``: that the whole run makes; None: it counts env steps, or there is no telling how far it is.
     """
     found = {}
     slowest, median = record.get("worker_steps_per_s_min"), record.get("worker_steps_per_s_p50")
