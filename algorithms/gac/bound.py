@@ -224,7 +224,7 @@ ACTIVE_NATS = 0.01  # mean KL above which a dimension counts as active (Burda et
 
 
 COLLAPSE_NATS = 0.05  # mean KL a token below which a posterior collapse is reported [C]
-LEARNED = 0.75  # share of ``updates`` after which plans that are read say more than is free [C]
+LEARNED = 0.75  # share of ``updates`` after which plans of a dataset that are read say more than is free [C]
 
 
 def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:
@@ -242,9 +242,10 @@ def return_share(mean_Bnd: torch.Tensor, kl_Bnd: torch.Tensor, y_B: torch.Tensor
 
 
 def least_nats(config: GACConfig, updates: int) -> float:
-    """Nats a token of a posterior that has not collapsed: COLLAPSE_NATS, and late in training more than is free, which is there
-    whether the generator reads it or not."""
-    return max(COLLAPSE_NATS, config.free_bits) if updates >= LEARNED * config.updates else COLLAPSE_NATS
+    """Nats a token of a posterior that has not collapsed: COLLAPSE_NATS, and late in the training on the dataset more than is free,
+    which is there whether the generator reads it or not. Stages gather alike episodes, of which there is less to say."""
+    late = LEARNED * config.updates <= updates <= config.updates
+    return max(COLLAPSE_NATS, config.free_bits) if late else COLLAPSE_NATS
 
 
 def collapsed(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:

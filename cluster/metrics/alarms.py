@@ -35,8 +35,8 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
         nats = record.get("loss_kl_token")
         said = "little" if nats is None else f"{nats:.2f} nats a token"
         found["collapse"] = (
-            f"the posterior has collapsed: plans say {said} of their trajectories, expected more than .05 and, late in training, more than "
-            "agent.free_bits, which is there unread: searching plans steers nothing; train longer, raise agent.points, shorten "
+            f"the posterior has collapsed: plans say {said} of their trajectories, expected more than .05 and, late in the training on a "
+            "dataset, more than agent.free_bits, which is there unread: searching plans steers nothing; train longer, raise agent.points, shorten "
             "agent.window, lower agent.kl_weight, or raise agent.free_bits where it is 0"
         )
     elif share is not None and share > PLAN_RETURN_LIMIT and not early:
