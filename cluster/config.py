@@ -27,9 +27,7 @@ READ_ON_EPISODES = ("shards", "capacity_rows", "snapshot_s", "snapshots_kept")  
 class MetricsConfig:
     """What a run tells while it runs."""
 
-    line_s: float = option(
-        2.0, "s", "time between two lines of metrics.jsonl", at_least=0, why="there is no time before now"
-    )
+    line_s: float = option(2.0, "s", "time between lines of metrics.jsonl", at_least=0, why="no time is before now")
     host: str = option("127.0.0.1", "address", "where the Prometheus endpoint listens; 0.0.0.0 opens it to the network")
     port: int = option(
         0,
