@@ -118,7 +118,8 @@ def test_a_damaged_checkpoint_and_a_damaged_snapshot_are_named_and_those_before_
 def test_sigterm_while_learners_restart_saves_the_rest_and_counts_every_row(going: RayRun, folder: Path) -> None:
     before, old = going.live(), {child.pid for child in going.children("ray::LearnerActor")}
     going.kill_one("ray::LearnerActor")
-    going.wait(lambda: any(p.pid not in old for p in going.children("ray::LearnerActor")), "a learner to start")
+    started = going.wait(lambda: [p for p in going.children("ray::LearnerActor") if p.pid not in old], "a new learner")
+    started[0].suspend()  # or it might be up before the signal
     begun = time.monotonic()
     going.process.terminate()
     assert going.end() == 143, going.output()[-3_000:]
