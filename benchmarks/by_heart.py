@@ -14,6 +14,7 @@ import torch
 from algorithms.gac.agent import GAC
 from algorithms.gac.config import cpu
 from algorithms.interface import AgentSpec, PlanRequest
+from benchmarks.ablations import plans
 from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
@@ -42,8 +43,7 @@ def memorise(dataset: Dataset, indices: Sequence[int], updates: int, seed: int) 
     model, errors, misses = agent.model, [], []
     hidden = torch.ones(1, dtype=torch.bool)
     with torch.inference_mode():
-        starts_BO = torch.from_numpy(np.stack([episode.obs_TO[0] for episode in episodes]))
-        z_Bnd = model.plan(agent.encoder(batch, model).mean_Bnd, starts_BO)
+        z_Bnd = plans(agent, agent.encoder(batch, model).mean_Bnd, episodes)
         promised_B, _ = model.denormalise_return(*model.predict_return(z_Bnd))
         for b, episode in enumerate(episodes):
             obs, action = (torch.from_numpy(part)[None] for part in (episode.obs_TO, episode.action_TA))

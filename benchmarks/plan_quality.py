@@ -54,10 +54,10 @@ class _Shared(Planner):
 
 
 def carried(runs: Sequence[Trained]) -> str:
-    """`drawbridge diagnose` in mode kl: scores, shares of the recorded actions, contents of the plan."""
+    """`drawbridge diagnose` of each run: scores, shares of the recorded actions, contents of the plan."""
     rows = []
     for data, group in by_data(runs).items():
-        found = [diagnose(run.run_dir, TEST[1], TEST[0], mode="kl") for run in group]
+        found = [diagnose(run.run_dir, TEST[1], TEST[0]) for run in group]
         scores = [
             over_seeds([one["scores"][name]["normalised_mean"] for one in found])
             for name in ("searched", "hidden", "redrawn", "prior")

@@ -184,7 +184,7 @@ class InlineFleet:
             return
         stages = self._stages()
         if config.unit == "updates" and self._learn():  # a stage: as long as it may, a block at a turn
-            self._begin_stages(stages)
+            self._end_turn(stages)
             return
         index = self.turn % len(self.workers)
         worker, shard = self.workers[index], self.shards[index % len(self.shards)]
@@ -201,14 +201,14 @@ class InlineFleet:
         while config.unit == "env_steps" and self._learn():
             pass
         self.turn += 1
-        self._begin_stages(stages)
+        self._end_turn(stages)
 
     def _stages(self) -> list[int]:
         """The stage that each shard gathers, 0 in a run without stages."""
         return [shard.limiter.stage for shard in self.shards]
 
-    def _begin_stages(self, before: list[int]) -> None:
-        """Ends a turn: the workers of shards that have opened another stage begin it with what was learned of the last one."""
+    def _end_turn(self, before: list[int]) -> None:
+        """Workers of shards that have opened another stage begin it with what was learned of the last one."""
         opened_S = [old != new for old, new in zip(before, self._stages())]
         if any(opened_S):
             self.learner.publish()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.gac.config import GACConfig
+from algorithms.gac.config import LEARNED, GACConfig
 from algorithms.gac.generator import perceptron
 from algorithms.gac.losses import elbo, free_bits, gaussian_log_prob, kl_standard, step_log_prob
 from algorithms.gac.model import GACModel
@@ -85,8 +85,8 @@ def lower_bound(
 
 
 @torch.no_grad()
-def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bound, least_nats: float) -> torch.Tensor:
-    """The MEASURES of a batch, stacked; ``least_nats``: a token, of a posterior that has not collapsed."""
+def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bound, least: float) -> torch.Tensor:
+    """The MEASURES of a batch, stacked; ``least``: nats a token of a posterior that has not collapsed."""
     kl, weight, ahead = bound.kl_Bnd, segments.weight_RS, segments.ahead_weight_RS
     moved = model.displacement(segments.obs_RSO, segments.later_RSO)
     values = (
@@ -99,7 +99,7 @@ def measures(model: GACModel, batch: Trajectories, segments: Segments, bound: Bo
         kl.sum((1, 2)).mean(),
         kl.sum(-1).mean(),
         active_share(kl),
-        collapsed(kl, least_nats),
+        collapsed(kl, least),
         return_share(bound.mean_Bnd, kl, model.normalise_return(batch.return_B)),
     )
     return torch.stack(values)
@@ -224,7 +224,6 @@ ACTIVE_NATS = 0.01  # mean KL above which a dimension counts as active (Burda et
 
 
 COLLAPSE_NATS = 0.05  # mean KL a token below which a posterior collapse is reported [C]
-LEARNED = 0.75  # share of ``updates`` after which plans of a dataset that are read say more than is free [C]
 
 
 def active_share(kl_Bnd: torch.Tensor) -> torch.Tensor:

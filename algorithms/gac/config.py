@@ -13,6 +13,9 @@ from algorithms.gac.planning import PlanningConfig
 from replay.option import COUNT, DECAY, DRAWS, HEADS, LAYERS, RATE, SHARE, WEIGHT, WIDTH, option
 
 PRIOR_HEADS = 4  # of the implicit prior's attention [C]
+LEARNED = (
+    0.75  # share of the updates after which plans that are read say more than is free, and more than the return [C]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

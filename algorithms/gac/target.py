@@ -15,13 +15,13 @@ import torch
 
 from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import PlanRequestError
+from replay.option import SIZE_LIMIT
 from replay.schema import ReturnSummary
 
 # All of these are ours.
 GROW = 1.5  # factor on the gain after a stage that reached its target
 SHRINK = 0.5  # factor after one that missed it by a standard error
 LEAST_GAIN, LARGEST_GAIN = 0.1, 4.0
-LARGEST_TARGET = 1e9  # either way
 TARGET_MARGIN = 0.1  # how far outside the returns seen, in their range, is still inside
 QUANTILE, MARGIN = 99, 1.5  # a prediction error is large above MARGIN times this percentile of those on the data
 REST = 10  # steps after a plan in which it is not acted on
@@ -93,11 +93,11 @@ def settle_target(target: float, low: float, high: float) -> tuple[float, str]:
         low, high: returns that the predictor has seen; NaN where that is not known, then nothing is outside.
 
     Raises:
-        PlanRequestError: a target that is not finite, or beyond LARGEST_TARGET.
+        PlanRequestError: a target that is not finite, or beyond SIZE_LIMIT.
     """
-    if not abs(target) <= LARGEST_TARGET:
+    if not abs(target) <= SIZE_LIMIT:
         raise PlanRequestError(
-            f"the target return is {target}, expected a number from -{LARGEST_TARGET:g} to {LARGEST_TARGET:g} in the environment's own "
+            f"the target return is {target}, expected a number from -{SIZE_LIMIT:g} to {SIZE_LIMIT:g} in the environment's own "
             "units: no plan has it; leave it out or give a number"
         )
     least, most = return_range(low, high)

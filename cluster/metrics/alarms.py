@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from algorithms.gac.config import LEARNED
 from cluster.metrics.catalogue import CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
 SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
-LEARNED = 0.75  # share of a run's updates before which plans say little but the return: it is learned first
 
 
 def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, str]:
