@@ -81,6 +81,8 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
             console.event(refused)
         if left_out := _left_out(spec):
             console.event(left_out)
+        if alike := _all_alike(spec):
+            console.event(alike)
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
@@ -180,6 +182,19 @@ def _left_out(spec: RunSpec) -> str:
     return (
         f"dataset {dataset.id} has {dataset.total_steps:,} rows and data.offline_capacity_rows is {held:,}: as many are drawn from "
         "all of them, uniformly, and mixed in, the others are left out; raise it to use them"
+    )
+
+
+def _all_alike(spec: RunSpec) -> str:
+    """That all episodes return the same, for those that learn which behaviour returns more from nothing else; "" for others."""
+    if spec.dataset is None or spec.config.algorithm not in ("gac", "percent-bc", "rvs"):
+        return ""
+    data = spec.dataset.summary()
+    if data.return_max > data.return_min or data.episodes < 2:
+        return ""
+    return (
+        f"WARNING: all {data.episodes:,} episodes of dataset {spec.dataset.id} return {data.return_max:g}: nothing in it says which "
+        f"behaviour is better, and {spec.config.algorithm} can only imitate all of it; add episodes of other returns"
     )
 
 

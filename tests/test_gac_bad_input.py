@@ -227,6 +227,18 @@ def test_refused_episodes_are_counted_by_reason_and_told_when_training_begins(
     assert read(tmp_path / "run" / "live.json")["size_rows"] == 5 * 12
 
 
+@pytest.mark.parametrize(("algorithm", "warned"), [("gac", True), ("rvs", True), ("bc", False), ("iql", False)])
+def test_episodes_that_all_return_the_same_are_warned_of(
+    algorithm: str, warned: bool, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(data(datasets) / "main_data.hdf5", "r+") as file:
+        for index in range(8):
+            file[f"episode_{index}"]["rewards"][:] = 0.25
+    assert main(train_words(tmp_path / "run", algorithm=algorithm)) == 0
+    result = capsys.readouterr().out
+    assert (f"WARNING: all 8 episodes of dataset {ID} return 3: nothing in it says" in result) == warned
+
+
 @pytest.mark.parametrize("algorithm", ["bc", "percent-bc", "dt"])
 def test_episodes_of_one_step_are_learned_from_by_all_but_gac(
     algorithm: str, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

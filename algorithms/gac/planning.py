@@ -7,14 +7,15 @@ import dataclasses
 from algorithms.config import AgentConfig
 from replay.option import COUNT, WIDTH_LIMIT, option
 
-MODES = ("prior", "st", "kl", "max", "explore")
+ACTING_MODES = ("prior", "st", "kl", "max")
+MODES = (*ACTING_MODES, "explore")  # the last for the episodes of stages alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanningConfig(AgentConfig):
     """Everything between a trained model and an action. Defaults are ours unless a source is named."""
 
-    infer_mode: str = option("kl", "name", "plan of an episode when none is asked for by name", MODES)
+    infer_mode: str = option("kl", "name", "plan of an episode when none is asked for by name", ACTING_MODES)
     infer_steps: int = option(
         300,
         "steps",
