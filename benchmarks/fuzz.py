@@ -71,7 +71,7 @@ JSON_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 FILES = ("config.json", "live.json", "summary.json", "failure.json", "metrics.jsonl", "evaluations.jsonl")
 WRITTEN = (  # of a run directory
-    *FILES, "run.lock", "curve.png", "checkpoints", "replay", "replay/shard-0", "events", "control",
+    *FILES, "run.lock", "curve.png", "diagnosis.txt", "checkpoints", "replay", "replay/shard-0", "events", "control",
     *(f"control/{name}" for name in ("starts", "run_id", "reserve", "scale.json", "stop.json", "answer.json")),
 )  # fmt: skip
 VICTIM, PRECIOUS = "victim", b"precious"  # a file that a link in a run directory leads to

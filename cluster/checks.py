@@ -53,7 +53,7 @@ def make_spec(
     except UsageError as error:
         problems.append(str(error))
     if spec is not None:
-        problems += _dataset_problems(spec)
+        problems += dataset_problems(spec)
         if not problems:
             problems += _env_problems(config)
     if spec is not None and not problems:
@@ -162,7 +162,7 @@ def _env_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def _dataset_problems(spec: RunSpec) -> list[str]:
+def dataset_problems(spec: RunSpec) -> list[str]:
     """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
     from replay.dataset import DatasetError, check_against
     from rollout_workers.envs import env_spec

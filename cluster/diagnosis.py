@@ -5,6 +5,7 @@ Letters: B trajectories, N rows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,22 +15,28 @@ import torch
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import least_nats
-from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors
+from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt
+from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
-from cluster.checks import spec_of
+from cluster.checks import dataset_problems, spec_of
 from cluster.commands.counter import counted
 from cluster.commands.evaluation import newest_learner, plan_request
+from cluster.dataset_task import check_same_task
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset
+from replay.minari_files import settled
 from replay.schema import Trajectories
 from replay.stored_episode import StoredEpisode
+from rollout_workers.env import EnvError
+from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.evaluator import Evaluator
 
 RECORDED = 64  # episodes of the dataset that are looked at
+STARTS, DRAWS = 8, 8  # from which plans drawn from the prior are acted out, and how many from each
 SCORES = {
     "searched": "the plan as searched",
     "hidden": "hidden, but for the return it promises",
@@ -41,11 +48,20 @@ SHARES = {"state": "the state", "promise": "the promised return", "plan": "the r
 
 
 def diagnose(
-    run_dir: Path, episodes: int, seed: int, *, mode: str | None = None, target_return: float | None = None
+    run_dir: Path,
+    episodes: int,
+    seed: int,
+    *,
+    mode: str | None = None,
+    target_return: float | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Scores by parts of the plan, shares of the recorded actions' variance, what the plan says, and what follows from it.
 
-    Raises UsageError for a run without plans, and for what cannot be asked of them.
+    Args:
+        dataset: id of the recorded episodes to look at, such as others than were learned from; None: the run's own.
+
+    Raises UsageError for a run without plans, for what cannot be asked of them, and for episodes of another task.
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
@@ -55,6 +71,7 @@ def diagnose(
             "such a run (`drawbridge evaluate` measures every algorithm)"
         )
     request = plan_request(spec, mode, target_return) or PlanRequest()
+    looked_at = spec.dataset if dataset is None else _of_same_task(spec, dataset)
     learner = newest_learner(spec)
     agent, weights = cast(GAC, learner.agent), learner.weights()
     scores = {name: _score(spec, weights, name, request, episodes, seed) for name in VARIANTS}
@@ -69,15 +86,18 @@ def diagnose(
         "target": scores["searched"].pop("target"),
         "scores": scores,
     }
-    if (dataset := spec.dataset) is not None:
-        batch = packed(_recorded(dataset))
+    if looked_at is not None:
+        recorded = _recorded(looked_at)
+        batch = packed(recorded)
         q = posteriors(agent, batch)
         said = contents(agent.model, batch, q)
         found |= {
-            "dataset": dataset.id,
+            "dataset": looked_at.id,
             "recorded_episodes": len(batch),
             "explained": explained(agent.model, batch, q, seed)._asdict(),
+            "rebuilt": rebuilt(agent.model, batch, q, seed)._asdict(),
             "plan": said._asdict() | {"collapsed": said.kl_token < least_nats(agent.config, weights.updates)},
+            "ends": _ends(spec, weights, recorded, seed),
         }
     return found | {"reading": reading(found)}
 
@@ -128,7 +148,18 @@ def diagnosis_in_words(found: dict[str, Any]) -> str:
             f"{'What explains the actions of ' + str(found['recorded_episodes']) + ' recorded episodes':<48}{'share':>12}",
         ]
         lines += [f"  {words:<46}{found['explained'][name]:>12.4f}" for name, words in SHARES.items()]
-        said = found["plan"]
+        said, rebuilt_ = found["plan"], found["rebuilt"]
+        ends = "-" if found["ends"] is None else f"{found['ends']:.3f}"
+        lines += [
+            "",
+            f"{'How well one plan rebuilds these actions':<48}{'share':>12}",
+            f"  {'the plan of their own episode':<46}{rebuilt_['own']:>12.4f}",
+            f"  {'a plan drawn from the prior':<46}{rebuilt_['prior']:>12.4f}",
+            "",
+            f"{'How far plans drawn from the prior differ, to the recorded variance':<60}",
+            f"  {'their actions in one state':<46}{rebuilt_['spread']:>12.3f}",
+            f"  {'where they end from one start':<46}{ends:>12}",
+        ]
         lines += [
             "",
             "What the plan says",
@@ -157,6 +188,42 @@ def _recorded(dataset: Dataset) -> list[StoredEpisode]:
     """Up to RECORDED episodes of the dataset, evenly spread over it."""
     count = dataset.summary().episodes
     return list(dataset.episodes(np.unique(np.linspace(0, count - 1, RECORDED).astype(int)).tolist()))
+
+
+def _of_same_task(spec: RunSpec, dataset_id: str) -> Dataset:
+    """Episodes to look at in place of the run's own; UsageError where they are of another task."""
+    other = dataclasses.replace(spec, config=dataclasses.replace(spec.config, dataset=settled(dataset_id)))
+    problems = dataset_problems(other)
+    if other.dataset is None or problems:
+        raise UsageError(f"{'; '.join(problems) or 'no dataset was named'}; nothing was diagnosed")
+    check_same_task(other.dataset, spec.config.env)
+    return other.dataset
+
+
+def _ends(spec: RunSpec, weights: Weights, recorded: Sequence[StoredEpisode], seed: int) -> float | None:
+    """Variance of where plans drawn from the prior end from one start, over that of where recorded episodes end; the mean over
+    the observation's numbers. None where episodes have no time limit or fewer than two of a kind end."""
+    policy = GACPolicy(spec.config.agent, spec.obs_dim, spec.action_dim)
+    policy.load_weights(weights.unpack())
+    policy.aim = PlanRequest(mode="prior")
+    starts = [seed + i // DRAWS for i in range(STARTS * DRAWS)]
+    try:
+        runs = EpisodeRuns(spec.config.env, spec.config.worker.fast_envs)
+    except EnvError:
+        return None
+    try:
+        with counted("plans of one start", len(starts)):
+            made = runs.run(policy, starts, np.random.SeedSequence(seed).spawn(len(starts)))
+    finally:
+        runs.close()
+    grouped = (made[i : i + DRAWS] for i in range(0, len(made), DRAWS))
+    ends = [[one.next_obs_O for one in group if one is not None] for group in grouped]
+    within_SO = np.array([np.var(group, axis=0, ddof=1) for group in ends if len(group) > 1])
+    if not len(within_SO) or len(recorded) < 2:
+        return None
+    between_O = np.var([one.next_obs_O for one in recorded], axis=0, ddof=1)
+    told_O = between_O > 0
+    return float((within_SO.mean(0)[told_O] / between_O[told_O]).mean()) if told_O.any() else None
 
 
 def _score(

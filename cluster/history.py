@@ -19,6 +19,7 @@ from cluster.errors import UsageError
 from cluster.metrics.catalogue import find_metric, is_resumed
 from replay.manifest import read_whole
 
+MOST_WORDS = 1 << 16  # bytes
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
 
 
@@ -53,6 +54,7 @@ class Run:
     summary: dict[str, Any]
     failure: dict[str, Any]
     live: dict[str, Any]
+    diagnosis: str  # as ``drawbridge diagnose`` said it last
     notes: tuple[str, ...]  # what could not be used, in words
 
     @property
@@ -158,10 +160,22 @@ def read_run(path: str | Path) -> Run:
     return Run(
         path=path,
         **documents,
+        diagnosis=_words(path / "diagnosis.txt", notes),
         metrics=tuple(_after_resumes(metrics, lambda m: m.get(unit), "metrics.jsonl", notes, keep_equal=True)),
         evaluations=tuple(_after_resumes(evaluations, lambda e: e.at, "evaluations.jsonl", notes, keep_equal=False)),
         notes=tuple(notes),
     )
+
+
+def _words(path: Path, notes: list[str]) -> str:
+    """A file of words; empty where there is none."""
+    try:
+        return read_whole(path, MOST_WORDS).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        notes.append(f"{path.name} could not be read and was left out: {error}")
+        return ""
 
 
 def document(path: Path, notes: list[str]) -> dict[str, Any]:

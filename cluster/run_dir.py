@@ -5,7 +5,7 @@ metrics.jsonl      one line of rates and losses every few seconds
 evaluations.jsonl  env_steps, updates, wall_s, returns and lengths of every episode
 checkpoints/       the learner's state;  replay/shard-I/  the shards' snapshots;  events/  TensorBoard
 live.json          the newest line, the process id and the state of the run
-summary.json       written at the end;  failure.json  if it failed
+summary.json       written at the end;  failure.json  if it failed;  diagnosis.txt  the newest of ``drawbridge diagnose``, in words
 control/           requests of other commands (requests.py), their answers, and room set aside for failure.json
 run.lock           held (flock) by the process that drives the run
 """
@@ -231,6 +231,10 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any] | None:
         return self._read("summary.json") if (self.path / "summary.json").exists() else None
+
+    def write_diagnosis(self, words: str) -> None:
+        """Keeps what ``drawbridge diagnose`` said, for the report."""
+        write_atomic(self.path / "diagnosis.txt", f"{words}\n".encode())
 
     def write_failure(self, error: str, traceback: str) -> None:
         """Writes failure.json: where there is no room, into the file of RESERVE_BYTES that every start sets aside.

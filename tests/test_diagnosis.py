@@ -13,7 +13,7 @@ from gac_batches import ACTION, OBS, SHAPES, episodes, made, small
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import Posterior, return_share
-from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors, redrawn
+from algorithms.gac.diagnosis import REDRAWS, VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt, redrawn
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from cluster.metrics.alarms import alarms
@@ -55,6 +55,26 @@ def test_actions_are_explained_by_what_moves_them(
     for share, expected in zip(found[1:], above_state):
         if expected is not None:
             assert share > 0.05 if expected else abs(share) < 0.01
+
+
+def test_actions_are_rebuilt_by_their_own_plan_and_by_others_as_far_as_plans_move_them() -> None:
+    agent, batch, q = planted(20.0, 0.0)
+    found = rebuilt(agent.model, batch, q)
+    assert found.own == pytest.approx(1.0, abs=1e-5)
+    model, noise = agent.model, torch.Generator().manual_seed(0)
+    states = batch.rows_NF.view(len(LENGTHS), LENGTHS[0], -1)
+    action = states[..., OBS : OBS + ACTION]
+    made = []
+    with torch.no_grad():
+        for _ in range(REDRAWS):  # by hand: every draw acts out whole episodes
+            z = model.plan(torch.randn(len(LENGTHS), 4, 3, generator=noise), states[:, 0, :OBS])
+            made.append(model.generate(model.memory(z), states[..., :OBS], states[..., OBS:-1]).action_BSA)
+    total = (action - action.mean((0, 1))).square().sum()
+    missed = [((action - one).square().sum() / total).item() for one in made]
+    assert found.prior == pytest.approx(1 - np.mean(missed), abs=1e-4)
+    assert found.spread == pytest.approx((torch.stack(made).var(0).sum() / total).item(), rel=1e-4)
+    agent, batch, q = planted(0.0, 0.0)  # no plan moves anything: all rebuild all
+    assert rebuilt(agent.model, batch, q) == pytest.approx((1.0, 1.0, 0.0), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "point"])

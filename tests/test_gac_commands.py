@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A dataset of random walks in the maze, for the module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("datasets")))
-        box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
-        references = {"random_return": 2.0, "expert_return": 202.0, "reference_episodes": 1, "expert": "planner"}
-        write_dataset(ID, map(walk, range(8)), env_id=ENV, algorithm_name="random", description={}, **box, **references)
+        write(ID, range(8))
         yield open_dataset(ID)
+
+
+def write(dataset_id: str, walks: range) -> None:
+    box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
+    references = {"random_return": 2.0, "expert_return": 202.0, "reference_episodes": 1, "expert": "planner"}
+    episodes = (walk(number)._replace(index=index) for index, number in enumerate(walks))
+    write_dataset(dataset_id, episodes, env_id=ENV, algorithm_name="random", description={}, **box, **references)
 
 
 def walk(index: int, steps: int = 20) -> StoredEpisode:
@@ -242,7 +248,7 @@ def test_an_evaluation_in_words_has_both_scales_and_the_prediction(
 
 
 def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("diagnose", str(run_dir), "--mode", "st", "--episodes", "2")
     found = json.loads(said(capsys, *words, "--json"))
@@ -252,14 +258,32 @@ def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
         assert found["scores"]["searched"][name] == pytest.approx(plain[name])
     assert found["target"] == plain["target"] and found["recorded_episodes"] == 8
     assert found["explained"].keys() == {"state", "promise", "plan"} and found["plan"]["dims"] == 16
+    assert found["rebuilt"]["own"] == pytest.approx(sum(found["explained"].values())) and found["ends"] > 0
     result = said(capsys, *words)
+    page = tmp_path / "report.html"
+    assert main(["report", str(run_dir), "--output", str(page)]) == 0
+    assert html.escape(result.strip()) in page.read_text()
     for part in (
         "hidden, but for the return it promises",
         "the rest of the plan",
         "KL, nats a token",
         "Hiding the plan costs",
+        "a plan drawn from the prior ",
+        "where they end from one start",
     ):
         assert part in result
+
+
+def test_a_diagnosis_looks_at_episodes_that_were_not_learned_from(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, words = "tiny/unseen-v0", ("diagnose", str(run_dir), "--mode", "kl", "--episodes", "2", "--json")
+    write(other, range(100, 105))
+    found = [json.loads(said(capsys, *words, *more)) for more in ((), ("--dataset", other))]
+    assert [(one["dataset"], one["recorded_episodes"]) for one in found] == [(ID, 8), (other, 5)]
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["rebuilt"] != found[1]["rebuilt"]
+    assert main([*words, "--dataset", "tiny/nowhere-v0"]) == 2
+    assert "no dataset 'tiny/nowhere-v0'" in capsys.readouterr().err
 
 
 def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate(

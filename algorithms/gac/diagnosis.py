@@ -35,6 +35,14 @@ class Explained(NamedTuple):
     plan: float
 
 
+class Rebuilt(NamedTuple):
+    """How well single plans rebuild recorded actions, teacher-forced, and how far plans of the prior differ; shares of the variance."""
+
+    own: float  # explained by the trajectory's own plan
+    prior: float  # explained by one plan drawn from the prior
+    spread: float  # of the actions that plans of the prior take in one state
+
+
 class Contents(NamedTuple):
     """What local posteriors say of their trajectories."""
 
@@ -78,31 +86,58 @@ def explained(model: GACModel, batch: Trajectories, q: Posterior, seed: int = 0)
     The state alone: the mean over plans of other trajectories. With the promise: the mean over plans from the prior that
     promise the same. Both means are of REDRAWS plans; what so few leave of their variance is taken off.
     """
-    obs0_BO = _first(model, batch)
+    recorded, obs0_BO = _Recorded(model, batch), _first(model, batch)
     z_Bnd = model.plan(q.mean_Bnd, obs0_BO)
     noise = torch.Generator().manual_seed(seed)
-    segments = whole(
-        batch, size=max(model.config.window, LEAST_ROW), obs_dim=model.obs_dim, action_dim=model.action_dim
-    )
-    real_RS1 = segments.weight_RS.unsqueeze(-1)
-    mean_A = (segments.action_RSA * real_RS1).sum((0, 1)) / real_RS1.sum()
-    total = ((segments.action_RSA - mean_A).square() * real_RS1).sum()
-
-    def left(plans: list[torch.Tensor]) -> torch.Tensor:
-        """Sum of squares that the mean over ``plans`` leaves unexplained."""
-        made = [model.generate_rows(model.memory(z), *segments[:2], segments.rows).action_BSA for z in plans]
-        mean_RSA = torch.stack(made).mean(0)
-        error = ((segments.action_RSA - mean_RSA).square() * real_RS1).sum()
-        if len(made) == 1:
-            return error
-        spread = sum(((one - mean_RSA).square() * real_RS1).sum() for one in made)
-        return error - spread / (len(made) - 1) / len(made)
-
     count = min(REDRAWS, len(batch) - 1)
     others = [z_Bnd.roll(k + 1, 0) for k in range(count)]
     again = [redrawn(model, z_Bnd, obs0_BO, torch.randn(z_Bnd.shape, generator=noise)) for _ in range(count)]
-    by_state, by_promise, by_plan = (float(left(plans) / total) for plans in (others, again, [z_Bnd]))
+    by_state, by_promise, by_plan = (recorded.left(recorded.actions(plans)) for plans in (others, again, [z_Bnd]))
     return Explained(state=1.0 - by_state, promise=by_state - by_promise, plan=by_promise - by_plan)
+
+
+@torch.no_grad()
+def rebuilt(model: GACModel, batch: Trajectories, q: Posterior, seed: int = 0) -> Rebuilt:
+    """Recorded actions by each trajectory's own plan, the posterior's mean, and by REDRAWS plans of the prior, one at a time."""
+    recorded, obs0_BO = _Recorded(model, batch), _first(model, batch)
+    noise = torch.Generator().manual_seed(seed)
+    drawn = [model.plan(torch.randn(q.mean_Bnd.shape, generator=noise), obs0_BO) for _ in range(REDRAWS)]
+    made = recorded.actions(drawn)
+    return Rebuilt(
+        own=1.0 - recorded.left(recorded.actions([model.plan(q.mean_Bnd, obs0_BO)])),
+        prior=1.0 - sum(recorded.left([one]) for one in made) / REDRAWS,
+        spread=recorded.spread(made),
+    )
+
+
+class _Recorded:
+    """The actions of recorded trajectories, and what plans make of them on the recorded states."""
+
+    def __init__(self, model: GACModel, batch: Trajectories) -> None:
+        size = max(model.config.window, LEAST_ROW)
+        self._model = model
+        self._segments = whole(batch, size=size, obs_dim=model.obs_dim, action_dim=model.action_dim)
+        self._real_RS1 = self._segments.weight_RS.unsqueeze(-1)
+        mean_A = (self._segments.action_RSA * self._real_RS1).sum((0, 1)) / self._real_RS1.sum()
+        self._total = self._squares(self._segments.action_RSA - mean_A)
+
+    def actions(self, plans: list[torch.Tensor]) -> list[torch.Tensor]:
+        """(R, S, A) of plans (B, n, d), teacher-forced."""
+        model, segments = self._model, self._segments
+        return [model.generate_rows(model.memory(z), *segments[:2], segments.rows).action_BSA for z in plans]
+
+    def left(self, made: list[torch.Tensor]) -> float:
+        """The share of the variance that the mean over ``made`` leaves, without what so few leave of theirs."""
+        error = self._squares(self._segments.action_RSA - torch.stack(made).mean(0))
+        return float(error / self._total) - (self.spread(made) / len(made) if len(made) > 1 else 0.0)
+
+    def spread(self, made: list[torch.Tensor]) -> float:
+        """The variance of at least two ``made`` in one state, over that of the recorded actions."""
+        mean_RSA = torch.stack(made).mean(0)
+        return float(sum(self._squares(one - mean_RSA) for one in made) / (len(made) - 1) / self._total)
+
+    def _squares(self, value_RSA: torch.Tensor) -> torch.Tensor:
+        return (value_RSA.square() * self._real_RS1).sum()
 
 
 @torch.inference_mode(False)  # an ascent needs gradients, wherever it is called from

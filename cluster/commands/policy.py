@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from cluster.commands.arguments import (
@@ -19,6 +20,7 @@ from cluster.commands.arguments import (
     settings_of,
 )
 from cluster.errors import RunError, UsageError
+from cluster.run_dir import RunDirectory
 
 
 def add_evaluate(commands: Any) -> None:
@@ -59,6 +61,11 @@ def add_diagnose(commands: Any) -> None:
     diagnose.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
     diagnose.add_argument("--mode", choices=["st", "kl", "max"], help="how plans are searched (default: the run's)")
     diagnose.add_argument("--target-return", type=float, metavar="Y", help="return to ask for (st)")
+    diagnose.add_argument(
+        "--dataset",
+        metavar="ID",
+        help="recorded episodes to look at, such as others than were learned from (default: the run's)",
+    )
     diagnose.add_argument("--json", action="store_true", help="one JSON object instead of words")
     add_env_again(diagnose)
 
@@ -122,11 +129,17 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         arguments.seed,
         mode=arguments.mode,
         target_return=arguments.target_return,
+        dataset=arguments.dataset,
     )
+    words = diagnosis_in_words(found)
     if arguments.json:
         print(json.dumps(found), file=arguments.stdout)
     else:
-        print(diagnosis_in_words(found))
+        print(words)
+    try:
+        RunDirectory(arguments.run_dir).write_diagnosis(words)
+    except OSError as error:
+        print(f"WARNING: not kept for `drawbridge report`: {error}", file=sys.stderr)
     return 0
 
 

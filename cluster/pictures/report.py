@@ -61,7 +61,7 @@ def write_report(run_dirs: Sequence[str | Path], path_html: str | Path) -> Path:
     ]
     for env, unit in dict.fromkeys((run.env, run.unit) for run in runs):
         parts += _section(env, unit, [run for run in runs if (run.env, run.unit) == (env, unit)])
-    parts += [*_differences(runs), *_configurations(runs)]
+    parts += [*_diagnoses(runs), *_differences(runs), *_configurations(runs)]
     path = Path(path_html)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -282,6 +282,14 @@ def _split(parts: dict[str, Any]) -> str:
     return (
         f'<div class="split" role="img" aria-label="{text}" title="{text}">{bars}</div><span class="soft">{text}</span>'
     )
+
+
+def _diagnoses(runs: Sequence[Run]) -> Iterable[str]:
+    if any(run.diagnosis for run in runs):
+        yield "<h2>What the behaviour depends on</h2>"
+    for run in runs:
+        if run.diagnosis:
+            yield f"<h3>{_text(run.name)}</h3><pre>{_text(run.diagnosis)}</pre>"
 
 
 def _differences(runs: Sequence[Run]) -> Iterable[str]:
