@@ -1,6 +1,6 @@
-"""What the latent plan is worth: what hiding it costs, no, one or every plan searched, ways against shortest ways.
+"""What the latent plan is worth: what hiding it costs, one plan for all starts, ways against shortest ways.
 
-Letters: E episodes, T steps, n plan tokens of width d, K environments.
+Letters: E episodes, T steps.
 """
 
 from __future__ import annotations
@@ -9,13 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from algorithms.gac.config import GACConfig
-from algorithms.gac.inference import Inferred
-from algorithms.gac.planner import Planner
-from algorithms.gac.policy import GACPolicy
-from benchmarks.gac import TEST, TUNE
+from benchmarks.gac import TEST
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import Trained, by_data
 from cluster.diagnosis import diagnose
@@ -28,31 +23,6 @@ MODES = ("prior", "st", "kl", "max")
 LEAST = 0.5  # m: ways shorter than this have no ratio worth the name
 
 
-class FixedPlan(GACPolicy):
-    """Acts by one plan from every start; what it predicts is its own model's opinion of that plan."""
-
-    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int) -> None:
-        super().__init__(config, obs_dim, action_dim)
-        self.planner = _Shared(config, self.model)
-
-    def fix(self, z_nd: torch.Tensor) -> None:
-        """The plan, as the generator reads it."""
-        assert isinstance(self.planner, _Shared)
-        self.planner.z_nd = z_nd
-
-
-class _Shared(Planner):
-    z_nd: torch.Tensor
-
-    def plan(self, *asked: Any) -> tuple[Inferred, torch.Tensor]:
-        made, target_K = super().plan(*asked)
-        z_Knd = self.z_nd.expand_as(made.z_Knd).contiguous()
-        mean_1, log_variance_1 = self.model.predict_return(self.z_nd.unsqueeze(0))
-        mean_1, variance_1 = self.model.denormalise_return(mean_1, log_variance_1.exp())
-        told = {"predicted_K": mean_1.expand(len(z_Knd)), "variance_K": variance_1.expand(len(z_Knd))}
-        return made._replace(z_Knd=z_Knd, **told), target_K
-
-
 def carried(runs: Sequence[Trained]) -> str:
     """`drawbridge diagnose` of each run: scores, shares of the recorded actions, contents of the plan."""
     rows = []
@@ -60,33 +30,25 @@ def carried(runs: Sequence[Trained]) -> str:
         found = [diagnose(run.run_dir, TEST[1], TEST[0]) for run in group]
         scores = [
             over_seeds([one["scores"][name]["normalised_mean"] for one in found])
-            for name in ("searched", "hidden", "redrawn", "prior")
+            for name in ("searched", "one", "hidden", "redrawn", "prior")
         ]
         shares = [over_seeds([one["explained"][name] for one in found], 3) for name in ("state", "promise", "plan")]
         said = [over_seeds([one["plan"][name] for one in found], 2) for name in ("kl_token", "return_share")]
         rows.append([data, *scores, *shares, *said])
-    head = ["", "searched", "hidden", "redrawn", "prior", "state", "return", "plan", "nats a token", "of it the return"]
+    head = [
+        "",
+        "searched",
+        "one plan",
+        "hidden",
+        "redrawn",
+        "prior",
+        "state",
+        "return",
+        "plan",
+        "nats a token",
+        "of it the return",
+    ]
     return table(head, rows)
-
-
-def latents(runs: Sequence[Trained]) -> str:
-    """No search, one plan for all starts (the mean of those searched on the tuning starts), a plan searched for each."""
-    rows = []
-    for data, group in by_data(runs).items():
-        found = [_latents(run) for run in group]
-        rows.append([data, *(over_seeds([scores[i] for scores in found]) for i in range(3))])
-    return table(["", "no search", "one plan", "searched"], rows)
-
-
-def _latents(run: Trained) -> tuple[float, float, float]:
-    mode = run.best_mode
-    searching, fixed = run.policy(mode), run.policy(mode, kind=FixedPlan)
-    run.run(searching, mode, TUNE)
-    assert searching.inferred is not None and isinstance(fixed, FixedPlan)
-    fixed.fix(searching.inferred.z_Knd.mean(0))
-    ways = (("prior", run.policy("prior")), (mode, fixed), (mode, searching))
-    prior, one, searched = (float(run.scores(run.run(policy, label, TEST).returns).mean()) for label, policy in ways)
-    return prior, one, searched
 
 
 def paths(runs: Sequence[Trained]) -> str:

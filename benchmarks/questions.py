@@ -1,7 +1,7 @@
 """The questions that the paper leaves open, asked of trained runs: one table an answer.
 
     python benchmarks/gac.py offline --out runs/gac --algorithms gac          trains what is asked, online too
-    python benchmarks/questions.py paths latents --runs runs/gac              tables of some questions
+    python benchmarks/questions.py paths carried --runs runs/gac              tables of some questions
     python benchmarks/questions.py all --runs runs/gac                        of all that train nothing
     python benchmarks/questions.py posteriors by-heart --out runs/questions   these train runs of their own
     python benchmarks/questions.py page                                       puts headlines into docs/gac-questions.md
@@ -56,7 +56,6 @@ ASKED: dict[str, Ask] = {
     "paths": lambda a: plan_quality.paths(offline(a)),
     "carried": lambda a: plan_quality.carried(offline(a)),
     "map": lambda a: cognitive_map.cognitive_map(offline(a), DOCS / "gac-map.png"),
-    "latents": lambda a: plan_quality.latents(offline(a)),
     "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
     "monotone": lambda a: by_heart.monotone(offline(a)),
     "dynamics": lambda a: ascents.dynamics(offline(a), DOCS / "gac-inference.png"),

@@ -20,6 +20,7 @@ RULES = {
     "every 100": {"agent.replan": "scheduled", "agent.replan_every": "100"},
     "every 50": {"agent.replan": "scheduled", "agent.replan_every": "50"},
     "prediction error": {"agent.replan": "prediction-error"},
+    "prediction error, Eq. 3": {"agent.replan": "prediction-error", "agent.replan_from": "start"},
     "oracle": {"agent.replan": "scheduled", "agent.replan_every": NEVER_AGAIN},
 }
 

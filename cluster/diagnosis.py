@@ -39,11 +39,12 @@ RECORDED = 64  # episodes of the dataset that are looked at
 STARTS, DRAWS = 8, 8  # from which plans drawn from the prior are acted out, and how many from each
 SCORES = {
     "searched": "the plan as searched",
-    "hidden": "hidden, but for the return it promises",
+    "hidden": "hidden: nothing but zeros",
     "redrawn": "drawn anew, but for the return it promises",
     "one": "one plan for all starts",
     "prior": "drawn from the prior, not searched",
 }
+PROMISE_LEFT = "hidden, but for the return it promises"  # linear reading has that beside the plan
 SHARES = {"state": "the state", "promise": "the promised return", "plan": "the rest of the plan"}
 
 
@@ -80,6 +81,7 @@ def diagnose(
         "algorithm": "gac",
         "env": spec.config.env,
         "updates": weights.updates,
+        "plan_reading": agent.config.plan_reading,
         "seed": seed,
         "episodes": episodes,
         "mode": scores["searched"].pop("mode"),
@@ -138,7 +140,8 @@ def diagnosis_in_words(found: dict[str, Any]) -> str:
         "",
         f"{'Acting by the plan':<48}{'normalised':>12}{'return':>12}",
     ]
-    for name, words in SCORES.items():
+    hidden = {"hidden": PROMISE_LEFT} if found["plan_reading"] == "linear" else {}
+    for name, words in (SCORES | hidden).items():
         one = found["scores"][name]
         score = "-" if one["normalised_mean"] is None else f"{one['normalised_mean']:.1f}"
         lines.append(f"  {words:<46}{score:>12}{one['return_mean']:>12.1f}")

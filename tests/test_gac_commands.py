@@ -264,7 +264,7 @@ def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
     assert main(["report", str(run_dir), "--output", str(page)]) == 0
     assert html.escape(result.strip()) in page.read_text()
     for part in (
-        "hidden, but for the return it promises",
+        "hidden: nothing but zeros",
         "the rest of the plan",
         "KL, nats a token",
         "Hiding the plan costs",

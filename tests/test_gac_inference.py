@@ -16,7 +16,14 @@ from torch.distributions import Normal, kl_divergence
 from algorithms import progress
 from algorithms.gac.config import GACConfig
 from algorithms.gac.inference import Inferred, draw_noise, infer_plan, noise_draws
-from algorithms.gac.losses import TARGET_VARIANCE, kl_to_prior, mode_weights, posterior_draw, target_log_likelihood
+from algorithms.gac.losses import (
+    TARGET_VARIANCE,
+    kl_to_prior,
+    mode_weights,
+    objective,
+    posterior_draw,
+    target_log_likelihood,
+)
 from algorithms.gac.model import GACModel
 from algorithms.gac.planning import MODES, PlanningConfig
 
@@ -211,21 +218,30 @@ def test_the_trace_begins_at_the_prior_and_ends_at_the_plan() -> None:
     assert (plan.trace.predicted_SK[-1] > plan.trace.predicted_SK[0]).all()
 
 
-def test_the_steps_so_far_pull_a_new_plan_towards_what_explains_them() -> None:
-    """Eq. 3 with log p(tau | z) = -|z - c|^2 / 2: the optimum halves the way between c and the prior, plus the return's."""
-    model, config = LinearWorld(), bare(infer_kl_weight=1.0, infer_steps=400, infer_lr=0.05)
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+def test_the_steps_so_far_count_as_much_as_the_prior_whatever_a_nat_costs(weight: float) -> None:
+    """Eq. 3 with log p(tau | z) = -|z - c|^2 / 2: q is the prior, times that, tilted by the return; known where r is linear."""
+    model, config = LinearWorld(), bare(infer_kl_weight=weight, infer_steps=1_500, infer_lr=0.03, infer_fresh=True)
     c = torch.full((N, D), 0.8)
-    noise = torch.zeros(1, 2, N, D)
+    noise = torch.randn(noise_draws(mode_weights(config, "kl")), 400, N, D, generator=torch.Generator().manual_seed(0))
     plan = infer_plan(
         model,
-        torch.zeros(2, OBS),
+        torch.zeros(400, OBS),
         "kl",
         None,
         config,
         noise,
         likelihood=lambda z: -0.5 * (z - c).square().sum((-2, -1)),
     )
-    assert torch.allclose(plan.mean_Knd, ((model.w_nd + c) / 2).expand_as(plan.mean_Knd), atol=1e-3)
+    assert torch.allclose(plan.mean_Knd.mean(0), (model.w_nd / weight + c) / 2, atol=0.03)
+    assert torch.allclose(plan.log_variance_Knd.exp().mean(0), torch.tensor(0.5), atol=0.03)
+
+
+def test_past_and_prior_have_one_weight_and_max_drops_the_prior_alone() -> None:
+    term, kl, past = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([-3.0])
+    assert objective(term, kl, 0.5, past).item() == 1.0 - 0.5 * (2.0 + 3.0)
+    assert objective(term, kl, 0.0, past).item() == 1.0 - 3.0
+    assert objective(term, kl, 0.5).item() == 0.0
 
 
 @settings(deadline=None, max_examples=50)

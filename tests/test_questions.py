@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from benchmarks.ablations import run_all
 from benchmarks.cognitive_map import Remembering, arrived, ends, probed
 from benchmarks.gac import TEST
 from benchmarks.markdown import filled, over_seeds, pivoted, table
-from benchmarks.plan_quality import FixedPlan, path_ratios, planner_ratios
+from benchmarks.plan_quality import path_ratios, planner_ratios
 from benchmarks.promises import target_walk
 from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
 from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
@@ -122,12 +121,6 @@ def test_alarms_are_counted_as_a_loop_over_them_does(replans: list[tuple[int, in
 
 def _answers(replans: list[tuple[int, int]], env: int, push: int) -> list[int]:
     return [step for step, other in replans if other == env and push >= 0 and 0 <= step - push <= 10]
-
-
-def test_one_plan_for_all_is_acted_by_from_every_start_and_predicts_one_return() -> None:
-    made = begun(FixedPlan, lambda policy: policy.fix(torch.ones(policy.config.tokens, policy.config.token_width)))
-    assert made.inferred is not None and bool((made.inferred.z_Knd == 1).all())
-    assert len(set(made.inferred.predicted_K.tolist())) == 1
 
 
 def test_the_noise_free_planner_walks_little_more_than_the_shortest_way_and_always_arrives() -> None:

@@ -159,8 +159,11 @@ def redrawn(model: GACModel, z_Knd: torch.Tensor, obs0_KO: torch.Tensor, eps_Knd
 
 
 class PartialPlan(GACPolicy):
-    """Acts by a part of each plan: ``searched`` all of it, ``hidden`` only what it promises, ``redrawn`` all but the promise drawn
-    anew from the prior, ``one`` the mean of the plans that begin together. What is promised stays what the search promised."""
+    """Acts by a part of each plan.
+
+    ``searched``: all of it; ``hidden``: zeros, and with linear reading what it promises; ``redrawn``: all but the promise drawn anew
+    from the prior; ``one``: the mean of the plans that begin together. What is promised stays what the search promised.
+    """
 
     def __init__(self, config: GACConfig, obs_dim: int, action_dim: int, variant: str) -> None:
         self.variant = variant

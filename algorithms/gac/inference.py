@@ -174,12 +174,10 @@ class _Ascent:
         """J (K,), and (r(z), its log variance, KL) for the trace."""
         z = self.model.plan(posterior_draw(mean, log_variance, noise), self.obs_KO)
         predicted_K, predicted_log_variance_K = self.model.predict_return(z)
-        term_K = self._term(predicted_K)
-        if self.likelihood is not None:
-            term_K = term_K + self.likelihood(z)
+        past_K = None if self.likelihood is None else self.likelihood(z)
         kl_K = kl_to_prior(mean, log_variance)
         seen = (predicted_K.detach(), predicted_log_variance_K.detach(), kl_K.detach())
-        return objective(term_K, kl_K, self.weights.kl), seen
+        return objective(self._term(predicted_K), kl_K, self.weights.kl, past_K), seen
 
     def _term(self, predicted_K: torch.Tensor) -> torch.Tensor:
         """What E_q is taken of (..., K), in the model's unit of returns: how likely y+ is; or the return itself, of which whatever

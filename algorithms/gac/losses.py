@@ -109,6 +109,14 @@ def target_log_likelihood(predicted_K: torch.Tensor, target_K: torch.Tensor, var
     return -0.5 * ((target_K - predicted_K).square() / variance + math.log(2 * math.pi * variance))
 
 
-def objective(term_K: torch.Tensor, kl_K: torch.Tensor, kl_weight: float) -> torch.Tensor:
-    """J (K,): what is climbed, each environment its own."""
-    return term_K - kl_weight * kl_K
+def objective(
+    term_K: torch.Tensor, kl_K: torch.Tensor, kl_weight: float, past_K: torch.Tensor | None = None
+) -> torch.Tensor:
+    """J (K,): what is climbed, each environment its own.
+
+    With ``past_K``, log p_beta(tau_<=t | z) of the steps so far, q is held to what prior and past allow together (Eq. 3 [P]):
+    they have one weight, whatever the term's unit. Mode max drops the prior alone.
+    """
+    if past_K is None:
+        return term_K - kl_weight * kl_K
+    return term_K - kl_weight * kl_K + (kl_weight or 1.0) * past_K
