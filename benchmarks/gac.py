@@ -12,7 +12,8 @@ linear's weight of the KL and number of ascent steps) is chosen for each mode on
 others (seeds 10000 and up). Preset cpu searches as it comes, on all data.
 Online: three stages of GAC from the offline run of the same seed, by exploring plans whose target y+ moves or stays what it first was
 (nothing else differs), or by exploiting plans, at equal episodes, with linear's weight of the KL that was chosen offline; each
-mode is chosen and reported again. Rivals that learn values make as many stages, episodes and updates; rlpd has no offline part, so its one
+mode is chosen and reported again. Rivals that can read each step's reward get an episode's sum, as GAC does, unless told --rewards
+steps. Those that learn values make as many stages, episodes and updates; rlpd has no offline part, so its one
 run makes them too.
 Scores: 0 is the random policy, 100 the planner. One torch thread.
 """
@@ -44,6 +45,7 @@ TASKS = {
 DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None}
 COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
 STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
+REWARDED = ("dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd")  # can read each step's reward
 LARGER = ("medium", "large")
 TRAINING = {  # settings that are not the preset's own; cpu and linear: of gac
     **{("cpu", maze): ("--steps", "6000", "--set", "agent.updates=6000") for maze in LARGER},
@@ -109,9 +111,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=1_000, help="of a dataset")
     parser.add_argument("--preset", choices=["cpu", "linear"], default="cpu", help="of GAC's runs")
+    parser.add_argument(
+        "--rewards",
+        choices=["sum", "steps"],
+        default="sum",
+        help="what those see that read rewards: an episode's sum at its end, as GAC does, or each step's",
+    )
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of GAC's runs, for ablations")
-    parser.add_argument("--name", default="", help="of an ablation")
+    parser.add_argument("--name", default="", help="of an ablation of GAC")
     arguments = parser.parse_args()
+    if (arguments.set or arguments.name) and arguments.what != "table" and arguments.algorithms != ["gac"]:
+        parser.error(
+            "--set and --name are of GAC's runs, expected --algorithms gac with them: the others would not heed them"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.what == "table":
         print(table(arguments.out))
@@ -131,7 +143,7 @@ def main() -> None:
                 for plan in arguments.plans if "gac" in arguments.algorithms else ():
                     online(arguments, maze, data, plan, seed)
                 for algorithm in (name for name in arguments.algorithms if name in STAGED):
-                    online_rival(arguments.out, maze, data, algorithm, seed)
+                    online_rival(arguments, maze, data, algorithm, seed)
 
 
 def dataset_id(maze: str, data: str) -> str:
@@ -158,9 +170,9 @@ def drawbridge(*words: str) -> None:
 def offline(arguments: argparse.Namespace, maze: str, data: str, algorithm: str, seed: int) -> None:
     """One trained policy, each mode chosen on some starts and reported on others."""
     if algorithm != "gac":
-        learn(
-            arguments.out, maze, data, algorithm, seed, choices(algorithm), [], "", TRAINING.get((algorithm, maze), ())
-        )
+        settings = [f"agent.rewards={arguments.rewards}"] if algorithm in REWARDED else []
+        name, longer = rewarded(algorithm, arguments.rewards), TRAINING.get((algorithm, maze), ())
+        learn(arguments.out, maze, data, algorithm, seed, choices(algorithm), settings, name, longer)
         return
     preset, name = arguments.preset, named(arguments.preset, arguments.name)
     words = ["--preset", preset, *TRAINING.get((preset, maze), ())]
@@ -170,6 +182,11 @@ def offline(arguments: argparse.Namespace, maze: str, data: str, algorithm: str,
 def named(preset: str, ablation: str = "") -> str:
     """What GAC's runs are called besides: the preset where it is not the default, and of an ablation."""
     return joined("" if preset == "cpu" else preset, ablation)
+
+
+def rewarded(algorithm: str, rewards: str) -> str:
+    """What a rival's runs are called besides, where they see what GAC does not."""
+    return "steps" if algorithm in REWARDED and rewards == "steps" else ""
 
 
 def joined(*parts: object) -> str:
@@ -208,13 +225,15 @@ def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed:
     scored(out, stem, about, choices("gac", arguments.preset), [*command, "--out"], arguments.set)
 
 
-def online_rival(out: Path, maze: str, data: str, algorithm: str, seed: int) -> None:
+def online_rival(arguments: argparse.Namespace, maze: str, data: str, algorithm: str, seed: int) -> None:
     """As many stages, episodes and updates as GAC has, from the offline run of the same seed."""
-    base = json.loads((out / f"{algorithm}-{maze}-{data}-{seed}.json").read_text())
-    about = {"kind": "online", "plan": "", "name": "", "maze": maze, "data": data, "seed": seed}
+    out, name = arguments.out, rewarded(algorithm, arguments.rewards)
+    stem = joined(algorithm, name, maze, data, seed)
+    base = json.loads((out / f"{stem}.json").read_text())
+    about = {"kind": "online", "plan": "", "name": name, "maze": maze, "data": data, "seed": seed}
     episodes = ["--episodes-per-stage", "100"] if maze in STAGES else []
     command = ["finetune", str(out / base["run_dir"]), *episodes, "--out"]
-    scored(out, f"online-{algorithm}-{maze}-{data}-{seed}", about, choices(algorithm), command, [])
+    scored(out, f"online-{stem}", about, choices(algorithm), command, [])
 
 
 def scored(

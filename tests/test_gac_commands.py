@@ -18,6 +18,7 @@ from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
 from cluster.config import flatten, make_preset
+from cluster.diagnosis import diagnosis_in_words
 from cluster.pictures.curve import learning_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
@@ -272,6 +273,7 @@ def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
         "where they end from one start",
     ):
         assert part in result
+    assert "hidden, but for the return it promises" in diagnosis_in_words(found | {"plan_reading": "linear"})
 
 
 def test_a_diagnosis_looks_at_episodes_that_were_not_learned_from(
