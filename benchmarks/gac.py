@@ -4,7 +4,8 @@
     python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d300 --seeds 1 2 3
     python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d0 d50 --preset linear
     python benchmarks/gac.py online --out runs/gac --tasks umaze --data d0 --seeds 1 2 3
-    python benchmarks/gac.py offline --tasks hopper --data medium  the same on a SoftGAC agent's episodes (docs/results.md makes them)
+    python benchmarks/gac.py offline --tasks hopper --data medium-replay   the same on a SoftGAC agent's episodes, which are made first:
+    drawbridge dataset make agent --train Hopper-v5 HalfCheetah-v5 Walker2d-v5 --steps 35000 --kind medium replay
     python benchmarks/gac.py table --out runs/gac                  Markdown tables of what is there
 
 Offline: every algorithm is trained on the same dataset. What there is to choose (the return that rvs, dt and preset linear ask for,
@@ -40,9 +41,12 @@ TASKS = {
     "medium": "PointMaze_Medium-v3",
     "large": "PointMaze_Large-v3",
     "hopper": "Hopper-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "walker2d": "Walker2d-v5",
 }
-# Steps that the planner stays at a target, all of an episode in the last three (of UMaze, Medium and Large); of a partly trained agent.
-DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None}
+AGENTS = ("hopper", "halfcheetah", "walker2d")  # their data are a SoftGAC agent's
+# Steps that the planner stays at a target, all of an episode in the last three (of UMaze, Medium and Large); of an agent.
+DATA = {"d0": 0, "d50": 50, "d300": 300, "d600": 600, "d800": 800, "medium": None, "medium-replay": None}
 COMPARED = ("gac", "bc", "percent-bc", "rvs", "dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd", "softgac")
 STAGED = ("odt", "iql", "td3-bc", "cql", "cal-ql")  # besides gac; rlpd gathers the same episodes in its only run
 REWARDED = ("dt", "odt", "iql", "td3-bc", "cql", "cal-ql", "rlpd")  # can read each step's reward
@@ -63,11 +67,11 @@ ONLINE = {  # settings of the command line
     "fixed": ["--target", "fixed"],
     "exploit": ["--set", "online.plan=kl"],
 }
-# A disturbed hopper falls, and one that is asked for too much does. Where all start alike the best episodes are worth drawing
-# most. Stages are as long as the log's for Gym.
+SHORTER = ["--episodes-per-stage", "100"]  # of agents' tasks: as the log has for Gym
+# linear alone: a disturbed hopper falls, and one that is asked for too much does. Where all start alike the best episodes are worth
+# drawing most.
 CALM = ["--set", "agent.explore_action_std=0.1", "--set", "agent.explore_reach=1"]
 BEST = ["--set", "data.sampling=return", "--set", "data.return_temperature=0.03"]
-STAGES = {"hopper": ["--episodes-per-stage", "100", *CALM, *BEST]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +151,7 @@ def main() -> None:
 
 
 def dataset_id(maze: str, data: str) -> str:
-    return f"drawbridge/{'' if maze == 'hopper' else 'pointmaze-'}{maze}-{data}-v0"
+    return f"drawbridge/{'' if maze in AGENTS else 'pointmaze-'}{maze}-{data}-v0"
 
 
 def make_dataset(maze: str, data: str, episodes: int) -> None:
@@ -218,7 +222,9 @@ def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed:
     base = json.loads((out / f"{joined('gac', preset, maze, data, seed)}.json").read_text())
     stem = joined("online", plan, name, maze, data, seed)
     about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
-    command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan], *STAGES.get(maze, [])]
+    command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan]]
+    if maze in AGENTS:
+        command += [*SHORTER, *(CALM + BEST if arguments.preset == "linear" else ())]
     if plan == "exploit":
         for key, value in base["scores"]["kl"]["chosen"]["settings"].items():
             command += ["--set", f"{key}={value}"]
@@ -231,8 +237,7 @@ def online_rival(arguments: argparse.Namespace, maze: str, data: str, algorithm:
     stem = joined(algorithm, name, maze, data, seed)
     base = json.loads((out / f"{stem}.json").read_text())
     about = {"kind": "online", "plan": "", "name": name, "maze": maze, "data": data, "seed": seed}
-    episodes = ["--episodes-per-stage", "100"] if maze in STAGES else []
-    command = ["finetune", str(out / base["run_dir"]), *episodes, "--out"]
+    command = ["finetune", str(out / base["run_dir"]), *(SHORTER if maze in AGENTS else ()), "--out"]
     scored(out, f"online-{stem}", about, choices(algorithm), command, [])
 
 
