@@ -12,7 +12,7 @@ from benchmarks.pushes import Alarms, PushedMaze, WatchedPolicy, alarms, push_st
 from benchmarks.trained import MakeEnv, Trained, by_data
 from rollout_workers.envs import make_batch_env
 
-STARTS = (30_000, 20)  # no rule was chosen on these
+STARTS = (30_000, 100)  # no rule was chosen on these
 PATIENCE = 25  # steps
 NEVER_AGAIN = "1000000"
 RULES = {
