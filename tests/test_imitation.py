@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
 from test_learner import HostReads
 
+from algorithms import ALGORITHMS
 from algorithms.imitation.agent import draw_points
 from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning, action_error
 from algorithms.imitation.config import (
@@ -27,7 +28,8 @@ from algorithms.imitation.config import (
     TransformerConfig,
     cloning_cpu,
     cloning_paper,
-    conditioned,
+    conditioned_cpu,
+    conditioned_paper,
     online_transformer_cpu,
     online_transformer_paper,
     percent_cloning_cpu,
@@ -40,7 +42,7 @@ from algorithms.imitation.online_transformer import OnlineDecisionTransformer
 from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
-SMALL = CloningConfig(width=16, points=4, lr=1e-2)
+SMALL = CloningConfig(width=16, points=4, lr=1e-2, obs_fourier=4)
 SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_fourier=3, obs_fourier_dims=1)
 SIZES: dict[str, Any] = {
     "lr": 1e-3,
@@ -50,6 +52,7 @@ SIZES: dict[str, Any] = {
     "layers": 2,
     "dropout": 0.1,
     "max_steps": 40,
+    "obs_fourier": 4,
 }
 SMALL_TRANSFORMER = TransformerConfig(**SIZES)
 SMALL_ONLINE = OnlineTransformerConfig(**SIZES, heads=1)
@@ -312,7 +315,8 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
 @pytest.mark.parametrize(
     "preset",
     [
-        conditioned,
+        conditioned_cpu,
+        conditioned_paper,
         cloning_cpu,
         cloning_paper,
         percent_cloning_cpu,
@@ -325,6 +329,13 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
 )
 def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:
     assert preset().validate() == []
+
+
+@pytest.mark.parametrize(("preset", "octaves"), [("cpu", 4), ("paper", 0)])
+def test_all_that_learn_from_episodes_see_the_same_inputs_with_a_preset(preset: str, octaves: int) -> None:
+    learners = {name: each.presets[preset]() for name, each in ALGORITHMS.items() if each.items == "episodes"}
+    seen = {name: (config.obs_fourier, config.obs_fourier_dims) for name, config in learners.items()}
+    assert len(seen) == 11 and seen == dict.fromkeys(seen, (octaves, 2))
 
 
 @pytest.mark.parametrize(
