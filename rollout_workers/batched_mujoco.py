@@ -51,7 +51,7 @@ _TASKS: dict[Any, Callable[[Any], Task]] = {  # by the entry point of Gymnasium'
 }
 _KNOWN_KWARGS: dict[Any, set[str]] = {  # the others: none
     PointMaze: {"maze_map", "reward_type"},
-    FixedGoalPointMaze: {"maze_id", "goal_cell"},
+    FixedGoalPointMaze: {"maze_id", "goal_cell", "start_cells"},
 }
 
 

@@ -2,13 +2,14 @@
 
 A trajectory's return can only say how good its plan is when all trajectories are paid for the same thing: the maze data
 of D4RL visit random targets, and evaluation asks for one goal. Which cell that is here, and that starts are drawn from
-all cells (the goal's included), are choices of this project.
+all cells (the goal's included) unless some are named, are choices of this project.
 
-Letters: K free cells.
+Letters: K cells in which episodes begin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,34 +18,43 @@ import numpy as np
 from replay.task import id_of
 from rollout_workers.env import EnvError
 from rollout_workers.env_ids import FIXED_GOAL, FIXED_GOALS
-from rollout_workers.maze import maze_of
+from rollout_workers.maze import Maze, cell_of, maze_of
 
 START_NOISE = 0.25  # m, half-width in each coordinate around the centre of the start's cell
 
 
 class FixedGoalMaze(gym.Env):
-    """PointMaze with its goal at the centre of ``goal_cell`` in every episode, and starts over all free cells.
+    """PointMaze with its goal at the centre of ``goal_cell`` in every episode, and starts over all free cells or some.
 
     Observes [x, y, vx, vy], float64, m and m/s. Actions: force (2,) in [-1, 1]. Pays 1 for every step that ends within
     0.45 m of the goal, 0 otherwise, and never terminates. Starts at rest, 0.25 m at most from the centre of a
-    cell in each coordinate, all cells equally likely. Drawn as PointMaze draws itself.
+    start cell in each coordinate, all of them equally likely. Drawn as PointMaze draws itself.
 
     Args:
         maze_id: PointMaze id whose map and physics are used.
         goal_cell: (row, column) of a free cell.
+        start_cells: (row, column) of each free cell in which episodes may begin. None: all.
         render_mode: as in PointMaze.
     """
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 50}  # noqa: RUF012
 
-    def __init__(self, maze_id: str, goal_cell: tuple[int, int], render_mode: str | None = None) -> None:
-        maze = maze_of(maze_id)
-        if maze is None:
+    def __init__(
+        self,
+        maze_id: str,
+        goal_cell: Sequence[int],
+        start_cells: Sequence[Sequence[int]] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        bare = maze_of(maze_id)
+        if bare is None:
             raise EnvError(f"{maze_id} is no PointMaze id, expected one: it has no map to put a goal in; correct it")
+        goal = cell_of(goal_cell)
+        maze = Maze(bare.wall_RC, goal, start_cells)
+        self.start_K2 = maze.centre_K2[maze.start_S]
+        self.goal_xy = maze.centre_K2[maze.index_of(goal)]
         point_maze: Any = gym.make(maze_id, disable_env_checker=True, render_mode=render_mode).unwrapped
         self.point_maze = point_maze
-        self.start_K2 = maze.centre_K2
-        self.goal_xy = maze.centre_K2[maze.index_of((goal_cell[0], goal_cell[1]))]  # a list from JSON
         self.render_mode = render_mode
         self.action_space = point_maze.action_space
         self.observation_space = point_maze.point_env.observation_space

@@ -1,11 +1,13 @@
 """The geometry of point mazes: cells, breadth-first distances over them, shortest paths in metres.
 
-Letters: R rows, C columns of the map, K free cells (row by row), E positions, M walls, V corners.
+Letters: R rows, C columns of the map, K free cells (row by row), S cells in which episodes begin, E positions, M walls,
+V corners.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections import deque
 from collections.abc import Sequence
 
@@ -28,12 +30,24 @@ class Maze:
     Attributes:
         wall_RC: bool. free_K2: int64 (row, column) of the free cells. centre_K2: float64 (x, y) of their centres, m.
         goal_cell: (row, column) of the one fixed goal, None where episodes have goals of their own. goal_xy: its centre.
+        start_S: int64, numbers k of the cells in which episodes begin.
         steps_KK: int64, moves between neighbouring cells on a shortest way. next_KK[k, t]: the cell after k towards t.
 
-    Raises EnvError for a map that is not rectangular, closed and connected, and for a goal inside a wall.
+    Args:
+        wall_RC: the map.
+        goal_cell: (row, column) of the one fixed goal, if there is one.
+        start_cells: (row, column) of each cell in which episodes may begin. None: all free cells.
+
+    Raises EnvError for a map that is not rectangular, closed and connected, for a goal or a start inside a wall, and for
+    start cells that are named twice, or the goal's alone; TypeError or ValueError for what is no cell.
     """
 
-    def __init__(self, wall_RC: np.ndarray, goal_cell: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        wall_RC: np.ndarray,
+        goal_cell: Sequence[int] | None = None,
+        start_cells: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.wall_RC = np.asarray(wall_RC, dtype=bool)
         _check_closed(self.wall_RC)
         self.free_K2 = np.argwhere(~self.wall_RC)
@@ -42,15 +56,18 @@ class Maze:
         self._index_RC[tuple(self.free_K2.T)] = np.arange(len(self.free_K2))
         self._nearest_RC = self._nearest_free()
         self.steps_KK, self.next_KK = self._search()
-        self.goal_cell = goal_cell
-        self.goal_xy = None if goal_cell is None else self.centre_K2[self.index_of(goal_cell)]
+        self.goal_cell = None if goal_cell is None else cell_of(goal_cell)
+        self.goal_xy = None
+        if self.goal_cell is not None:
+            self.goal_xy = self.centre_K2[self.index_of(self.goal_cell, "goal cell")]
+        self.start_S = self._starts(start_cells)
 
-    def index_of(self, cell: tuple[int, int]) -> int:
-        """The number k of a free cell (row, column); EnvError for a wall and for what lies outside."""
+    def index_of(self, cell: tuple[int, int], name: str = "cell") -> int:
+        """The number k of a free cell (row, column); EnvError, by ``name``, for a wall and for what lies outside."""
         inside = all(0 <= at < size for at, size in zip(cell, self.wall_RC.shape))
         if not inside or self.wall_RC[cell]:
             raise EnvError(
-                f"cell {tuple(cell)} is {'a wall' if inside else 'outside of the maze'}, expected one of the free "
+                f"{name} {tuple(cell)} is {'a wall' if inside else 'outside of the maze'}, expected one of the free "
                 f"cells {self.free_K2.tolist()} (row, column): nothing can be there; choose one of them"
             )
         return int(self._index_RC[cell])
@@ -119,6 +136,22 @@ class Maze:
         hit_PQ = (np.maximum(enter_PQM, 0.0) < np.minimum(leave_PQM, 1.0)).any(axis=-1)
         return np.where(hit_PQ, np.inf, np.linalg.norm(way_PQ2, axis=-1))
 
+    def _starts(self, cells: Sequence[Sequence[int]] | None) -> np.ndarray:
+        if cells is None:
+            return np.arange(len(self.free_K2))
+        found = [self.index_of(cell_of(cell), "start cell") for cell in cells]
+        if not found or len(set(found)) < len(found):
+            raise EnvError(
+                f"the start cells are {[list(cell) for cell in cells]}, expected at least one and none twice, because "
+                "episodes begin in each of them equally often: no episode can begin; correct them, or leave them out for all free cells"
+            )
+        if self.goal_cell is not None and found == [self.index_of(self.goal_cell)]:
+            raise EnvError(
+                f"the only start cell {self.goal_cell} is the goal's, expected another one: every episode would be paid from its "
+                "first step on, whatever its plan; add a start cell, or move the goal"
+            )
+        return np.array(sorted(found))
+
     def _xy(self, cell_N2: np.ndarray) -> np.ndarray:
         rows, columns = self.wall_RC.shape
         x_N, y_N = cell_N2[..., 1] + 0.5 - columns / 2, rows / 2 - cell_N2[..., 0] - 0.5
@@ -163,18 +196,26 @@ def maze_of(env_id: str) -> Maze | None:
     if not env_id.startswith(_MAPPED) or ":" in id_of(env_id):
         return None
     kwargs = find_env(env_id).kwargs
-    goal_cell = kwargs.get("goal_cell")
+    goal_cell, start_cells = kwargs.get("goal_cell"), kwargs.get("start_cells")
     try:
         if "maze_id" in kwargs:
             kwargs = gym.spec(kwargs["maze_id"]).kwargs
         wall_RC = np.array([[cell == 1 for cell in row] for row in kwargs["maze_map"]])
-        goal = None if goal_cell is None else (int(goal_cell[0]), int(goal_cell[1]))
+        return Maze(wall_RC, goal_cell, start_cells)
+    except EnvError:  # a ValueError, too
+        raise
     except (TypeError, ValueError, KeyError, IndexError, gym.error.Error) as error:
         raise EnvError(
             f"the arguments of {env_id} describe no maze ({type(error).__name__}: {error}), expected maze_map as rows of cells, "
-            "goal_cell as [row, column] and maze_id as a PointMaze id: it cannot be made; correct them"
+            "goal_cell as [row, column], start_cells as a list of such cells and maze_id as a PointMaze id: it cannot be made; "
+            "correct them"
         ) from error
-    return Maze(wall_RC, goal)
+
+
+def cell_of(cell: Sequence[int]) -> tuple[int, int]:
+    """(row, column) as JSON or Python has it; TypeError and ValueError for anything else."""
+    row, column = cell
+    return operator.index(row), operator.index(column)
 
 
 def _check_closed(wall_RC: np.ndarray) -> None:

@@ -27,7 +27,7 @@ WHOLE_RUNS = {
     "test_gac_linear",
     "test_gac_policy", "test_imitation", "test_inline", "test_kubernetes", "test_missing", "test_monitoring", "test_plan_cli", "test_plan_picture",
     "test_policy", "test_replay_client_plans", "test_resumed_envs", "test_resuming", "test_simulation", "test_toy",
-    "test_values", "test_video",
+    "test_start_cells", "test_values", "test_video",
     "test_dataset_task", "test_loggers", "test_resumed_counters", "test_seeds", "test_shown_commands",
 }  # fmt: skip
 

@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, summary_of, two_behaviours
 
 from algorithms.imitation.agent import draw_segments
+from algorithms.imitation.causal_transformer import Window, head_outputs, initial_parameters
 from algorithms.imitation.config import TransformerConfig
-from algorithms.imitation.decision_transformer import (
-    DecisionTransformer,
-    DecisionTransformerPolicy,
-    Window,
-    head_outputs,
-    initial_parameters,
-)
+from algorithms.imitation.decision_transformer import DecisionTransformer, DecisionTransformerPolicy
 from algorithms.interface import AgentSpec, PlanRequest
 
 SMALL = TransformerConfig(

@@ -1,4 +1,4 @@
-"""Behaviour cloning, of all episodes and of the best, and what every imitator's learner promises."""
+"""What every imitator's learner promises, and the return-conditioned regression."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from imitation_data import batch_of, episode, halves, summary_of, two_behaviours
 from test_learner import HostReads
 
+from algorithms import ALGORITHMS
 from algorithms.imitation.agent import draw_points
-from algorithms.imitation.cloning import BehaviourCloning, CloningPolicy, PercentCloning, action_error
+from algorithms.imitation.cloning import BehaviourCloning, PercentCloning, action_error
 from algorithms.imitation.config import (
     CloningConfig,
     ConditionedConfig,
     ImitationConfig,
     OnlineTransformerConfig,
-    PercentCloningConfig,
     TransformerConfig,
     cloning_cpu,
     cloning_paper,
-    conditioned,
+    conditioned_cpu,
+    conditioned_paper,
     online_transformer_cpu,
     online_transformer_paper,
     percent_cloning_cpu,
@@ -40,7 +41,7 @@ from algorithms.imitation.online_transformer import OnlineDecisionTransformer
 from algorithms.imitation.rvs import ReturnConditioned, ReturnConditionedPolicy
 from algorithms.interface import AgentSpec, Collective, PlanRequest, PlanRequestError
 
-SMALL = CloningConfig(width=16, points=4, lr=1e-2)
+SMALL = CloningConfig(width=16, points=4, lr=1e-2, obs_fourier=4)
 SMALL_CONDITIONED = ConditionedConfig(width=16, layers=2, points=4, lr=1e-2, obs_fourier=3, obs_fourier_dims=1)
 SIZES: dict[str, Any] = {
     "lr": 1e-3,
@@ -50,6 +51,7 @@ SIZES: dict[str, Any] = {
     "layers": 2,
     "dropout": 0.1,
     "max_steps": 40,
+    "obs_fourier": 4,
 }
 SMALL_TRANSFORMER = TransformerConfig(**SIZES)
 SMALL_ONLINE = OnlineTransformerConfig(**SIZES, heads=1)
@@ -79,65 +81,6 @@ def fitted(name: str, **extra: Any) -> Any:
     agent = MAKERS[name](**extra)
     agent.fit(summary_of(two_behaviours(20)))
     return agent
-
-
-def trained(config: CloningConfig, updates: int = 300) -> CloningPolicy:
-    episodes = two_behaviours(40)
-    agent = BehaviourCloning(config, spec())
-    agent.fit(summary_of(episodes))
-    agent.update([batch_of(episodes)] * updates)
-    policy = CloningPolicy(config, 2, 1)
-    policy.load_weights(agent.policy_weights())
-    policy.reset(1)
-    return policy
-
-
-def answer(policy: CloningPolicy) -> float:
-    return float(policy.act(np.array([[0.2, 0.0]], np.float32), np.zeros(1, np.float32))[0, 0])
-
-
-def test_cloning_does_the_average_and_cloning_of_the_best_half_does_what_the_better_did() -> None:
-    """A quarter of the episodes act -.6 and return 20 times as much as the others, which act +.6."""
-    assert answer(trained(SMALL)) == pytest.approx(0.75 * 0.6 - 0.25 * 0.6, abs=0.1)
-    assert answer(trained(dataclasses.replace(SMALL, percent=20))) == pytest.approx(-0.6, abs=0.05)
-
-
-def test_the_threshold_lets_the_best_share_pass_and_all_that_tie_with_it() -> None:
-    returns = [0.1 * i for i in range(100)]
-    episodes = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in returns]
-    for percent, expected in ((10, 10), (33, 33), (100, 100)):
-        agent = PercentCloning(PercentCloningConfig(percent=percent, width=8), spec())
-        agent.fit(summary_of(episodes))
-        assert float(agent.update([batch_of(episodes)])["imitated"]) == pytest.approx(expected / 100)
-    ties = [episode(np.zeros((3, 2)), np.zeros((3, 1)), np.array([r, 0, 0])) for r in [0.3] * 50 + [0.1] * 50]
-    agent = PercentCloning(PercentCloningConfig(percent=10, width=8), spec())
-    agent.fit(summary_of(ties))
-    assert float(agent.update([batch_of(ties)])["imitated"]) == 0.5
-
-
-def test_episodes_under_the_threshold_leave_no_trace_not_even_a_nan_of_theirs() -> None:
-    episodes, config = two_behaviours(12), dataclasses.replace(SMALL, percent=20)
-    spoiled = [
-        e if float(e.reward_T.sum()) > 5 else dataclasses.replace(e, action_TA=e.action_TA * np.nan) for e in episodes
-    ]
-    states = []
-    for given_episodes in (episodes, spoiled):
-        agent = PercentCloning(config, spec())
-        agent.fit(summary_of(episodes))
-        metrics = agent.update([batch_of(given_episodes)] * 3)
-        assert float(metrics["nonfinite"]) == 0
-        states.append(agent.state())
-    assert same(*states)
-
-
-def test_a_batch_without_an_episode_to_imitate_changes_nothing_and_is_no_fault() -> None:
-    agent, episodes = fitted("percent-bc"), two_behaviours(20)
-    agent.update([batch_of(episodes)] * 3)
-    before = agent.state()
-    metrics = agent.update([batch_of([e for e in episodes if float(e.reward_T.sum()) < 5])])
-    after = agent.state()
-    assert float(metrics["nonfinite"]) == 0 and bool(metrics["action_mse"].isnan())
-    assert same(before, after, but=("generator", "updates"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -297,22 +240,11 @@ def test_misuse_is_named(name: str) -> None:
         agent.update([dataclasses.replace(wide, rows_NF=torch.zeros(len(wide.rows_NF), 5))])
 
 
-def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
-    policy = CloningPolicy(SMALL, 2, 1)
-    env_K, obs_KO, rng = np.arange(2), np.zeros((2, 2), np.float32), np.random.default_rng(0)
-    stamps = policy.begin(env_K, obs_KO, rng)
-    assert [stamp.mode for stamp in stamps] == ["", ""] and all(np.isnan(stamp.target) for stamp in stamps)
-    policy.aim = PlanRequest(target_return=3.0)
-    with pytest.raises(ValueError, match="can aim at nothing"):
-        policy.begin(env_K, obs_KO, rng)
-    with pytest.raises(ValueError, match="another policy's"):
-        policy.load_state({"step": np.zeros(1)})
-
-
 @pytest.mark.parametrize(
     "preset",
     [
-        conditioned,
+        conditioned_cpu,
+        conditioned_paper,
         cloning_cpu,
         cloning_paper,
         percent_cloning_cpu,
@@ -325,6 +257,13 @@ def test_a_cloned_policy_cannot_be_asked_for_anything() -> None:
 )
 def test_every_preset_is_without_a_problem(preset: Callable[[], ImitationConfig]) -> None:
     assert preset().validate() == []
+
+
+@pytest.mark.parametrize(("preset", "octaves"), [("cpu", 4), ("paper", 0)])
+def test_all_that_learn_from_episodes_see_the_same_inputs_with_a_preset(preset: str, octaves: int) -> None:
+    learners = {name: each.presets[preset]() for name, each in ALGORITHMS.items() if each.items == "episodes"}
+    seen = {name: (config.obs_fourier, config.obs_fourier_dims) for name, config in learners.items()}
+    assert len(seen) == 11 and seen == dict.fromkeys(seen, (octaves, 2))
 
 
 @pytest.mark.parametrize(
@@ -398,28 +337,6 @@ def test_the_step_size_of_the_regression_falls_by_a_cosine_to_its_end_and_stays_
         seen.append(float(agent.update([batch])["learning_rate"]))
         assert seen[-1] == pytest.approx(1e-2 * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1, k / 4))) / 2))
     assert seen[-1] == pytest.approx(5e-4)
-
-
-def test_a_policy_that_is_cloned_sees_the_features_of_the_regression_in_torch_and_in_its_graph() -> None:
-    import onnxruntime
-
-    agent = BehaviourCloning(SMALL, spec())
-    agent.fit(summary_of(two_behaviours(6)))
-    policy, weights = CloningPolicy(SMALL, 2, 1), agent.policy_weights()
-    policy.load_weights(weights)
-    obs_BO = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    scored = (obs_BO - weights["obs_mean"]) / weights["obs_std"]
-    angle = torch.stack([obs_BO[:, i] * math.pi / 4 * 2**k for i in range(2) for k in range(4)], 1)
-    x = torch.cat([scored, angle.sin(), angle.cos()], 1)
-    for l in range(3):
-        x = x @ weights[f"linear{l}.weight"] + weights[f"linear{l}.bias"]
-        x = x.tanh() if l == 2 else x.relu()
-    torch.testing.assert_close(policy.act_on(obs_BO), x)
-    session = onnxruntime.InferenceSession(policy.onnx_model(), providers=["CPUExecutionProvider"])
-    used = {entry.name for entry in session.get_inputs()}
-    given = {name: tensor.numpy() for name, tensor in weights.items() if name in used}
-    (action,) = session.run(["action"], given | {"obs": obs_BO.numpy()})
-    np.testing.assert_allclose(action, x.numpy(), atol=1e-6)
 
 
 def test_the_regression_does_what_those_did_who_returned_what_is_asked_for() -> None:

@@ -1,12 +1,18 @@
-"""Settings of the baselines that imitate: behaviour cloning, of the best episodes, return-conditioned regression, the decision transformer."""
+"""Settings of the baselines that imitate: behaviour cloning, of the best episodes, return-conditioned regression, the decision transformer.
+
+Presets ``cpu`` add the Fourier features of observations that GAC has there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from algorithms.config import ALPHA_BUDGET, LEADING_DIMS, OCTAVES, AgentConfig
 from replay.option import COUNT, DECAY, HEADS, RATE, WEIGHT, WIDTH, WIDTH_LIMIT, option
+
+PERCENT: dict[str, Any] = {"above": 0, "at_most": 100, "why": "nobody would be imitated"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,9 +20,9 @@ class FeatureConfig(AgentConfig):
     """What all baselines on whole episodes share: how observations are seen."""
 
     obs_fourier: int = option(
-        4,
+        0,
         "octaves",
-        "Fourier features of observations, from a period of 8 units down, as GAC has them; 0: none",
+        "Fourier features of observations, from a period of 8 units down (as GAC: 4 in preset cpu); 0: none",
         **OCTAVES,
     )
     obs_fourier_dims: int = option(
@@ -87,12 +93,7 @@ class CloningConfig(RegressionConfig):
     """Behaviour cloning of all episodes. Defaults: the networks and steps usual on D4RL (Fujimoto & Gu, 2021)."""
 
     percent: float = option(
-        100.0,
-        "%",
-        "share of the dataset's episodes, by return from the top, that is imitated",
-        above=0,
-        at_most=100,
-        why="nobody would be imitated",
+        100.0, "%", "share of the dataset's episodes, by return from the top, that is imitated", **PERCENT
     )
 
 
@@ -101,12 +102,7 @@ class PercentCloningConfig(CloningConfig):
     """Behaviour cloning of the best episodes: %BC of Chen et al. (2021), 10 % by default."""
 
     percent: float = option(
-        10.0,
-        "%",
-        "share of the dataset's episodes, by return from the top, that is imitated",
-        above=0,
-        at_most=100,
-        why="nobody would be imitated",
+        10.0, "%", "share of the dataset's episodes, by return from the top, that is imitated", **PERCENT
     )
 
 
@@ -230,7 +226,7 @@ def cloning_paper() -> CloningConfig:
 
 def cloning_cpu() -> CloningConfig:
     """The same with a larger step, for runs of minutes on a core (ours)."""
-    return CloningConfig(lr=1e-3)
+    return CloningConfig(lr=1e-3, obs_fourier=4)
 
 
 def percent_cloning_paper() -> PercentCloningConfig:
@@ -240,12 +236,17 @@ def percent_cloning_paper() -> PercentCloningConfig:
 
 def percent_cloning_cpu() -> PercentCloningConfig:
     """``cloning_cpu`` on the best tenth."""
-    return PercentCloningConfig(lr=1e-3)
+    return PercentCloningConfig(lr=1e-3, obs_fourier=4)
 
 
-def conditioned() -> ConditionedConfig:
+def conditioned_paper() -> ConditionedConfig:
     """Ours; no published one has this form."""
     return ConditionedConfig()
+
+
+def conditioned_cpu() -> ConditionedConfig:
+    """The same, with Fourier features."""
+    return ConditionedConfig(obs_fourier=4)
 
 
 def transformer_paper() -> TransformerConfig:
@@ -255,7 +256,7 @@ def transformer_paper() -> TransformerConfig:
 
 def transformer_cpu() -> TransformerConfig:
     """The same function, narrower, with a larger step and without dropout, for runs of minutes on a core (ours)."""
-    return TransformerConfig(lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, dropout=0.0)
+    return TransformerConfig(lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, dropout=0.0, obs_fourier=4)
 
 
 def online_transformer_paper() -> OnlineTransformerConfig:
@@ -266,5 +267,5 @@ def online_transformer_paper() -> OnlineTransformerConfig:
 def online_transformer_cpu() -> OnlineTransformerConfig:
     """``transformer_cpu`` with the stochastic policy of Zheng et al. (ours)."""
     return OnlineTransformerConfig(
-        lr=1e-3, alpha_lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, heads=1, dropout=0.0
+        lr=1e-3, alpha_lr=1e-3, warmup=200, grad_clip=1.0, width=64, layers=2, heads=1, dropout=0.0, obs_fourier=4
     )

@@ -1,4 +1,7 @@
-"""Settings of the rivals that learn values: IQL, TD3+BC, CQL, Cal-QL, RLPD. Defaults are the published ones for Gym MuJoCo."""
+"""Settings of the rivals that learn values: IQL, TD3+BC, CQL, Cal-QL, RLPD. Defaults are the published ones for Gym MuJoCo.
+
+Presets ``cpu`` add the Fourier features of observations that GAC has there.
+"""
 
 from __future__ import annotations
 
@@ -117,24 +120,26 @@ class RLPDConfig(SoftConfig):
 
 def iql_cpu() -> IQLConfig:
     """Narrower, with larger steps, faster slow copies, the mazes' constants and unscaled rewards, for minutes on a core (ours)."""
-    return IQLConfig(width=128, lr=1e-3, actor_lr=1e-3, tau=0.05, expectile=0.9, temperature=10.0, return_range=0.0)
+    return IQLConfig(
+        width=128, lr=1e-3, actor_lr=1e-3, tau=0.05, expectile=0.9, temperature=10.0, return_range=0.0, obs_fourier=4
+    )
 
 
 def td3_bc_cpu() -> TD3BCConfig:
     """Narrower, with a larger step, for runs of minutes on a core (ours)."""
-    return TD3BCConfig(width=128, lr=1e-3, actor_lr=1e-3, tau=0.05)
+    return TD3BCConfig(width=128, lr=1e-3, actor_lr=1e-3, tau=0.05, obs_fourier=4)
 
 
 def cql_cpu() -> CQLConfig:
     """Narrower, with a larger step and fewer sampled actions, for runs of minutes on a core (ours)."""
-    return CQLConfig(width=128, layers=2, lr=1e-3, actor_lr=3e-4, tau=0.05, actions=2)
+    return CQLConfig(width=128, layers=2, lr=1e-3, actor_lr=3e-4, tau=0.05, actions=2, obs_fourier=4)
 
 
 def cal_ql_cpu() -> CalQLConfig:
     """``cql_cpu``, calibrated."""
-    return CalQLConfig(width=128, layers=2, lr=1e-3, actor_lr=3e-4, tau=0.05, actions=2)
+    return CalQLConfig(width=128, layers=2, lr=1e-3, actor_lr=3e-4, tau=0.05, actions=2, obs_fourier=4)
 
 
 def rlpd_cpu() -> RLPDConfig:
     """Five narrower critics and a more frequent actor, for runs of minutes on a core (ours)."""
-    return RLPDConfig(width=128, critics=5, actor_every=2, lr=1e-3, actor_lr=1e-3, tau=0.05)
+    return RLPDConfig(width=128, critics=5, actor_every=2, lr=1e-3, actor_lr=1e-3, tau=0.05, obs_fourier=4)

@@ -26,6 +26,14 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
+def cell(text: str) -> list[int]:
+    """Row and column of a maze's cell, with a comma between."""
+    row, _, column = text.partition(",")
+    if not (row.isdecimal() and column.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a row and a column with a comma between, such as 3,1")
+    return [int(row), int(column)]
+
+
 def location(text: str) -> Path:
     """An absolute path, because an environment may change the directory; no text would be the current one, as it comes from a
     variable that is not set."""

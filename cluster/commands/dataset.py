@@ -12,6 +12,7 @@ from cluster.commands.arguments import (
     add_env_again,
     add_env_kwargs,
     add_settings,
+    cell,
     count,
     location,
     name_env_again,
@@ -67,6 +68,16 @@ def _add_maze(kinds: Any) -> None:
     maze = _command(kinds, "maze", _make_maze, "a waypoint planner to random targets in a maze with one fixed goal")
     maze.add_argument("--env", required=True, help="PointMaze_UMaze-v3, PointMaze_Medium-v3 or PointMaze_Large-v3")
     add_env_kwargs(maze)
+    maze.add_argument(
+        "--goal-cell", nargs=2, type=whole, metavar=("ROW", "COL"), help="the one goal (default: the maze's own)"
+    )
+    maze.add_argument(
+        "--start-cells",
+        nargs="+",
+        type=cell,
+        metavar="ROW,COL",
+        help="cells in which episodes begin, equally often (default: all free cells)",
+    )
     maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
     maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
     maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
@@ -135,7 +146,7 @@ def _make_maze(arguments: argparse.Namespace) -> None:
     env_id, kwargs = named_task(arguments.env, arguments.env_kwargs)
     made = make_maze(
         arguments.id,
-        join_task(env_id, kwargs or {}),
+        join_task(env_id, _with_cells(kwargs or {}, arguments)),
         episodes=arguments.episodes,
         noise=arguments.noise,
         dwell=arguments.dwell,
@@ -143,6 +154,18 @@ def _make_maze(arguments: argparse.Namespace) -> None:
         force=arguments.force,
     )
     print(_one_line(made))
+
+
+def _with_cells(kwargs: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The task's arguments with the goal and the starts that flags name."""
+    cells = {"goal_cell": arguments.goal_cell, "start_cells": arguments.start_cells}
+    given = {name: value for name, value in cells.items() if value is not None}
+    if twice := sorted(given.keys() & kwargs.keys()):
+        raise UsageError(
+            f"{twice[0]} is {kwargs[twice[0]]} in the environment's arguments and --{twice[0].replace('_', '-')} is {given[twice[0]]}, "
+            "expected one of the two: nobody can tell which is meant, so nothing was made; leave one out"
+        )
+    return kwargs | given
 
 
 def _make_agent(arguments: argparse.Namespace) -> None:

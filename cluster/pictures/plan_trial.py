@@ -79,11 +79,12 @@ def chosen_starts(spec: RunSpec, maze: Maze | None, start: tuple[float, float] |
 
 
 def spread_starts(maze: Maze, count: int) -> np.ndarray:
-    """Centres (``count``, 2) of free cells, each the farthest by steps from the goal and from those before it."""
+    """Centres (``count``, 2) of cells in which episodes begin, each the farthest by steps from the goal and from those before it."""
     assert maze.goal_cell is not None
     taken = [maze.index_of(maze.goal_cell)]
     for _ in range(count):
-        taken.append(int(maze.steps_KK[:, taken].min(axis=1).argmax()))
+        gap_S = maze.steps_KK[maze.start_S][:, taken].min(axis=1)
+        taken.append(int(maze.start_S[gap_S.argmax()]))
     return maze.centre_K2[taken[1:]]
 
 
