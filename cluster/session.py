@@ -228,6 +228,7 @@ class Session:
             except Interrupted:
                 outcome = "interrupted"
         self._collect()
+        line = self._line()
         self._summary = {
             "algorithm": self.config.algorithm,
             "env": self.config.env,
@@ -237,10 +238,11 @@ class Session:
             "exit": "unsaved" if outcome == "completed" and saved.problems else outcome,
             "saved": saved.as_json(),
             **self.aggregator.summary(),
+            "alarms": list(alarms(line, self.config.planned_updates).values()),
         }
         self._write_summary()
         self._enter("ended")
-        self._tell()
+        self._tell(line)
         self.reports.flush()
         return self._summary
 
@@ -334,9 +336,13 @@ class Session:
                 self._tell()
             self._next_line = now + self.config.metrics.line_s
 
-    def _tell(self) -> None:
+    def _line(self) -> dict[str, Any]:
         self.aggregator.memory_bytes = memory_bytes()
-        line = self.aggregator.line()
+        return self.aggregator.line()
+
+    def _tell(self, line: dict[str, Any] | None = None) -> None:
+        """Gives a metrics record, a new one unless it is given, to all who take it."""
+        line = self._line() if line is None else line
         self._sound(alarms(line, self.config.planned_updates))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)

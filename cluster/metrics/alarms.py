@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from algorithms.gac.config import LEARNED
+from cluster.history import number as is_number
+from cluster.history import unit_of
 from cluster.metrics.catalogue import CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
@@ -52,3 +54,14 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
     return found
+
+
+def figures(live: Mapping[str, Any]) -> dict[str, Any]:
+    """What alarms are read from, of a live.json: its numbers, and the names of the slowest workers."""
+    return {key: value for key, value in live.items() if is_number(value) or (key == "slowest_workers" and value)}
+
+
+def planned_updates(config: Mapping[str, Any]) -> int | None:
+    """``RunConfig.planned_updates`` of a config.json; None too where it does not say."""
+    steps: Any = config.get("steps")
+    return int(steps) if unit_of(config) == "updates" and is_number(steps) else None
