@@ -24,7 +24,7 @@ from cluster.errors import Interrupted
 from cluster.graph import RunSpec
 from cluster.loop_watch import LoopWatch
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import alarm_keys, alarms
 from cluster.reports import END_S, WAIT_S, Reports, free_bytes
 from cluster.run_dir import RunDirectory
 from cluster.saving import Saved, SaveWatch
@@ -253,7 +253,7 @@ class Session:
         self._state = "interrupted" if asked else "failed"
         if before != "ended":  # else it was stopped, in order
             self.states("ended" if self._state == "interrupted" else "failed")
-        line = self.run.live() if starting else self.aggregator.line()
+        line = self.run.live() if starting else self._line()
         words = str(error) or type(error).__name__
         if self._summary and asked:
             self._summary["why"] = words
@@ -337,12 +337,15 @@ class Session:
             self._next_line = now + self.config.metrics.line_s
 
     def _line(self) -> dict[str, Any]:
-        self.aggregator.memory_bytes = memory_bytes()
-        return self.aggregator.line()
+        """A metrics record of the time since the one before it."""
+        line = self.aggregator.line()
+        return line | alarm_keys(line, self.config.planned_updates)
 
     def _tell(self, line: dict[str, Any] | None = None) -> None:
         """Gives a metrics record, a new one unless it is given, to all who take it."""
-        line = self._line() if line is None else line
+        if line is None:
+            self.aggregator.memory_bytes = memory_bytes()
+            line = self._line()
         self._sound(alarms(line, self.config.planned_updates))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_episodes import make_dataset, train_words
-from tiny_runs import read
+from tiny_runs import lines, read
 
 from cluster.cli import main
-from cluster.metrics.alarms import figures, planned_updates
+from cluster.metrics.alarms import ALARMS, alarms, figures, planned_updates
 from cluster.metrics.console import Console
 from cluster.pictures.report import write_report
 from cluster.session import Session
@@ -75,6 +75,10 @@ def test_a_run_that_was_stopped_early_and_one_that_ended_have_the_same_alarms_fo
         "evaluate": printed(capsys, "evaluate", words, "--episodes", "1")["warnings"],
         "report": page_of(run).replace(">", "> ").split("> "),
     }
+    for line in lines(run / "metrics.jsonl"):
+        sounds = alarms(line, steps)
+        assert {name: line[f"alarm_{name}"] for name in ALARMS} == {name: name in sounds for name in ALARMS}
+        assert sounds.keys() <= {"plan_return"}
     for name, texts in tellers.items():
         assert any(text.strip().startswith(sentence) for text in texts) == (not stopped), name
 

@@ -8,15 +8,16 @@ from typing import Any
 from algorithms.gac.config import LEARNED
 from cluster.history import number as is_number
 from cluster.history import unit_of
-from cluster.metrics.catalogue import CLIPPED_LIMIT
+from cluster.metrics.catalogue import ALARM_PREFIX, CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
+ALARMS = ("slow_workers", "clipping", "collapse", "plan_return", "promise")
 SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
 
 
 def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, str]:
-    """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise.
+    """A sentence for each alarm that sounds, by its name, one of ALARMS.
 
     ``updates``: that the whole run makes; None: it counts env steps, or there is no telling how far it is.
     """
@@ -54,6 +55,12 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
     return found
+
+
+def alarm_keys(record: Mapping[str, Any], updates: int | None = None) -> dict[str, int]:
+    """The keys of a metrics record that say which alarms sound by the others."""
+    found = alarms(record, updates)
+    return {f"{ALARM_PREFIX}{name}": int(name in found) for name in ALARMS}
 
 
 def figures(live: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ AGENT_CHARTS = {  # what agents report, in the order of the report's charts: tit
     "next_state_error": ("Next-state error", "mean square, data deviations"),
     "action_mse": ("Action error", "mean square"),
     "collapse": ("Posterior collapse", "1: alarm"),
+    "plan_return": ("What plans say that is the return", "share"),
     "critic_loss": ("Critic loss", ""),
     "actor_loss": ("Actor loss", ""),
     "alpha": ("Temperature alpha", ""),
