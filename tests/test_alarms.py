@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_episodes import make_dataset, train_words
+from tiny_episodes import BARREN, finetune_words, make_barren_dataset, make_dataset, train_words
 from tiny_runs import lines, read
 
 from cluster.cli import main
@@ -34,8 +34,8 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-def train(run: Path, steps: int) -> int:
-    return main(train_words("gac", run, "--backend", "inline", "--steps", str(steps)))
+def train(run: Path, steps: int, *flags: str) -> int:
+    return main(train_words("gac", run, "--backend", "inline", "--steps", str(steps), *flags))
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -47,6 +47,21 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 def page_of(run: Path) -> str:
     return html.unescape(write_report([run], run.parent / "page.html").read_text())
+
+
+def tellers(
+    run: Path, events: list[str], capsys: pytest.CaptureFixture[str], sentence: str, *flags: str
+) -> dict[str, bool]:
+    """Who tells of an alarm that begins with ``sentence``."""
+    evaluated = printed(capsys, "evaluate", str(run), "--episodes", "1", *flags)["warnings"]
+    texts = {
+        "console": events,
+        "summary.json": read(run / "summary.json")["alarms"],
+        "status": printed(capsys, "status", str(run))["alarms"],
+        "evaluate": evaluated,
+        "report": page_of(run).split("</b> "),
+    }
+    return {name: any(text.startswith(sentence) for text in said) for name, said in texts.items()}
 
 
 @pytest.mark.parametrize(("steps", "stopped"), [(100_000, True), (10, False)])
@@ -63,24 +78,35 @@ def test_a_run_that_was_stopped_early_and_one_that_ended_have_the_same_alarms_fo
     monkeypatch.setattr("algorithms.gac.bound.return_share", lambda mean_Bnd, kl_Bnd, y_B: torch.tensor(0.99))
     if stopped:
         monkeypatch.setattr(Session, "asked_to_stop", property(lambda session: session.aggregator.updates > 0))
-    run, sentence = tmp_path / "run", "99 % of what plans say is the return"
+    run = tmp_path / "run"
     assert train(run, steps) == (143 if stopped else 0)
-    summary, words = read(run / "summary.json"), str(run)
-    assert read(run / "live.json")["loss_plan_return"] == pytest.approx(0.99)
+    summary, records = read(run / "summary.json"), lines(run / "metrics.jsonl")
+    assert records[-1]["loss_plan_return"] == pytest.approx(0.99)
     assert (0 < summary["updates"] < 0.1 * steps) == stopped
-    tellers = {
-        "console": events,
-        "summary.json": summary["alarms"],
-        "status": printed(capsys, "status", words)["alarms"],
-        "evaluate": printed(capsys, "evaluate", words, "--episodes", "1")["warnings"],
-        "report": page_of(run).replace(">", "> ").split("> "),
-    }
-    for line in lines(run / "metrics.jsonl"):
-        sounds = alarms(line, steps)
-        assert {name: line[f"alarm_{name}"] for name in ALARMS} == {name: name in sounds for name in ALARMS}
+    for record in records:
+        sounds = alarms(record, steps)
+        assert {name: record[f"alarm_{name}"] for name in ALARMS} == {name: name in sounds for name in ALARMS}
         assert sounds.keys() <= {"plan_return"}
-    for name, texts in tellers.items():
-        assert any(text.strip().startswith(sentence) for text in texts) == (not stopped), name
+    told = tellers(run, events, capsys, "99 % of what plans say is the return")
+    assert told == dict.fromkeys(told, not stopped)
+
+
+@pytest.mark.parametrize("barren", [True, False])
+def test_a_stage_whose_episodes_are_all_alike_is_told_by_all_and_one_whose_returns_differ_by_none(
+    barren: bool, events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One gathers where nothing is rewarded, unlike in its data."""
+    base, run, flags = tmp_path / "base", tmp_path / "run", ("--env", BARREN) if barren else ()
+    if barren:
+        make_barren_dataset(tmp_path / "barren", monkeypatch)
+    assert train(base, 5, *flags) == 0
+    assert main(finetune_words(base, run, *flags, stages=1, episodes=12, updates=5)) == 0
+    newest = lines(run / "metrics.jsonl")[-1]
+    assert (newest["loss_explore_spread"] == 0.0) == (newest["loss_explore_collapse"] == 1.0) == barren
+    assert newest["alarm_exploration"] == barren
+    told = tellers(run, events, capsys, "the exploring episodes of the newest stage are all alike", *flags)
+    assert told == dict.fromkeys(told, barren)
+    assert "loss_explore_spread" not in lines(base / "metrics.jsonl")[-1], "nothing was gathered"
 
 
 def test_slow_workers_are_an_alarm_of_status_and_of_the_report_too(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from algorithms.gac.config import LEARNED
+from algorithms.gac.config import ALIKE, LEARNED
 from cluster.history import number as is_number
 from cluster.history import unit_of
 from cluster.metrics.catalogue import ALARM_PREFIX, CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
-ALARMS = ("slow_workers", "clipping", "collapse", "plan_return", "promise")
+ALARMS = ("slow_workers", "clipping", "collapse", "plan_return", "promise", "exploration")
 SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
 
@@ -53,6 +53,12 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}, which is far above "
             "any return known: their search has left what was learned and the promise means nothing; ask for less (mode st), lower "
             "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
+        )
+    if (record.get("loss_explore_collapse") or 0.0) > 0:
+        found["exploration"] = (
+            f"the exploring episodes of the newest stage are all alike: their returns deviate by {percent(record.get('loss_explore_spread'))} "
+            f"of the data's deviation, expected more than {percent(ALIKE)}, and miss what was asked for and the best return known: more of "
+            "them teach nothing; raise agent.explore_action_std, agent.explore_reach or agent.explore_gain"
         )
     return found
 

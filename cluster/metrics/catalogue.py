@@ -98,7 +98,7 @@ PROGRESS = (
     ),
     Metric(
         series="alarm", kind="gauge", unit="0 or 1", labels=("alarm",), keys={f"{ALARM_PREFIX}*": ("*",)},
-        help="1 while an alarm sounds: slow_workers, clipping, collapse, plan_return, promise; the console and `drawbridge status` have "
+        help="1 while an alarm sounds: slow_workers, clipping, collapse, plan_return, promise, exploration; the console and `drawbridge status` have "
         "their words",
     ),
 )  # fmt: skip

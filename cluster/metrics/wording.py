@@ -23,6 +23,8 @@ AGENT_CHARTS = {  # what agents report, in the order of the report's charts: tit
     "action_mse": ("Action error", "mean square"),
     "collapse": ("Posterior collapse", "1: alarm"),
     "plan_return": ("What plans say that is the return", "share"),
+    "explore_spread": ("Spread of the returns of a stage", "data deviations"),
+    "explore_collapse": ("Exploration collapse", "1: alarm"),
     "critic_loss": ("Critic loss", ""),
     "actor_loss": ("Actor loss", ""),
     "alpha": ("Temperature alpha", ""),
