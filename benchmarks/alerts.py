@@ -1,6 +1,6 @@
 """Which alert fires for which fault: a real Prometheus over real runs, each fault injected, as a Markdown table.
 
-    .venv/bin/python benchmarks/alerts.py [--only disk numbers silent fleet lost starved healthy]
+    .venv/bin/python benchmarks/alerts.py [--only disk numbers plans silent fleet lost starved healthy]
 
 Prometheus runs by deploy/monitoring/start.sh with the rules of deploy/alerts.yml; a minute of a rule lasts 2 s here, as in
 tests/monitored.py. Faults that no process but the run can make come from the environments of tests/broken_envs.py. DiskLow and the
@@ -140,6 +140,28 @@ class Faults:
             rows += run.check("a weight of 1,000 of the KL", "PosteriorCollapsed")
         return rows
 
+    def plans(self) -> list[Row]:
+        """Inline runs of gac: a search that leaves the data, and stages where nothing is rewarded, unlike in the data."""
+        told: dict[str, Any] = {
+            "metrics__port": 0,
+            "metrics__line_s": 0.5,
+            "metrics__targets_dir": self.monitor.targets,
+        }
+        far = told | {"agent__plan_reading": "linear", "agent__layers": 0, "evaluation__every_steps": 500}
+        far |= {"agent__infer_mode": "max", "agent__infer_lr": 1, "agent__infer_max_steps": 500}
+        inline, there = ("--backend", "inline"), ("--env", tiny_episodes.BARREN)
+        promises, base, alike = (self.folder / name for name in ("promises", "base", "alike"))
+        tiny_episodes.make_dataset(self.folder / "swings", _Environment())  # type: ignore[arg-type]
+        words = tiny_episodes.train_words("gac", promises, *inline, "--steps", "1000000", **far)
+        with self.driven(promises, *words) as run:
+            rows = run.check("a search of 500 long steps", "PromiseRunaway")
+        tiny_episodes.make_barren_dataset(self.folder / "barren", _Environment())  # type: ignore[arg-type]
+        made = command(*tiny_episodes.train_words("gac", base, *inline, *there, "--steps", "10"))
+        assert made.returncode == 0, made.stderr
+        words = tiny_episodes.finetune_words(base, alike, *there, stages=100_000, episodes=12, updates=5, **told)
+        with self.driven(alike, *words) as run:
+            return rows + run.check("stages where nothing is rewarded", "ExplorationCollapsed")
+
     def silent(self) -> list[Row]:
         """An inline run that writes no records while a step of its environment lasts; Stalled must fire for that, whatever else it sees."""
         self.switch.unlink(missing_ok=True)
@@ -232,7 +254,7 @@ class _Environment:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("disk", "numbers", "silent", "fleet", "lost", "starved", "healthy")
+    parts = ("disk", "numbers", "plans", "silent", "fleet", "lost", "starved", "healthy")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="runs to make (default: all)")
     arguments = parser.parse_args()
     rows: list[Row] = []

@@ -24,7 +24,7 @@ from cluster.errors import Interrupted
 from cluster.graph import RunSpec
 from cluster.loop_watch import LoopWatch
 from cluster.metrics.aggregator import MetricsAggregator
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import alarm_keys, alarms
 from cluster.reports import END_S, WAIT_S, Reports, free_bytes
 from cluster.run_dir import RunDirectory
 from cluster.saving import Saved, SaveWatch
@@ -228,6 +228,7 @@ class Session:
             except Interrupted:
                 outcome = "interrupted"
         self._collect()
+        line = self._line()
         self._summary = {
             "algorithm": self.config.algorithm,
             "env": self.config.env,
@@ -237,10 +238,11 @@ class Session:
             "exit": "unsaved" if outcome == "completed" and saved.problems else outcome,
             "saved": saved.as_json(),
             **self.aggregator.summary(),
+            "alarms": list(alarms(line, self.config.planned_updates).values()),
         }
         self._write_summary()
         self._enter("ended")
-        self._tell()
+        self._tell(line)
         self.reports.flush()
         return self._summary
 
@@ -251,7 +253,7 @@ class Session:
         self._state = "interrupted" if asked else "failed"
         if before != "ended":  # else it was stopped, in order
             self.states("ended" if self._state == "interrupted" else "failed")
-        line = self.run.live() if starting else self.aggregator.line()
+        line = self.run.live() if starting else self._line()
         words = str(error) or type(error).__name__
         if self._summary and asked:
             self._summary["why"] = words
@@ -334,9 +336,16 @@ class Session:
                 self._tell()
             self._next_line = now + self.config.metrics.line_s
 
-    def _tell(self) -> None:
-        self.aggregator.memory_bytes = memory_bytes()
+    def _line(self) -> dict[str, Any]:
+        """A metrics record of the time since the one before it."""
         line = self.aggregator.line()
+        return line | alarm_keys(line, self.config.planned_updates)
+
+    def _tell(self, line: dict[str, Any] | None = None) -> None:
+        """Gives a metrics record, a new one unless it is given, to all who take it."""
+        if line is None:
+            self.aggregator.memory_bytes = memory_bytes()
+            line = self._line()
         self._sound(alarms(line, self.config.planned_updates))
         self.reports.line("metrics.jsonl", line)
         self._write_live(line)

@@ -256,4 +256,5 @@ class Arena:
             stage_episodes=len(newest),
             episodes=len(held),
             stage_reached=float(self.ret[near].mean()) if len(near) else nan,
+            stage_std=float(self.ret[newest].std()) if len(newest) else nan,
         )

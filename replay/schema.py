@@ -90,6 +90,7 @@ class ReturnSummary:
     stage_episodes: int
     episodes: int  # held
     stage_reached: float = math.nan  # mean return of the episodes with these targets
+    stage_std: float = dataclasses.field(default=math.nan, repr=False)  # as stage_mean; see GAC.update_returns
 
     @classmethod
     def of(cls, *numbers: float) -> ReturnSummary:
@@ -106,11 +107,14 @@ def together(shards: Sequence[ReturnSummary]) -> ReturnSummary:
     gathered: episodes come to shards by chance.
     """
     held, gathered = [one.episodes for one in shards], [one.stage_episodes for one in shards]
+    mean = _mean([one.stage_mean for one in shards], gathered)
+    variance = _mean([one.stage_std**2 + (one.stage_mean - mean) ** 2 for one in shards], gathered)
     return ReturnSummary(
         quantile=_mean([one.quantile for one in shards], held),
         best=max((one.best for one in shards if not math.isnan(one.best)), default=math.nan),
         stage=min(one.stage for one in shards),
-        stage_mean=_mean([one.stage_mean for one in shards], gathered),
+        stage_mean=mean,
+        stage_std=math.sqrt(variance),
         stage_target=_mean([one.stage_target for one in shards], gathered),
         stage_reached=_mean([one.stage_reached for one in shards], gathered),
         stage_episodes=sum(gathered),

@@ -40,6 +40,14 @@ class Walk(gym.Env):
         """What is wrong with this one."""
 
 
+class Barren(Walk):
+    """Rewards nothing."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, _, *ends = super().step(action)
+        return obs, 0.0, *ends
+
+
 class Raises(Walk):
     def go_wrong(self) -> None:
         raise RuntimeError("the simulator lost its licence")
@@ -159,6 +167,7 @@ class WillNotStart(Walk):
 
 KINDS = (
     Walk,
+    Barren,
     Raises,
     OneRaises,
     Exits,

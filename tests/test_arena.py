@@ -101,7 +101,9 @@ def test_an_episode_that_can_never_be_held_is_refused() -> None:
 def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episodes() -> None:
     table = new_table(offline_rows=40)
     empty = table.returns(0.9, 0)
-    assert np.isnan([empty.quantile, empty.best, empty.stage_mean, empty.stage_target, empty.stage_reached]).all()
+    assert np.isnan(
+        [empty.quantile, empty.best, empty.stage_mean, empty.stage_target, empty.stage_reached, empty.stage_std]
+    ).all()
     for number, ret in enumerate([1.0, 2.0, 3.0]):
         table.put(OFFLINE, rows_of(number, 2), EpisodeRecord(episode=number, ret=ret))
     for number, (stage, ret, target) in enumerate([(1, 9.0, 5.0), (2, 4.0, float("nan")), (2, 6.0, 8.0)]):
@@ -109,6 +111,7 @@ def test_the_summary_tells_of_all_returns_and_of_the_newest_stage_that_has_episo
     summary = table.returns(0.5, 2)
     assert (summary.quantile, summary.best, summary.stage) == (3.5, 9.0, 2)
     assert (summary.stage_mean, summary.stage_target, summary.stage_reached, summary.stage_episodes) == (5, 8, 6, 2)
+    assert summary.stage_std == 1.0
     later = table.returns(0.5, 3)  # a stage without an episode of its own has nothing to be judged by
     assert later.stage_mean == 5.0 and np.isnan([later.stage_target, later.stage_reached]).all()
 

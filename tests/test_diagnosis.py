@@ -16,7 +16,7 @@ from algorithms.gac.bound import Posterior, return_share
 from algorithms.gac.diagnosis import REDRAWS, VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt, redrawn
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import ALARMS, alarms
 from replay.schema import Trajectories
 
 LENGTHS = (20,) * 24
@@ -142,11 +142,13 @@ def test_plans_that_say_little_but_the_return_are_no_alarm_early_in_a_run() -> N
         ({"loss_collapse": 0.0, "loss_plan_return": 0.99}, ["plan_return"], "99 % of what plans say is the return.*rvs"),
         ({"loss_collapse": 1.0, "loss_kl_token": 0.48}, ["collapse"], "plans say 0.48 nats a token"),
         ({"eval_promise": 450.0, "eval_promise_limit": 250.0}, ["promise"], "promise a return of 450 .* at most 250.*infer_steps"),
+        ({"loss_explore_spread": 0.31, "loss_explore_collapse": 0.0}, [], ""),
+        ({"loss_explore_spread": 0.012, "loss_explore_collapse": 1.0}, ["exploration"], "all alike.* by 1.2 % .* than 5.0 %.*explore_action_std"),
         ({"loss_clipped_mass": 0.5}, ["clipping"], "50 % of the critics' target mass"),
     ],
 )  # fmt: skip
 def test_an_alarm_is_a_sentence_with_its_remedy(record: dict[str, Any], names: list[str], said: str) -> None:
     found = alarms(record)
-    assert list(found) == names
+    assert list(found) == names and set(names) <= set(ALARMS)
     if said:
         assert re.search(said, found[names[0]])

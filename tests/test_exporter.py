@@ -52,7 +52,7 @@ LINE = {
     "shard_held_rows_1": 1500, "gpu_bytes_learner": 3e9, "gpu_busy_learner": 0.4, "worker_steps_per_s_min": 12.0, "node_workers_10.0.0.3": 2,
     "node_steps_per_s_10.0.0.3": 24.5,
     "hop_fetch_s": 0.5, "hop_append_bytes": 2e6, "hop_sample_calls": 40, "queue_append": 3, "rows_in_flight": 16, "shm_bytes_shard": 1e6,
-    "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0,
+    "loss_kl_token": 1.5, "loss_active_dims": 0.9, "loss_collapse": 0.0, "alarm_promise": 0, "alarm_plan_return": 1,
 }  # fmt: skip
 
 FACTS = {"algorithm": "softgac", "env": "Hopper-v5", "user": "ada", "commit": "0123abc"}
@@ -135,6 +135,8 @@ def test_a_metrics_line_becomes_series_with_the_values_of_the_line(exporter: Exp
         key("learning", metric="alpha"): 0.08,
         key("evaluation_return"): 120.0,
         key("evaluation_promise", stat="limit"): 240.0,
+        key("alarm", alarm="plan_return"): 1,
+        key("alarm", alarm="promise"): 0,
         key("failed_writes_total", what="checkpoint"): 0,
         key("failed_writes_total", what="report"): 5,
         key("save_age_seconds", what="snapshot"): 200.0,

@@ -255,6 +255,24 @@ def test_going_online_begins_the_cycles_and_counts_the_stages_anew_after_however
     assert agent.target.gain < gain and agent.target.stage == 1
 
 
+def test_what_is_said_of_exploration_is_of_the_newest_stage_and_the_same_after_a_resume_without_a_read() -> None:
+    agent, resumed = (made(small(), episodes(0)) for _ in range(2))
+    deviation = float(agent.model.return_std)
+    stage = dataclasses.replace(
+        RETURNS, stage=2, stage_target=9.0, stage_reached=1.0, stage_mean=1.0, stage_episodes=40
+    )
+    stage = dataclasses.replace(stage, best=1.0 + deviation, stage_std=0.01 * deviation)
+    agent.update_returns(stage)
+    seen = agent.update(batches(agent.config, 0))
+    assert seen["explore_spread"].item() == pytest.approx(0.01) and seen["explore_collapse"].item() == 1.0
+    resumed.load_state(agent.state())
+    with HostReads() as reads:
+        resumed.update_returns(dataclasses.replace(stage))
+        again = resumed.update(batches(agent.config, 1))
+    assert reads.seen == []
+    assert all(torch.equal(again[name], seen[name]) for name in ("explore_spread", "explore_collapse"))
+
+
 def test_what_was_gathered_raises_the_highest_return_known_and_nothing_lowers_it() -> None:
     agent = made(small(), episodes(0))
     high = float(agent.model.return_high)

@@ -6,11 +6,22 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from algorithms.gac.config import ALIKE
 from algorithms.gac.planning import PlanningConfig
-from algorithms.gac.target import LARGEST_GAIN, LEAST_GAIN, Target, first_target, next_target, settle_target
+from algorithms.gac.target import (
+    LARGEST_GAIN,
+    LEAST_EPISODES,
+    LEAST_GAIN,
+    Target,
+    exploration,
+    first_target,
+    next_target,
+    settle_target,
+)
 from replay.schema import ReturnSummary
 
 NOTHING = ReturnSummary(
@@ -113,3 +124,38 @@ def test_settings_that_cannot_work_are_named_with_their_remedy() -> None:
     found = "\n".join(bad.validate())
     for name in ("infer_mode", "infer_lr", "explore_gain", "replan_every"):
         assert name in found
+
+
+DATA_STD = torch.tensor(20.0)
+LOST = dataclasses.replace(after_stage(2, mean=40.0, target=54.0), stage_std=0.9 * ALIKE * 20.0)  # the best known: 90
+
+
+@pytest.mark.parametrize(
+    ("changed", "collapsed"),
+    [
+        ({}, 1.0),
+        ({"stage_std": 1.1 * ALIKE * 20.0}, 0.0),
+        ({"stage_reached": 55.0}, 0.0),  # what was asked for
+        ({"stage_mean": 89.5}, 0.0),  # as good as the best known
+        ({"stage_episodes": LEAST_EPISODES - 1}, 0.0),
+        ({"stage_std": math.nan}, 0.0),  # of a checkpoint that does not know it
+    ],
+)
+def test_exploration_has_collapsed_where_a_stage_is_all_alike_and_reaches_neither_its_target_nor_the_best(
+    changed: dict[str, float], collapsed: float
+) -> None:
+    stage = dataclasses.replace(LOST, **changed)
+    found = exploration(stage, DATA_STD)
+    assert found["explore_collapse"].item() == collapsed
+    assert found["explore_spread"].item() == pytest.approx(stage.stage_std / 20.0, nan_ok=True)
+
+
+def test_nothing_is_said_of_exploration_before_a_stage_is_over_or_where_nothing_was_asked_for() -> None:
+    for changed in ({"stage": 0}, {"stage_target": math.nan, "stage_reached": math.nan}):
+        assert exploration(dataclasses.replace(LOST, **changed), DATA_STD) == {}
+
+
+def test_a_summary_of_an_older_checkpoint_has_no_deviation_and_no_summary_shows_it_in_its_words() -> None:
+    """Its words are what an agent knows it by: one that moves no target must not look new to an older run."""
+    older = ReturnSummary.of(*dataclasses.astuple(LOST)[:-1])
+    assert math.isnan(older.stage_std) and repr(older) == repr(LOST)

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from algorithms.gac.agent import METRICS
 from cluster.errors import UsageError
+from cluster.metrics.wording import AGENT_CHARTS
 from cluster.pictures.chart import Line, draw_chart, thin, tick_text, ticks
 from cluster.pictures.curve import draw_curve, learning_curve
 from cluster.pictures.report import NotARun, bootstrap_interval, compare, grouped, read_run, write_report
@@ -370,3 +372,7 @@ def test_a_real_browser_draws_the_page_and_its_hover_values(tmp_path: Path) -> N
     assert dom.count("<figure") >= 8
     tip = re.search(r'class="tip"[^>]*>(.*?)</div></div>', dom)
     assert tip is not None and "SoftGAC: <b>2002" in tip.group(1).replace(",", ""), dom[-3000:]
+
+
+def test_every_measure_of_gac_has_a_chart_with_a_title_and_a_unit() -> None:
+    assert [name for name in METRICS if name not in AGENT_CHARTS] == []

@@ -14,6 +14,7 @@ from replay.dataset import write_dataset
 from replay.stored_episode import StoredEpisode
 
 ENV, DATASET = "Pendulum-v1", "tiny/pendulum-v0"
+BARREN = "broken_envs:Barren-v0"
 STEPS = 200  # of every episode
 LEARNER = {"learner.batch_size": 8, "learner.updates_per_call": 5, "learner.publish_updates": 10}
 TINY = {
@@ -48,6 +49,23 @@ def make_dataset(root: Path, patch: pytest.MonkeyPatch, episodes: int = 8) -> st
     about = {"random_return": -1_200.0, "expert_return": -150.0, "reference_episodes": 0, "algorithm_name": "random"}
     write_dataset(DATASET, swings(episodes), env_id=ENV, action_low_A=-bound, action_high_A=bound, **about)
     return DATASET
+
+
+def make_barren_dataset(root: Path, patch: pytest.MonkeyPatch) -> str:
+    """The same of BARREN, whose recorded episodes return what none can that is gathered there."""
+    patch.setenv("MINARI_DATASETS_PATH", str(root))
+    bound = np.array([1.0])
+    about = {"random_return": 0.0, "expert_return": 350.0, "reference_episodes": 0, "algorithm_name": "random"}
+    episodes = map(rewarded, range(8))
+    write_dataset(DATASET, episodes, env_id=BARREN, action_low_A=-bound, action_high_A=bound, **about)
+    return DATASET
+
+
+def rewarded(index: int, steps: int = 50) -> StoredEpisode:
+    rng = np.random.default_rng(index)
+    obs_NO = rng.normal(size=(steps + 1, 2)).astype(np.float32)
+    action_TA = rng.uniform(-1, 1, (steps, 1)).astype(np.float32)
+    return StoredEpisode(index, obs_NO[:-1], action_TA, np.full(steps, float(index)), False, True, obs_NO[-1])
 
 
 def swings(episodes: int) -> Iterator[StoredEpisode]:

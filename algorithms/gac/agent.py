@@ -32,7 +32,7 @@ from algorithms.gac.config import GACConfig
 from algorithms.gac.generator import LEAST_ROW
 from algorithms.gac.model import LEARNED_LATE, PERCENTILES, GACModel
 from algorithms.gac.segments import Segments, sampled, whole
-from algorithms.gac.target import Target, asked_for, decode_nan, encode_nan, first_target, next_target
+from algorithms.gac.target import Target, asked_for, decode_nan, encode_nan, exploration, first_target, next_target
 from algorithms.interface import AgentSpec
 from algorithms.trainer import FlatAdam, FlatParameters, Loss, TrainedAgent, Trainer
 from replay.schema import DataSummary, ReturnSummary, Trajectories
@@ -82,6 +82,7 @@ class GAC(TrainedAgent):
         self.target = first_target(config)
         self.return_moments = torch.tensor([0.0, 1.0], device=self.device)  # running means of y and y^2, z-scored
         self.return_error = torch.full((), math.nan, device=self.device)  # root mean square, environment units
+        self._returns: ReturnSummary | None = None  # the newest
         self._returns_digest = -1  # of the newest returns
         self._posteriors: list[torch.Tensor] = []
 
@@ -98,7 +99,8 @@ class GAC(TrainedAgent):
     def update_returns(self, returns: ReturnSummary) -> None:
         """Moves the exploration target and the highest known return. Reads the predictor's error from the device only if the
         returns changed."""
-        digest = zlib.crc32(repr(returns).encode())
+        self._returns = returns
+        digest = zlib.crc32(repr(returns).encode())  # without what moves no target: stage_std
         if digest == self._returns_digest:
             return
         self._returns_digest = digest
@@ -108,14 +110,15 @@ class GAC(TrainedAgent):
             self.model.return_high.clamp_(min=returns.best)
 
     def update(self, batches: Sequence[Trajectories]) -> dict[str, torch.Tensor]:
-        """One update a batch, this learner's share of it; metrics of METRICS and ``nonfinite``."""
+        """One update a batch, this learner's share of it; metrics of METRICS, ``nonfinite`` and ``exploration``."""
         self._posteriors = []
         with runtime.library(self.matmul):
             for batch in batches:
                 segments, bound = self.step(batch, self._draw(len(batch)))
         if batches:
             self._calibrate(segments, bound)
-        return self.read_metrics()
+        explored = {} if self._returns is None else exploration(self._returns, self.model.return_std)
+        return self.read_metrics() | explored
 
     def step(self, batch: Trajectories, noise: Noise) -> tuple[Segments, Bound]:
         """One update with everything random given: the posteriors, then the networks."""

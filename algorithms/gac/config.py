@@ -16,6 +16,7 @@ PRIOR_HEADS = 4  # of the implicit prior's attention [C]
 LEARNED = (
     0.75  # share of the updates after which plans that are read say more than is free, and more than the return [C]
 )
+ALIKE = 0.05  # of the data's deviation of returns: a stage that deviates less is all alike; ours that explored had .3 to 2.3 [C]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from algorithms.gac.config import ALIKE
 from algorithms.gac.planning import PlanningConfig
 from algorithms.interface import PlanRequestError
 from replay.option import SIZE_LIMIT
@@ -22,6 +23,7 @@ from replay.schema import ReturnSummary
 GROW = 1.5  # factor on the gain after a stage that reached its target
 SHRINK = 0.5  # factor after one that missed it by a standard error
 LEAST_GAIN, LARGEST_GAIN = 0.1, 4.0
+LEAST_EPISODES = 10  # of a stage, to say that they are all alike
 TARGET_MARGIN = 0.1  # how far outside the returns seen, in their range, is still inside
 QUANTILE, MARGIN = 99, 1.5  # a prediction error is large above MARGIN times this percentile of those on the data
 REST = 10  # steps after a plan in which it is not acted on
@@ -83,6 +85,20 @@ def _judged(returns: ReturnSummary, previous: Target, uncertainty: float) -> flo
 def _over(returns: ReturnSummary, previous: Target) -> bool:
     """Whether a stage has been gathered whose outcome the gain has not followed yet."""
     return returns.stage > previous.stage and not math.isnan(returns.stage_target - returns.stage_reached)
+
+
+def exploration(returns: ReturnSummary, data_std: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How the episodes of the newest stage differ, once it is over; empty before.
+
+    explore_spread: deviation of their returns, in ``data_std``, the deviation of the data's. explore_collapse: 1 where they are all
+    alike, miss their target and stay below the best return known: a stage that reaches the best has nothing left to explore.
+    """
+    missed_by = returns.stage_target - returns.stage_reached
+    if not returns.stage or math.isnan(missed_by):
+        return {}
+    spread, below = returns.stage_std / data_std, (returns.best - returns.stage_mean) / data_std
+    judged = missed_by > 0 and returns.stage_episodes >= LEAST_EPISODES
+    return {"explore_spread": spread, "explore_collapse": ((spread < ALIKE) & (below > ALIKE)).float() * judged}
 
 
 def settle_target(target: float, low: float, high: float) -> tuple[float, str]:

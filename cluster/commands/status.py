@@ -13,7 +13,7 @@ from cluster.commands.arguments import add_command, count, location, seconds
 from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import alarms, figures
 from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
 from cluster.own_code import resume_words
 from cluster.reports import LATE_S, free_words
@@ -142,9 +142,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "live": {key: value for key, value in live.items() if key not in ("pid", "state", "written")},
         "last_evaluation": evaluations[-1][0] if evaluations else None,
         "summary": summary or None,
-        "alarms": list(
-            alarms({key: value for key, value in live.items() if number(value)}, config.planned_updates).values()
-        ),
+        "alarms": list(alarms(figures(live), config.planned_updates).values()),
         "notes": notes,
         "resume": resume_words(run.path, config),
     }

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics.alarms import alarms
 from cluster.metrics.catalogue import (
     BUDGETED_PARTS,
     DROP_REASONS,
@@ -341,7 +340,6 @@ class MetricsAggregator:
         spent = sum(self._share_s.values())
         wall_s = self.time_s
         returns = self.evaluation.get("returns", [])
-        losses = {f"loss_{name}": value for name, value in self._losses.items()}
         return {
             "env_steps": self.env_steps,
             "updates": self.updates,
@@ -360,6 +358,5 @@ class MetricsAggregator:
             "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in LEARNER_PARTS},
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
-            "alarms": list(alarms(losses | self._evaluated()).values()),
             "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
         }

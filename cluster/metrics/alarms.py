@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from algorithms.gac.config import LEARNED
-from cluster.metrics.catalogue import CLIPPED_LIMIT
+from algorithms.gac.config import ALIKE, LEARNED
+from cluster.history import number as is_number
+from cluster.history import unit_of
+from cluster.metrics.catalogue import ALARM_PREFIX, CLIPPED_LIMIT
 from cluster.metrics.wording import clipping_words, number, percent
 
+ALARMS = ("slow_workers", "clipping", "collapse", "plan_return", "promise", "exploration")
 SLOW_WORKER = 0.5  # of the median's env steps a second
 PLAN_RETURN_LIMIT = 0.9  # share of what plans say that is the return
 
 
 def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, str]:
-    """A sentence for each alarm that sounds, by its name: slow_workers, clipping, collapse, plan_return, promise.
+    """A sentence for each alarm that sounds, by its name, one of ALARMS.
 
     ``updates``: that the whole run makes; None: it counts env steps, or there is no telling how far it is.
     """
@@ -51,4 +54,27 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             "any return known: their search has left what was learned and the promise means nothing; ask for less (mode st), lower "
             "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
+    if (record.get("loss_explore_collapse") or 0.0) > 0:
+        found["exploration"] = (
+            f"the exploring episodes of the newest stage are all alike: their returns deviate by {percent(record.get('loss_explore_spread'))} "
+            f"of the data's deviation, expected more than {percent(ALIKE)}, and miss what was asked for and the best return known: more of "
+            "them teach nothing; raise agent.explore_action_std, agent.explore_reach or agent.explore_gain"
+        )
     return found
+
+
+def alarm_keys(record: Mapping[str, Any], updates: int | None = None) -> dict[str, int]:
+    """The keys of a metrics record that say which alarms sound by the others."""
+    found = alarms(record, updates)
+    return {f"{ALARM_PREFIX}{name}": int(name in found) for name in ALARMS}
+
+
+def figures(live: Mapping[str, Any]) -> dict[str, Any]:
+    """What alarms are read from, of a live.json: its numbers, and the names of the slowest workers."""
+    return {key: value for key, value in live.items() if is_number(value) or (key == "slowest_workers" and value)}
+
+
+def planned_updates(config: Mapping[str, Any]) -> int | None:
+    """``RunConfig.planned_updates`` of a config.json; None too where it does not say."""
+    steps: Any = config.get("steps")
+    return int(steps) if unit_of(config) == "updates" and is_number(steps) else None

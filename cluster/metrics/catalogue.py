@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from cluster.metrics.metric import Line, Metric, plain
 
 AGENT_PREFIX = "loss_"  # of the keys that an agent's update reports
+ALARM_PREFIX = "alarm_"  # of the keys that say which alarms sound
 AGAIN_PREFIX = "again_"  # of the keys that say by how much a count fell
 
 FACTS = Metric(
@@ -94,6 +95,11 @@ PROGRESS = (
         series="save_interval_seconds", kind="gauge", unit="s", labels=("what",),
         keys={"checkpoint_every_s": ("checkpoint",), "snapshot_every_s": ("snapshot",)},
         help="time between two checkpoints, and between two snapshots, as configured",
+    ),
+    Metric(
+        series="alarm", kind="gauge", unit="0 or 1", labels=("alarm",), keys={f"{ALARM_PREFIX}*": ("*",)},
+        help="1 while an alarm sounds: slow_workers, clipping, collapse, plan_return, promise, exploration; the console and `drawbridge status` have "
+        "their words",
     ),
 )  # fmt: skip
 DROP_REASONS = (  # exported from 0, so that a first loss shows as an increase; rejected chunks have reasons of their own

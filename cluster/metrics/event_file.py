@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from replay.manifest import append_whole
 
 POINTS = 1000  # that TensorBoard keeps of a curve: events are no closer together than a run's time over this
-GROUPED = ("loss_", "learner_", "eval_", "rows_")
+GROUPED = ("loss_", "learner_", "eval_", "rows_", "alarm_")
 
 
 class EventFile:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cluster.errors import UsageError
 from cluster.history import NotARun, Run, read_run
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import alarms, figures, planned_updates
 from cluster.metrics.catalogue import agent_metrics, charts
 from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
 from cluster.own_code import resume_words
@@ -220,7 +220,8 @@ def _alarms(runs: Sequence[Run]) -> Iterable[str]:
                 f'<div class="callout bad"><b>{_text(run.name)} is lost:</b> its process is gone and left no summary; '
                 f"resume it with <code>{_text(resume_words(run.path, {'env': run.env, **run.config}))}</code></div>"
             )
-        for text in alarms(run.last).values():
+        newest = figures(run.live) if "updates" in run.live else run.last
+        for text in alarms(newest, planned_updates(run.config)).values():
             yield f'<div class="callout bad"><b>{_text(run.name)}:</b> {_text(text)}</div>'
         if run.notes:
             notes = "; ".join(run.notes)
