@@ -110,7 +110,7 @@ class TwinCritic:
         """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool)."""
         moved = torch.lerp(self.running, batch, 1.0 - self.constants.decay)
         self.running.copy_(torch.where(keep, self.running, moved))
-        self.passes.add_(torch.where(keep, 0.0, 1.0))
+        self.passes.add_(~keep)
 
     def frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Weights (T, in, out), biases (T, 1, out) of the eval-mode critics, renormalisation folded in, no gradient."""

@@ -270,7 +270,7 @@ void critic_head(const float *restrict logits, long T, long B, long N, const flo
 }
 
 /* The soft bridge (algorithms/softgac/bridge.py): K steps of R rows, O and A numbers each, width H. Its products are too small for
- * a library's: they are made here, ROWS rows at a time, and a row's rounding does not depend on the others. */
+ * a library's: they are made here, ROWS rows at a time or a row alone, and its rounding does not depend on the others. */
 typedef struct {
     long R, K, O, A, H;
     int layer_norm;
@@ -312,6 +312,14 @@ static void linear(const float *restrict x, const float *restrict w, const float
         }
 }
 
+/* ``linear`` of one row, with the same bits. */
+static void linear_one(const float *restrict x, const float *restrict w, const float *restrict bias, float *restrict out, long n,
+                       long m) {
+    memcpy(out, bias, m * sizeof(float));
+    for (long i = 0; i < n; i++, w += m)
+        for (long k = 0; k < m; k++) out[k] += x[i] * w[k];
+}
+
 /* w (n, m) += x' g and total (m,) += sums of g, over ROWS rows. */
 static void outer(const float *restrict x, const float *restrict g, float *restrict w, float *restrict total, long n, long m) {
     const float *restrict a = g, *restrict b = g + m, *restrict c = g + 2 * m, *restrict d = g + 3 * m;
@@ -340,10 +348,10 @@ static void layer_norm_grad(float *restrict g, const float *restrict centred, co
     for (long i = 0; i < n; i++) g[i] = inverse * (g[i] - mean - centred[i] * along);
 }
 
-/* One step's network on ROWS rows from ``first``; those beyond the last repeat it. */
-static void bridge_step(const bridge *p, long k, const float *obs, const float *z, long first, block *s) {
+/* One step's network on ``rows`` rows, 1 or ROWS, from ``first``; those beyond the last repeat it. */
+static void bridge_step(const bridge *p, long k, const float *obs, const float *z, long first, long rows, block *s) {
     long I = p->O + p->A, H = p->H, A = p->A;
-    for (long r = 0; r < ROWS; r++) {
+    for (long r = 0; r < rows; r++) {
         long row = first + r < p->R ? first + r : p->R - 1;
         float *x = s->x + r * I, *in = s->in + r * I;
         memcpy(x, obs + row * p->O, p->O * sizeof(float));
@@ -354,20 +362,20 @@ static void bridge_step(const bridge *p, long k, const float *obs, const float *
         else
             for (long i = 0; i < I; i++) in[i] = x[i] * scale[i] + bias[i];
     }
-    linear(s->in, p->weight + k * I * H, p->bias + k * H, s->e, I, H);
-    for (long j = 0; j < ROWS * H; j++) {
+    (rows == 1 ? linear_one : linear)(s->in, p->weight + k * I * H, p->bias + k * H, s->e, I, H);
+    for (long j = 0; j < rows * H; j++) {
         float x = s->e[j], below = exp_(x) - 1;
         s->e[j] = x > 0 ? x : below; /* elu */
     }
-    for (long r = 0; r < ROWS; r++)
+    for (long r = 0; r < rows; r++)
         s->inverse_out[r] =
             layer_norm(s->e + r * H, p->scale_out + k * H, p->bias_out + k * H, s->centred + r * H, s->out + r * H, H);
-    linear(s->out, p->heads + k * H * 2 * A, p->heads_bias + k * 2 * A, s->heads, H, 2 * A);
-    for (long r = 0; r < ROWS; r++) {
+    (rows == 1 ? linear_one : linear)(s->out, p->heads + k * H * 2 * A, p->heads_bias + k * 2 * A, s->heads, H, 2 * A);
+    for (long r = 0; r < rows; r++) {
         memcpy(s->u + r * A, s->heads + r * 2 * A, A * sizeof(float));
         memcpy(s->sigma + r * A, s->heads + r * 2 * A + A, A * sizeof(float));
     }
-    for (long i = 0; i < ROWS * A; i++) {
+    for (long i = 0; i < rows * A; i++) {
         float raw = s->sigma[i], y = exp_(raw < 0 ? raw : -raw), share = 1 / (1 + y);
         s->sigma[i] = (raw < 0 ? 0 : raw) + log_ratio(y / (2 + y)); /* softplus */
         s->slope[i] = raw < 0 ? y * share : share;
@@ -388,20 +396,21 @@ void bridge_forward(bridge p, const float *obs, const float *noise, float *work,
     block s;
     carve(&p, &s, work);
     float h = 1.0f / p.K, kick = sqrtf(2 * h);
+    long rows = p.R == 1 ? 1 : ROWS;
     double total = 0;
     for (long r = 0; r < p.R; r++) {
         memcpy(z + r * p.A, noise + r * (p.K + 1) * p.A, p.A * sizeof(float));
         cost[r] = -0.5f * p.K * p.A;
     }
     for (long k = 0; k < p.K; k++)
-        for (long first = 0; first < p.R; first += ROWS) {
+        for (long first = 0; first < p.R; first += rows) {
             const float *now = z + k * p.R * p.A;
-            bridge_step(&p, k, obs, now, first, &s);
-            for (long i = 0; i < ROWS * p.A; i++) {
+            bridge_step(&p, k, obs, now, first, rows, &s);
+            for (long i = 0; i < rows * p.A; i++) {
                 float drift = s.u[i] + 2 * s.tanh[i], variance = s.sigma[i] * s.sigma[i] + p.floor;
                 s.tanh[i] = 0.5f * (variance + 0.5f * h * drift * drift - log_(variance)); /* what it costs */
             }
-            for (long r = 0; r < ROWS && first + r < p.R; r++) {
+            for (long r = 0; r < rows && first + r < p.R; r++) {
                 long at = (first + r) * p.A;
                 const float *eps = noise + ((first + r) * (p.K + 1) + k + 1) * p.A;
                 for (long a = 0; a < p.A; a++) {
@@ -432,7 +441,7 @@ void bridge_backward(bridge p, bridge g, const float *obs, const float *noise, f
         }
         for (long first = 0; first < p.R; first += ROWS) {
             long rows = p.R - first < ROWS ? p.R - first : ROWS;
-            bridge_step(&p, k, obs, z + k * p.R * A, first, &s);
+            bridge_step(&p, k, obs, z + k * p.R * A, first, ROWS, &s);
             memset(grad_heads, 0, ROWS * 2 * A * sizeof(float)); /* rows beyond the last give none */
             for (long r = 0; r < rows; r++)
                 for (long a = 0; a < A; a++) {

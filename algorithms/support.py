@@ -59,9 +59,8 @@ class Support:
         if not self.fitted:
             return self._returns
         bound_B = reward_B / (1.0 - discount_B)
-        finite_B = bound_B.isfinite()  # the update on a row that is not finite is skipped, see trainer.py
-        low = torch.where(finite_B, bound_B, torch.inf).amin()
-        high = torch.where(finite_B, bound_B, -torch.inf).amax()
+        inf = torch.inf  # for what is not finite: the update on such a row is skipped, see trainer.py
+        low, high = bound_B.nan_to_num(inf, inf, inf).amin(), bound_B.nan_to_num(-inf, -inf, -inf).amax()
         if collective.world_size > 1:  # each learner fills its own row, so the mean gathers them
             bounds = torch.zeros(collective.world_size, 2, device=low.device)
             bounds[collective.rank] = torch.stack([low, high]) * collective.world_size

@@ -100,7 +100,7 @@ class Trainer:
     def record(self, step: Step, values: Sequence[torch.Tensor]) -> None:
         """Adds the metrics (0-d) of a step to the sums, unless it was skipped, and counts it where it was not finite."""
         entries = torch.stack([*values, torch.ones_like(step.norm)])
-        self.sums[:-1].add_(torch.where(step.skipped > 0, 0.0, entries))
+        self.sums[:-1].add_(entries.masked_fill_(step.skipped > 0, 0.0))
         self.sums[-1].add_(step.nonfinite)
 
 

@@ -235,7 +235,8 @@ def device_problems(config: RunConfig) -> list[str]:
         found.append(
             f"learner.gpus is {wanted:g}, expected a whole number above 1: Ray divides no more than one GPU; round it"
         )
-    on_cuda = learner.device == "cuda" or (learner.device == "auto" and bool(devices if here else wanted))
+    may_be = devices if here else wanted or learner.learners == 1  # one learner uses a GPU of its node, reserved or not
+    on_cuda = learner.device == "cuda" or (learner.device == "auto" and bool(may_be))
     if on_cuda and learner.learners > 1 and config.backend == "ray" and wanted < 1:
         found.append(
             f"learner.gpus is {wanted:g} for {learner.learners} learners on CUDA, expected at least 1: two of them would be given one GPU, "
@@ -244,8 +245,8 @@ def device_problems(config: RunConfig) -> list[str]:
     if on_cuda and learner.cuda_graph and broken:
         found.append(
             f"learner.updates_per_call is {learner.updates_per_call} with agent.actor_every {every}, expected a multiple: a CUDA graph makes "
-            f"whole cycles of {every} updates alone; set learner.updates_per_call={-(-learner.updates_per_call // every) * every}, or "
-            "learner.cuda_graph=false"
+            f"whole cycles of {every} updates alone; set learner.updates_per_call={-(-learner.updates_per_call // every) * every}, "
+            "learner.cuda_graph=false or learner.device=cpu"
         )
     return found
 

@@ -278,12 +278,14 @@ def make_evaluator(spec: RunSpec) -> Evaluator:
 
 
 def learner_device(config: RunConfig) -> str:
-    """Where learners compute: what was asked for, or CUDA where there is one."""
+    """Where learners compute: what was asked for, or CUDA where there is one that no two of them would share."""
     import torch
 
-    if config.learner.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.learner.device
+    learner = config.learner
+    if learner.device != "auto":
+        return learner.device
+    shared = config.backend == "ray" and learner.learners > 1 and learner.gpus < 1
+    return "cuda" if torch.cuda.is_available() and not shared else "cpu"
 
 
 def random_steps_left(config: RunConfig, env_steps: int) -> int:

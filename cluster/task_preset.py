@@ -1,11 +1,13 @@
-"""Presets ``paper`` and ``paper-fleet`` of the actor-critics by task: the paper has another support, width and length for some of them."""
+"""What of an actor-critic follows from its task, in presets ``paper`` and ``paper-fleet``, and from the length of its run."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from algorithms.config import GYM_SUPPORT, published
+from replay.option import COUNT_LIMIT
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
@@ -18,7 +20,16 @@ def for_task(config: RunConfig) -> RunConfig:
         return config
     widths = {"bridge_width": task.bridge_width} if hasattr(config.agent, "bridge_width") else {}
     agent = dataclasses.replace(config.agent, v_min=-task.v_max, v_max=task.v_max, **widths)
-    return dataclasses.replace(config, agent=agent, steps=task.steps)
+    return scheduled(dataclasses.replace(config, agent=agent, steps=task.steps), ())
+
+
+def scheduled(config: RunConfig, settings: Container[str]) -> RunConfig:
+    """``config`` with an agent's schedule as long as the run, unless ``settings`` has its length."""
+    updates = config.steps * config.replay.replay_ratio
+    followed = hasattr(config.agent, "entropy_updates") and "agent.entropy_updates" not in settings
+    if not followed or not 1 <= updates <= COUNT_LIMIT:  # a ratio out of its range is refused later
+        return config
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, entropy_updates=round(updates)))
 
 
 def unpublished(config: RunConfig) -> str:

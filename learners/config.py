@@ -84,7 +84,12 @@ class LearnerConfig:
         "restarts of learners within any hour; one more halts the run with the first traceback",
         **BUDGET,
     )
-    device: str = option("auto", "name", "cpu, cuda, or auto (cuda where there is one)", ("cpu", "cuda", "auto"))
+    device: str = option(
+        "auto",
+        "name",
+        "cpu, cuda, or auto: cuda where there is one, and of several learners on Ray each reserves its own",
+        ("cpu", "cuda", "auto"),
+    )
     cuda_graph: bool = option(True, "bool", "on CUDA: capture one update as a graph and replay it")
     threads: int = option(
         1,

@@ -1,11 +1,12 @@
 """What only a CUDA device can prove: each check is a function that returns what it saw, or raises Failed.
 
 Letters: U updates, B batch, D packed row width. On the CPU the same checks run without a graph (see tests/test_gpu_check.py): the cycle
-is then called instead of replayed.
+is then called instead of replayed, and reads of the host are refused where CUDA would wait for its device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -16,18 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import UpdateNoise
 from algorithms.interface import AgentSpec, Collective, Solo
+from algorithms.weights import Weights
 from learners.collective import TorchCollective
-from learners.feed import Feed
+from learners.config import LearnerConfig
+from learners.feed import Feed, ReadyBatch
 from learners.graph import CapturedCycle
+from learners.learner import Learner
 from replay.messages import Block
 from replay.schema import RowLayout
 
 LAYOUT = RowLayout(obs_dim=17, action_dim=6)  # HalfCheetah's
 BATCH = 256
+METHODS = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.items == "transitions")
 CLOSE = 1e-3  # largest difference of a parameter, as a share of its tensor's largest entry
 
 
@@ -40,7 +46,7 @@ class Sizes:
     """How much is computed."""
 
     critic_width: int = 256
-    bridge_width: int = 64
+    actor_width: int = 64
     timed_width: int = 2048  # critics whose updates are timed: the paper's
     timed_updates: int = 400
     replays: int = 10_000
@@ -55,12 +61,19 @@ class Bench:
         self.cuda = self.device.type == "cuda"
 
     def agent(
-        self, device: torch.device | str | None = None, collective: Collective | None = None, **fields: Any
+        self,
+        device: torch.device | str | None = None,
+        collective: Collective | None = None,
+        *,
+        method: str = "softgac",
+        **fields: Any,
     ) -> Any:
-        """SoftGAC with narrow networks, with the statistics and the fitted support of preset cpu."""
-        softgac = ALGORITHMS["softgac"]
-        narrow = {"critic_width": self.sizes.critic_width, "bridge_width": self.sizes.bridge_width}
-        config = dataclasses.replace(softgac.presets["cpu"](), **(narrow | fields))
+        """A method with narrow networks, with the statistics and the fitted support of preset cpu."""
+        preset, sizes = ALGORITHMS[method].presets["cpu"](), self.sizes
+        actors = dict.fromkeys(("bridge_width", "actor_width", "behaviour_width"), sizes.actor_width)
+        narrow = {"critic_width": sizes.critic_width, "train_samples": 4} | actors
+        own = {name: number for name, number in narrow.items() if hasattr(preset, name)}
+        config = dataclasses.replace(preset, **(own | fields))
         spec = AgentSpec(
             obs_dim=LAYOUT.obs_dim,
             action_dim=LAYOUT.action_dim,
@@ -68,7 +81,7 @@ class Bench:
             seed=1,
             collective=collective or Solo(),
         )
-        return softgac.make_agent(config, spec)
+        return ALGORITHMS[method].make_agent(config, spec)
 
     def rows(self, updates: int, seed: int = 0) -> torch.Tensor:
         """Rows (U, B, D) on the device: rewards follow from the states, every tenth step ends an episode."""
@@ -78,6 +91,13 @@ class Bench:
         columns.reward.copy_(columns.obs[..., 0] - columns.action.square().sum(-1))
         columns.discount.copy_((torch.rand(columns.discount.shape, generator=draw) > 0.1).float())
         return rows.to(self.device)
+
+    def ready(self, updates: int) -> ReadyBatch:
+        """The same as a learner takes them."""
+        rows_UBD, ids = self.rows(updates), np.zeros((updates, BATCH), np.int64)
+        places = {"slot_UB": ids, "writes_UB": ids, "version_UB": ids}
+        block = Block(rows_UBD=rows_UBD.cpu().numpy(), **places, shard=0, inserted=0, size=0)
+        return ReadyBatch(block=block, batches=rows_UBD, waited_s=0.0)
 
     def cycles(self, agent: Any) -> CapturedCycle:
         """The agent's cycle as a graph; on the CPU as a call."""
@@ -127,18 +147,21 @@ def same_as_cpu(bench: Bench) -> str:
 
 
 def captured_as_eager(bench: Bench) -> str:
-    """Updates of the graph and of the agent itself, from one state, after an odd number of updates."""
-    eager, graph, rows = bench.agent(), bench.agent(), bench.rows(12)
-    for agent in (eager, graph):
-        agent.update(rows[:3])
-    cycles = bench.cycles(graph)
-    cycles.update(rows[3:8])
-    cycles.update(rows[8:])
-    eager.update(rows[3:8])
-    eager.update(rows[8:])
-    difference, name = furthest(eager, graph)
-    same = difference < CLOSE and graph.updates == eager.updates == 12
-    return _require(same, f"12 updates resumed after 3: at most {difference:.1e} apart ({name})")
+    """Updates of the graph and of the agent itself, from one state, after an odd number of updates; of every method."""
+    apart, same = (0.0, "nothing"), True
+    for method in METHODS:
+        eager, graph, rows = bench.agent(method=method), bench.agent(method=method), bench.rows(12)
+        for agent in (eager, graph):
+            agent.update(rows[:3])
+        cycles = bench.cycles(graph)
+        cycles.update(rows[3:8])
+        cycles.update(rows[8:])
+        eager.update(rows[3:8])
+        eager.update(rows[8:])
+        difference, name = furthest(eager, graph)
+        apart = max(apart, (difference, f"{method}: {name}"))
+        same = same and difference < CLOSE and graph.updates == eager.updates == 12
+    return _require(same, f"12 updates resumed after 3: at most {apart[0]:.1e} apart ({apart[1]})")
 
 
 def noise(bench: Bench) -> str:
@@ -183,21 +206,57 @@ def beside_a_feed(bench: Bench) -> str:
     return _require(whole == len(blocks), f"{whole} of {len(blocks)} blocks arrived whole")
 
 
-def never_waits(bench: Bench) -> str:
-    """Updates, eager and replayed, while CUDA refuses whatever waits for the device."""
-    agent, rows = bench.agent(), bench.rows(4)
-    cycles = bench.cycles(agent)
-    if bench.cuda:
-        torch.cuda.set_sync_debug_mode("error")
+class HostReads(TorchDispatchMode):
+    """Raises RuntimeError at an operation for whose result a host would wait."""
+
+    names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.names:
+            raise RuntimeError(f"{func} reads from the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def no_wait(bench: Bench, who: str) -> Iterator[None]:
+    """Fails whatever waits for the device."""
     try:
-        agent.update(rows)
-        cycles.update(rows)
+        if bench.cuda:
+            torch.cuda.set_sync_debug_mode("error")
+        with contextlib.nullcontext() if bench.cuda else HostReads():
+            yield
     except RuntimeError as error:
-        raise Failed(f"the host waited for the device: {error}") from error
+        raise Failed(f"{who}: the host waited for the device: {error}") from error
     finally:
         if bench.cuda:
             torch.cuda.set_sync_debug_mode("default")
-    return "8 updates, no wait"
+
+
+def never_waits(bench: Bench) -> str:
+    """Updates of every method, eager and replayed, while CUDA refuses whatever waits for the device."""
+    for method in METHODS:
+        agent, rows = bench.agent(method=method), bench.rows(4)
+        cycles = bench.cycles(agent)
+        with no_wait(bench, method):
+            agent.update(rows)
+            cycles.update(rows)
+    return f"8 updates of each of {len(METHODS)} methods, no wait"
+
+
+def learner_never_waits(bench: Bench) -> str:
+    """Steps of a learner of every method that publishes after each, while CUDA refuses whatever waits for the device."""
+    config, seen = LearnerConfig(batch_size=BATCH, updates_per_call=4, publish_updates=4), []
+    for method in METHODS:
+        ready, published = bench.ready(4), list[Weights]()
+        with tempfile.TemporaryDirectory() as folder:
+            learner = Learner(bench.agent(method=method), config, directory=Path(folder), publish=published.append)
+            learner.step(ready)  # captures
+            with no_wait(bench, method):
+                for _ in range(3):
+                    learner.step(ready)
+        seen.append(len(published))
+    late = 1 if bench.cuda else 0
+    return _require(set(seen) == {4 - late}, f"3 steps of each of {len(METHODS)} methods, no wait; {seen} publications")
 
 
 def nan_row(bench: Bench) -> str:
@@ -288,6 +347,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "noise of replays and of a loaded state": noise,
     "capture beside a pinning feed": beside_a_feed,
     "no wait for the device": never_waits,
+    "no wait in a learner that publishes": learner_never_waits,
     "a NaN row inside the graph": nan_row,
     "two learners on two devices": two_learners,
     "memory over many replays": memory,

@@ -80,7 +80,15 @@ class LearnerSide:
 
     def _agent_config(self) -> Any:
         config = ALGORITHMS[self.algorithm].presets["cpu"]()
-        return dataclasses.replace(config, critic_width=16, atoms=21, bridge_width=8, bridge_steps=3)
+        sizes = {
+            "critic_width": 16,
+            "atoms": 21,
+            "bridge_width": 8,
+            "bridge_steps": 3,
+            "actor_width": 8,
+            "behaviour_width": 8,
+        }
+        return dataclasses.replace(config, **{name: size for name, size in sizes.items() if hasattr(config, name)})
 
     def start(self) -> None:
         """From the newest good checkpoint, in a new generation."""

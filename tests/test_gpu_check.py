@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from algorithms.rivals.qsm import QSM
 from cluster import checks
 from cluster.cli import main
 from cluster.commands.gpu_check import run_checks
@@ -12,7 +16,7 @@ from cluster.errors import RunError
 from learners import gpu_check
 from learners.gpu_check import CHECKS, Bench, Failed, Sizes
 
-SMALL = Sizes(critic_width=16, bridge_width=8, timed_width=16, timed_updates=4, replays=2, blocks=3)
+SMALL = Sizes(critic_width=16, actor_width=8, timed_width=16, timed_updates=4, replays=2, blocks=3)
 
 
 def test_every_check_passes_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +57,32 @@ def test_a_graph_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for check in (gpu_check.captured_as_eager, gpu_check.noise, gpu_check.nan_row):
         with pytest.raises(Failed):
             check(bench)
+
+
+def test_the_method_whose_graph_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def idle(agent, rows_CBD):  # type: ignore[no-untyped-def]
+        return (lambda: None) if isinstance(agent, QSM) else lambda: agent.step_cycle(rows_CBD)
+
+    monkeypatch.setattr(gpu_check, "_called", idle)
+    with pytest.raises(Failed, match=r"apart \(qsm: "):
+        gpu_check.captured_as_eager(Bench("cpu", SMALL))
+
+
+@pytest.mark.parametrize(
+    ("check", "reads"), [(gpu_check.never_waits, "advance"), (gpu_check.learner_never_waits, "policy_weights")]
+)
+def test_a_method_that_reads_from_the_device_is_named(
+    check: Callable[[Bench], str], reads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = getattr(QSM, reads)
+
+    def reading(self: QSM, *rows: torch.Tensor) -> Any:
+        assert float(self.log_alpha.detach()) < 0
+        return own(self, *rows)
+
+    monkeypatch.setattr(QSM, reads, reading)
+    with pytest.raises(Failed, match=r"qsm: the host waited for the device: aten\._local_scalar_dense"):
+        check(Bench("cpu", SMALL))
 
 
 def test_another_agent_on_the_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,14 +130,21 @@ def test_the_bridge_and_its_gradients_equal_torchs(layer_norm, rows, obs, action
 
 
 @built
-def test_a_rows_action_does_not_depend_on_the_other_rows():
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize(("obs", "action", "width"), [(3, 1, 8), (17, 6, 64), (5, 9, 20), (11, 3, 70)])
+def test_a_row_alone_has_the_bits_it_has_in_a_batch(layer_norm, obs, action, width):
     draw = torch.Generator().manual_seed(0)
-    p = list(bridge.initial_parameters(5, 3, steps=6, width=16, draw=draw).values())
-    states, noise = torch.randn(11, 5), torch.randn(11, 7, 3)
-    fast: Any = choose_bridge(True)
-    whole = fast.forward(states, noise, p)[0]
-    rows = [fast.forward(states[i : i + 1], noise[i : i + 1], p)[0] for i in range(11)]
-    assert torch.equal(whole, torch.cat(rows))
+    made = bridge.initial_parameters(obs, action, steps=6, width=width, draw=draw)
+    p = [t + 0.5 * torch.randn(t.shape, generator=draw) for t in made.values()]
+    states, noise = 2 * torch.randn(11, obs), torch.randn(11, 7, action)
+    fast: Any = choose_bridge(layer_norm)
+    whole = fast.forward(states, noise, p)
+    alone = [fast.forward(states[i : i + 1], noise[i : i + 1], p) for i in range(11)]
+    for name, batch, rows, along in zip(("action", "energy", "sigma", "path"), whole, zip(*alone), (0, 0, None, 1)):
+        if along is None:
+            torch.testing.assert_close(torch.stack(rows).mean(), batch)
+        else:
+            assert torch.equal(torch.cat(rows, along), batch), name
 
 
 @built

@@ -10,8 +10,12 @@ import pytest
 from tiny_runs import ROOT, read, train_words
 
 from cluster.cli import main
+from cluster.commands.resuming import resumed
+from cluster.commands.train import new_run
 from cluster.config import flatten, make_preset, override
+from cluster.errors import UsageError
 from cluster.inline import InlineFleet
+from cluster.run_dir import RunDirectory
 
 # arXiv 2605.08733: suite and name of each task, largest atom, width of the bridge, env steps of a run
 PUBLISHED = {
@@ -38,18 +42,48 @@ TINY = {
 
 
 @pytest.mark.parametrize("env", PUBLISHED)
-@pytest.mark.parametrize("algorithm", ["softgac", "crossq-sac", "qsm"])
+@pytest.mark.parametrize("algorithm", ["softgac", "crossq-sac", "qsm", "qvpo"])
 def test_preset_paper_has_the_published_constants_of_the_task(algorithm: str, env: str) -> None:
     v_max, width, steps = PUBLISHED[env]
     config = make_preset(algorithm, "paper", env)
     assert (config.env, config.agent.v_min, config.agent.v_max, config.steps) == (env, -v_max, v_max, steps)
     assert getattr(config.agent, "bridge_width", width) == width
+    assert getattr(config.agent, "entropy_updates", 2 * steps) == 2 * steps
     assert override(config, {"agent.v_max": "300"}).agent.v_max == 300
     fleet = make_preset(algorithm, "paper-fleet", env)
     assert (fleet.agent, fleet.steps, fleet.replay) == (config.agent, config.steps, config.replay)
     assert fleet.backend == "ray" and fleet.worker.workers * fleet.worker.envs_per_worker == 16
     cpu = make_preset(algorithm, "cpu", env)
     assert (cpu.agent, cpu.steps) == (make_preset(algorithm, "cpu").agent, make_preset(algorithm, "cpu").steps)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "base", "updates"),
+    [
+        ("cpu", {}, {}, 25_000),
+        ("cpu", {"steps": "40000", "replay.replay_ratio": "0.5"}, {}, 20_000),
+        ("cpu", {"steps": "40000", "agent.entropy_updates": "300"}, {}, 300),
+        ("paper", {"steps": "2e6"}, {}, 4_000_000),
+        ("cpu", {}, {"steps": "50", "agent.entropy_updates": "300"}, 300),  # a run's config.json: as that run was
+        ("cpu", {"steps": "60"}, {"steps": "50", "agent.entropy_updates": "300"}, 60),
+        ("cpu", {"replay.replay_ratio": "nan"}, {}, 25_000),  # refused with all else that is wrong
+    ],
+)
+def test_qvpos_schedule_is_as_long_as_the_run(
+    preset: str, settings: dict[str, str], base: dict[str, str], updates: int
+) -> None:
+    config = new_run("qvpo", "Pendulum-v1", None, preset, settings, base=base)
+    assert config.agent.entropy_updates == updates
+
+
+def test_qvpos_schedule_stays_when_the_run_goes_on_for_longer(tmp_path: Path) -> None:
+    config = new_run("qvpo", "Pendulum-v1", None, "cpu", {"steps": "2000"})
+    run = RunDirectory(tmp_path)
+    run.write_config(config)
+    longer = resumed(run, {"steps": "4000"})
+    assert longer.steps == 4000 and longer.agent == config.agent and config.agent.entropy_updates == 2000
+    with pytest.raises(UsageError, match=r"agent\.entropy_updates is 2000 in this run"):
+        resumed(run, {"agent.entropy_updates": "4000"})
 
 
 def test_the_table_of_the_documentation_is_what_preset_paper_has() -> None:

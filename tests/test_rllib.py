@@ -25,7 +25,7 @@ from tiny_runs import TINY, newest_manifest
 from algorithms import ALGORITHMS
 from cluster.cli import main
 from cluster.errors import RunError, UsageError
-from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SACConfig, SoftGAC, SoftGACConfig
+from cluster.rllib import SAC, FleetAlgorithm, FleetConfig, PolicyModule, SoftGAC, SoftGACConfig
 from cluster.rllib.config import ENDLESS
 from cluster.rllib.methods import CONFIGS
 from cluster.run_dir import RunDirectory
@@ -292,13 +292,27 @@ def test_callbacks_of_the_driver_are_called(inline: Any) -> None:
     assert algo.evaluate() == algo.seen
 
 
-def test_sac_has_the_same_face_and_refuses_the_other_algorithms_checkpoint(inline: Any, tmp_path: Path) -> None:
-    settings = {key: value for key, value in SETTINGS.items() if not key.startswith("agent.")}
-    config = SACConfig().environment("Pendulum-v1").env_runners(num_env_runners=0)
-    algo = inline(config.training(set=settings, env_steps_per_iteration=80))
-    assert algo.train()["num_env_steps_sampled_lifetime"] >= 80 and isinstance(algo, SAC)
-    with pytest.raises(UsageError, match="checkpoint of 'sac'"):
-        SoftGAC.from_checkpoint(algo.save_to_path(tmp_path))
+@pytest.mark.parametrize("name", ["sac", "flowrl", "qvpo"])
+def test_another_method_goes_on_exactly_from_its_checkpoint_which_softgac_refuses(
+    name: str, inline: Any, tmp_path: Path
+) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if not key.startswith("agent.bridge")}
+    config = next(face for face in CONFIGS if face.algorithm == name)().environment("Pendulum-v1")
+    config = config.env_runners(num_env_runners=0).debugging(seed=5)
+    algo = inline(config.training(set=settings | {"agent.actor_width": 16}, env_steps_per_iteration=80))
+    assert algo.train()["num_env_steps_sampled_lifetime"] >= 80
+    saved, obs_O = algo.save_to_path(tmp_path / "saved"), np.array([0.5, -0.5, 1.0], np.float32)
+    with pytest.raises(UsageError, match=f"checkpoint of '{name}'"):
+        SoftGAC.from_checkpoint(saved)
+    again = type(algo).from_checkpoint(saved)
+    assert np.array_equal(again.compute_single_action(obs_O), algo.compute_single_action(obs_O))
+    for each in (algo, again):
+        each.train()
+    straight, resumed = (learner_state(each.save_to_path(tmp_path / str(i))) for i, each in enumerate((algo, again)))
+    again.stop()
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in straight.items()) and int(
+        straight["learner/updates"]
+    )
 
 
 def test_every_method_has_a_face_of_its_own() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 from ray_runs import PACED, RATIO, RayRun, driven, ray_run
 from tiny_runs import command, lines, read
 
+import drawbridge
 from cluster.metrics.catalogue import HOPS
 
 pytestmark = pytest.mark.cluster
@@ -96,6 +99,24 @@ def test_two_learners_and_two_shards_share_one_run_that_ends_in_order_on_sigterm
     for index in range(SHARDS):
         assert list((scaled.run_dir / "replay" / f"shard-{index}").glob("manifest-*.json"))
     assert list((scaled.run_dir / "checkpoints").iterdir())
+
+
+def test_a_rival_whose_policy_takes_the_critics_scales_and_ends_in_order(tmp_path: Path) -> None:
+    run_dir, flags = tmp_path / "run", ("--steps", "1000000", "--workers", "1")
+    with ray_run(run_dir, *flags, algorithm="qvpo", agent__actor_width=16, agent__diffusion_steps=3) as run:
+        run.wait(lambda: run.live().get("updates", 0) > 0, "updates")
+        result = command("scale", str(run_dir), "--workers", "2")
+        assert result.stdout.startswith("rollout workers: 1 -> 2: "), result.stderr
+        run.wait(lambda: len(run.children("ray::WorkerActor")) == 2 and run.live()["workers"] == 2, "2 workers")
+        run.wait_for_steps(run.live()["env_steps"] + 300)
+        run.process.terminate()
+        assert run.end() == 143, run.output()[-3_000:]
+    summary, last = read(run_dir / "summary.json"), lines(run_dir / "metrics.jsonl")[-1]
+    rows = summary["rows"]
+    assert rows["recorded"] == rows["stored"] + sum(rows["dropped"].values()) and last["workers_restarted"] == 0
+    assert summary["replay_ratio"] == pytest.approx(RATIO, rel=0.2) and last["version"] > 1
+    policy = drawbridge.load(run_dir, env=PACED)
+    assert policy.updates > 0 and np.abs(policy(np.zeros(4, np.float32))).max() > 0
 
 
 @pytest.mark.parametrize(("words", "workers"), [((), 3), (("--workers", "2"), 2)])

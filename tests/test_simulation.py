@@ -141,8 +141,13 @@ def test_rows_that_were_overwritten_stay_gone_across_crashes(ended: SimulatedRun
     assert_promises(ended)
 
 
-@runs(range(1), faults=EVERYTHING, rows=160, algorithm="softgac")
-def test_the_same_holds_of_the_real_algorithm(ended: SimulatedRun) -> None:
+@pytest.mark.parametrize(
+    "ended",
+    [{"seed": 0, "faults": EVERYTHING, "rows": 160, "algorithm": name} for name in ("softgac", "flowrl")],
+    indirect=True,
+    ids=("softgac", "flowrl"),
+)
+def test_the_same_holds_of_real_algorithms(ended: SimulatedRun) -> None:
     assert_promises(ended)
     assert set(+ended.fired) >= {"learner crashed", "weights damaged", "checkpoint"}
 

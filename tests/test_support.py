@@ -71,7 +71,7 @@ def test_a_fitted_support_only_widens_and_takes_nothing_from_a_skipped_update():
     support, one, no = Support(None, None, 101, CPU), torch.ones(1), torch.tensor(False)
     for reward, skipped, expected in (
         ([3.0, 5.0], no, [3.0, 5.0]),
-        ([4.0, float("nan"), float("inf")], no, [3.0, 5.0]),
+        ([4.0, float("nan"), float("inf"), float("-inf")], no, [3.0, 5.0]),
         ([-7.0], no, [-7.0, 5.0]),
         ([100.0], torch.tensor(True), [-7.0, 5.0]),
     ):

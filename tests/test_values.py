@@ -26,7 +26,7 @@ from cluster.commands.status import status, status_in_words
 from cluster.config import RunConfig, flatten, from_json, make_preset, out_of_range, override, presets_of, to_json
 from cluster.drive import _exporter
 from cluster.errors import RunError, UsageError
-from cluster.graph import RunSpec
+from cluster.graph import RunSpec, learner_device
 from cluster.history import read_run
 from cluster.pictures.report import write_report
 from cluster.run_dir import RunDirectory
@@ -177,6 +177,8 @@ def config_of(**settings: Any) -> RunConfig:
         ({"learner__updates_per_call": 16, "agent__actor_every": 5}, "set learner.updates_per_call=20"),
         ({"learner__updates_per_call": 15, "backend": "inline"}, "expected a multiple"),
         ({"learner__learners": 2, "ray__address": "head:1", "learner__device": "cuda"}, "expected at least 1"),
+        ({"learner__learners": 2, "ray__address": "head:1", "learner__gpus": 0.5}, "expected at least 1"),
+        ({"learner__updates_per_call": 15, "ray__address": "head:1"}, "set learner.updates_per_call=16"),
     ],
 )
 def test_learners_that_one_gpu_cannot_serve_are_refused(
@@ -188,22 +190,26 @@ def test_learners_that_one_gpu_cannot_serve_are_refused(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "device"),
     [
-        {},
-        {"learner__gpus": 1},
-        {"learner__updates_per_call": 15, "learner__cuda_graph": "false"},
-        {"learner__updates_per_call": 15, "learner__device": "cpu", "learner__learners": 2},
-        {"learner__learners": 2, "learner__gpus": 1, "ray__address": "head:1"},
-        {"learner__learners": 2, "ray__address": "head:1"},  # on the CPUs of a cluster, for all that is known here
+        ({}, "cuda"),
+        ({"learner__gpus": 1}, "cuda"),
+        ({"learner__updates_per_call": 15, "learner__cuda_graph": "false"}, "cuda"),
+        ({"learner__updates_per_call": 15, "learner__device": "cpu", "learner__learners": 2}, "cpu"),
+        ({"ray__address": "head:1"}, "cuda"),
+        ({"learner__learners": 2, "learner__gpus": 1, "ray__address": "head:1"}, "cuda"),
+        ({"learner__learners": 2, "ray__address": "head:1"}, "cpu"),  # a node's GPU is in sight of both
+        ({"learner__learners": 2, "ray__address": "head:1", "learner__updates_per_call": 15}, "cpu"),
     ],
 )
-def test_learners_that_have_what_they_need_are_not_refused(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_learners_that_have_what_they_need_are_not_refused_and_compute_where_they_have_it(
+    settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(checks, "cuda_devices", lambda: 1)
-    assert checks.device_problems(config_of(**settings)) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = config_of(**settings)
+    assert checks.device_problems(config) == [] and learner_device(config) == device
 
 
 def test_config_prints_the_range_of_every_field(capsys: pytest.CaptureFixture[str]) -> None:

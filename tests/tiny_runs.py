@@ -33,11 +33,14 @@ TINY = {
 }
 
 
-def train_words(run_dir: Path, env: str = "InvertedPendulum-v5", *flags: str, **settings: Any) -> list[str]:
+def train_words(
+    run_dir: Path, env: str = "InvertedPendulum-v5", *flags: str, algorithm: str = "softgac", **settings: Any
+) -> list[str]:
     """The words of a ``train`` command; ``settings`` are fields with __ for the dot, over those of TINY."""
-    given = TINY | {name.replace("__", "."): value for name, value in settings.items()}
+    tiny = {key: value for key, value in TINY.items() if algorithm == "softgac" or not key.startswith("agent.bridge")}
+    given = tiny | {name.replace("__", "."): value for name, value in settings.items()}
     pairs = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-    return ["train", "softgac", "--env", env, "--run-dir", str(run_dir), *flags, *pairs]
+    return ["train", algorithm, "--env", env, "--run-dir", str(run_dir), *flags, *pairs]
 
 
 def train_inline(run_dir: Path, env: str, steps: int, *flags: str, **settings: Any) -> int:

@@ -94,11 +94,12 @@ class QVPOConfig(CriticConfig, NetworkConfig):
         10, "actions", "uniform actions beside each sample (paper: 10)", **COUNT, at_most=4_096
     )
     entropy_weight: float = option(0.02, "1", "weight of the uniform actions at the start (paper: .02)", **WEIGHT)
-    entropy_least: float = option(0.002, "1", "smallest weight of the uniform actions (paper: .002)", **WEIGHT)
+    entropy_least: float = option(0.002, "1", "weight of the uniform actions at the end (paper: .002)", **WEIGHT)
     entropy_updates: int = option(
         2_000_000,
         "updates",
-        "over which the weight of the uniform actions falls to 0 in a line (paper: those of the run)",
+        "over which the weight of the uniform actions goes from its start to its end in a line; unless set, those of the run: "
+        "steps x replay.replay_ratio (paper: those of the run)",
         at_least=1,
         why="the line would have no length",
     )

@@ -4,7 +4,7 @@
               standard deviation, k = T-1 .. 0, no z at 0
     acting:   the best of 4 samples by Q = min_j Q_j;  next actions: the same, from a slow copy of the actor (rate .005)
     actor:    of 64 samples a state the best one a*, with weight w = max(0, Q(s, a*) - mean of the 64 Q), and also 10
-              uniform actions of weight .02 w (falls to .002):  mean of w (e(s, x_k, k) - eps)^2 over all of them
+              uniform actions of weight .02 w (.002 w at the end):  mean of w (e(s, x_k, k) - eps)^2 over all of them
 
 The gradient's norm is at most 2, Adam's eps 1e-5. Acting takes the critics, whose weights are published with the actor's.
 Letters: R rows, O, A, H, T steps, N candidates, M samples. Without noise all candidates are one path from 0; the released code
@@ -122,9 +122,9 @@ class QVPOActor(Denoiser):
             q_RM = batch.q(obs.repeat_interleave(many, 0), sample).amin(0).reshape(rows, many)
             chosen_RA = best(sample.reshape(rows, many, dim), q_RM)
             w_R1 = (q_RM.amax(1, True) - q_RM.mean(1, True)).clamp_min(0.0)
-            fall = (c.entropy_weight * (1.0 - self.updates / c.entropy_updates)).clamp(min=c.entropy_least)
-            fall = fall.clamp(max=c.entropy_weight)
-            w = torch.cat([w_R1, (fall * w_R1).expand(rows, beside)], 1).reshape(-1, 1)
+            gone = (self.updates / c.entropy_updates).clamp(max=1.0)
+            left = c.entropy_weight + (c.entropy_least - c.entropy_weight) * gone
+            w = torch.cat([w_R1, (left * w_R1).expand(rows, beside)], 1).reshape(-1, 1)
             action = torch.cat([chosen_RA, 2.0 * parts[2] - 1.0], 1).reshape(-1, dim)
         step, eps = self.at(parts[3].reshape(-1)), parts[1].reshape(-1, dim)
         state = self.field.state(obs, weights).repeat_interleave(1 + beside, 0)

@@ -28,6 +28,7 @@ from cluster.config import RunConfig, make_preset, override
 from cluster.errors import UsageError
 from cluster.outside import check_named
 from cluster.run_dir import RunDirectory, held_new, seed_dirs, written_at_start
+from cluster.task_preset import scheduled
 from replay.task import id_of, join_task, name_of
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ def new_run(
     check_named(config, settings, source)
     from cluster.data_kind import evaluated_often  # with numpy: whoever trains nothing need not wait for it
 
+    config = scheduled(config, settings if "steps" in settings else base | settings)
     return evaluated_often(config, base | settings)
 
 
