@@ -81,6 +81,7 @@ def diagnose(
         "algorithm": "gac",
         "env": spec.config.env,
         "updates": weights.updates,
+        "planned_updates": spec.config.planned_updates,
         "plan_reading": agent.config.plan_reading,
         "seed": seed,
         "episodes": episodes,
@@ -127,7 +128,9 @@ def reading(found: dict[str, Any]) -> list[str]:
                 "loss_plan_return": said["return_share"],
                 "loss_collapse": said["collapsed"],
                 "loss_kl_token": said["kl_token"],
-            }
+                "updates": found["updates"],
+            },
+            found["planned_updates"],
         ).values()
     return sentences
 

@@ -16,6 +16,7 @@ from algorithms.gac.bound import Posterior, return_share
 from algorithms.gac.diagnosis import REDRAWS, VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt, redrawn
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
+from cluster.diagnosis import reading
 from cluster.metrics.alarms import ALARMS, alarms
 from replay.schema import Trajectories
 
@@ -132,6 +133,14 @@ def test_plans_that_say_little_but_the_return_are_no_alarm_early_in_a_run() -> N
     record = {"loss_plan_return": 0.99, "updates": 700}
     assert not alarms(record, 1_000)
     assert alarms(record, 900).keys() == alarms(record).keys() == {"plan_return"}
+
+
+@pytest.mark.parametrize(("updates", "sounds"), [(100, False), (900, True)])
+def test_a_diagnosis_sounds_alarms_where_the_run_does(updates: int, sounds: bool) -> None:
+    scores = {name: {"normalised_mean": 1.0, "return_mean": 1.0} for name in (*VARIANTS, "prior")}
+    plan = {"return_share": 0.99, "collapsed": 0.0, "kl_token": 1.0}
+    found = {"scores": scores, "explained": {"plan": 0.1}, "plan": plan, "updates": updates, "planned_updates": 1_000}
+    assert ("99 % of what plans say is the return" in " ".join(reading(found))) == sounds
 
 
 @pytest.mark.parametrize(
