@@ -310,9 +310,7 @@ def test_another_method_goes_on_exactly_from_its_checkpoint_which_softgac_refuse
         each.train()
     straight, resumed = (learner_state(each.save_to_path(tmp_path / str(i))) for i, each in enumerate((algo, again)))
     again.stop()
-    assert all(torch.equal(tensor, resumed[key]) for key, tensor in straight.items()) and int(
-        straight["learner/updates"]
-    )
+    assert straight["learner/updates"] > 0 and all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
 def test_every_method_has_a_face_of_its_own() -> None:

@@ -11,7 +11,7 @@ from cluster.run_dir import RunDirectory
 MAY_CHANGE = (
     "steps", "worker.", "evaluation.", "metrics.", "ray.", "replay.snapshot_s", "replay.snapshots_kept", "learner.checkpoint_s",
     "learner.checkpoints_kept", "learner.publish_updates", "learner.nonfinite_skips", "learner.rollbacks", "learner.restart_budget",
-    "learner.cpus", "learner.gpus",
+    "learner.cpus", "learner.gpus", "learner.cuda_graph",
 )  # fmt: skip
 FIXED = {  # by the beginning of their names: why they may not; the first that fits counts
     "env": "the policy was learned in that environment",
