@@ -68,17 +68,14 @@ TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
     "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
 }
-PRINTED = {"runs", "target-walk", "posteriors"}  # not on the page
+PRINTED = {"runs", "target-walk", "posteriors", "dynamics", "kl", "sweep-online"}  # not on the page, or as a picture
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
     "target": ((0, 1), 2, "{3} -> {5}"),
     "replanning": ((1,), 0, "{2} / {3}"),
     "paths": ((1,), 0, "{2} / {3}"),
-    "kl": ((0,), 1, "{3}"),
-    "dynamics": ((0, 1), 2, "{3} -> {5}"),
     "calibration": ((0,), 1, "{2} -> {3} ({5})"),
     "calibration-online": ((0,), 1, "{2} -> {3} ({5})"),
     "sweep": ((0,), 1, "{4}"),
-    "sweep-online": ((0,), 1, "{4}"),
 }
 
 
