@@ -179,6 +179,11 @@ class Session:
         return self._answers.asked_to_stop
 
     @property
+    def over(self) -> bool:
+        """Whether it is written down how the run ended."""
+        return self._state in ("ended", "interrupted", "failed")
+
+    @property
     def env_steps(self) -> int:
         return self.aggregator.env_steps
 
