@@ -78,7 +78,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         _watch_calls(session, signals, console)
         curve = BackgroundCurve(run.path)
         try:
-            with session:
+            with session, signals.worded():
                 while session.advance():
                     if curve.ended:
                         _draw(session, curve.take)

@@ -30,6 +30,7 @@ class Signals:
         self._twice = twice
         self._sender = ""  # whoever sent SIGTERM, where that is known
         self.caught: list[int] = []
+        self._cut = False  # whether a second SIGINT came
         self._consequence = ""
         self._before: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None  # Python writes the number of each signal there as it comes
@@ -82,6 +83,16 @@ class Signals:
         if self.caught and consequence:
             raise self.interrupted(consequence)
 
+    @contextlib.contextmanager
+    def worded(self) -> Iterator[None]:
+        """Gives the KeyboardInterrupt of a second SIGINT in this block its words, also where Ray's waits raise one of their own instead."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if self._cut and not isinstance(error, Interrupted):
+                raise KeyboardInterrupt(self._twice) from None
+            raise
+
     def send(self, sender: str) -> None:
         """SIGTERM to this process, in the name of ``sender``; for any thread."""
         self._sender = sender
@@ -120,6 +131,7 @@ class Signals:
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.caught:
             if signum == signal.SIGINT:
+                self._cut = True
                 raise KeyboardInterrupt(self._twice)
             return
         self.caught.append(signum)
