@@ -110,6 +110,7 @@ def _notes(run: RunDirectory, spec: RunSpec) -> list[str]:
         f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}",
         *map(in_words, check_machine(run.path)),
         *task_notes(spec),
+        kind_of(config).untrained(config),
         *(uneven, unpublished(config), _refused(spec), _left_out(spec), _all_alike(spec)),
     ]
     return [text for text in found if text]
