@@ -19,6 +19,7 @@ from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
 from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.graph import RunSpec
+from cluster.last_words import ended_words, last_words
 from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
@@ -76,6 +77,9 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts, "held": signals.held}
         session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
         _watch_calls(session, signals, console)
+        if config.backend == "inline":
+            lost = f"drawbridge: error: {ended_words(config.env)}; go on with `{resume_words(run.path, config)}`"
+            stack.enter_context(last_words(lost))
         curve = BackgroundCurve(run.path)
         try:
             with session, signals.worded():

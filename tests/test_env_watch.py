@@ -91,6 +91,24 @@ def test_an_evaluation_that_hangs_is_abandoned_and_the_run_completes(
     assert main(["resume", str(run), "--steps", "200", "--env", "broken_envs:HangsInEvaluations-v0"]) == 0
 
 
+def test_an_environment_that_ends_the_process_is_named(tmp_path: Path) -> None:
+    run, words = (
+        tmp_path / "run",
+        "expected broken_envs:Dies-v0 to return or to raise: it called os._exit or its native code",
+    )
+    paths = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    checked = command("check-env", "broken_envs:Dies-v0", env=paths)
+    assert checked.returncode == 9 and words in checked.stderr, checked.stderr
+    trained = command(*train_words(run, "broken_envs:Dies-v0", "--backend", "inline", "--steps", "2000"), env=paths)
+    assert trained.returncode == 9 and words in trained.stderr and f"drawbridge resume {run}" in trained.stderr
+    assert status(run)["state"] == "lost"
+    healthy = command("check-env", "broken_envs:Walk-v0", env=paths)
+    assert healthy.returncode == 0 and not healthy.stderr, healthy.stderr
+
+
 def test_a_signal_is_noticed_and_a_call_is_made_in_the_main_thread_while_it_waits() -> None:
     woken, seen = threading.Event(), []
 

@@ -42,7 +42,11 @@ def test_a_signal_in_a_block_that_is_held_is_raised_after_it() -> None:
 
 
 def test_a_second_ctrl_c_has_its_words_also_where_ray_raises_an_interrupt_of_its_own() -> None:
-    with Signals("cut short; resume") as signals, pytest.raises(KeyboardInterrupt, match="cut short; resume"), signals.worded():
+    with (
+        Signals("cut short; resume") as signals,
+        pytest.raises(KeyboardInterrupt, match="cut short; resume"),
+        signals.worded(),
+    ):
         signal.raise_signal(signal.SIGINT)
         try:
             signal.raise_signal(signal.SIGINT)
