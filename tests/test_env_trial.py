@@ -209,7 +209,21 @@ class NeverTheSame(Good):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
+class ComplexObservations(Good):
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return obs * 1j, *rest
+
+
+class ComplexReward(Good):
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, np.complex64(1), *rest
+
+
 REFUSED = {
+    ComplexObservations: "returned ndarray as an observation (complex numbers, expected real ones",
+    ComplexReward: "of type complex64, expected one real number",
     ColumnOfObservations: "returned an observation of shape (2, 1), expected (2,)",
     OneObservationMore: "returned an observation of shape (3,), expected (2,)",
     OldStep: "raised ValueError in reset or step (not enough values to unpack",
