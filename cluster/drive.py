@@ -76,10 +76,9 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         states = exporter.set_state if exporter is not None else lambda state: None
         common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts, "held": signals.held}
         session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
-        _watch_calls(session, signals, console)
         if config.backend == "inline":
             lost = f"drawbridge: error: {ended_words(config.env)}; go on with `{resume_words(run.path, config)}`"
-            stack.enter_context(last_words(lost))
+            _watch_calls(session, signals, console, stack.enter_context(last_words(lost)))
         curve = BackgroundCurve(run.path)
         try:
             with session, signals.worded():
@@ -120,10 +119,10 @@ def _notes(run: RunDirectory, spec: RunSpec) -> list[str]:
     return [text for text in found if text]
 
 
-def _watch_calls(session: Session, signals: Signals, console: Console) -> None:
+def _watch_calls(session: Session, signals: Signals, console: Console, dismiss: Callable[[], None]) -> None:
     """Lets the watch of an inline run's environments end a call that hangs, or the process where nothing else ends it."""
     watch = getattr(session.fleet, "env_watch", None)
-    if watch is None:
+    if watch is None:  # of a test's fleet
         return
 
     def give_up(error: BaseException) -> None:
@@ -131,6 +130,7 @@ def _watch_calls(session: Session, signals: Signals, console: Console) -> None:
             if not session.over:
                 session.fail(error)
             console.close()
+        dismiss()
         code = 128 + error.signum if isinstance(error, Interrupted) else 1
         words = f"drawbridge: {'' if isinstance(error, Interrupted) else 'error: '}{without_control(str(error))}"
         with contextlib.suppress(OSError, ValueError):
