@@ -165,7 +165,8 @@ class Faults:
     def silent(self) -> list[Row]:
         """An inline run that writes no records while a step of its environment lasts; Stalled must fire for that, whatever else it sees."""
         self.switch.unlink(missing_ok=True)
-        with self.run(self.folder / "silent", "broken_envs:Rests-v0", "--backend", "inline") as run:
+        longer = {"worker__step_timeout_s": 600}  # the run must not end first
+        with self.run(self.folder / "silent", "broken_envs:Rests-v0", "--backend", "inline", **longer) as run:
 
             def for_silence(fired: Callable[[], bool]) -> Callable[[], bool]:
                 return lambda: fired() and run.monitor.value("Stalled", run.target) > SILENT_S

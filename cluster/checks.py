@@ -18,6 +18,7 @@ from cluster.connection import cluster_address
 from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
+from cluster.last_words import ended_words, last_words
 from cluster.metrics.loggers import missing_package
 from cluster.run_dir import RunDirectory
 from replay.option import range_problems, with_preset
@@ -48,14 +49,15 @@ def make_spec(
             f"metrics.port is {config.metrics.port} for {runs} runs, expected 0: only one could listen there; leave it out"
         )
     spec = None
-    try:
-        spec = spec_of(config, run, start)
-    except UsageError as error:
-        problems.append(str(error))
-    if spec is not None:
-        problems += dataset_problems(spec)
-        if not problems:
-            problems += _env_problems(config)
+    with last_words(f"drawbridge: error: {ended_words(config.env)}; nothing was started"):
+        try:
+            spec = spec_of(config, run, start)
+        except UsageError as error:
+            problems.append(str(error))
+        if spec is not None:
+            problems += dataset_problems(spec)
+            if not problems:
+                problems += _env_problems(config)
     if spec is not None and not problems:
         problems += memory_problems(spec, runs)
     if spec is None or problems:

@@ -75,6 +75,10 @@ class DataKind(ABC):
     def problems(self, config: RunConfig) -> list[str]:
         """What is wrong with the settings of replay and stages, one line each."""
 
+    def untrained(self, config: RunConfig) -> str:
+        """That the run is too short for an update, with the fix; "" where it is not."""
+        return ""
+
     def phase(self, config: RunConfig, line: Mapping[str, Any]) -> str:
         """What the run is at, by its metrics record, if it does different things in turn; else ""."""
         return ""
@@ -101,6 +105,15 @@ class TransitionKind(DataKind):
 
     def pretrain_updates(self, config: RunConfig) -> int:
         return config.data.pretrain_updates if config.dataset else 0
+
+    def untrained(self, config: RunConfig) -> str:
+        chunk, least = config.worker.envs_per_worker * config.worker.chunk_steps, config.replay.min_size_rows
+        if -(-config.steps // chunk) * chunk >= least or self.pretrain_updates(config):
+            return ""
+        return (
+            f"WARNING: the run makes {config.steps:,} env steps and its first update follows {least:,} (replay.min_size_rows), expected more "
+            f"steps than that: it trains nothing; give --steps more than {least:,}, or lower replay.min_size_rows"
+        )
 
     def offline_rows(self, spec: RunSpec) -> int:
         return 0 if spec.dataset is None else min(spec.config.data.offline_capacity_rows, spec.dataset.total_steps)

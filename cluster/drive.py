@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from cluster.checks import memory_bytes, on_this_machine, uneven_shards
 from cluster.data_kind import kind_of
 from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
-from cluster.errors import Interrupted, RunError, UsageError
+from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.graph import RunSpec
+from cluster.last_words import ended_words, last_words
 from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
@@ -40,7 +42,6 @@ LOOK_S = 0.2  # for a `stop`, while a block is to be ended by one at once
 def drive(run: RunDirectory, spec: RunSpec) -> int:
     """Runs ``spec`` to its end in ``run``; returns the exit code. SIGTERM and SIGINT end it with a checkpoint, its start at once."""
     config = spec.config
-    needed = memory_bytes(spec)
     console = Console(
         total_steps=config.steps,
         title=f"{algorithm_name(config.algorithm)} on {config.env}, seed {config.seed}",
@@ -67,31 +68,20 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
 
         stack.callback(console.close)
         console.event(f"run directory {run.path}")
-        console.event(
-            f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}"
-        )
-        for text in [*map(in_words, check_machine(run.path)), *task_notes(spec)]:
+        for text in _notes(run, spec):
             console.event(text)
-        uneven = uneven_shards(kind_of(config).workers(config), config.replay.shards)
-        if uneven and config.backend == "ray":
-            console.event(uneven)
-        if unknown := unpublished(config):
-            console.event(unknown)
-        if refused := _refused(spec):
-            console.event(refused)
-        if left_out := _left_out(spec):
-            console.event(left_out)
-        if alike := _all_alike(spec):
-            console.event(alike)
         if exporter is not None:
             console.event(f"metrics: http://{config.metrics.host}:{exporter.port}/metrics")
         facts = {"metrics_port": exporter.port if exporter is not None else None}
         states = exporter.set_state if exporter is not None else lambda state: None
         common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts, "held": signals.held}
         session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
+        if config.backend == "inline":
+            lost = f"drawbridge: error: {ended_words(config.env)}; go on with `{resume_words(run.path, config)}`"
+            _watch_calls(session, signals, console, stack.enter_context(last_words(lost)))
         curve = BackgroundCurve(run.path)
         try:
-            with session:
+            with session, signals.worded():
                 while session.advance():
                     if curve.ended:
                         _draw(session, curve.take)
@@ -113,6 +103,46 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
     if drawn:
         print(f"curve: {run.path / 'curve.png'}")
     return 0
+
+
+def _notes(run: RunDirectory, spec: RunSpec) -> list[str]:
+    """What a person should know before the run starts."""
+    config, needed = spec.config, memory_bytes(spec)
+    uneven = uneven_shards(kind_of(config).workers(config), config.replay.shards) if config.backend == "ray" else ""
+    found = [
+        f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}",
+        *map(in_words, check_machine(run.path)),
+        *task_notes(spec),
+        kind_of(config).untrained(config),
+        *(uneven, unpublished(config), _refused(spec), _left_out(spec), _all_alike(spec)),
+    ]
+    return [text for text in found if text]
+
+
+def _watch_calls(session: Session, signals: Signals, console: Console, dismiss: Callable[[], None]) -> None:
+    """Lets the watch of an inline run's environments end a call that hangs, or the process where nothing else ends it."""
+    watch = getattr(session.fleet, "env_watch", None)
+    if watch is None:  # of a test's fleet
+        return
+
+    def give_up(error: BaseException) -> None:
+        with contextlib.suppress(Exception):  # nothing here may keep the process alive
+            if not session.over:
+                session.fail(error)
+            console.close()
+        dismiss()
+        code = 128 + error.signum if isinstance(error, Interrupted) else 1
+        words = f"drawbridge: {'' if isinstance(error, Interrupted) else 'error: '}{without_control(str(error))}"
+        with contextlib.suppress(OSError, ValueError):
+            print(words, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        os._exit(code)
+
+    watch.attach(session.run, signals, lambda: _progress(session), give_up)
+
+
+def _progress(session: Session) -> str:
+    return f"{session.aggregator.progress:,} {session.config.unit.replace('_', ' ')}"
 
 
 @contextlib.contextmanager
@@ -158,10 +188,9 @@ def _draw(session: Session, draw: Callable[[], None]) -> bool:
 
 def _what_is_left(session: Session) -> str:
     """How far a run came that has ended, what of it is on disk, and how to go on."""
-    done = f"{session.aggregator.progress:,} {session.config.unit.replace('_', ' ')}"
     saved = session.saved.words() if session.saved is not None else "nothing was saved"
     room = "make room there, then " if any(words in saved for words in NO_ROOM) else ""
-    return f"at {done}; {saved}; {room}go on with `{resume_words(session.run.path, session.config)}`"
+    return f"at {_progress(session)}; {saved}; {room}go on with `{resume_words(session.run.path, session.config)}`"
 
 
 def _refused(spec: RunSpec) -> str:

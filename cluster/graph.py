@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rollout_workers.evaluator import Evaluator
     from rollout_workers.worker import RolloutWorker
 
+Watched = Callable[[Callable[..., Any]], Callable[..., Any]]
 GENERATIONS_A_START = 1_000  # learner restarts within one start of the run; the next start's generations begin above
 INCARNATIONS_A_START = 256
 
@@ -141,8 +142,12 @@ def make_policy(spec: RunSpec) -> Policy | EpisodePolicy:
     return policy
 
 
-def make_worker(spec: RunSpec, index: int, incarnation: int, random_steps: int) -> RolloutWorker:
+def make_worker(
+    spec: RunSpec, index: int, incarnation: int, random_steps: int, watched: Watched = lambda make: make
+) -> RolloutWorker:
+    """``watched`` is given what makes the worker's environments, and returns it with whatever it adds."""
     from algorithms.interface import PlanRequest
+    from rollout_workers.envs import make_batch_env
     from rollout_workers.worker import RolloutWorker
 
     config = spec.config
@@ -155,6 +160,7 @@ def make_worker(spec: RunSpec, index: int, incarnation: int, random_steps: int) 
         seed=config.seed,
         random_steps=random_steps,
         aim=PlanRequest(mode=config.online.plan) if config.online.stages else None,
+        make_env=watched(make_batch_env),
     )
 
 
@@ -257,8 +263,9 @@ def checkpoint_writer(
     return write
 
 
-def make_evaluator(spec: RunSpec) -> Evaluator:
+def make_evaluator(spec: RunSpec, watched: Watched = lambda make: make) -> Evaluator:
     from algorithms.interface import PlanRequest
+    from rollout_workers.envs import make_seeded_env
     from rollout_workers.evaluator import Evaluator
 
     config = spec.config
@@ -274,6 +281,7 @@ def make_evaluator(spec: RunSpec) -> Evaluator:
         max_episode_steps=config.evaluation.max_episode_steps,
         backend=config.worker.backend,
         fast=config.worker.fast_envs,
+        make_env=watched(make_seeded_env),
     )
 
 

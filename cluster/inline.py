@@ -16,6 +16,7 @@ import numpy as np
 
 from algorithms.weights import Weights
 from cluster.data_kind import kind_of
+from cluster.env_watch import EnvWatch
 from cluster.errors import SAME_FAILURE, RunError, UsageError
 from cluster.graph import (
     GENERATIONS_A_START,
@@ -50,6 +51,7 @@ class InlineFleet:
         self.spec, self.aggregator, self.event = spec, aggregator, event
         self.done = False
         self.watch = SaveWatch(spec, aggregator, event)
+        self.env_watch = EnvWatch(spec, event)
         self.meanwhile: Callable[[], None] = lambda: None
         self.turn = self.asked = 0
         self._evaluations: list[Evaluation] = []
@@ -57,7 +59,8 @@ class InlineFleet:
 
     def start(self) -> None:
         """Builds the parts; goes on from the newest checkpoint when there is one."""
-        spec, config = self.spec, self.spec.config
+        spec, config, watched = self.spec, self.spec.config, self.env_watch.make
+        self.env_watch.start()
         self.newest: Weights | None = None
         self.shards: list[Shard] = [make_shard(spec, index) for index in range(config.replay.shards)]
         self.learner = make_learner(spec, spec.start * GENERATIONS_A_START, self._publish, write_back=self._write_back)
@@ -67,9 +70,10 @@ class InlineFleet:
         self.incarnation = self._kept_incarnation(found) if exact else spec.start * INCARNATIONS_A_START
         random_steps = random_steps_left(config, 0 if exact else self._env_steps())
         self.workers = [
-            make_worker(spec, i, self.incarnation, random_steps) for i in range(kind_of(config).workers(config))
+            make_worker(spec, i, self.incarnation, random_steps, watched)
+            for i in range(kind_of(config).workers(config))
         ]
-        self.evaluator = make_evaluator(spec)
+        self.evaluator = make_evaluator(spec, watched)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
                 kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
@@ -82,6 +86,7 @@ class InlineFleet:
             self._deal_weights()
         self._report()
         self.aggregator.settle_restart()
+        self.env_watch.started()
 
     def advance(self, seconds: float, until: int) -> None:
         """Takes turns for about ``seconds``, or until the run has made ``until`` (in its unit) or all of its own."""
@@ -100,7 +105,8 @@ class InlineFleet:
         Without one finished episode there is no result, but the run goes on: training leaves out what is not finite, too.
         """
         try:
-            self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes, meanwhile=self.meanwhile))
+            with self.env_watch.evaluation():
+                self._evaluations.append(self.evaluator.evaluate(self.weights(), episodes, meanwhile=self.meanwhile))
             self._timeouts = 0
         except BrokenEpisodes as error:
             self._timeouts = 0
@@ -150,6 +156,7 @@ class InlineFleet:
     def close(self) -> None:
         for worker in getattr(self, "workers", []):
             worker.close()
+        self.env_watch.stop()
 
     def _say_cut(self, index: int, ended: dict[int, str]) -> None:
         """Counts the episodes of worker ``index`` that could not be replayed, and says why."""

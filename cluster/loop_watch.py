@@ -62,27 +62,33 @@ class LoopWatch:
                 self._say()
 
     def _say(self) -> None:
-        where = _where(self._thread)
-        try:
-            in_thread(self._dump).result(DUMP_S)
-            stacks = f"the stacks of all threads are in {self.path}"
-        except OSError as error:  # TimeoutError, too
-            stacks = f"the stacks of all threads could not be written to {self.path} ({str(error) or 'no answer'})"
+        place = where(self._thread)
+        stacks = write_stacks(self.path, "the driver's loop hangs")
         self.event(
             f"WARNING: the driver's loop hangs: a turn of it has taken more than {self.limit_s:g} s, expected less than a second; it is in "
-            f"{where}. The parts go on, but nobody looks after them, and no metrics records come; {stacks}; if it does not go on, end "
+            f"{place}. The parts go on, but nobody looks after them, and no metrics records come; {stacks}; if it does not go on, end "
             "the process and resume the run"
         )
 
-    def _dump(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: the driver's loop hangs\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+
+def write_stacks(path: Path, title: str) -> str:
+    """Adds the stacks of all threads to ``path``, within DUMP_S; what became of that, in words."""
+    try:
+        in_thread(lambda: _dump(path, title)).result(DUMP_S)
+    except OSError as error:  # TimeoutError, too
+        return f"the stacks of all threads could not be written to {path} ({str(error) or 'no answer'})"
+    return f"the stacks of all threads are in {path}"
 
 
-def _where(thread: int) -> str:
+def _dump(path: Path, title: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {title}\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+
+
+def where(thread: int) -> str:
     """The innermost calls that a thread is in, the last one last."""
     frame = sys._current_frames().get(thread)
     calls = traceback.extract_stack(frame)[-CALLS:] if frame is not None else []

@@ -132,6 +132,18 @@ def look_at_disk(spec: RunSpec, checkpoint_problem: str, snapshot_problems: Mapp
     return Saved(checkpoint=_part("the checkpoint", updates, checkpoint_problem), snapshots=tuple(found))
 
 
+def on_disk_words(spec: RunSpec) -> str:
+    """What is on disk of a run that ends without a save."""
+    found = look_at_disk(spec, "", {})
+    rows = [part.count for part in found.snapshots if part.count is not None]
+    if found.checkpoint.count is None and not rows:
+        return "nothing of it is on disk"
+    updates = (
+        "no checkpoint" if found.checkpoint.count is None else f"the checkpoint of update {found.checkpoint.count:,}"
+    )
+    return f"on disk: {updates} and snapshots of {len(rows)} of {len(found.snapshots)} shards ({sum(rows):,} rows)"
+
+
 def _part(name: str, count: int | None, problem: str) -> Part:
     missing = "it was written, but is not there" if count is None else ""
     return Part(name=name, count=count, problem=problem or missing)

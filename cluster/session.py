@@ -140,6 +140,7 @@ class Session:
         self._evaluated_updates = -1  # of the newest policy when it was evaluated last
         self._hold = sys.maxsize  # env steps at which ``advance_to`` left the run
         self._state = self._starting = ""  # what it is; of one that is starting, what its fleet said last
+        self._await = ""  # what the end of the run waits for
         self._alarms: set[str] = set()  # those that sounded with the last record
         self._answers = Answers(run, self.fleet, self.aggregator, self.reports, event, self._tell)
         self.saved: Saved | None = None  # what ``finish`` left on disk
@@ -177,6 +178,11 @@ class Session:
     def asked_to_stop(self) -> bool:
         """Whether another command asked for the end of the run: the caller ends it."""
         return self._answers.asked_to_stop
+
+    @property
+    def over(self) -> bool:
+        """Whether it is written down how the run ended."""
+        return self._state in ("ended", "interrupted", "failed")
 
     @property
     def env_steps(self) -> int:
@@ -223,10 +229,13 @@ class Session:
         if outcome == "completed":  # otherwise somebody waits for the process to end
             try:
                 with self._at_once("during the final evaluation"):
+                    self._await = f"waits for the last evaluation, at most {self.config.evaluation.timeout_s:g} s (evaluation.timeout_s)"
+                    self._tell_in_time(now=True)
                     self.fleet.request_evaluation(self.config.evaluation.final_episodes)
                     self.fleet.await_evaluations()
             except Interrupted:
                 outcome = "interrupted"
+            self._await = ""
         self._collect()
         line = self._line()
         self._summary = {
@@ -328,13 +337,13 @@ class Session:
         self.reports.retry()
         self._answers.take()
 
-    def _tell_in_time(self) -> None:
-        """A record, when one is due."""
-        if (now := time.monotonic()) >= self._next_line:
+    def _tell_in_time(self, now: bool = False) -> None:
+        """A record, when one is due, or ``now``."""
+        if (at := time.monotonic()) >= self._next_line or now:
             with self._held():
                 self.aggregator.disk_free_bytes = self._free.result(WAIT_S)
                 self._tell()
-            self._next_line = now + self.config.metrics.line_s
+            self._next_line = at + self.config.metrics.line_s
 
     def _line(self) -> dict[str, Any]:
         """A metrics record of the time since the one before it."""
@@ -364,9 +373,9 @@ class Session:
         self.reports.write("live.json", lambda: self.run.write_live({**line, **facts}, state))
 
     def phase(self, line: dict[str, Any]) -> str:
-        """What a run that starts, or one in stages, is at, the latter by its metrics record; else ""."""
-        if self._state == "starting":
-            return self._starting
+        """What a run that starts, ends, or is in stages is at, the last by its metrics record; else ""."""
+        if self._state in ("starting", "finishing"):
+            return self._starting if self._state == "starting" else self._await
         return kind_of(self.config).phase(self.config, line) if self._state == "running" else ""
 
     def _said(self, text: str) -> None:

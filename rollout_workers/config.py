@@ -58,7 +58,8 @@ class WorkerConfig:
     step_timeout_s: float = option(
         60.0,
         "s",
-        "a worker that makes no step of an environment or of a search for a plan for this long is replaced",
+        "a worker that makes no step of an environment or of a search for a plan for this long is replaced; an inline run whose "
+        "environment does not return for this long ends",
         at_least=1,
         why="a healthy worker would be taken for a hung one",
     )

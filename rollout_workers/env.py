@@ -229,6 +229,8 @@ def to_float32(values: Any) -> np.ndarray:
     """A new float32 array; a number beyond float32's largest, 3.4e38, is an infinity there, which nothing stores."""
     if isinstance(values, np.ndarray) and values.dtype == np.float32:
         return np.array(values)
+    if np.iscomplexobj(values):
+        raise TypeError("complex numbers, expected real ones: the imaginary parts would be lost")
     with np.errstate(over="ignore"):  # whoever checks for infinities says what it is
         return np.array(values, dtype=np.float32)
 

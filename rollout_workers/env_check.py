@@ -6,7 +6,10 @@ Letters: E environments (one, or two of a vector entry point), O observation dim
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from time import monotonic, perf_counter
 from typing import Any
@@ -28,6 +31,7 @@ from rollout_workers.env_ids import find_env
 from rollout_workers.envs import EnvSpec, env_spec, make_batch_env, make_env
 
 SEED = 7
+SAY_S = 5.0  # of one call, after which whoever waits is told
 END_STEPS, END_S = 50, 1.0  # in which a run that starts looks for the end of an episode; then it is ended by a reset
 REPEATED_STEPS = 20  # that are made twice from one seed
 CUT_STEPS = 1_000  # of an episode of a continuing task
@@ -55,13 +59,31 @@ class EnvReport:
 
 
 class _Clock:
-    """When the last call of the environment returned."""
+    """Which call of the environment is under way, and when the one before it returned."""
 
     def __init__(self) -> None:
+        self.name = "__init__"
         self.beat()
 
     def beat(self) -> None:
         self.at = monotonic()
+
+    def make(self, *arguments: Any) -> BatchEnv:
+        """As ``make_batch_env``, with each call noted here."""
+        self.name = "__init__"
+        env: Any = _Noted(make_batch_env(*arguments), self)
+        self.beat()
+        return env
+
+
+class _Noted:
+    def __init__(self, env: BatchEnv, clock: _Clock) -> None:
+        self._env, self._clock = env, clock
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("reset", "step", "close"):
+            self._clock.name = name
+        return getattr(self._env, name)
 
 
 def try_env(env_id: str, fast: bool, deadline_s: float) -> None:
@@ -74,11 +96,16 @@ def try_env(env_id: str, fast: bool, deadline_s: float) -> None:
     Raises:
         EnvError: it raised, hung, or returned what cannot be stored.
     """
-    _watched(env_id, lambda clock: _contract(env_id, fast, clock), deadline_s)
+    _watched(env_id, lambda clock: _contract(env_id, fast, clock), deadline_s, "or raise worker.step_timeout_s")
 
 
-def check_env(env_id: str, episodes: int, deadline_s: float = 60.0) -> EnvReport:
+def check_env(
+    env_id: str, episodes: int, deadline_s: float = 60.0, say: Callable[[str], None] = lambda text: None
+) -> EnvReport:
     """``try_env``, then whole episodes with random actions, for at most half a minute; what they showed.
+
+    Args:
+        say: called once with what is waited for, when a call takes longer than SAY_S.
 
     Raises:
         EnvError: as ``try_env``, in any of them.
@@ -87,19 +114,29 @@ def check_env(env_id: str, episodes: int, deadline_s: float = 60.0) -> EnvReport
 
     def work(clock: _Clock) -> None:
         _contract(env_id, True, clock)
-        env = make_batch_env(env_id, 1, 0)
+        env = clock.make(env_id, 1, 0)
         try:
             _repeat(env, report, clock)
             _run(env, report, clock)
         finally:
             env.close()
 
-    _watched(env_id, work, deadline_s)
+    _watched(env_id, work, deadline_s, "a run gives worker.step_timeout_s, 60 s by default", say)
     return report
 
 
-def _watched(env_id: str, work: Callable[[_Clock], None], deadline_s: float) -> None:
-    """Runs ``work`` in a thread of its own; EnvError for whatever it raises and for a call that takes too long."""
+def _watched(
+    env_id: str,
+    work: Callable[[_Clock], None],
+    deadline_s: float,
+    setting: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Runs ``work`` in a thread of its own; EnvError for whatever it raises and for a call that takes too long.
+
+    Args:
+        setting: ends the sentence about such a call, with what gives it longer.
+    """
     raised: list[BaseException] = []
     clock = _Clock()
 
@@ -111,12 +148,18 @@ def _watched(env_id: str, work: Callable[[_Clock], None], deadline_s: float) -> 
 
     thread = threading.Thread(target=guarded, name="env-check", daemon=True)
     thread.start()
+    said = False
     while thread.is_alive():
-        thread.join(max(0.01, clock.at + deadline_s - monotonic()))
-        if thread.is_alive() and monotonic() >= clock.at + deadline_s:
+        until = clock.at + (deadline_s if said else min(SAY_S, deadline_s))
+        thread.join(max(0.01, until - monotonic()))
+        silent_s = monotonic() - clock.at
+        if thread.is_alive() and not said and SAY_S <= silent_s < deadline_s:
+            said = True
+            say(f"waiting for {clock.name}() of {env_id}, at most {deadline_s:g} s")
+        if thread.is_alive() and silent_s >= deadline_s:
             raise EnvError(
-                f"{env_id} did not finish a reset or a step within worker.step_timeout_s {deadline_s:g} s: every worker would be taken "
-                "for a hung one; see what it waits for, or raise worker.step_timeout_s"
+                f"{clock.name}() of {env_id} did not return within {deadline_s:g} s and is in {_place(thread)}: every worker would be "
+                f"taken for a hung one; see what it waits for; {setting}"
             )
     if raised and isinstance(raised[0], Exception) and not isinstance(raised[0], EnvError):
         raise raised_error(env_id, raised[0]) from raised[0]
@@ -124,10 +167,16 @@ def _watched(env_id: str, work: Callable[[_Clock], None], deadline_s: float) -> 
         raise raised[0]
 
 
+def _place(thread: threading.Thread) -> str:
+    """The innermost calls that a thread is in, the last one last."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    calls = traceback.extract_stack(frame)[-3:] if frame is not None else []
+    return ", ".join(f"{call.name} ({os.path.basename(call.filename)}:{call.lineno})" for call in calls)
+
+
 def _contract(env_id: str, fast: bool, clock: _Clock) -> None:
     num_envs = 1 if find_env(env_id).vector_entry_point is None else 2  # what is right for one may be wrong for more
-    env = make_batch_env(env_id, num_envs, 0, fast)
-    clock.beat()
+    env = clock.make(env_id, num_envs, 0, fast)
     try:
         _check_observation(env_id, env, env.reset([SEED + i for i in range(num_envs)]), "reset")
         clock.beat()

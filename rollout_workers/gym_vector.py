@@ -380,6 +380,8 @@ class SyncEnvs(SyncVectorEnv):
         if reward is None:
             return np.nan
         try:
+            if np.iscomplexobj(reward):
+                raise TypeError("complex")
             return float(np.asarray(reward).reshape(()))
         except (TypeError, ValueError, OverflowError) as error:
             raise EnvError(

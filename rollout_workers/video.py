@@ -157,6 +157,11 @@ class _Camera(gym.Wrapper):
         except Exception as error:
             if not self._draws:
                 raise self._no_picture(f"raised {type(error).__name__} in render() ({error})") from error
+            if isinstance(error, gym.error.DependencyNotInstalled | ImportError):
+                raise NoRenderer(
+                    f"{self._env_id} could not draw itself, because it lacks a package ({' '.join(str(error).split())}): there is no "
+                    "video of it; install that package"
+                ) from error
             raise NoRenderer(
                 f"{self._env_id} could not draw itself with MUJOCO_GL={os.environ.get('MUJOCO_GL')} "
                 f"({type(error).__name__}: {error}), so there is no video; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -70,8 +71,30 @@ class Exits(Walk):
 
 
 class Hangs(Walk):
+    """Makes the file that FAULT_SWITCH names, if any, once it hangs."""
+
     def go_wrong(self) -> None:
+        if path := os.environ.get("FAULT_SWITCH"):
+            open(path, "w").close()
         threading.Event().wait(HANG_S)
+
+
+class HangsForGood(Hangs):
+    """Takes no exception for an answer, as native code does."""
+
+    def go_wrong(self) -> None:
+        while True:
+            with contextlib.suppress(BaseException):
+                super().go_wrong()
+
+
+class HangsInEvaluations(Walk):
+    """Of which the first episode has the seed evaluation.seed."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed == 10_000:
+            threading.Event().wait(HANG_S)
+        return super().reset(seed=seed)
 
 
 class SometimesNaN(Walk):
@@ -172,6 +195,8 @@ KINDS = (
     OneRaises,
     Exits,
     Hangs,
+    HangsForGood,
+    HangsInEvaluations,
     SometimesNaN,
     Dies,
     Unbounded,

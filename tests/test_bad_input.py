@@ -381,7 +381,7 @@ def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
     assert "broken_envs.py" in frames[at + 1] and frames[-1] == "RuntimeError: the simulator lost its licence"
     assert not any("gym_vector.py" in line or "cli.py" in line for line in frames), "the user's own frames alone"
     assert (
-        "broken_envs:Raises-v0 raised RuntimeError in go_wrong, broken_envs.py, line 45 (the simulator lost its licence)"
+        "broken_envs:Raises-v0 raised RuntimeError in go_wrong, broken_envs.py, line 46 (the simulator lost its licence)"
         in last
     )
     assert "expected" in last and "correct the environment" in last

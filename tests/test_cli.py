@@ -160,9 +160,9 @@ def test_the_summary_has_every_promised_field_and_its_numbers_agree(run_dir: Pat
 
 def test_status_of_an_ended_run_in_words_and_as_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = said(capsys, "status", str(run_dir))
-    for part in ("ended", "env steps", "updates", "replay ratio", "workers", "evaluated", "version"):
+    for part in ("ended", "env steps", "updates", "replay ratio", "evaluated", "version"):
         assert part in result
-    assert "note" not in result and "workers    2\n" in result
+    assert "note" not in result and "workers" not in result, "none of an ended run"
     found = json.loads(said(capsys, "status", str(run_dir), "--json"))
     assert found["state"] == "ended" and found["pid"] is None and found["summary"]["exit"] == "completed"
     assert found["live"]["env_steps"] >= STEPS and found["last_evaluation"]["env_steps"] == STEPS

@@ -33,7 +33,7 @@ LINE: dict[str, Any] = {
 SUMMARY: dict[str, Any] = {
     "algorithm": "softgac", "env": "HalfCheetah-v5", "seed": 1, "backend": "ray", "exit": "completed",
     "env_steps": 20_000, "updates": 40_000, "wall_s": 192.3, "env_steps_per_s": 104.0, "updates_per_s": 208.0,
-    "replay_ratio": 2.0, "eval_return_mean": 3514.2, "eval_return_std": 123.4, "eval_episodes": 10,
+    "replay_ratio": 2.0, "min_size_rows": 1_000, "pretrain_updates": 500, "eval_return_mean": 3514.2, "eval_return_std": 123.4, "eval_episodes": 10,
     "rows": {"recorded": 20_000, "stored": 19_968, "dropped": {"nonfinite": 32, "malformed": 0}},
     "workers": {"started": 4, "restarted": 1}, "learner_time": {"data_wait": 0.012, "update": 0.93, "publish": 0.021},
     "policy_age_versions": {"p50": 1, "p95": 3},
@@ -286,7 +286,7 @@ def test_the_summary_in_words_tells_every_figure() -> None:
         "SoftGAC on HalfCheetah-v5 (seed 1, ray backend) finished: 20,000 env steps and 40,000 updates in 3 min 12 s",
         "104 env steps/s and 208 updates/s",
         "returns 3,514 on average over 10 episodes, with a standard deviation of 123",
-        "2.00 updates for each env step",
+        "2.00 updates for each env step after the first 1,000, besides 500 before on the dataset.",
         "93 % into updates, 1.2 % into waiting for data and 2.1 % into publishing weights",
         "1 version old at the median and 3 at the 95th percentile",
         "20,000 rows of experience recorded, 19,968 stored, 32 dropped (nonfinite 32)",

@@ -19,7 +19,7 @@ from linear_policy import LinearPolicy
 from tiny_runs import train_words
 
 from cluster.cli import main
-from rollout_workers import evaluator
+from rollout_workers import env_check, evaluator
 from rollout_workers.env import EnvError
 from rollout_workers.env_check import try_env
 
@@ -209,7 +209,21 @@ class NeverTheSame(Good):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
+class ComplexObservations(Good):
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return obs * 1j, *rest
+
+
+class ComplexReward(Good):
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, np.complex64(1), *rest
+
+
 REFUSED = {
+    ComplexObservations: "returned ndarray as an observation (complex numbers, expected real ones",
+    ComplexReward: "of type complex64, expected one real number",
     ColumnOfObservations: "returned an observation of shape (2, 1), expected (2,)",
     OneObservationMore: "returned an observation of shape (3,), expected (2,)",
     OldStep: "raised ValueError in reset or step (not enough values to unpack",
@@ -271,10 +285,24 @@ def test_an_environment_that_no_worker_can_step_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kind", [Hangs, HangsLater])
-def test_an_environment_that_hangs_is_refused_at_the_deadline(kind: type[Good]) -> None:
-    with pytest.raises(EnvError, match=r"did not finish a reset or a step within worker.step_timeout_s 0.2 s"):
-        try_env(f"trial/{kind.__name__}-v0", True, 0.2)
+@pytest.mark.parametrize(("kind", "call"), [(Hangs, "reset"), (HangsLater, "step")])
+def test_an_environment_that_hangs_is_refused_at_the_deadline_with_the_call(kind: type[Good], call: str) -> None:
+    name = f"trial/{kind.__name__}-v0"
+    with pytest.raises(
+        EnvError, match=rf"^{call}\(\) of {name} did not return within 0.2 s and is in .*wait \(thr"
+    ) as hung:
+        try_env(name, True, 0.2)
+    assert str(hung.value).endswith("see what it waits for; or raise worker.step_timeout_s")
+
+
+def test_check_env_says_which_call_it_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env_check, "SAY_S", 0.2)
+    monkeypatch.setattr(env_check.check_env, "__defaults__", (1.0, env_check.check_env.__defaults__[-1]))  # type: ignore[index]
+    code, result = checked(capsys, "trial/HangsLater-v0")
+    assert code == 2 and result.startswith("waiting for step() of trial/HangsLater-v0, at most 1 s\n"), result
+    assert "step() of trial/HangsLater-v0 did not return within 1 s" in result and "--set" not in result, result
 
 
 @pytest.mark.parametrize("kind", TAKEN)

@@ -13,9 +13,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from broken_envs import Walk
-from tiny_runs import command, lines, live, read, start, train_inline, train_words, wait_for
+from tiny_runs import lines, live, read, start, train_inline, train_words, wait_for
 
 from cluster.cli import main
+from cluster.commands.status import status, status_in_words
 from cluster.history import read_run
 from cluster.pictures.report import write_report
 
@@ -104,15 +105,35 @@ def test_a_run_whose_directory_vanishes_ends_with_a_sentence(
 
 
 @pytest.mark.parametrize("backend", ["inline", pytest.param("ray", marks=pytest.mark.cluster)])
-def test_records_go_on_while_the_last_evaluation_runs(backend: str, tmp_path: Path) -> None:
+def test_records_go_on_while_the_last_evaluation_runs_and_name_it(backend: str, tmp_path: Path) -> None:
     run, settings = (
         tmp_path / "run",
         {"evaluation__every_steps": 0, "evaluation__final_episodes": 1, "metrics__line_s": 0.2},
     )
     words = train_words(run, "broken_envs:Slow-v0", "--backend", backend, "--steps", "80", "--workers", "1", **settings)
-    ended = command(*words)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    process = start(*words, log=tmp_path / "log")
+    try:
+        waits = "waits for the last evaluation, at most 600 s (evaluation.timeout_s)"
+        wait_for(lambda: live(run).get("phase") == waits, "the evaluation to be named", log=tmp_path / "log")
+        assert f"  now        {waits}" in status_in_words(status(run))
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+    assert not live(run)["phase"]
     (evaluation,) = lines(run / "evaluations.jsonl")
     began_s = evaluation["time_s"] - evaluation["wall_s"]
     meanwhile = [line for line in lines(run / "metrics.jsonl") if began_s < line["time_s"] < evaluation["time_s"]]
     assert evaluation["wall_s"] > 2 and len(meanwhile) >= 5, (evaluation["wall_s"], len(meanwhile))
+
+
+def test_a_run_too_short_for_an_update_says_so_at_its_start_and_in_its_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_inline(tmp_path / "short", "Pendulum-v1", 40) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: the run makes 40 env steps and its first update follows 64 (replay.min_size_rows)" in said
+    assert "It trained nothing: the first update follows 64 env steps (replay.min_size_rows); give --steps more" in said
+    assert train_inline(tmp_path / "longer", "Pendulum-v1", 72) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: the run makes" not in said and "trained nothing" not in said
+    assert "updates for each env step after the first 64. Its time went" in said

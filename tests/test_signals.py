@@ -41,6 +41,34 @@ def test_a_signal_in_a_block_that_is_held_is_raised_after_it() -> None:
     assert done == ["held"]
 
 
+def test_a_second_ctrl_c_has_its_words_also_where_ray_raises_an_interrupt_of_its_own() -> None:
+    with (
+        Signals("cut short; resume") as signals,
+        pytest.raises(KeyboardInterrupt, match="cut short; resume"),
+        signals.worded(),
+    ):
+        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt from error
+
+
+@pytest.mark.cluster
+def test_a_second_ctrl_c_on_ray_says_that_the_save_was_cut_short(tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", "broken_envs:Slow-v0", "--backend", "ray", metrics__line_s=0.5)
+    with driven(tmp_path / "run", *words) as run:
+        run.wait_for_steps(16)
+        run.process.send_signal(signal.SIGINT)
+        run.wait(lambda: run.live()["state"] == "finishing", "the save")
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.output()[-3_000:]
+        last = run.output().strip().splitlines()[-1]
+        assert last.startswith("drawbridge: error: interrupted twice, so the save was cut short: see"), last
+        assert "interrupted twice" in read(run.run_dir / "failure.json")["error"]
+        wait_for(lambda: not run.alive(), "all that was started to end", 60)
+
+
 @pytest.mark.cluster
 def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_command_starts_the_run(
     tmp_path: Path,

@@ -96,6 +96,10 @@ class Undrawn(Walk):
         return Undrawn.picture(self.steps)
 
 
+def lacks_pygame(steps: int) -> Any:
+    raise gym.error.DependencyNotInstalled('pygame is not installed, run `pip install "gymnasium[classic-control]"`')
+
+
 class Drawn(Undrawn):
     metadata = {"render_modes": ["rgb_array"], "render_fps": None}  # noqa: RUF012
 
@@ -132,8 +136,9 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             lambda steps: np.zeros((16 + 2 * steps, 16, 3), np.uint8),
             "drew a picture that the video does not take",
         ),
+        (Drawn, lacks_pygame, r"it lacks a package \(pygame is not installed.*\): .*install that package"),
     ],
-    ids=["no render", "nothing", "grey", "another size"],
+    ids=["no render", "nothing", "grey", "another size", "no pygame"],
 )
 def test_an_environment_that_gives_no_picture_is_told_what_to_give(
     kind: type[Undrawn], picture: Any, expected: str, no_probe: None, tmp_path: Path
@@ -170,6 +175,10 @@ def test_the_score_is_printed_where_there_is_no_video(
     assert main(["evaluate", run, "--episodes", "2", "--video", str(tmp_path / "walk.gif")]) == 2
     out, err = capsys.readouterr()
     assert "expected '.mp4'" in err and "evaluating" not in err and not out  # before an hour of episodes
+    (tmp_path / "file").touch()
+    assert main(["evaluate", run, "--episodes", "2", "--video", str(tmp_path / "file" / "new" / "walk.mp4")]) == 2
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'file'} is no folder that can be written to" in err and "evaluating" not in err and not out
     Undrawn.picture = staticmethod(lambda steps: np.zeros((16, 16, 3), np.uint8))  # whatever its metadata say
     assert main(["evaluate", run, "--episodes", "2", "--video", video_path]) == 0
     assert f"video: {video_path}" in capsys.readouterr().out and Path(video_path).exists()

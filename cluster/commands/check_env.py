@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.commands.arguments import add_command, add_env_kwargs, count, named_task
 from cluster.errors import UsageError
+from cluster.last_words import ended_words, last_words
 from cluster.metrics.wording import count as counted
 from cluster.metrics.wording import number
 from replay.task import join_task
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def add_check_env(commands: Any) -> None:
     check = add_command(commands, "check-env", _check_env, "try an environment before a run: its contract, its speed")
     check.add_argument("env", metavar="ID", help="Gymnasium environment id, or module:Id")
-    add_env_kwargs(check)
+    add_env_kwargs(check, "none")
     check.add_argument("--episodes", type=count, default=10, help="episodes with random actions (default: 10)")
 
 
@@ -29,8 +30,10 @@ def _check_env(arguments: argparse.Namespace) -> int:
     from rollout_workers.env_check import check_env
 
     env_id, kwargs = named_task(arguments.env, arguments.env_kwargs)
+    task = join_task(env_id, kwargs or {})
     try:
-        report = check_env(join_task(env_id, kwargs or {}), arguments.episodes)
+        with last_words(f"drawbridge: error: {ended_words(task)}; no run could go on with it"):
+            report = check_env(task, arguments.episodes, say=lambda text: print(text, flush=True))
     except EnvError as error:
         raise UsageError(str(error)) from error
     print(report_in_words(report))

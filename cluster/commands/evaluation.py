@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,10 @@ def _check_video(path: Path) -> None:
         check_mp4(path)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        seen = f"{path} is a folder" if path.is_dir() else f"{there} is no folder that can be written to"
+        raise UsageError(f"{seen}, expected the name of a new .mp4 file: nothing was evaluated; name another file")
 
 
 def _evaluation(

@@ -191,7 +191,7 @@ def status_in_words(found: dict[str, Any]) -> str:
             else ""
         )
         lines.append(f"  policy     version {live.get('version', 0)}{age}")
-        if gathered and not lost:
+        if gathered and found["state"] in ("starting", "running", "finishing"):
             running = live.get("workers_in_words") or live.get("workers", 0)
             lines.append(f"  workers    {running}")
     if "plan_predicted_mean" in live:

@@ -11,7 +11,7 @@ from cluster.commands.status import require_owner
 from cluster.errors import RunError
 from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory, seed_dirs
-from cluster.signals import STOP
+from cluster.signals import NOT_SAVED, STOP
 
 
 def add_stop(commands: Any) -> None:
@@ -67,8 +67,10 @@ def _how_it_ended(run: RunDirectory) -> str:
             f"{run.path} ended without a word, expected a summary: its process was killed before it had saved everything; go on from the newest "
             f"saved state with `{resume_words(run.path, run.config())}`"
         )
-    if summary is None and STOP in (error := str(run.failure().get("error", ""))):  # it was only starting
-        return f"{run.path} {error}"
+    if summary is None and STOP in (error := str(run.failure().get("error", ""))):
+        if NOT_SAVED in error:
+            raise RunError(f"{run.path} {error}")
+        return f"{run.path} {error}"  # it was only starting
     if summary is None:
         raise RunError(
             f"{run.path} ended without a summary, expected one of a run that saves and ends: it failed meanwhile; see "

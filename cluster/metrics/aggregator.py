@@ -348,6 +348,8 @@ class MetricsAggregator:
             "updates_per_s": self.updates / wall_s,
             "replay_ratio": self.measured_ratio() if self.unit == "env_steps" else None,
             "target_replay_ratio": self.replay_ratio if self.unit == "env_steps" else None,
+            "min_size_rows": self.min_size_rows if self.unit == "env_steps" else None,
+            "pretrain_updates": self.pretrain_updates,
             "eval_return_mean": float(np.mean(returns)) if returns else None,
             "eval_return_std": float(np.std(returns)) if returns else None,
             "eval_episodes": len(returns),

@@ -162,7 +162,16 @@ def _alarms(summary: Mapping[str, Any]) -> str:
 
 def _learner(summary: Mapping[str, Any]) -> str:
     ratio, shares = summary.get("replay_ratio"), summary.get("learner_time") or {}
-    sentences = [f"The learner made {number(float(ratio))} updates for each env step."] if ratio is not None else []
+    warm_up, before, sentences = summary.get("min_size_rows"), summary.get("pretrain_updates"), []
+    if warm_up and not summary.get("updates", 1) and summary.get("env_steps", warm_up) < warm_up:
+        sentences.append(
+            f"It trained nothing: the first update follows {count(warm_up, 'env step')} (replay.min_size_rows); give --steps more than that, "
+            "or lower replay.min_size_rows."
+        )
+    elif ratio is not None:
+        after = f" after the first {number(warm_up)}" if warm_up else ""
+        besides = f", besides {number(before)} before on the dataset" if before else ""
+        sentences.append(f"The learner made {number(float(ratio))} updates for each env step{after}{besides}.")
     words = {"update": "into updates", "data_wait": "into waiting for data", "publish": "into publishing weights"}
     spent = [f"{percent(shares[key])} {word}" for key, word in words.items() if shares.get(key) is not None]
     if spent:
