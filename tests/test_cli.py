@@ -204,7 +204,7 @@ def test_config_shows_every_field_of_a_preset_with_unit_default_and_meaning(
 ) -> None:
     result = {line.split()[0]: line for line in said(capsys, "config", preset).splitlines()}
     for key, (value, field) in flatten(make_preset("softgac", preset)).items():
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        shown = str(value).lower() if value is None or isinstance(value, bool) else str(value)
         assert shown in result[key] and field.metadata["unit"] in result[key] and field.metadata["help"] in result[key]
 
 

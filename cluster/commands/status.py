@@ -18,7 +18,7 @@ from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
 from cluster.own_code import resume_words
 from cluster.reports import LATE_S, free_words
 from cluster.run_dir import RunDirectory, seed_dirs
-from replay.option import range_of, type_of
+from replay.option import in_setting_words, range_of, type_of
 
 MISSED = 3  # records that a run may be late, and what a write takes until it hangs, before it counts as silent
 
@@ -106,15 +106,17 @@ def _config(arguments: argparse.Namespace) -> int:
 def _described(config: RunConfig) -> str:
     """A table of every field: key, value, unit, range, meaning."""
     rows = [
-        (key, _shown(value), field.metadata["unit"], range_of(field) or type_of(field), field.metadata["help"])
+        (
+            key,
+            in_setting_words(value),
+            field.metadata["unit"],
+            range_of(field) or type_of(field),
+            field.metadata["help"],
+        )
         for key, (value, field) in flatten(config).items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0))) for row in rows)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def status(run_dir: Path) -> dict[str, Any]:
