@@ -120,11 +120,11 @@ def edit_config(run_dir: Path, **settings: Any) -> None:
 
 
 def edit_meta(run_dir: Path, **values: Any) -> None:
-    """Writes the newest checkpoint again with these values in its meta; None: without that one."""
+    """Leaves one checkpoint, the newest, with these values in its meta; None: without that one."""
     found = checkpoint.load_newest(run_dir / "checkpoints", {})
     assert found is not None
     meta = {key: value for key, value in (found.meta | values).items() if value is not None}
-    checkpoint.save(run_dir / "checkpoints", found.tensors, meta, keep=3)
+    checkpoint.save(run_dir / "checkpoints", found.tensors, meta, keep=1)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.commands.arguments import without_effect
 from cluster.config import RunConfig, flatten, from_json, override, to_json
 from cluster.errors import UsageError
 from cluster.made_with import settings_made_with, why_fixed
@@ -18,6 +19,7 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     config = run.config()
     problems: list[str] = []
     changed = override(config, settings, problems)
+    problems += without_effect(changed, settings, new=False)
     check_named(changed, settings, run.path / "config.json")
     before, after = flatten(config), flatten(changed)
     made = {key: value for key, (value, _) in before.items()} | settings_made_with(run.path / "checkpoints", config)
