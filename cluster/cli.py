@@ -24,7 +24,7 @@ from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_
 from cluster.commands.status import add_status
 from cluster.commands.stop import add_stop
 from cluster.commands.train import add_finetune, add_resume, add_train
-from cluster.errors import Interrupted, RunError, UsageError, without_control
+from cluster.errors import Interrupted, RunError, UsageError, too_long, without_control
 from cluster.own_code import use_code
 from cluster.signals import Signals
 from replay.task import OWN_PACKAGES, ROOT
@@ -76,6 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
             1,
         )
     except Exception as error:
+        if isinstance(error, OSError) and (problem := too_long(error.filename)):
+            return _failed(RunError(f"the command did not finish: {problem}"), 1)
         if _is_ours(error):  # it says all there is to say of this project's part
             _print_frames_of_others(error)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.errors import UsageError
+from cluster.errors import UsageError, too_long
 from cluster.own_code import find_in
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
@@ -40,7 +40,10 @@ def location(text: str) -> Path:
     variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty, expected a path; give one, or '.' for the current directory")
-    return Path(text).absolute()
+    path = Path(text).absolute()
+    if problem := too_long(path):
+        raise argparse.ArgumentTypeError(problem)
+    return path
 
 
 def new_file(text: str) -> Path:
