@@ -140,17 +140,17 @@ def check_tree() -> None:
 
 def _problems(config: RunConfig) -> list[str]:
     kind, preset = kind_of(config), make_preset(config.algorithm, config.preset, config.env)
-    found = [*(with_preset(text, preset) for text in range_problems(config)), *kind.problems(config)]
+    found = [*range_problems(config), *kind.problems(config)]
     if missing := missing_package(config.metrics.logger):
         found.append(missing)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
-        found += [f"{name}.{with_preset(text, getattr(preset, name))}" for text in getattr(config, name).validate()]
+        found += [f"{name}.{text}" for text in getattr(config, name).validate()]
     if 0 < kind.workers(config) < config.replay.shards:
         found.append(
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {config.worker.workers}: a worker writes to one shard, so "
             "one would stay empty; start more workers or fewer shards"
         )
-    return found
+    return [with_preset(text, preset) for text in found]
 
 
 def _env_problems(config: RunConfig) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import difflib
 import functools
 import io
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster.bounded import leave_cluster
 from cluster.commands.arguments import add_command, location, new_file
@@ -24,7 +25,7 @@ from cluster.commands.policy import add_diagnose, add_evaluate, add_export, add_
 from cluster.commands.status import add_status
 from cluster.commands.stop import add_stop
 from cluster.commands.train import add_finetune, add_resume, add_train
-from cluster.errors import Interrupted, RunError, UsageError, without_control
+from cluster.errors import Interrupted, RunError, UsageError, too_long, without_control
 from cluster.own_code import use_code
 from cluster.signals import Signals
 from replay.task import OWN_PACKAGES, ROOT
@@ -33,9 +34,27 @@ from replay.task import OWN_PACKAGES, ROOT
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the last line on standard error is the root cause when it fails."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse_unknown(parser, sys.argv[1:] if argv is None else argv, unknown)
     arguments.execute = execute  # for commands that do theirs in several processes
     return execute(arguments) if argv is None else _caught(arguments)
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, argv: list[str], unknown: list[str]) -> NoReturn:
+    """Exits with 2, the usage of the command that was given, and its flags nearest to the unknown ones."""
+    for word in argv:
+        inner = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
+        if inner is not None and word in inner.choices:
+            parser = inner.choices[word]
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    near = {
+        given: match[0]
+        for given in (word.partition("=")[0] for word in unknown if word.startswith("--"))
+        if (match := difflib.get_close_matches(given, flags, n=1))
+    }
+    hints = "".join(f"; did you mean {flag} for {given}?" for given, flag in near.items())
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -76,6 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
             1,
         )
     except Exception as error:
+        if isinstance(error, OSError) and (problem := too_long(error.filename)):
+            return _failed(RunError(f"the command did not finish: {problem}"), 1)
         if _is_ours(error):  # it says all there is to say of this project's part
             _print_frames_of_others(error)
         else:

@@ -17,7 +17,7 @@ from cluster.setting_text import check_known, in_todays_words, parse_setting, un
 from cluster.task_preset import for_task
 from learners.config import LearnerConfig
 from replay.config import DataConfig, ReplayConfig
-from replay.option import BUDGET, RESERVED, SEED_LIMIT, option, range_problems
+from replay.option import BUDGET, RESERVED, SEED_LIMIT, option, range_problems, with_preset
 from rollout_workers.config import EvaluationConfig, WorkerConfig
 
 READ_ON_EPISODES = ("shards", "capacity_rows", "snapshot_s", "snapshots_kept")  # replay settings of such runs
@@ -340,7 +340,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
         if not isinstance(data.get(name), str):
             raise UsageError(f"{name} is {data.get(name)!r}, expected one of {', '.join(table)}; nothing was started")
         check_known(data[name], table, name)
-    config = make_preset(data["algorithm"], data["preset"])
+    config = preset = make_preset(data["algorithm"], data["preset"])
     expected = flatten(config)
     seen = dict(in_todays_words(key, value, expected) for key, value in _leaves_of(data))
     former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
@@ -352,7 +352,7 @@ def from_json(data: dict[str, Any]) -> RunConfig:
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
     for key, value in values.items():
         config = _replace(config, key, value)
-    if found := out_of_range(config):
+    if found := [with_preset(text, preset) for text in out_of_range(config)]:
         raise UsageError(f"{'; '.join(found)}; nothing was started; put these fields back to what they were")
     return config
 

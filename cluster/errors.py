@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 SAME_FAILURE = 3  # failures of one part without progress between them that end the run
@@ -11,6 +13,26 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 def without_control(text: str) -> str:
     """``text`` without colours and other control characters, of which Ray's tracebacks have many; lines and tabs stay."""
     return _CONTROL.sub("", text)
+
+
+def too_long(path: object) -> str:
+    """That no file system takes a path; "" where this one does."""
+    try:
+        os.lstat(str(path))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = max(str(path).split(os.sep), key=lambda part: len(os.fsencode(part)))
+            return (
+                f"the path {_short(str(path))} has {len(os.fsencode(str(path))):,} bytes, and {len(os.fsencode(name)):,} in its longest name, "
+                f"expected at most 4,095 and 255, as file systems take them ({error.strerror}): nothing can be there; give a shorter one"
+            )
+    except ValueError:  # no path at all
+        pass
+    return ""
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:40]}...{text[-30:]}")
 
 
 class UsageError(ValueError):

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
+from cluster.made_with import settings_to_keep
 from learners import checkpoint
 from replay.schema import RowLayout
 from replay.shard import Shard
@@ -254,6 +255,7 @@ def checkpoint_writer(
 
     parts = checkpoint.prefixed(PART, learner.state()) | (others or {})
     made = {"env_steps": env_steps, "updates": learner.updates, "backend": spec.config.backend}
+    made["settings"] = settings_to_keep(spec.config)
     keep = spec.config.learner.checkpoints_kept
 
     def write() -> int:

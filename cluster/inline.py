@@ -40,6 +40,7 @@ from replay.limiter import apportioned
 from replay.messages import EpisodeBlock, Wait
 from replay.shard import Shard
 from rollout_workers.evaluator import BrokenEpisodes, Evaluation, EvaluationTimeout
+from rollout_workers.worker import RolloutWorker
 
 _COUNTERS = "fleet"
 
@@ -76,8 +77,7 @@ class InlineFleet:
         self.evaluator = make_evaluator(spec, watched)
         if found is not None and exact:
             for index, worker in enumerate(self.workers):
-                kept = {name: t.numpy() for name, t in found.part(f"worker-{index}").items()}
-                self._say_cut(index, worker.load_state(kept))
+                self._say_cut(index, self._load_worker(index, worker, found))
         self.aggregator.workers = self.aggregator.workers_wanted = len(self.workers)
         self.aggregator.worker_nodes = dict.fromkeys(range(len(self.workers)), platform.node())
         self.aggregator.workers_started += len(self.workers)
@@ -157,6 +157,19 @@ class InlineFleet:
         for worker in getattr(self, "workers", []):
             worker.close()
         self.env_watch.stop()
+
+    def _load_worker(self, index: int, worker: RolloutWorker, found: checkpoint.Checkpoint) -> dict[int, str]:
+        """What ``RolloutWorker.load_state`` gives; RunError where the checkpoint has no state that fits the worker."""
+        try:
+            return worker.load_state({name: t.numpy() for name, t in found.part(f"worker-{index}").items()})
+        except (ValueError, KeyError) as error:
+            settings = self.spec.config.worker
+            raise RunError(
+                f"{found.path} has no state that fits worker {index} ({type(error).__name__}: {error}), expected workers as the run was made "
+                f"with; config.json has worker.workers {settings.workers}, worker.envs_per_worker {settings.envs_per_worker}, "
+                f"worker.chunk_steps {settings.chunk_steps}, worker.fast_envs {str(settings.fast_envs).lower()}: the run cannot go on; "
+                "put these back to what they were, and resume it"
+            ) from error
 
     def _say_cut(self, index: int, ended: dict[int, str]) -> None:
         """Counts the episodes of worker ``index`` that could not be replayed, and says why."""

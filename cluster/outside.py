@@ -78,6 +78,8 @@ def named_again(config: RunConfig | Mapping[str, Any]) -> str:
     found = ""
     for key, reach in REACHES.items():
         part, leaf = key.split(".")
+        if key == "ray.address" and data.get("backend") == "inline":  # it joins no cluster
+            continue
         value = data[part].get(leaf) if isinstance(data.get(part), Mapping) else None
         found += f" {_flag(key, value)}" if isinstance(value, str) and reach.out(value) else ""
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -200,11 +201,21 @@ def _told(field: dataclasses.Field[Any], value: Any, expected: str) -> str:
 
 
 def with_preset(problem: str, preset: Any) -> str:
-    """A line of ``range_problems`` with the value of ``preset``, a configuration of the same class, for the class's default."""
-    name = problem.partition(" ")[0]
+    """A line of ``range_problems``, after a dotted name, with the value that ``preset`` has there for the class's default."""
     said, default, _ = problem.rpartition(DEFAULT)
-    return f"{said}{DEFAULT}{_shown(getattr(preset, name))}" if default and hasattr(preset, name) else problem
+    if not default:
+        return problem
+    try:
+        value = functools.reduce(getattr, problem.partition(" ")[0].split("."), preset)
+    except AttributeError:
+        return problem
+    return f"{said}{DEFAULT}{_shown(value)}"
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else "empty" if value == "" else str(value)
+    return "empty" if value == "" else in_setting_words(value)
+
+
+def in_setting_words(value: Any) -> str:
+    """``value`` as ``--set`` takes it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

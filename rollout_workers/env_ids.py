@@ -144,13 +144,23 @@ def _check_texts(env_id: str, kwargs: dict[str, Any]) -> None:
 
 
 def _unknown(env_id: str, name: str) -> str:
-    by_folded = {known.casefold(): known for known in gym.registry}
+    by_folded = {known.casefold(): known for known in _newest()}
     nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=NEAR)
     names = ", ".join(by_folded[folded] for folded in nearest) or "none is close"
     return (
         f"unknown environment {env_id!r}, expected a registered Gymnasium id (nearest: {names}): nothing can be "
         "trained; correct the id, or name the module that registers it: write module:Id, or give --import MODULE"
     )
+
+
+def _newest() -> list[str]:
+    """The newest version of every registered id: Gymnasium keeps older ones that it can no longer make."""
+    newest: dict[tuple[str | None, str], EnvSpec] = {}
+    for spec in gym.registry.values():
+        other = newest.get(key := (spec.namespace, spec.name))
+        if other is None or (spec.version or 0) > (other.version or 0):
+            newest[key] = spec
+    return [spec.id for spec in newest.values()]
 
 
 def _import_module(module: str, env_id: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from tiny_runs import command, read, train_inline, train_words
+from tiny_runs import command, edit_config, edit_meta, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.config import make_preset
@@ -187,8 +187,8 @@ def _flip(run: Path) -> None:
 
 
 def _reconfigure(run: Path) -> None:
-    path = run / "config.json"
-    path.write_text(path.read_text().replace('"critic_width": 32', '"critic_width": 33'))
+    edit_config(run, agent__critic_width=33)
+    edit_meta(run, settings=None)  # of an older version
 
 
 DAMAGE = {

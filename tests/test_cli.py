@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from tiny_runs import command, lines, read, train_inline
@@ -19,6 +20,7 @@ from cluster.commands.train import resolve
 from cluster.config import RunConfig, flatten, make_preset
 from cluster.run_dir import RunDirectory
 from replay.manifest import write_atomic
+from rollout_workers.envs import make_env
 
 COMMANDS = ("train", "resume", "evaluate", "export", "scale", "stop", "status", "list", "report", "presets", "config")
 SUMMARY = {
@@ -56,6 +58,51 @@ def test_every_command_has_a_help_and_exits_with_0(name: str, capsys: pytest.Cap
     assert exit_code(name, "--help") == 0
     result = capsys.readouterr().out
     assert f"usage: drawbridge {name}" in result and "help" in result
+
+
+@pytest.mark.parametrize("env", ["nope-v0", "Hopper-v99", "Hoper-v5?{}", "Pendulum-v1?{"])
+def test_config_refuses_an_environment_that_is_not_there(env: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "paper", "--env", env]) == 2
+    result = capsys.readouterr()
+    assert ", expected " in result.err and not result.out and "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("env", ["Hopper-v5", "Pendulum-v1", "dm_control/dog-walk-v0", "h1-walk-v0"])
+def test_config_takes_an_environment_of_gymnasium_or_of_the_paper(env: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert env in said(capsys, "config", "paper", "--env", env)
+
+
+def test_an_unknown_environment_is_met_with_the_newest_versions_of_those_like_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for env in ("Hoper-v3", "hopper-v2", "HalfCheeta-v4"):
+        assert main(["check-env", env]) == 2
+        nearest = re.findall(r"\(nearest: (.*?)\)", capsys.readouterr().err)[0].split(", ")
+        assert nearest[0] in ("Hopper-v5", "HalfCheetah-v5")
+        make_env(nearest[0]).close()
+        for name, _, version in (name.rpartition("-v") for name in nearest):
+            assert not any(f"{name}-v{newer}" in gym.registry for newer in range(int(version) + 1, 20)), (name, version)
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "hint"),
+    [
+        (["train", "softgac", "--stesp", "3"], "drawbridge train", "--stesp 3; did you mean --steps for --stesp?"),
+        (
+            ["dataset", "show", "x", "--plott=3"],
+            "drawbridge dataset show",
+            "--plott=3; did you mean --plot for --plott?",
+        ),
+        (["status", "x", "y"], "drawbridge status", "unrecognized arguments: y"),
+        (["presets", "--zzzzzz"], "drawbridge presets", "unrecognized arguments: --zzzzzz"),
+    ],
+)
+def test_an_unknown_flag_is_met_with_the_usage_of_its_command_and_the_nearest_flag(
+    words: list[str], usage: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*words) == 2
+    result = capsys.readouterr().err
+    assert result.startswith(f"usage: {usage} ") and result.rstrip().endswith(hint), result
 
 
 def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +251,7 @@ def test_config_shows_every_field_of_a_preset_with_unit_default_and_meaning(
 ) -> None:
     result = {line.split()[0]: line for line in said(capsys, "config", preset).splitlines()}
     for key, (value, field) in flatten(make_preset("softgac", preset)).items():
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        shown = str(value).lower() if value is None or isinstance(value, bool) else str(value)
         assert shown in result[key] and field.metadata["unit"] in result[key] and field.metadata["help"] in result[key]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import command, edit_config, read, train_inline, train_words
+from tiny_runs import command, edit_config, edit_meta, read, train_inline, train_words
 
 from cluster.cli import main
 from cluster.commands.status import status
@@ -92,6 +92,7 @@ def test_no_command_calls_a_cluster_that_only_a_file_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     edit_config(run, backend="ray", ray__address=peer.address)
+    edit_meta(run, backend="ray", settings=None)  # as if it had been made there
     words, before = commands_from(run, tmp_path / "out")[name], (run / "config.json").read_bytes()
     for ours in ("", "127.0.0.1:1", "local"):
         monkeypatch.setenv("RAY_ADDRESS", ours)

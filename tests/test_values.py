@@ -216,6 +216,7 @@ def test_config_prints_the_range_of_every_field(capsys: pytest.CaptureFixture[st
     assert main(["config", "cpu"]) == 0
     result = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "in [0, 1)" in result["agent.gamma"] and "at least 1 and at most 65536" in result["agent.critic_width"]
+    assert result["agent.v_min"].split()[1] == "none"  # as --set takes it
     assert "a positive number" in result["replay.replay_ratio"] and "one of cpu, cuda, auto" in result["learner.device"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli import main
+from learners import checkpoint
 from replay.manifest import read_manifest
 from replay.snapshot import intact, manifest_path
 
@@ -119,6 +120,14 @@ def edit_config(run_dir: Path, **settings: Any) -> None:
         part, _, leaf = key.partition("__")
         (config[part] if leaf else config)[leaf or part] = value
     (run_dir / "config.json").write_text(json.dumps(config))
+
+
+def edit_meta(run_dir: Path, **values: Any) -> None:
+    """Leaves one checkpoint, the newest, with these values in its meta; None: without that one."""
+    found = checkpoint.load_newest(run_dir / "checkpoints", {})
+    assert found is not None
+    meta = {key: value for key, value in (found.meta | values).items() if value is not None}
+    checkpoint.save(run_dir / "checkpoints", found.tensors, meta, keep=1)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

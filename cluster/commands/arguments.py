@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UsageError
+from cluster.config import RunConfig
+from cluster.errors import UsageError, too_long
 from cluster.own_code import find_in
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
@@ -39,7 +40,10 @@ def location(text: str) -> Path:
     variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty, expected a path; give one, or '.' for the current directory")
-    return Path(text).absolute()
+    path = Path(text).absolute()
+    if problem := too_long(path):
+        raise argparse.ArgumentTypeError(problem)
+    return path
 
 
 def new_file(text: str) -> Path:
@@ -193,6 +197,29 @@ def add_settings(
         metavar="KEY=VALUE",
         help=help,
     )
+
+
+def without_effect(config: RunConfig, settings: Mapping[str, str], new: bool = True) -> list[str]:
+    """What the command line asks of a run in one process that only a cluster has.
+
+    Args:
+        settings: those that the command names, by dotted key.
+        new: whether the run is to begin; one that resumes keeps its learners.
+    """
+    if config.backend != "inline":
+        return []
+    found = []
+    if address := settings.get("ray.address"):
+        found.append(
+            f"ray.address is {address!r} with backend inline, expected none: such a run is one process and joins no cluster, so the "
+            "address would do nothing; leave --address out" + (", or give --backend ray" if new else "")
+        )
+    if new and config.learner.learners > 1:
+        found.append(
+            f"learner.learners is {config.learner.learners} with backend inline, expected 1: one process makes all updates, so there would "
+            "be no others; leave --learners out, or give --backend ray"
+        )
+    return found
 
 
 def add_command(

@@ -22,7 +22,7 @@ from cluster.commands.arguments import (
     settings_of,
     whole,
 )
-from cluster.errors import RunError, UsageError
+from cluster.errors import RunError, UsageError, too_long
 
 if TYPE_CHECKING:
     from replay.dataset import Dataset
@@ -259,6 +259,8 @@ def _reporting(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.
         except (DatasetError, EnvError) as error:
             raise UsageError(str(error)) from error
         except OSError as error:
+            if problem := too_long(error.filename):
+                raise UsageError(f"{problem}; no dataset was changed") from error
             raise RunError(f"{error}: no dataset was changed; see that the disk has room and can be written") from error
 
     return command

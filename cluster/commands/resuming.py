@@ -1,31 +1,16 @@
-"""Which settings may change when a run goes on: those that neither its checkpoints nor its replay were made with."""
+"""The configuration with which a run resumes: what it was made with, and what the command line or an edit of its config.json changes."""
 
 from __future__ import annotations
 
-from cluster.config import RunConfig, flatten, override
+from typing import Any
+
+from cluster.commands.arguments import without_effect
+from cluster.config import RunConfig, flatten, from_json, override, to_json
 from cluster.errors import UsageError
+from cluster.made_with import settings_made_with, why_fixed
 from cluster.outside import check_named
 from cluster.own_code import run_words
 from cluster.run_dir import RunDirectory
-
-MAY_CHANGE = (
-    "steps", "worker.", "evaluation.", "metrics.", "ray.", "replay.snapshot_s", "replay.snapshots_kept", "learner.checkpoint_s",
-    "learner.checkpoints_kept", "learner.publish_updates", "learner.nonfinite_skips", "learner.rollbacks", "learner.restart_budget",
-    "learner.cpus", "learner.gpus", "learner.cuda_graph",
-)  # fmt: skip
-FIXED = {  # by the beginning of their names: why they may not; the first that fits counts
-    "env": "the policy was learned in that environment",
-    "dataset": "what was learned came from that dataset",
-    "seed": "the random numbers in the checkpoint follow from it",
-    "backend": "the checkpoint holds what that backend needs to go on",
-    "agent.": "the checkpoint holds networks and optimisers that were made with it",
-    "learner.": "the checkpoint holds a learner and counts that were made with it",
-    "replay.": "the snapshots hold a replay and counts that were made with it",
-    "data.": "the replay holds what was taken from the dataset with it",
-    "online.": "the stages so far, and the counts of the next ones, were made with it",
-}
-INLINE_HOLDS = ("worker.workers", "worker.envs_per_worker", "worker.chunk_steps", "worker.fast_envs")
-OF_INLINE = "the checkpoint of an inline run holds its workers, with their running episodes, as they were made with it"
 
 
 def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
@@ -34,22 +19,53 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     config = run.config()
     problems: list[str] = []
     changed = override(config, settings, problems)
+    problems += without_effect(changed, settings, new=False)
     check_named(changed, settings, run.path / "config.json")
     before, after = flatten(config), flatten(changed)
+    made = {key: value for key, (value, _) in before.items()} | settings_made_with(run.path / "checkpoints", config)
     fixed = {
-        key: f"{key} is {before[key][0]!r} in this run, expected no other value than that ({after[key][0]!r} was given): {why}"
-        for key in settings
-        if key in before and before[key][0] != after[key][0] and (why := _why_fixed(config, key))
+        key: f"{key} is {made[key]!r} in this run, expected no other value than that "
+        f"({f'{value!r} was given' if key in settings else f'config.json has {value!r}'}): {why}"
+        for key, (value, _) in after.items()
+        if key in made and made[key] != value and (why := why_fixed(made["backend"], key))
     }
-    problems += fixed.values()
+    problems += [*fixed.values(), *_too_short(run, changed, max(config.steps, made["steps"]))]
     if problems:
+        edited = {key: made[key] for key in fixed if key != "env" and before[key][0] != made[key]}
         may = {key: text for key, text in settings.items() if key not in fixed}
-        raise UsageError(
-            _with_others(run, override(config, may, []), problems)
-            + f"\nLeave out what cannot change, or begin a new run with it: `drawbridge train`, or `{run_words('finetune', run.path, config)}` "
-            "to keep its policy"
-        )
+        fixes = ["Put config.json back to what the run was made with"] if fixed.keys() - settings.keys() else []
+        fixes += ["leave out what cannot change"] if fixed.keys() & settings.keys() else []
+        begin = f"begin a new run with it: `drawbridge train`, or `{run_words('finetune', run.path, config)}` to keep its policy"
+        advice = ", or ".join([*fixes, begin]) if fixes else ""
+        listed = _with_others(run, override(_put_back(config, edited), may, []), problems)
+        raise UsageError(f"{listed}\n{advice[:1].upper()}{advice[1:]}".rstrip())
     return changed
+
+
+def _too_short(run: RunDirectory, config: RunConfig, planned: int) -> list[str]:
+    """That the run has made more than its new length; of one that has ended ``check_resumable`` says so.
+
+    The length that it had until now is none too short: a run makes a few steps more, and evaluates after them.
+    """
+    done, noun = int(run.live().get(config.unit, 0)), config.unit.replace("_", " ")
+    if config.steps >= min(done, planned) or run.is_complete(config):
+        return []
+    return [
+        f"steps is {config.steps}, expected at least {done}, the {noun} that the run has made of {planned}: what is learned cannot be taken "
+        f"back; give --steps {done} to end it there, or more to go on"
+    ]
+
+
+def _put_back(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """``config`` with these values by dotted key; as it is if they make none today."""
+    data = to_json(config)
+    for key, value in values.items():
+        part, _, leaf = key.rpartition(".")
+        (data[part] if part else data)[leaf] = value
+    try:
+        return from_json(data)
+    except UsageError:
+        return config
 
 
 def _with_others(run: RunDirectory, config: RunConfig, problems: list[str]) -> str:
@@ -65,12 +81,3 @@ def _with_others(run: RunDirectory, config: RunConfig, problems: list[str]) -> s
     except UsageError as error:
         return str(error)
     raise AssertionError("make_spec refuses whatever has problems")
-
-
-def _why_fixed(config: RunConfig, key: str) -> str:
-    """Why this setting of the run may not change; "" where it may."""
-    if config.backend == "inline" and key in INLINE_HOLDS:
-        return OF_INLINE
-    if key.startswith(MAY_CHANGE):
-        return ""
-    return next((why for beginning, why in FIXED.items() if key.startswith(beginning)), "the run was made with it")

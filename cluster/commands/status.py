@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
-from cluster.commands.arguments import add_command, count, location, seconds
+from cluster.commands.arguments import add_code, add_command, count, location, named_task, seconds
 from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
@@ -18,7 +19,7 @@ from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
 from cluster.own_code import resume_words
 from cluster.reports import LATE_S, free_words
 from cluster.run_dir import RunDirectory, seed_dirs
-from replay.option import range_of, type_of
+from replay.option import in_setting_words, range_of, type_of
 
 MISSED = 3  # records that a run may be late, and what a write takes until it hangs, before it counts as silent
 
@@ -45,6 +46,7 @@ def add_status(commands: Any) -> None:
     config.add_argument(
         "--algorithm", choices=list(ALGORITHMS), help="(default: softgac, or the first that has the preset)"
     )
+    add_code(config)
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -99,22 +101,44 @@ def _presets(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> int:
     owners = [name for name in ALGORITHMS if arguments.preset in presets_of(name)]
     algorithm = arguments.algorithm or next(iter(owners), "softgac")
-    print(_described(make_preset(algorithm, arguments.preset, arguments.env)))
+    config = make_preset(algorithm, arguments.preset, arguments.env)
+    if arguments.env is not None:
+        _check_env(arguments.env)
+    print(_described(config))
     return 0
+
+
+def _check_env(env: str) -> None:
+    """UsageError if there is no such environment. A task of the paper may be of a package that is not installed."""
+    from algorithms.config import published
+
+    task = published(env)
+    if task is not None and (task.suite == "HumanoidBench" or (task.suite == "DMC" and not find_spec("shimmy"))):
+        return
+    named_task(env, None)
+    from rollout_workers.env import EnvError
+    from rollout_workers.env_ids import find_env
+
+    try:
+        find_env(env)
+    except EnvError as error:
+        raise UsageError(str(error)) from error
 
 
 def _described(config: RunConfig) -> str:
     """A table of every field: key, value, unit, range, meaning."""
     rows = [
-        (key, _shown(value), field.metadata["unit"], range_of(field) or type_of(field), field.metadata["help"])
+        (
+            key,
+            in_setting_words(value),
+            field.metadata["unit"],
+            range_of(field) or type_of(field),
+            field.metadata["help"],
+        )
         for key, (value, field) in flatten(config).items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0))) for row in rows)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def status(run_dir: Path) -> dict[str, Any]:

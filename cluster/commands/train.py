@@ -20,6 +20,7 @@ from cluster.commands.arguments import (
     named_task,
     seed,
     settings_of,
+    without_effect,
 )
 from cluster.commands.config_file import read_settings
 from cluster.commands.resuming import resumed
@@ -172,6 +173,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         settings["env"] = _over(base.config().env, *named_task(typed, arguments.env_kwargs))
     problems: list[str] = []
     config = finetuned(base, settings, arguments.target, problems)
+    problems += without_effect(config, settings)
     check_named(config, settings, base.path / "config.json")
     path = arguments.out or _unused(base.path.with_name(f"{base.path.name}-finetune"))
 
@@ -319,6 +321,7 @@ def new_run(
     config = override(make_preset(algorithm, preset, settings["env"]), base, found)
     found = [f"{source}: {text.removeprefix('--set ')}" for text in found]
     config = override(config, settings, found)
+    found += without_effect(config, settings)
     if problems is not None:
         problems += found
     elif found:

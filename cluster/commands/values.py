@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UsageError
+from cluster.errors import UsageError, too_long
 from replay.option import COUNT_LIMIT, SEED_LIMIT
 
 
@@ -17,6 +17,8 @@ def check_path(name: str, value: Any) -> Path:
     """A path; UsageError for anything else, as in every function here."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise _refused(name, value, "a path")
+    if problem := too_long(Path(value).absolute()):
+        raise UsageError(f"{name}: {problem}; nothing was done")
     return Path(value)
 
 
