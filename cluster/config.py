@@ -342,12 +342,12 @@ def from_json(data: dict[str, Any]) -> RunConfig:
         check_known(data[name], table, name)
     config = preset = make_preset(data["algorithm"], data["preset"])
     expected = flatten(config)
-    seen = dict(in_todays_words(key, value, expected) for key, value in _leaves_of(data))
+    written = dict(in_todays_words(key, value, expected) for key, value in _leaves_of(data))
     former = {key: field.metadata.get("former") for key, (_, field) in expected.items()}
-    seen = {key: value for key, value in former.items() if value is not None} | seen
+    seen = {key: value for key, value in former.items() if value is not None} | written
     surplus, missing = sorted(set(seen) - set(expected)), sorted(set(expected) - set(seen))
     if surplus or missing:
-        writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == seen.keys()), "")
+        writer = next((name for name in ALGORITHMS if flatten(make_preset(name, "cpu")).keys() == written.keys()), "")
         raise UsageError(unfit_fields(surplus, missing, writer, data["algorithm"]))
     values = {key: _as_declared(expected[key][1], value) for key, value in seen.items()}
     for key, value in values.items():

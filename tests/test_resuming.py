@@ -20,6 +20,7 @@ from cluster.errors import UsageError
 from cluster.made_with import why_fixed
 from cluster.run_dir import RunDirectory
 from learners import checkpoint
+from replay.option import in_setting_words
 
 OTHERS = {  # a setting of each kind that is fixed: another value, and a word of the reason
     "env": ("Hopper-v5", "learned in that environment"),
@@ -146,7 +147,8 @@ def test_an_edit_of_config_json_is_refused_as_the_command_line_is(
     assert main(["resume", str(run), "--steps", "240"]) == 2
     result = capsys.readouterr().err
     for key, value in edits.items():
-        expected = f"  - {key} is {made[key][0]!r} in this run, expected no other value than that (config.json has {value!r}): "
+        was, now = (repr(v) if isinstance(v, str) else in_setting_words(v) for v in (made[key][0], value))
+        expected = f"  - {key} is {was} in this run, expected no other value than that (config.json has {now}): "
         assert sum(line.startswith(expected) for line in result.splitlines()) == 1, (expected, result)
     assert "nothing was started" in result and "Put config.json back to what the run was made with" in result
     assert "Traceback" not in result and "--accept-loss" not in result and contents(run) == before
@@ -180,13 +182,20 @@ def test_no_field_that_may_not_change_is_taken_from_an_edited_config_json(run_di
             )
             taken.add(key)
         except UsageError as error:
-            if f"{key} is {value!r} in this run, expected no other value than that (config.json has {other!r})" in str(
+            if f"{key} is " in str(error) and "in this run, expected no other value than that (config.json has " in str(
                 error
             ):
                 refused.add(key)
     assert len(refused) > 40 and len(taken) > 20 and {"seed", "replay.n_step", "learner.batch_size"} <= refused
     assert {key for key in taken if why_fixed("inline", key)} == set()
     assert {key for key in refused if not why_fixed("inline", key)} == set()
+
+
+def test_an_edited_algorithm_is_told_from_a_configuration_of_another_version(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="they are those of softgac, not of sac; nothing was started; put algorithm back"
+    ):
+        resumed(RunDirectory(copied(run_dir, tmp_path, algorithm="sac")), {})
 
 
 def test_the_command_line_puts_an_edited_config_json_back(run_dir: Path, tmp_path: Path) -> None:

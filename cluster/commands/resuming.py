@@ -11,6 +11,7 @@ from cluster.made_with import settings_made_with, why_fixed
 from cluster.outside import check_named
 from cluster.own_code import run_words
 from cluster.run_dir import RunDirectory
+from replay.option import in_setting_words
 
 
 def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
@@ -24,8 +25,8 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     before, after = flatten(config), flatten(changed)
     made = {key: value for key, (value, _) in before.items()} | settings_made_with(run.path / "checkpoints", config)
     fixed = {
-        key: f"{key} is {made[key]!r} in this run, expected no other value than that "
-        f"({f'{value!r} was given' if key in settings else f'config.json has {value!r}'}): {why}"
+        key: f"{key} is {_seen(made[key])} in this run, expected no other value than that "
+        f"({f'{_seen(value)} was given' if key in settings else f'config.json has {_seen(value)}'}): {why}"
         for key, (value, _) in after.items()
         if key in made and made[key] != value and (why := why_fixed(made["backend"], key))
     }
@@ -40,6 +41,11 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
         listed = _with_others(run, override(_put_back(config, edited), may, []), problems)
         raise UsageError(f"{listed}\n{advice[:1].upper()}{advice[1:]}".rstrip())
     return changed
+
+
+def _seen(value: Any) -> str:
+    """A value as a person would write it: true and none as ``--set`` takes them, texts in quotes."""
+    return repr(value) if isinstance(value, str) else in_setting_words(value)
 
 
 def _too_short(run: RunDirectory, config: RunConfig, planned: int) -> list[str]:
