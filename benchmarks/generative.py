@@ -3,8 +3,8 @@
     python benchmarks/generative.py returns --out runs/generative.jsonl     every run that is missing there, one after the other
     python benchmarks/generative.py returns --out runs/generative.jsonl --envs HalfCheetah-v5 --steps 100000 --seeds 1 2 3
     python benchmarks/generative.py returns --out runs/study.jsonl --methods softgac --set agent.rho=0.3 agent.alpha_init=2
-    python benchmarks/generative.py costs --out runs/costs.json             one core; HalfCheetah-v5's dimensions
-    python benchmarks/generative.py report --returns runs/generative.jsonl --costs runs/costs.json    tables, docs/comparison.png
+    python benchmarks/generative.py costs                                   one core; benchmarks/results/costs.json
+    python benchmarks/generative.py report --returns benchmarks/results/halfcheetah.jsonl    tables, docs/comparison.png
     python benchmarks/generative.py toy                                     docs/comparison-toy.png
 
 Preset cpu, inline, one torch thread. A run appends one line: its deterministic evaluations, five episodes with noise after its
@@ -19,6 +19,8 @@ import dataclasses
 import functools
 import io
 import json
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -35,6 +37,7 @@ from algorithms import ALGORITHMS, online_names  # noqa: E402
 
 METHODS = [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
 SAMPLED = 5  # episodes with noise
+COSTS = ROOT / "benchmarks" / "results" / "costs.json"
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     returns.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     returns.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     costs = commands.add_parser("costs")
-    costs.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    costs.add_argument("--out", type=Path, default=COSTS, help="file of the results, JSON, with the machine of each")
     costs.add_argument(
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="the others' figures stay in the file"
     )
@@ -61,7 +64,8 @@ def main() -> None:
     toy.add_argument("--updates", type=int, default=600, help="critic updates of each panel")
     report = commands.add_parser("report")
     report.add_argument("--returns", type=Path, required=True, help="what `returns` wrote")
-    report.add_argument("--costs", type=Path, required=True, help="what `costs` wrote")
+    report.add_argument("--settings", action="store_true", help="runs that had --set, too")
+    report.add_argument("--costs", type=Path, default=COSTS, help="what `costs` wrote")
     report.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison.png")
     arguments = parser.parse_args()
     {"returns": run_all, "costs": measure_all, "toy": draw_toy, "report": write_report}[arguments.what](arguments)
@@ -141,7 +145,16 @@ def measure_all(arguments: argparse.Namespace) -> None:
     for method in arguments.methods:
         found[method] = measure(method, arguments)
         print(method, found[method], flush=True)
-        arguments.out.write_text(json.dumps({name: found[name] for name in METHODS if name in found}))
+        arguments.out.write_text(json.dumps({name: found[name] for name in METHODS if name in found}, indent=1) + "\n")
+
+
+def machine() -> str:
+    """The processor and its widest vectors: the figures of two machines do not compare."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"(?m)^model name\s*: (.*)$", text)
+    wide = [vectors for vectors in ("avx512f", "avx2") if re.search(rf"\b{vectors}\b", text)]
+    return " ".join([name[1] if name else platform.machine(), *wide[:1]])
 
 
 def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +168,7 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     algorithm = ALGORITHMS[method]
     config = algorithm.presets[arguments.preset]()
     agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=arguments.obs, action_dim=arguments.action))
-    costs: dict[str, Any] = {"parameters": agent.policy.size - 1}
+    costs: dict[str, Any] = {"machine": machine(), "parameters": agent.policy.size - 1}
     for backend in ("onnx", "torch", "auto"):
         policy: Any = algorithm.make_policy(config, arguments.obs, arguments.action)
         actor = StatelessPolicy(policy, backend)
@@ -304,6 +317,7 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 ENGINES = ("onnx", "torch", "compiled")
+TICKS = (5, 10, 20, 50, 100, 200, 500, 1_000)  # microseconds
 
 
 def microseconds(costs: dict[str, float], states: int) -> str:
@@ -323,7 +337,8 @@ def write_report(arguments: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    runs = sorted(results(arguments.returns), key=lambda run: int(run["seed"]))
+    runs = [run for run in results(arguments.returns) if arguments.settings or not run["set"]]
+    runs.sort(key=lambda run: int(run["seed"]))
     costs = json.loads(arguments.costs.read_text())
     tasks = sorted({(run["env"], run["steps"]) for run in runs})
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False)
@@ -338,17 +353,21 @@ def write_report(arguments: argparse.Namespace) -> None:
             mean_RE = np.array([[np.mean(point["returns"]) for point in run["evaluations"]] for run in mine])
             at = [point["env_steps"] for point in mine[0]["evaluations"]]
             last, (low, high) = mean_RE[:, -1], interval(mean_RE[:, -1])
-            noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.mean([run["cpu_s"] for run in mine])
+            noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.median([run["cpu_s"] for run in mine])
             each = " / ".join(f"{value:,.0f}" for value in last)
             print(f"| {name} | {iqm(last):,.0f} [{low:,.0f}, {high:,.0f}] | {each} | {noisy:,.0f} | {cpu_s:.0f} |")
-            curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
+            (line,) = curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
+            between = np.array([interval(column) for column in mean_RE.T])
+            curves.fill_between(at, *between.T, color=line.get_color(), alpha=0.12, linewidth=0)
             points.errorbar(
                 quickest(costs[method]), iqm(last), [[iqm(last) - low], [high - iqm(last)]], marker="o", label=name
             )
             points.annotate(name, (quickest(costs[method]), iqm(last)), fontsize=8)
-        curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM")
+        curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM [95 %]")
         points.set(xlabel="microseconds of one action, fastest engine", ylabel=f"return at {steps:,}", xscale="log")
-        points.set_xticks((20, 50, 100, 200, 500), labels=("20", "50", "100", "200", "500"))
+        left, right = points.get_xlim()
+        ticks = [tick for tick in TICKS if left <= tick <= right]
+        points.set_xticks(ticks, labels=[str(tick) for tick in ticks])
         points.minorticks_off()
         curves.legend(fontsize=7)
     figure.tight_layout()
@@ -362,6 +381,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             f"| {method} | {PASSES[method]} | {c['parameters']:,} | {microseconds(c, 1)} | "
             f"{microseconds(c, 64)} | {c['update_ms']:.1f} | {c['peak_mib']:.1f} |"
         )
+    print("\nMeasured on " + ", ".join(sorted({c["machine"] for c in costs.values()})))
 
 
 if __name__ == "__main__":
