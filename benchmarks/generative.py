@@ -5,7 +5,7 @@
     python benchmarks/generative.py returns --out runs/study.jsonl --methods softgac --set agent.rho=0.3 agent.alpha_init=2
     python benchmarks/generative.py costs                                   one core; benchmarks/results/costs.json
     python benchmarks/generative.py report --returns benchmarks/results/halfcheetah.jsonl    tables, docs/comparison.png
-    python benchmarks/generative.py toy                                     docs/comparison-toy.png
+    python benchmarks/generative.py toy --seeds 0 1 2                       docs/comparison-toy.png
 
 Preset cpu, inline, one torch thread. A run appends one line: its deterministic evaluations, five episodes with noise after its
 end, and its CPU seconds. IQM is the mean of the middle half of the seeds' means, or of all where there are fewer than four.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -34,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from algorithms import ALGORITHMS, online_names  # noqa: E402
+from benchmarks import three_modes  # noqa: E402
 
 METHODS = [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
 SAMPLED = 5  # episodes with noise
@@ -61,14 +61,17 @@ def main() -> None:
     costs.add_argument("--action", type=int, default=6, help="numbers of an action")
     toy = commands.add_parser("toy")
     toy.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison-toy.png")
-    toy.add_argument("--updates", type=int, default=600, help="critic updates of each panel")
+    toy.add_argument("--updates", type=int, default=1_500, help="critic updates of each panel")
+    toy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     report = commands.add_parser("report")
     report.add_argument("--returns", type=Path, required=True, help="what `returns` wrote")
     report.add_argument("--settings", action="store_true", help="runs that had --set, too")
     report.add_argument("--costs", type=Path, default=COSTS, help="what `costs` wrote")
     report.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison.png")
     arguments = parser.parse_args()
-    {"returns": run_all, "costs": measure_all, "toy": draw_toy, "report": write_report}[arguments.what](arguments)
+    {"returns": run_all, "costs": measure_all, "toy": three_modes.draw, "report": write_report}[arguments.what](
+        arguments
+    )
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -230,75 +233,6 @@ def Peak() -> Any:
             self.alive -= size
 
     return Counter()
-
-
-PANELS = [
-    ("softgac", {}), ("softgac", {"rho": 0.05}), ("crossq-sac", {}), ("dime", {}), ("flac", {}), ("flowrl", {}), ("qsm", {}),
-    ("qvpo", {}),
-]  # fmt: skip
-HEIGHT = 10.0  # of a mode, in the atoms' units
-
-
-def draw_toy(arguments: argparse.Namespace) -> None:
-    """One panel a method: actions after learning the bandit of softgac/toy.py, critics and all."""
-    import matplotlib
-    import torch
-
-    from algorithms.softgac.toy import mode_shares, toy_q
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    torch.set_num_threads(1)
-    line = torch.linspace(-1, 1, 101)
-    x, y = torch.meshgrid(line, line, indexing="xy")
-    figure, axes = pyplot.subplots(2, 4, figsize=(13, 7))
-    for axis, (method, fields) in zip(axes.flat, PANELS):
-        action = toy_actions(method, fields, arguments.updates)
-        shares = mode_shares(action)
-        label = " ".join([method, *(f"{key}={value:g}" for key, value in fields.items())])
-        print(f"| {label} | " + " | ".join(f"{share:.0%}" for share in shares) + " |", flush=True)
-        axis.contourf(x, y, toy_q(torch.stack([x, y], -1)), levels=14, cmap="Blues")
-        axis.scatter(*action[:1500].T, s=3, color="#d1495b", alpha=0.5, linewidths=0)
-        axis.set(
-            title=f"{label}\n{', '.join(f'{share:.0%}' for share in shares)}",
-            xlim=(-1, 1),
-            ylim=(-1, 1),
-            aspect="equal",
-        )
-    figure.tight_layout()
-    figure.savefig(arguments.picture, dpi=90)
-
-
-def toy_actions(method: str, fields: dict[str, float], updates: int) -> Any:
-    """2,048 actions drawn after ``updates``: half of each batch are the policy's own actions, half uniform ones."""
-    import torch
-
-    from algorithms.interface import AgentSpec
-    from algorithms.softgac.toy import STATE, toy_q
-
-    algorithm, draw = ALGORITHMS[method], torch.Generator().manual_seed(0)
-    given = {"critic_width": 64, "critic_lr": 3e-3, "v_min": -2 * HEIGHT, "v_max": 2 * HEIGHT, **fields}
-    config = algorithm.presets["cpu"]()
-    if hasattr(config, "alpha_lr"):
-        given["alpha_lr"] = 0.03  # so that the budget is reached
-    config = dataclasses.replace(config, **given)
-    agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=2, action_dim=2))
-    policy: Any = algorithm.make_policy(config, 2, 2)
-    rng = np.random.default_rng(0)
-
-    def own(count: int) -> Any:
-        policy.load_weights(agent.policy_weights())
-        with torch.no_grad():
-            return policy.act(torch.tensor(STATE).expand(count, 2), torch.from_numpy(policy.sample_noise(rng, count)))
-
-    for _ in range(updates // 10):
-        action = torch.cat([own(1280), torch.rand(1280, 2, generator=draw) * 2 - 1])
-        rows = torch.zeros(2560, agent.layout.width)
-        rows[:, :2] = rows[:, 6:] = torch.tensor(STATE)
-        rows[:, 2:4], rows[:, 4] = action, HEIGHT * toy_q(action)
-        agent.update(rows[torch.randperm(2560, generator=draw)].reshape(10, 256, -1))
-    return own(2048)
 
 
 def iqm(values: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks import generative
+from benchmarks import generative, three_modes
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
@@ -64,3 +65,19 @@ def test_costs_are_stored_with_the_machine_and_leave_the_others_figures(
     found = json.loads(file.read_text())
     assert list(found) == ["softgac", "qsm"] and found["qsm"] == {"machine": "another"}
     assert found["softgac"]["machine"] == generative.machine() != ""
+
+
+def test_each_panel_of_the_toy_names_its_budget_and_has_every_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(three_modes, "PANELS", [("softgac", {"alpha_init": 0.1, "rho": 0.05}), ("flowrl", {})])
+    picture = tmp_path / "toy.png"
+    told = run(capsys, monkeypatch, "toy", "--updates", 10, "--seeds", 3, 4, "--picture", picture)
+    assert picture.exists() and "| softgac alpha_init=0.1 rho=0.05 |" in told and "| flowrl |" in told
+    rows = [line for line in told.splitlines() if line.startswith(("| softgac", "| flowrl"))]
+    for row in rows:
+        cells = re.findall(r"(\d+)% \[(\d+)%, (\d+)%\]", row)
+        assert len(cells) == 3 and all(int(low) <= int(mean) <= int(high) for mean, low, high in cells)
+        assert re.search(r"\| \d / \d \|", row)
+    assert rows[0].endswith("(0.60) |") and rows[1].endswith("|  |")  # the budget is rho K A
+    assert any(int(low) < int(high) for _, low, high in re.findall(r"(\d+)% \[(\d+)%, (\d+)%\]", rows[1]))
