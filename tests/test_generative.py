@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks import generative, three_modes
+from benchmarks import generative, three_modes, variants
+from cluster.cli import _parser
+from cluster.commands.train import resolve
+from cluster.config import flatten, make_preset
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
@@ -81,3 +84,18 @@ def test_each_panel_of_the_toy_names_its_budget_and_has_every_seed(
         assert re.search(r"\| \d / \d \|", row)
     assert rows[0].endswith("(0.60) |") and rows[1].endswith("|  |")  # the budget is rho K A
     assert any(int(low) < int(high) for _, low, high in re.findall(r"(\d+)% \[(\d+)%, (\d+)%\]", rows[1]))
+
+
+@pytest.mark.parametrize("form", variants.FORMS)
+def test_variants_are_trained_with_what_their_tables_were_measured_with(form: str) -> None:
+    """Preset cpu has another first temperature, budget and support by now."""
+    arguments = _parser().parse_args(variants.words(form, "Pendulum-v1", 2))
+    config = flatten(resolve(arguments))
+    agent = {key.removeprefix("agent."): value for key, (value, _) in config.items() if key.startswith("agent.")}
+    assert (agent["alpha_init"], agent["alpha_lr"], agent["v_min"], agent["v_max"]) == (0.1, 0.003, -400, 400)
+    assert agent.get("rho", 0.2) == 0.2 and config["steps"][0] == config["evaluation.every_steps"][0] == 7_000
+    assert (config["algorithm"][0], config["seed"][0]) == ("sac" if form == "sac" else "softgac", 2)
+    named = {pair.split("=")[0] for pair in variants.FORMS[form]}
+    changed = {"alpha_init", "v_min", "v_max", "rho"} | {name.removeprefix("agent.") for name in named}
+    preset = make_preset(str(config["algorithm"][0]), "cpu").agent
+    assert {name for name, value in agent.items() if value != getattr(preset, name)} <= changed
