@@ -145,7 +145,7 @@ def make_dataset(
     """Makes a Minari dataset of episodes and returns its id, as ``drawbridge dataset make`` does.
 
     Args:
-        source: the PointMaze environment of kind maze; of the other kinds the directory of a run of an actor-critic (softgac, sac).
+        source: the PointMaze environment of kind maze; of the other kinds the directory of a run that learns from transitions.
         episodes: how many.
         kind: maze (a noisy planner), medium, expert, mixed or replay (of a run's policy, with and without exploration).
         seed: of everything random.

@@ -3,9 +3,9 @@
     python benchmarks/generative.py returns --out runs/generative.jsonl     every run that is missing there, one after the other
     python benchmarks/generative.py returns --out runs/generative.jsonl --envs HalfCheetah-v5 --steps 100000 --seeds 1 2 3
     python benchmarks/generative.py returns --out runs/study.jsonl --methods softgac --set agent.rho=0.3 agent.alpha_init=2
-    python benchmarks/generative.py costs --out runs/costs.json             one core; HalfCheetah-v5's dimensions
-    python benchmarks/generative.py report --returns runs/generative.jsonl --costs runs/costs.json    tables, docs/comparison.png
-    python benchmarks/generative.py toy                                     docs/comparison-toy.png
+    python benchmarks/generative.py costs                                   one core; benchmarks/results/costs.json
+    python benchmarks/generative.py report --returns benchmarks/results/halfcheetah.jsonl    tables, docs/comparison.png
+    python benchmarks/generative.py toy --seeds 0 1 2                       docs/comparison-toy.png
 
 Preset cpu, inline, one torch thread. A run appends one line: its deterministic evaluations, five episodes with noise after its
 end, and its CPU seconds. IQM is the mean of the middle half of the seeds' means, or of all where there are fewer than four.
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import io
 import json
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -32,9 +33,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from algorithms import ALGORITHMS, online_names  # noqa: E402
+from benchmarks import three_modes  # noqa: E402
 
 METHODS = [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "always"]
 SAMPLED = 5  # episodes with noise
+COSTS = ROOT / "benchmarks" / "results" / "costs.json"
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     returns.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     returns.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     costs = commands.add_parser("costs")
-    costs.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    costs.add_argument("--out", type=Path, default=COSTS, help="file of the results, JSON, with the machine of each")
     costs.add_argument(
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="the others' figures stay in the file"
     )
@@ -58,13 +61,17 @@ def main() -> None:
     costs.add_argument("--action", type=int, default=6, help="numbers of an action")
     toy = commands.add_parser("toy")
     toy.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison-toy.png")
-    toy.add_argument("--updates", type=int, default=600, help="critic updates of each panel")
+    toy.add_argument("--updates", type=int, default=1_500, help="critic updates of each panel")
+    toy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     report = commands.add_parser("report")
     report.add_argument("--returns", type=Path, required=True, help="what `returns` wrote")
-    report.add_argument("--costs", type=Path, required=True, help="what `costs` wrote")
+    report.add_argument("--settings", action="store_true", help="runs that had --set, too")
+    report.add_argument("--costs", type=Path, default=COSTS, help="what `costs` wrote")
     report.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison.png")
     arguments = parser.parse_args()
-    {"returns": run_all, "costs": measure_all, "toy": draw_toy, "report": write_report}[arguments.what](arguments)
+    {"returns": run_all, "costs": measure_all, "toy": three_modes.draw, "report": write_report}[arguments.what](
+        arguments
+    )
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -141,7 +148,16 @@ def measure_all(arguments: argparse.Namespace) -> None:
     for method in arguments.methods:
         found[method] = measure(method, arguments)
         print(method, found[method], flush=True)
-        arguments.out.write_text(json.dumps({name: found[name] for name in METHODS if name in found}))
+        arguments.out.write_text(json.dumps({name: found[name] for name in METHODS if name in found}, indent=1) + "\n")
+
+
+def machine() -> str:
+    """The processor and its widest vectors: the figures of two machines do not compare."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"(?m)^model name\s*: (.*)$", text)
+    wide = [vectors for vectors in ("avx512f", "avx2") if re.search(rf"\b{vectors}\b", text)]
+    return " ".join([name[1] if name else platform.machine(), *wide[:1]])
 
 
 def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +171,7 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     algorithm = ALGORITHMS[method]
     config = algorithm.presets[arguments.preset]()
     agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=arguments.obs, action_dim=arguments.action))
-    costs: dict[str, Any] = {"parameters": agent.policy.size - 1}
+    costs: dict[str, Any] = {"machine": machine(), "parameters": agent.policy.size - 1}
     for backend in ("onnx", "torch", "auto"):
         policy: Any = algorithm.make_policy(config, arguments.obs, arguments.action)
         actor = StatelessPolicy(policy, backend)
@@ -219,75 +235,6 @@ def Peak() -> Any:
     return Counter()
 
 
-PANELS = [
-    ("softgac", {}), ("softgac", {"rho": 0.05}), ("crossq-sac", {}), ("dime", {}), ("flac", {}), ("flowrl", {}), ("qsm", {}),
-    ("qvpo", {}),
-]  # fmt: skip
-HEIGHT = 10.0  # of a mode, in the atoms' units
-
-
-def draw_toy(arguments: argparse.Namespace) -> None:
-    """One panel a method: actions after learning the bandit of softgac/toy.py, critics and all."""
-    import matplotlib
-    import torch
-
-    from algorithms.softgac.toy import mode_shares, toy_q
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    torch.set_num_threads(1)
-    line = torch.linspace(-1, 1, 101)
-    x, y = torch.meshgrid(line, line, indexing="xy")
-    figure, axes = pyplot.subplots(2, 4, figsize=(13, 7))
-    for axis, (method, fields) in zip(axes.flat, PANELS):
-        action = toy_actions(method, fields, arguments.updates)
-        shares = mode_shares(action)
-        label = " ".join([method, *(f"{key}={value:g}" for key, value in fields.items())])
-        print(f"| {label} | " + " | ".join(f"{share:.0%}" for share in shares) + " |", flush=True)
-        axis.contourf(x, y, toy_q(torch.stack([x, y], -1)), levels=14, cmap="Blues")
-        axis.scatter(*action[:1500].T, s=3, color="#d1495b", alpha=0.5, linewidths=0)
-        axis.set(
-            title=f"{label}\n{', '.join(f'{share:.0%}' for share in shares)}",
-            xlim=(-1, 1),
-            ylim=(-1, 1),
-            aspect="equal",
-        )
-    figure.tight_layout()
-    figure.savefig(arguments.picture, dpi=90)
-
-
-def toy_actions(method: str, fields: dict[str, float], updates: int) -> Any:
-    """2,048 actions drawn after ``updates``: half of each batch are the policy's own actions, half uniform ones."""
-    import torch
-
-    from algorithms.interface import AgentSpec
-    from algorithms.softgac.toy import STATE, toy_q
-
-    algorithm, draw = ALGORITHMS[method], torch.Generator().manual_seed(0)
-    given = {"critic_width": 64, "critic_lr": 3e-3, "v_min": -2 * HEIGHT, "v_max": 2 * HEIGHT, **fields}
-    config = algorithm.presets["cpu"]()
-    if hasattr(config, "alpha_lr"):
-        given["alpha_lr"] = 0.03  # so that the budget is reached
-    config = dataclasses.replace(config, **given)
-    agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=2, action_dim=2))
-    policy: Any = algorithm.make_policy(config, 2, 2)
-    rng = np.random.default_rng(0)
-
-    def own(count: int) -> Any:
-        policy.load_weights(agent.policy_weights())
-        with torch.no_grad():
-            return policy.act(torch.tensor(STATE).expand(count, 2), torch.from_numpy(policy.sample_noise(rng, count)))
-
-    for _ in range(updates // 10):
-        action = torch.cat([own(1280), torch.rand(1280, 2, generator=draw) * 2 - 1])
-        rows = torch.zeros(2560, agent.layout.width)
-        rows[:, :2] = rows[:, 6:] = torch.tensor(STATE)
-        rows[:, 2:4], rows[:, 4] = action, HEIGHT * toy_q(action)
-        agent.update(rows[torch.randperm(2560, generator=draw)].reshape(10, 256, -1))
-    return own(2048)
-
-
 def iqm(values: Any) -> float:
     """The mean of the middle half; of all where there are fewer than four."""
     ordered = np.sort(np.asarray(values, float))
@@ -304,6 +251,7 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 ENGINES = ("onnx", "torch", "compiled")
+TICKS = (5, 10, 20, 50, 100, 200, 500, 1_000)  # microseconds
 
 
 def microseconds(costs: dict[str, float], states: int) -> str:
@@ -323,7 +271,8 @@ def write_report(arguments: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    runs = sorted(results(arguments.returns), key=lambda run: int(run["seed"]))
+    runs = [run for run in results(arguments.returns) if arguments.settings or not run["set"]]
+    runs.sort(key=lambda run: int(run["seed"]))
     costs = json.loads(arguments.costs.read_text())
     tasks = sorted({(run["env"], run["steps"]) for run in runs})
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False)
@@ -338,17 +287,21 @@ def write_report(arguments: argparse.Namespace) -> None:
             mean_RE = np.array([[np.mean(point["returns"]) for point in run["evaluations"]] for run in mine])
             at = [point["env_steps"] for point in mine[0]["evaluations"]]
             last, (low, high) = mean_RE[:, -1], interval(mean_RE[:, -1])
-            noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.mean([run["cpu_s"] for run in mine])
+            noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.median([run["cpu_s"] for run in mine])
             each = " / ".join(f"{value:,.0f}" for value in last)
             print(f"| {name} | {iqm(last):,.0f} [{low:,.0f}, {high:,.0f}] | {each} | {noisy:,.0f} | {cpu_s:.0f} |")
-            curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
+            (line,) = curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
+            between = np.array([interval(column) for column in mean_RE.T])
+            curves.fill_between(at, *between.T, color=line.get_color(), alpha=0.12, linewidth=0)
             points.errorbar(
                 quickest(costs[method]), iqm(last), [[iqm(last) - low], [high - iqm(last)]], marker="o", label=name
             )
             points.annotate(name, (quickest(costs[method]), iqm(last)), fontsize=8)
-        curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM")
+        curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM [95 %]")
         points.set(xlabel="microseconds of one action, fastest engine", ylabel=f"return at {steps:,}", xscale="log")
-        points.set_xticks((20, 50, 100, 200, 500), labels=("20", "50", "100", "200", "500"))
+        left, right = points.get_xlim()
+        ticks = [tick for tick in TICKS if left <= tick <= right]
+        points.set_xticks(ticks, labels=[str(tick) for tick in ticks])
         points.minorticks_off()
         curves.legend(fontsize=7)
     figure.tight_layout()
@@ -362,6 +315,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             f"| {method} | {PASSES[method]} | {c['parameters']:,} | {microseconds(c, 1)} | "
             f"{microseconds(c, 64)} | {c['update_ms']:.1f} | {c['peak_mib']:.1f} |"
         )
+    print("\nMeasured on " + ", ".join(sorted({c["machine"] for c in costs.values()})))
 
 
 if __name__ == "__main__":

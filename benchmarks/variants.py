@@ -4,8 +4,9 @@
     python benchmarks/variants.py run --out runs/norms.jsonl --forms layer_norm running --envs Pendulum-v1 --seeds 1 2
     python benchmarks/variants.py table --out runs/norms.jsonl     the means in Markdown
 
-Preset cpu with the support [-400, 400], inline, one torch thread. Each run appends one line: the mean of 10 deterministic
-episodes at its last env step.
+Preset cpu, inline, one torch thread, with what it had when the tables of the documentation were made (``FORMER``): the support
+[-400, 400], the first temperature .1 and the bridge's budget .2. Each run appends one line: the mean of 10 deterministic episodes at
+its last env step.
 Forms: the norm at the input of the bridge's steps (``layer_norm``; ``running``, the preset's), ``antithetic`` pairs of paths, and the
 two forms of batch renormalisation, ``crossq`` and ``ioffe``, from update 1,000 on. ``sac`` is the control: a Gaussian actor with the
 same critics.
@@ -36,6 +37,8 @@ STEPS = {
     "Walker2d-v5": 5_000,
     "Ant-v5": 5_000,
 }
+FORMER = ["agent.v_min=-400", "agent.v_max=400", "agent.alpha_init=0.1", "agent.alpha_lr=0.003"]
+BUDGET = "agent.rho=0.2"  # of the bridge alone
 FORMS = {
     "layer_norm": ["agent.input_norm=layer_norm"],
     "running": ["agent.input_norm=running"],
@@ -85,13 +88,18 @@ def results(path: Path) -> dict[tuple[str, str, int], float]:
     return {(line["form"], line["env"], line["seed"]): line["mean"] for line in map(json.loads, lines)}
 
 
+def words(form: str, env: str, seed: int) -> list[str]:
+    """Of the command line, for one run."""
+    method, budget = ("sac", []) if form == "sac" else ("softgac", [BUDGET])
+    settings = [f"evaluation.every_steps={STEPS[env]}", *FORMER, *budget, *FORMS[form]]
+    given = ["train", method, "--env", env, "--preset", "cpu", "--seed", str(seed), "--steps", str(STEPS[env])]
+    return [*given, "--backend", "inline", *(word for setting in settings for word in ("--set", setting))]
+
+
 def train(form: str, env: str, seed: int) -> dict[str, object]:
     """One run of the command line."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "cluster", "train", "sac" if form == "sac" else "softgac", "--env", env]
-    command += ["--preset", "cpu", "--seed", str(seed), "--steps", str(STEPS[env]), "--backend", "inline"]
-    settings = [f"evaluation.every_steps={STEPS[env]}", "agent.v_min=-400", "agent.v_max=400", *FORMS[form]]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "cluster", *words(form, env, seed)]
     with tempfile.TemporaryDirectory() as base:
         run_dir = Path(base) / "run"
         subprocess.run(

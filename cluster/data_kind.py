@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, online_names
 from cluster.config import READ_ON_EPISODES, OnlineConfig, RunConfig
 from cluster.errors import RunError
 from replay import memory
@@ -331,7 +331,7 @@ def _pretrain_problems(config: RunConfig, without: str) -> list[str]:
         return []
     return [
         f"data.pretrain_updates is {config.data.pretrain_updates} for {without} expected 0: updates before the first env step "
-        "are those of an actor-critic (softgac, sac) on a dataset; set it to 0, or give --dataset"
+        f"are those of {online_names()} on a dataset; set it to 0, or give --dataset to one of these"
     ]
 
 

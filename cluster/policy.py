@@ -82,7 +82,7 @@ class LoadedPolicy:
             obs: an observation as the environment returns it, a Dict too; or E of them along a first axis.
             reward: what the previous action brought, one a row. Only dt looks at it.
             begins: bool, one a row: where ``obs`` is the first of a new episode. None: nowhere, but in a first call everywhere.
-            sample: draw from a stochastic policy (of an actor-critic: softgac, sac) instead of acting without noise.
+            sample: draw from the policy instead of acting without noise; only of methods that learn from transitions.
 
         Raises:
             ValueError: what cannot be answered; the message says what was expected.

@@ -172,7 +172,7 @@ class DataConfig:
     pretrain_updates: int = option(
         0,
         "updates",
-        "of actor-critics (softgac, sac): updates on the dataset alone before the first env step; free of the replay ratio",
+        "of those that learn from transitions: updates on the dataset alone before the first env step; free of the replay ratio",
         at_least=0,
         why="a count cannot be negative; 0 begins with online experience",
     )

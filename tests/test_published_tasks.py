@@ -96,6 +96,29 @@ def test_the_table_of_the_documentation_is_what_preset_paper_has() -> None:
         assert config[key][0] == float(number), (key, stated)
 
 
+@pytest.mark.parametrize("algorithm", ["softgac", "crossq-sac", "sac"])
+def test_every_setting_in_which_presets_cpu_and_paper_differ_is_in_the_table_with_both_values(algorithm: str) -> None:
+    section = (ROOT / "docs" / "configuration.md").read_text().split("## The presets of SoftGAC")[1].split("\n#")[0]
+    presets = {name: flatten(make_preset(algorithm, name)) for name in ("paper", "paper-fleet", "cpu")}
+    named: set[str] = set()
+    for what, paper, cpu in re.findall(r"(?m)^\| ([^|]*`[^|]*) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", section):
+        keys, whose = re.findall(r"`([a-z_.0-9]+)`", what), re.findall(r"\(([\w, -]+)\)$", what)
+        if whose and algorithm not in whose[0].split(", "):
+            continue
+        named |= set(keys)
+        fleet = re.findall(r"`paper-fleet`: ([^|;]+)", paper) or [paper]
+        for name, cell in (("paper", paper), ("paper-fleet", fleet[0]), ("cpu", cpu)):
+            stated = [value.strip("` ") for value in cell.split(";")[0].split(", ")]
+            assert stated == [in_the_table(presets[name][key][0]) for key in keys], (name, keys)
+    differing = {key for key in presets["cpu"] if presets["cpu"][key][0] != presets["paper"][key][0]}
+    assert differing - {"agent", "preset"} <= named
+
+
+def in_the_table(value: float | str | None) -> str:
+    """As a page writes it."""
+    return "none" if value is None else value if isinstance(value, str) else f"{value:,.10g}"
+
+
 @pytest.mark.parametrize("env", OTHER)
 def test_a_task_that_the_paper_does_not_have_keeps_the_support_for_gym_mujoco(env: str) -> None:
     config = make_preset("softgac", "paper", env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -319,6 +320,12 @@ def test_every_method_has_a_face_of_its_own() -> None:
     for name, face in faces.items():
         assert face.run_config().algorithm == name and face.algo_class is face.face()
         assert face.algo_class.get_default_config().algorithm == name
+
+
+def test_the_page_lists_the_class_and_the_configuration_of_every_method() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rllib.md").read_text()
+    rows = re.findall(r"(?m)^\| ([\w-]+) \| `(\w+)` \| `(\w+)` \|$", page)
+    assert rows == [(config.algorithm, config.face().__name__, config.__name__) for config in CONFIGS]
 
 
 def test_a_bounded_run_is_done_with_all_its_updates(inline: Any) -> None:

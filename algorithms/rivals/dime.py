@@ -7,7 +7,8 @@
     actor:     mean[ alpha cost - mean of both Q_j ];   gradients are clipped entry by entry to [-1, 1], Adam's beta1 is .5
 
 The temperature holds the RUN cost at 4 A. The mean of log N(x_0) is known, so that is the cost at 4 A plus it. Letters: R rows,
-O, A, H, T steps. Without noise x_0 is 0 and there are no z; the released code draws them to evaluate, too.
+O, A, H, T steps. Without noise x_0 is 0 and there are no z; the released code draws them to evaluate, too. Clipping and beta1 are
+those of skypitcher/soft_gac_jax.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
               w = clip(.1 exp(u - mean u), .001, 1),   u = max(0, min_j B_j(s, a) - min_j Q_j(s, pi(s))),  no gradient
     replay:   B_j regresses on r + gamma (1 - terminated) V(s'),  V on the .9 expectile of min_j of B's slow copy at (s, a)
 
-B and V are plain networks (GELU, no norm); the released code normalises their layers. Rewards are in the atoms' units, as Q is.
-Letters: R rows, O, A, H width, T = 2 critics.
+B and V are plain networks (GELU, no norm); those of skypitcher/soft_gac_jax have layer norm. Rewards are in the atoms'
+units, as Q is. Letters: R rows, O, A, H width, T = 2 critics.
 """
 
 from __future__ import annotations
