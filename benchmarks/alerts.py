@@ -142,12 +142,12 @@ class Faults:
 
     def plans(self) -> list[Row]:
         """Inline runs of gac: a search that leaves the data, and stages where nothing is rewarded, unlike in the data."""
-        told: dict[str, Any] = {
+        common: dict[str, Any] = {
             "metrics__port": 0,
             "metrics__line_s": 0.5,
             "metrics__targets_dir": self.monitor.targets,
         }
-        far = told | {"agent__plan_reading": "linear", "agent__layers": 0, "evaluation__every_steps": 500}
+        far = common | {"agent__plan_reading": "linear", "agent__layers": 0, "evaluation__every_steps": 500}
         far |= {"agent__infer_mode": "max", "agent__infer_lr": 1, "agent__infer_max_steps": 500}
         inline, there = ("--backend", "inline"), ("--env", tiny_episodes.BARREN)
         promises, base, alike = (self.folder / name for name in ("promises", "base", "alike"))
@@ -158,7 +158,7 @@ class Faults:
         tiny_episodes.make_barren_dataset(self.folder / "barren", _Environment())  # type: ignore[arg-type]
         made = command(*tiny_episodes.train_words("gac", base, *inline, *there, "--steps", "10"))
         assert made.returncode == 0, made.stderr
-        words = tiny_episodes.finetune_words(base, alike, *there, stages=100_000, episodes=12, updates=5, **told)
+        words = tiny_episodes.finetune_words(base, alike, *there, stages=100_000, episodes=12, updates=5, **common)
         with self.driven(alike, *words) as run:
             return rows + run.check("stages where nothing is rewarded", "ExplorationCollapsed")
 
