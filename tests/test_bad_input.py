@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from broken_envs import Raises
 from tiny_runs import command, edit_config, edit_meta, read, train_inline, train_words
 
 from cluster.cli import main
@@ -380,10 +382,9 @@ def test_an_environment_that_raises_ends_an_inline_run_with_its_error_last(
     at = frames.index("Traceback (most recent call last):")
     assert "broken_envs.py" in frames[at + 1] and frames[-1] == "RuntimeError: the simulator lost its licence"
     assert not any("gym_vector.py" in line or "cli.py" in line for line in frames), "the user's own frames alone"
-    assert (
-        "broken_envs:Raises-v0 raised RuntimeError in go_wrong, broken_envs.py, line 46 (the simulator lost its licence)"
-        in last
-    )
+    _, line = inspect.getsourcelines(Raises.go_wrong)
+    where = f"go_wrong, broken_envs.py, line {line + 1}"
+    assert f"broken_envs:Raises-v0 raised RuntimeError in {where} (the simulator lost its licence)" in last
     assert "expected" in last and "correct the environment" in last
     failure = read(run / "failure.json")
     assert "the simulator lost its licence" in failure["error"] and "go_wrong" in failure["traceback"]
