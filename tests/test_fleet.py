@@ -95,7 +95,7 @@ def test_nothing_of_the_run_is_left_behind_on_the_machine(completed: RayRun) -> 
 
 def test_status_evaluate_and_report_read_the_run_afterwards(completed: RayRun, tmp_path: Path) -> None:
     result = command("status", str(completed.run_dir))
-    assert result.returncode == 0 and "ended" in result.stdout and "workers" in result.stdout
+    assert result.returncode == 0 and "ended" in result.stdout
     assert "\n  restarts   evaluator 1\n" in result.stdout and completed.live()["evaluators_restarted_died"] == 1
     result = command("evaluate", str(completed.run_dir), "--episodes", "2", "--json")
     assert result.returncode == 0 and '"returns"' in result.stdout
