@@ -15,7 +15,7 @@ from scipy.stats import norm
 from algorithms import ALGORITHMS
 from algorithms.actor_critic import ActorBatch
 from algorithms.interface import AgentSpec
-from algorithms.rivals.flowrl import behaviour_loss, value
+from algorithms.rivals.flowrl import behaviour_loss, behaviour_q, behaviour_v
 
 OBS, ACTION, ROWS = 3, 2, 6
 TINY: dict[str, Any] = {"critic_width": 16, "actor_width": 8, "atoms": 11, "v_min": -20.0, "v_max": 20.0}
@@ -223,7 +223,7 @@ def test_flac_pays_its_kinetic_energy() -> None:
 def test_flowrl_is_drawn_to_the_replays_actions_by_what_they_are_better() -> None:
     agent = make("flowrl")
     given, p = batch(agent), named(agent)
-    buffer = value("q", torch.cat([given.obs_RO, given.action_BA], -1), agent.behaviour.named)
+    buffer = behaviour_q(torch.cat([given.obs_RO, given.action_BA], -1), agent.behaviour.named)
     gains, losses, errors = [], [], []
     for s, a, (z, start, t), b in zip(*numpy(given.obs_RO, given.action_BA, given.noise, buffer.amin(0))):
         q = min(quadratic_row(np.tanh(flow_row(p, s, z, 1)[0])))
@@ -250,17 +250,44 @@ def test_flowrls_replay_critic_and_value_follow_their_equations() -> None:
             float(q[j, i] - target[i]) ** 2 for j in range(2)
         ) / ROWS
     assert behaviour_loss(q, target, v, slow, 0.9).item() == pytest.approx(expected, rel=1e-5)
+    for tensor in agent.behaviour.named.values():  # so that no norm is the plain one, and no bias 0
+        tensor.detach().add_(0.3 * torch.randn(tensor.shape, generator=draw))
     p, x = numpy_of(agent.behaviour.named), torch.randn(ROWS, OBS + ACTION, generator=draw)
-    for j, i in ((0, 0), (1, 5)):
-        h = x[i].double().numpy()
-        for l in range(3):
-            h = (gelu(h) if l else h) @ p[f"q{l}.weight"][j] + p[f"q{l}.bias"][j, 0]
-        assert value("q", x, agent.behaviour.named)[j, i].item() == pytest.approx(h.item(), rel=1e-4, abs=1e-5)
+
+    def layer(name: str, j: int, h: np.ndarray) -> np.ndarray:
+        return np.asarray(h @ p[f"{name}.weight"][j] + p[f"{name}.bias"][j, 0])
+
+    def normed(name: str, j: int, h: np.ndarray) -> np.ndarray:
+        h = (h - h.mean()) / math.sqrt(h.var() + 1e-6)
+        return np.asarray(h * p[f"{name}.scale"][j, 0] + p[f"{name}.shift"][j, 0])
+
+    for j, i in ((0, 0), (1, 5)):  # two hidden layers: the critic has one linear layer more than the value
+        h = layer("q0", j, x[i].double().numpy())
+        h = layer("q1", j, normed("q0", j, h))
+        h = layer("q2", j, gelu(normed("q1", j, h)))
+        h = layer("q3", j, normed("q2", j, h))
+        assert behaviour_q(x, agent.behaviour.named)[j, i].item() == pytest.approx(h.item(), rel=1e-4, abs=1e-5)
+        h = layer("v0", 0, x[i, :OBS].double().numpy())
+        h = layer("v1", 0, normed("v0", 0, gelu(h)))
+        h = layer("v2", 0, normed("v1", 0, gelu(h)))
+        assert behaviour_v(x[:, :OBS], agent.behaviour.named)[i].item() == pytest.approx(h.item(), rel=1e-4, abs=1e-5)
     rows = torch.randn(2, 8, 2 * OBS + ACTION + 2, generator=draw)
     before = {name: tensor.clone() for name, tensor in agent.slow.items()}
     agent.update(rows)
     for name, tensor in agent.slow.items():
         torch.testing.assert_close(tensor, 0.05 * before[name] + 0.95 * agent.behaviour.named[name].detach())
+
+
+def test_flowrls_replay_critic_does_not_feed_on_its_own_errors() -> None:
+    agent, draw = make("flowrl"), torch.Generator().manual_seed(2)
+    rows = torch.randn(1, 64, 2 * OBS + ACTION + 2, generator=draw)
+    columns = agent.layout.views(rows[0])
+    columns.reward.fill_(0.0)
+    columns.discount.fill_(1.0)
+    for _ in range(400):
+        agent.update(rows[:, torch.randperm(64, generator=draw)])
+    q = behaviour_q(torch.cat([columns.obs, columns.action], -1), agent.behaviour.named)
+    assert q.abs().max().item() < 10.0  # every return is 0
 
 
 def numpy_of(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

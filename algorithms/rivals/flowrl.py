@@ -4,8 +4,12 @@
               w = clip(.1 exp(u - mean u), .001, 1),   u = max(0, min_j B_j(s, a) - min_j Q_j(s, pi(s))),  no gradient
     replay:   B_j regresses on r + gamma (1 - terminated) V(s'),  V on the .9 expectile of min_j of B's slow copy at (s, a)
 
-B and V are plain networks (GELU, no norm); those of skypitcher/soft_gac_jax have layer norm. Rewards are in the atoms'
-units, as Q is. Letters: R rows, O, A, H width, T = 2 critics.
+B and V are networks of their own with layer norm N between their linear layers W, as in skypitcher/soft_gac_jax:
+
+    B:  W N ( W gelu N ... ( W N ( W (s, a) ) ) )        V:  W N gelu W ... N gelu W s
+
+Without it the pair feeds on its own errors and leaves the atoms for good. Rewards are in the atoms' units, as Q is.
+Letters: R rows, O, A, H width, T = 2 critics.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from algorithms.actor_critic import ActorBatch, ActorLoss
-from algorithms.ensemble import ensemble_parameters, ensemble_values
+from algorithms.ensemble import ensemble_parameters
 from algorithms.interface import AgentSpec
 from algorithms.rivals.config import FlowRLConfig
 from algorithms.rivals.flac import FlowActor
@@ -26,22 +30,52 @@ from algorithms.trainer import FlatAdam, FlatParameters, Loss, Trainer, xavier_u
 from replay.schema import Columns
 
 BEHAVIOUR_METRICS = ("behaviour_loss", "behaviour_q", "behaviour_v")
+NORM_EPS = 1e-6
+
+gelu = functools.partial(F.gelu, approximate="tanh")
 
 
 def behaviour_parameters(config: FlowRLConfig, obs_dim: int, action_dim: int, draw: torch.Generator) -> Tensors:
-    """``q{l}.weight`` (T, in, out), ``q{l}.bias`` (T, 1, out), and ``v{l}`` of one network."""
+    """``q{l}`` of two networks with one linear layer more than ``v{l}`` of one: ``.weight``, ``.bias``, ``.scale``, ``.shift``."""
     hidden = [config.behaviour_width] * config.behaviour_layers
-    sizes = {"q": (2, obs_dim + action_dim), "v": (1, obs_dim)}
+    sizes = {"q": (2, [obs_dim + action_dim, config.behaviour_width, *hidden, 1]), "v": (1, [obs_dim, *hidden, 1])}
     return {
         key: tensor
-        for name, (networks, inputs) in sizes.items()
-        for key, tensor in ensemble_parameters(name, networks, [inputs, *hidden, 1], xavier_uniform, draw).items()
+        for name, (networks, widths) in sizes.items()
+        for key, tensor in ensemble_parameters(name, networks, widths, xavier_uniform, draw, layer_norm=True).items()
     }
 
 
-def value(name: str, x_RI: torch.Tensor, parameters: Tensors) -> torch.Tensor:
-    """(T, R) of the twin critics "q" on joined states and actions, (1, R) of "v" on states."""
-    return ensemble_values(name, x_RI, parameters, functools.partial(F.gelu, approximate="tanh"))
+def linear(name: str, h_TRI: torch.Tensor, p: Tensors) -> torch.Tensor:
+    """Layer ``name`` of each network."""
+    return torch.baddbmm(p[f"{name}.bias"], h_TRI, p[f"{name}.weight"])
+
+
+def norm(name: str, h_TRH: torch.Tensor, p: Tensors) -> torch.Tensor:
+    """Layer norm of what layer ``name`` gave."""
+    return F.layer_norm(h_TRH, h_TRH.shape[-1:], eps=NORM_EPS) * p[f"{name}.scale"] + p[f"{name}.shift"]
+
+
+def layers(name: str, p: Tensors) -> int:
+    """Linear layers of the networks ``name``."""
+    return sum(key.startswith(name) and key.endswith(".weight") for key in p)
+
+
+def behaviour_q(x_RI: torch.Tensor, p: Tensors) -> torch.Tensor:
+    """B_j (T, R) of joined states and actions."""
+    h, last = linear("q0", x_RI.expand(2, *x_RI.shape), p), layers("q", p) - 1
+    for l in range(1, last + 1):
+        h = norm(f"q{l - 1}", h, p)
+        h = linear(f"q{l}", gelu(h) if 1 < l < last else h, p)
+    return h.squeeze(-1)
+
+
+def behaviour_v(obs_RO: torch.Tensor, p: Tensors) -> torch.Tensor:
+    """V (R,) of states."""
+    h, last = linear("v0", obs_RO[None], p), layers("v", p) - 1
+    for l in range(1, last + 1):
+        h = linear(f"v{l}", norm(f"v{l - 1}", gelu(h), p), p)
+    return h[0, :, 0]
 
 
 def behaviour_loss(
@@ -71,7 +105,7 @@ class FlowRLActor(FlowActor):
         own = self.rollout(obs, noise_RA, parameters)
         q_R = batch.q(obs, own.action_RA).amin(0)
         with torch.no_grad():
-            u_R = (value("q", torch.cat([obs, a], -1), self.behaviour).amin(0) - q_R).clamp_min(0.0)
+            u_R = (behaviour_q(torch.cat([obs, a], -1), self.behaviour).amin(0) - q_R).clamp_min(0.0)
             mean = u_R.mean()
             self.collective.mean_(mean)
             c = self.config
@@ -107,10 +141,10 @@ class FlowRL(Rival):
         with torch.no_grad():
             discount_B = self.config.gamma * columns.discount
             units = self.support.units(columns.reward, discount_B, self.collective)
-            following_B = value("v", columns.next_obs, named)[0]
+            following_B = behaviour_v(columns.next_obs, named)
             target_B = units.reward(columns.reward, discount_B) + discount_B * following_B
-            slow_B = value("q", joined_BI, self.slow).amin(0)
-        q_TB, v_B = value("q", joined_BI, named), value("v", columns.obs, named)[0]
+            slow_B = behaviour_q(joined_BI, self.slow).amin(0)
+        q_TB, v_B = behaviour_q(joined_BI, named), behaviour_v(columns.obs, named)
         loss = behaviour_loss(q_TB, target_B, v_B, slow_B, self.config.expectile)
         step = self.behaviour_trainer.descend(Loss(loss))
         values = (step.loss, q_TB.detach().mean(), v_B.detach().mean())
