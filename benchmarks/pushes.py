@@ -13,6 +13,7 @@ import numpy as np
 from algorithms.gac.config import GACConfig
 from algorithms.gac.planning import MODES
 from algorithms.gac.policy import GACPolicy
+from algorithms.gac.target import REST, Trigger, prediction_error
 from rollout_workers.env import EnvError, StepResult
 from rollout_workers.envs import WrappedEnv, make_batch_env
 from rollout_workers.maze import Maze, maze_of
@@ -106,6 +107,46 @@ class WatchedPolicy(GACPolicy):
     def _replan(self, mode: str, env_K: np.ndarray, obs_EO: np.ndarray) -> None:
         self.replans += [(self.steps, int(env)) for env in env_K]
         super()._replan(mode, env_K, obs_EO)
+
+
+class ElboTrigger(Trigger):
+    """Fires when the ELBO of the steps since the plan has fallen further than it does in as many steps of calm episodes.
+
+    Of a running episode's bound the plan's KL stays, and the actions are their own means: what falls is log p(s' | z), by half
+    the squared standardised error of each step.
+    """
+
+    def __init__(self, config: GACConfig, num_envs: int, obs_dim: int, furthest_S: np.ndarray) -> None:
+        super().__init__(config, num_envs, obs_dim)
+        self._furthest_S = furthest_S  # (S,) float, nats: by steps since the plan; the last one from there on
+        self.fall_E = np.zeros(num_envs)
+
+    def begin(self, env_K: np.ndarray) -> None:
+        super().begin(env_K)
+        self.fall_E[env_K] = 0.0
+
+    def fired(self, obs_EO: np.ndarray) -> np.ndarray:
+        error_E = prediction_error(self.expected_EO - obs_EO, self.precision_O)
+        self.fall_E += 0.5 * obs_EO.shape[1] * np.where(self.since_E > 0, error_E, 0.0)
+        limit_E = self._furthest_S[np.minimum(self.since_E, len(self._furthest_S) - 1)]
+        return np.flatnonzero((self.fall_E > limit_E) & (self.since_E >= REST))
+
+
+class ElboPolicy(WatchedPolicy):
+    """Plans again by an ElboTrigger; asked for nothing else it never does, and ``falls`` has what its limits are made from."""
+
+    def __init__(self, config: GACConfig, obs_dim: int, action_dim: int, furthest_S: np.ndarray | None = None) -> None:
+        self._furthest_S = np.array([np.inf]) if furthest_S is None else furthest_S
+        super().__init__(config, obs_dim, action_dim)
+
+    def reset(self, num_envs: int) -> None:
+        super().reset(num_envs)
+        self._trigger = ElboTrigger(self.config, num_envs, self.obs_dim, self._furthest_S)
+        self.falls: list[np.ndarray] = []  # (E,) a step
+
+    def _plan_again(self, obs_EO: np.ndarray) -> None:
+        super()._plan_again(obs_EO)
+        self.falls.append(self._trigger.fall_E.copy())  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)

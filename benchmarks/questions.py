@@ -71,7 +71,7 @@ TRAINING: dict[str, Ask] = {
 PRINTED = {"runs", "target-walk", "posteriors", "dynamics", "kl", "sweep-online"}  # not on the page, or as a picture
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
     "target": ((0, 1), 2, "{3} -> {5}"),
-    "replanning": ((1,), 0, "{2} / {3}"),
+    "replanning": ((1,), 0, "{2} / {3} / {4}"),
     "paths": ((1,), 0, "{2} / {3}"),
     "calibration": ((0,), 1, "{2} -> {3} ({5})"),
     "calibration-online": ((0,), 1, "{2} -> {3} ({5})"),

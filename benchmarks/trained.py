@@ -80,7 +80,10 @@ class Trained:
         return None if share is None else share * self.dataset.summary().return_max
 
     def policy(
-        self, mode: str, settings: Mapping[str, str] | None = None, kind: type[GACPolicy] = GACPolicy
+        self,
+        mode: str,
+        settings: Mapping[str, str] | None = None,
+        kind: Callable[[Any, int, int], GACPolicy] = GACPolicy,
     ) -> GACPolicy:
         """An acting policy with what was chosen for ``mode``, ``settings`` over it; its weights are not loaded."""
         chosen = self.record["scores"][mode]["chosen"]["settings"]
