@@ -16,12 +16,13 @@ from algorithms.gac.config import cpu
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from benchmarks.ablations import run_all
+from benchmarks.changed_wall import changed_wall, make_changed_maze
 from benchmarks.cognitive_map import Remembering, arrived, ends, probed
 from benchmarks.gac import TEST
 from benchmarks.markdown import filled, over_seeds, pivoted, table
 from benchmarks.plan_quality import path_ratios, planner_ratios
 from benchmarks.promises import target_walk
-from benchmarks.pushes import FAR, PushedMaze, WatchedPolicy, alarms, push_steps
+from benchmarks.pushes import FAR, ElboTrigger, PushedMaze, WatchedPolicy, alarms, push_steps
 from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
 from cluster.diagnosis import packed
 from replay.stored_episode import StoredEpisode
@@ -31,6 +32,7 @@ from rollout_workers.evaluator import plan_streams
 from rollout_workers.maze import maze_of
 
 UMAZE = "FixedGoal/PointMaze_UMaze-v3"
+MEDIUM = "FixedGoal/PointMaze_Medium-v3"
 SEED = 30_000
 
 
@@ -72,6 +74,56 @@ def test_an_episode_is_pushed_the_same_whatever_runs_beside_it() -> None:
         many.close()
         one.close()
     np.testing.assert_array_equal(push_steps(SEED, 3, 300), push_steps(SEED, 5, 300)[:3])
+
+
+def picture(env_id: str) -> str:
+    """The maze, its goal G, and the cell x that changes."""
+    maze = maze_of(env_id)
+    assert maze is not None
+    place, _ = changed_wall(maze)
+    return "/".join(
+        "".join(
+            "x" if (r, c) == place else "G" if (r, c) == maze.goal_cell else ".#"[cell] for c, cell in enumerate(row)
+        )
+        for r, row in enumerate(maze.wall_RC.astype(int))
+    )
+
+
+def test_the_wall_that_changes_leaves_a_way_and_is_one_that_matters() -> None:
+    assert picture(MEDIUM) == "########/#..##..#/#..#...#/##.x.###/#..#...#/#.#..#.#/#...#.G#/########"
+    assert picture(UMAZE) == "#####/#G..#/#x#.#/#...#/#####"  # one corridor: it is opened
+    assert [changed_wall(maze_of(name))[1] for name in (MEDIUM, UMAZE)] == [True, False]  # type: ignore[arg-type]
+
+
+def test_a_ball_meets_the_wall_that_was_closed_and_passes_the_one_that_was_opened() -> None:
+    left_EA, down_EA = np.array([[-1.0, 0.0]], np.float32), np.array([[0.0, -1.0]], np.float32)
+    for env_id, cell, action_EA, shut in ((MEDIUM, (3, 4), left_EA, True), (UMAZE, (1, 1), down_EA, False)):
+        for made, stopped in ((make_changed_maze, shut), (make_batch_env, not shut)):
+            env, maze = made(env_id, 1, SEED), maze_of(env_id)
+            assert maze is not None
+            centre_2 = maze.centre_K2[maze.index_of(cell)]
+            try:
+                env.reset([SEED])
+                state = env.state()
+                state["physics"][0, 1:5] = [*centre_2, 0.0, 0.0]
+                env.load_state(state)
+                places = np.stack([env.step(action_EA).obs_EO[0, :2] for _ in range(40)])
+            finally:
+                env.close()
+            assert bool(np.linalg.norm(places - centre_2, axis=1).max() < 0.5) == stopped
+
+
+def test_the_fall_of_the_elbo_is_summed_from_each_plan_and_acted_on_where_calm_episodes_never_fell_so_far() -> None:
+    limit_S = np.array([0.0] + [5.0 * s for s in range(1, 40)])
+    trigger = ElboTrigger(dataclasses.replace(cpu(), replan="prediction-error"), 2, 4, limit_S)
+    seen, off_EO = [], np.array([[1.0], [2.0]], np.float32) * np.ones((1, 4), np.float32)
+    for step in range(25):
+        now = trigger.fired(off_EO)
+        seen += [(step, int(env)) for env in now]
+        trigger.begin(now)
+        trigger.step(np.zeros((2, 4), np.float32))
+    # Half the squared errors are 2 and 8 nats a step: below and above the calm episodes' 5; no plan is judged before its tenth step.
+    assert seen == [(10, 1), (20, 1)] and trigger.fall_E[0] == pytest.approx(2.0 * 24)
 
 
 P = TypeVar("P", bound=GACPolicy)
