@@ -308,7 +308,12 @@ def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
     assert main([*words, *again]) == 2
     told = capsys.readouterr().err
     assert "d4rl/umaze-v2 has goals that change" in told and "drawbridge dataset relabel d4rl/umaze-v2" in told
-    assert main(["dataset", "relabel", "d4rl/umaze-v2", "--env-kwargs", '{"goal_cell": [1, 3]}']) == 0
+    assert (
+        main(["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "1", "--env-kwargs", '{"goal_cell": [1, 3]}'])
+        == 2
+    )
+    assert "expected one of the two" in capsys.readouterr().err
+    assert main(["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "3"]) == 0
     made = open_dataset("d4rl/umaze-onegoal-v0")
     assert made.env_id == ENV and made.env.kwargs["goal_cell"] == [1, 3] and made.expert == "planner"
     pieces = list(made.episodes())

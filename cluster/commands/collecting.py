@@ -84,7 +84,7 @@ def measure_references(env_id: str, seed: int, episodes: int = 100) -> Reference
 def collect_agent_episodes(
     run_dir: Path, kind: str, episodes: int | None, seed: int, progress: Progress | None = None
 ) -> Iterator[StoredEpisode]:
-    """Episodes of a run of an actor-critic (softgac, sac); of kind replay those of a run on whole episodes too, see ``replayed``.
+    """Episodes of a run of SoftGAC or of a method on its critics; of kind replay those of a run on whole episodes too, see ``replayed``.
 
     Args:
         run_dir: of the run.

@@ -49,6 +49,7 @@ def add_dataset(commands: Any) -> None:
     one = _command(actions, "relabel", _relabel, "a PointMaze dataset of changing goals, as one of one fixed goal")
     one.add_argument("dataset", metavar="ID|PATH")
     add_env_kwargs(one)
+    _add_cells(one)
     one.add_argument("--id", help="(default: the dataset's name with -onegoal-v0)")
     _add_force(one)
     _command(actions, "list", _list, "the datasets that are there")
@@ -68,16 +69,7 @@ def _add_maze(kinds: Any) -> None:
     maze = _command(kinds, "maze", _make_maze, "a waypoint planner to random targets in a maze with one fixed goal")
     maze.add_argument("--env", required=True, help="PointMaze_UMaze-v3, PointMaze_Medium-v3 or PointMaze_Large-v3")
     add_env_kwargs(maze)
-    maze.add_argument(
-        "--goal-cell", nargs=2, type=whole, metavar=("ROW", "COL"), help="the one goal (default: the maze's own)"
-    )
-    maze.add_argument(
-        "--start-cells",
-        nargs="+",
-        type=cell,
-        metavar="ROW,COL",
-        help="cells in which episodes begin, equally often (default: all free cells)",
-    )
+    _add_cells(maze)
     maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
     maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
     maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
@@ -86,10 +78,23 @@ def _add_maze(kinds: Any) -> None:
     _add_force(maze)
 
 
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--goal-cell", nargs=2, type=whole, metavar=("ROW", "COL"), help="the one goal (default: the maze's own)"
+    )
+    parser.add_argument(
+        "--start-cells",
+        nargs="+",
+        type=cell,
+        metavar="ROW,COL",
+        help="cells in which episodes begin, equally often (default: all free cells)",
+    )
+
+
 def _add_agent(kinds: Any) -> None:
     agent = _command(kinds, "agent", _make_agent, "episodes of a trained agent")
     whose = agent.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--run", type=location, metavar="RUN_DIR", help="a run of an actor-critic (softgac, sac)")
+    whose.add_argument("--run", type=location, metavar="RUN_DIR", help="a run of SoftGAC or of a method on its critics")
     whose.add_argument(
         "--train",
         nargs="+",
@@ -211,7 +216,9 @@ def _relabel(arguments: argparse.Namespace) -> None:
     from cluster.commands.dataset_recipes import relabel
 
     _, kwargs = named_task(None, arguments.env_kwargs)
-    print(_one_line(relabel(arguments.dataset, kwargs or {}, arguments.id, force=arguments.force)))
+    print(
+        _one_line(relabel(arguments.dataset, _with_cells(kwargs or {}, arguments), arguments.id, force=arguments.force))
+    )
 
 
 def _list(arguments: argparse.Namespace) -> None:
