@@ -9,6 +9,10 @@
 #define ROWS 4 /* of the bridge at once: so many that a weight is loaded once for all of them */
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float many __attribute__((vector_size(8 * LANES), aligned(4), may_alias));
+typedef float most __attribute__((vector_size(32 * LANES), aligned(4), may_alias));
+typedef float few __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float one __attribute__((may_alias));
 typedef union { float f; int i; } bits;
 
 static inline float clip(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
@@ -285,49 +289,79 @@ typedef struct {
 
 #define NORM_EPS 1e-6f
 
+/* bias + x (n,) w (n,), w in strides of m. In line, two callers might round it in two ways. */
+__attribute__((noipa)) static float column(const float *x, const float *w, float bias, long n, long m) {
+    for (long i = 0; i < n; i++) bias += x[i] * w[i * m];
+    return bias;
+}
+
+/* Columns j to j + width of ``linear``, and j moves on: all sums stay in registers. */
+#define COLUMNS(type, width)                                                                                               \
+    for (; j + width <= m; j += width) {                                                                                   \
+        type p = {0}, q, s, t;                                                                                             \
+        if (bias) p = *(const type *)(bias + j);                                                                           \
+        q = s = t = p;                                                                                                     \
+        for (long i = 0; i < n; i++) {                                                                                     \
+            type column = *(const type *)(w + i * m + j);                                                                  \
+            p += x[i] * column, q += x[n + i] * column, s += x[2 * n + i] * column, t += x[3 * n + i] * column;            \
+        }                                                                                                                  \
+        *(type *)(out + j) = p, *(type *)(out + m + j) = q, *(type *)(out + 2 * m + j) = s, *(type *)(out + 3 * m + j) = t; \
+    }
+
 /* out (ROWS, m) = bias + x (ROWS, n) w (n, m); no bias where it is NULL. */
 static void linear(const float *restrict x, const float *restrict w, const float *restrict bias, float *restrict out, long n,
                    long m) {
-    float *restrict a = out, *restrict b = out + m, *restrict c = out + 2 * m, *restrict d = out + 3 * m;
     long j = 0;
-    for (; j + 2 * LANES <= m; j += 2 * LANES) {
-        lanes p = {0}, p2 = p;
-        if (bias) p = *(const lanes *)(bias + j), p2 = *(const lanes *)(bias + j + LANES);
-        lanes q = p, s = p, t = p, q2 = p2, s2 = p2, t2 = p2;
-        for (long i = 0; i < n; i++) {
-            lanes column = *(const lanes *)(w + i * m + j), column2 = *(const lanes *)(w + i * m + j + LANES);
-            float e = x[i], f = x[n + i], g = x[2 * n + i], h = x[3 * n + i];
-            p += e * column, q += f * column, s += g * column, t += h * column;
-            p2 += e * column2, q2 += f * column2, s2 += g * column2, t2 += h * column2;
-        }
-        *(lanes *)(a + j) = p, *(lanes *)(b + j) = q, *(lanes *)(c + j) = s, *(lanes *)(d + j) = t;
-        *(lanes *)(a + j + LANES) = p2, *(lanes *)(b + j + LANES) = q2, *(lanes *)(c + j + LANES) = s2;
-        *(lanes *)(d + j + LANES) = t2;
+    COLUMNS(many, 2 * LANES)
+    COLUMNS(lanes, LANES)
+    COLUMNS(few, 4)
+    if (j < m && m > 4) {
+        j = m - 4; /* some of the last columns once more: they get the same */
+        COLUMNS(few, 4)
     }
-    for (long k = j; k < m; k++) a[k] = b[k] = c[k] = d[k] = bias ? bias[k] : 0;
-    for (long i = 0; i < n && j < m; i++)
-        for (long k = j; k < m; k++) {
-            float column = w[i * m + k];
-            a[k] += x[i] * column, b[k] += x[n + i] * column, c[k] += x[2 * n + i] * column, d[k] += x[3 * n + i] * column;
-        }
+    for (; j < m; j++)
+        for (long r = 0; r < ROWS; r++) out[r * m + j] = column(x + r * n, w + j, bias ? bias[j] : 0, n, m);
 }
+
+#define COLUMNS_OF_ONE(type, width)                                                 \
+    for (; j + width <= m; j += width) {                                            \
+        type p = *(const type *)(bias + j);                                         \
+        for (long i = 0; i < n; i++) p += x[i] * *(const type *)(w + i * m + j);    \
+        *(type *)(out + j) = p;                                                     \
+    }
 
 /* ``linear`` of one row, with the same bits. */
 static void linear_one(const float *restrict x, const float *restrict w, const float *restrict bias, float *restrict out, long n,
                        long m) {
-    memcpy(out, bias, m * sizeof(float));
-    for (long i = 0; i < n; i++, w += m)
-        for (long k = 0; k < m; k++) out[k] += x[i] * w[k];
+    long j = 0;
+    COLUMNS_OF_ONE(most, 8 * LANES)
+    COLUMNS_OF_ONE(many, 2 * LANES)
+    COLUMNS_OF_ONE(lanes, LANES)
+    COLUMNS_OF_ONE(few, 4)
+    if (j < m && m > 4) {
+        j = m - 4;
+        COLUMNS_OF_ONE(few, 4)
+    }
+    for (; j < m; j++) out[j] = column(x, w + j, bias[j], n, m);
 }
+
+/* Columns j to j + width of ``outer``, and j moves on: the rows of g stay in registers. */
+#define PRODUCTS(type, width)                                                                                    \
+    for (; j + width <= m; j += width) {                                                                         \
+        type a = *(const type *)(g + j), b = *(const type *)(g + m + j);                                         \
+        type c = *(const type *)(g + 2 * m + j), d = *(const type *)(g + 3 * m + j);                             \
+        *(type *)(total + j) += (a + b) + (c + d);                                                               \
+        for (long i = 0; i < n; i++)                                                                             \
+            *(type *)(w + i * m + j) += (x[i] * a + x[n + i] * b) + (x[2 * n + i] * c + x[3 * n + i] * d);       \
+    }
 
 /* w (n, m) += x' g and total (m,) += sums of g, over ROWS rows. */
 static void outer(const float *restrict x, const float *restrict g, float *restrict w, float *restrict total, long n, long m) {
-    const float *restrict a = g, *restrict b = g + m, *restrict c = g + 2 * m, *restrict d = g + 3 * m;
-    for (long j = 0; j < m; j++) total[j] += (a[j] + b[j]) + (c[j] + d[j]);
-    for (long i = 0; i < n; i++, w += m) {
-        float p = x[i], q = x[n + i], s = x[2 * n + i], t = x[3 * n + i];
-        for (long j = 0; j < m; j++) w[j] += (p * a[j] + q * b[j]) + (s * c[j] + t * d[j]);
-    }
+    long j = 0;
+    PRODUCTS(many, 2 * LANES)
+    PRODUCTS(lanes, LANES)
+    PRODUCTS(few, 4)
+    PRODUCTS(one, 1)
 }
 
 /* y = scale centred + bias of one row, centred = (x - mean) inverse; returns inverse. ``centred`` may be x. */
