@@ -19,7 +19,7 @@ from algorithms.gac.model import GACModel
 from algorithms.gac.target import settle_target
 from algorithms.interface import PlanRequest, PlanRequestError
 
-EXPLOITATION = "kl"  # the mode up to whose prediction exploring plans ask
+EXPLOITATION = ("kl", "st")  # the modes up to whose better prediction exploring plans ask (ours)
 BEYOND = 2.0  # times as far above the dataset's mean as its best return: what st asks for where promises go on beyond that (ours)
 
 
@@ -72,13 +72,18 @@ class Planner:
     ) -> tuple[Inferred, torch.Tensor]:
         """Plans of K environments, each from its own stream, and the targets (K,) they were made for.
 
-        Exploring, each asks for a return of its own, from y+ to ``explore_reach`` times as far above it as exploitation predicts from
-        its start, near ones more often than far ones: which promise is kept is known only when it was tried.
+        Exploring, each asks for a return of its own, from y+ to ``explore_reach`` times as far above it as the better of two
+        exploitations predicts from its start, near ones more often than far ones: which promise is kept is known only when it was
+        tried.
         """
         if mode == "explore" and self.config.explore_reach:
             assert target_K is not None
-            exploited_K = self._infer(EXPLOITATION, None, obs_KO, streams, likelihood).predicted_K
+            best_K = torch.full_like(target_K, self._default("st"))
+            found = [self._infer(name, best_K, obs_KO, streams, likelihood).predicted_K for name in EXPLOITATION]
+            exploited_K = torch.stack(found).amax(0)
             share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
+            if not self.model.extrapolates:  # only the best that was recorded may say how to get more than was
+                share_K = (2.0 * share_K).clamp(max=1.0)
             further_K = (1.0 + self.config.explore_reach) ** share_K - 1.0
             target_K = target_K + further_K * (exploited_K - target_K).clamp(min=0.0)
         return self._infer(mode, target_K, obs_KO, streams, likelihood), target_K
