@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 from pathlib import Path
@@ -166,7 +165,7 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert result["workers"] == {"started": 2, "restarted": 0}
     assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
     assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
-    assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.5, 0.98)
+    assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)
     assert config["agent"]["kl_weight"] == 1.0
     every_line = lines(online / "metrics.jsonl")
     assert every_line[-1].keys() >= PARTS
@@ -422,16 +421,6 @@ def test_offline_one_seed_gives_one_run_and_two_halves_equal_the_whole(posterior
     assert_same(one, parts)
     assert train(other, 20, "--seed", "2", **settings) == 0
     assert last_evaluation(other) != last_evaluation(one)
-
-
-def test_stages_of_linear_plans_learn_less_of_the_dataset(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = RunDirectory.open(run_dir)
-    config = base.config()
-    assert finetuned(base, {}).data.offline_fraction == 0.5
-    straight = dataclasses.replace(config.agent, plan_reading="linear", layers=0)
-    monkeypatch.setattr(RunDirectory, "config", lambda self: dataclasses.replace(config, agent=straight))
-    assert finetuned(base, {}).data.offline_fraction == 0.125
-    assert finetuned(base, {"data.offline_fraction": "0.25"}).data.offline_fraction == 0.25
 
 
 def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(

@@ -14,11 +14,11 @@ from cluster.graph import RunSpec, base_state
 from cluster.run_dir import RunDirectory
 from cluster.saving import missing_checkpoint
 
-STAGES_ARE_LEARNED_BY = {  # by default, of what makes plans
+STAGES_ARE_LEARNED_BY = {  # by default
+    "data.offline_fraction": "0.125",
     "agent.return_memory": "0.98",
     "agent.kl_weight": "1",  # the bound itself: a plan has more to say of episodes that were gathered by plans
 }
-LINEAR_STAGES = {"data.offline_fraction": "0.125"}  # besides, where plans are read linearly
 
 
 def finetuned(
@@ -65,8 +65,6 @@ def finetuned(
         )
     asked = {} if target is None else {"agent.explore_target": target}
     learned = STAGES_ARE_LEARNED_BY if plans else {}
-    if getattr(config.agent, "plan_reading", "") == "linear":
-        learned = learned | LINEAR_STAGES
     config = override(dataclasses.replace(config, online=online), {**learned, **asked, **settings}, problems)
     if plans and "agent.cycle" not in settings:
         agent = dataclasses.replace(config.agent, cycle=config.online.updates_per_stage)
