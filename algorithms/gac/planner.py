@@ -82,8 +82,6 @@ class Planner:
             found = [self._infer(name, best_K, obs_KO, streams, likelihood).predicted_K for name in EXPLOITATION]
             exploited_K = torch.stack(found).amax(0)
             share_K = torch.tensor([rng.uniform() for rng in streams], dtype=torch.float32)
-            if not self.model.extrapolates:  # only the best that was recorded may say how to get more than was
-                share_K = (2.0 * share_K).clamp(max=1.0)
             further_K = (1.0 + self.config.explore_reach) ** share_K - 1.0
             target_K = target_K + further_K * (exploited_K - target_K).clamp(min=0.0)
         return self._infer(mode, target_K, obs_KO, streams, likelihood), target_K
