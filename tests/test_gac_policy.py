@@ -214,26 +214,28 @@ def test_exploring_actions_are_the_generators_with_noise_of_each_episodes_own_de
     assert np.abs((acted[True, "explore"] - acted[False, "explore"]).mean(0)).max() < 0.02  # white: it averages out
 
 
-@pytest.mark.parametrize(("config", "reach"), [(LINEAR, 6.0), (dataclasses.replace(ONE_STEP, explore_reach=1.0), 1.0)])
+@pytest.mark.parametrize(
+    ("config", "reach", "y"), [(LINEAR, 6.0, -1000.0), (dataclasses.replace(ONE_STEP, explore_reach=1.0), 1.0, 0.0)]
+)
 def test_exploring_plans_ask_from_their_target_to_as_far_as_they_reach_above_the_better_of_two_promises(
-    config: GACConfig, reach: float
+    config: GACConfig, reach: float, y: float
 ) -> None:
-    low, obs_EO, everywhere, promised = policy_of(config, 3, target=0.0), walk(1, 3)[0], np.arange(3), []
+    low, obs_EO, everywhere, promised = policy_of(config, 3, target=y), walk(1, 3)[0], np.arange(3), []
     for mode in ("kl", "st"):
         low.aim = PlanRequest(mode=mode)
         promised.append([stamp.predicted for stamp in low.begin(everywhere, obs_EO, rng())])
     assert np.all(np.array(promised[1]) > promised[0])  # st promises more than kl here
     low.aim = PlanRequest(mode="explore")
     asked = [[stamp.target for stamp in low.begin(everywhere, obs_EO, rng(seed))] for seed in range(40)]
-    gaps_SE = np.array(asked) / promised[1]
-    assert 0 <= gaps_SE.min() < 0.1 * reach and 0.95 * reach < gaps_SE.max() < 1.1 * reach
+    gaps_SE = (np.array(asked) - y) / (np.array(promised[1]) - y)
+    assert 0 <= gaps_SE.min() < 0.1 * reach and 0.92 * reach < gaps_SE.max() < 1.02 * reach
     assert np.median(gaps_SE) == pytest.approx((1 + reach) ** 0.5 - 1, abs=0.08 * reach)
     high = policy_of(config, 3, target=500.0)
     high.aim = PlanRequest(mode="explore")
     assert [stamp.target for stamp in high.begin(everywhere, obs_EO, rng())] == [500.0] * 3
-    bare = policy_of(dataclasses.replace(config, explore_reach=0.0), 3, target=-1000.0)
+    bare = policy_of(dataclasses.replace(config, explore_reach=0.0), 3, target=y)
     bare.aim = PlanRequest(mode="explore")
-    assert [stamp.target for stamp in bare.begin(everywhere, obs_EO, rng())] == [-1000.0] * 3
+    assert [stamp.target for stamp in bare.begin(everywhere, obs_EO, rng())] == [y] * 3
 
 
 def test_a_mode_that_needs_a_target_and_has_none_says_what_to_do() -> None:
