@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from numpy.random import SeedSequence
 
 from algorithms.gac.config import GACConfig, cpu
+from algorithms.gac.inference import Inferred
 from algorithms.gac.model import GACModel
+from algorithms.gac.planner import Planner
 from algorithms.gac.policy import GACPolicy
 from algorithms.gac.segments import History
 from algorithms.gac.target import prediction_error
@@ -214,28 +216,32 @@ def test_exploring_actions_are_the_generators_with_noise_of_each_episodes_own_de
     assert np.abs((acted[True, "explore"] - acted[False, "explore"]).mean(0)).max() < 0.02  # white: it averages out
 
 
-@pytest.mark.parametrize(
-    ("config", "reach", "y"), [(LINEAR, 6.0, -1000.0), (dataclasses.replace(ONE_STEP, explore_reach=1.0), 1.0, 0.0)]
-)
+@pytest.mark.parametrize(("kl", "st", "better"), [(120.0, 60.0, 120.0), (50.0, 220.0, 220.0), (-9.0, 10.0, 20.0)])
+@pytest.mark.parametrize("reach", [0.0, 1.0, 6.0])
 def test_exploring_plans_ask_from_their_target_to_as_far_as_they_reach_above_the_better_of_two_promises(
-    config: GACConfig, reach: float, y: float
+    kl: float, st: float, better: float, reach: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    low, obs_EO, everywhere, promised = policy_of(config, 3, target=y), walk(1, 3)[0], np.arange(3), []
-    for mode in ("kl", "st"):
-        low.aim = PlanRequest(mode=mode)
-        promised.append([stamp.predicted for stamp in low.begin(everywhere, obs_EO, rng())])
-    assert np.all(np.array(promised[1]) > promised[0])  # st promises more than kl here
-    low.aim = PlanRequest(mode="explore")
-    asked = [[stamp.target for stamp in low.begin(everywhere, obs_EO, rng(seed))] for seed in range(40)]
-    gaps_SE = (np.array(asked) - y) / (np.array(promised[1]) - y)
-    assert 0 <= gaps_SE.min() < 0.1 * reach and 0.92 * reach < gaps_SE.max() < 1.02 * reach
-    assert np.median(gaps_SE) == pytest.approx((1 + reach) ** 0.5 - 1, abs=0.08 * reach)
-    high = policy_of(config, 3, target=500.0)
-    high.aim = PlanRequest(mode="explore")
-    assert [stamp.target for stamp in high.begin(everywhere, obs_EO, rng())] == [500.0] * 3
-    bare = policy_of(dataclasses.replace(config, explore_reach=0.0), 3, target=y)
-    bare.aim = PlanRequest(mode="explore")
-    assert [stamp.target for stamp in bare.begin(everywhere, obs_EO, rng())] == [y] * 3
+    policy, obs_KO, plain = (
+        policy_of(dataclasses.replace(ONE_STEP, explore_reach=reach), 3),
+        walk(1, 3)[0],
+        Planner._infer,
+    )
+
+    def promising(self: Planner, mode: str, *given: Any) -> Inferred:
+        made = plain(self, mode, *given)
+        return made._replace(predicted_K=torch.full((3,), {"kl": kl, "st": st}.get(mode, 0.0)))
+
+    monkeypatch.setattr(Planner, "_infer", promising)
+    asked = []
+    for seed in range(60):
+        streams = seeded_streams(SeedSequence(seed).spawn(3))
+        asked += policy.planner.plan("explore", torch.full((3,), 20.0), torch.from_numpy(obs_KO), streams.spawn(3))[
+            1
+        ].tolist()
+    furthest = reach * (better - 20.0)
+    gaps = np.array(asked) - 20.0
+    assert 0 <= gaps.min() <= 0.05 * furthest and 0.95 * furthest <= gaps.max() <= furthest + 1e-3
+    assert np.median(gaps) == pytest.approx((((1 + reach) ** 0.5 - 1) * (better - 20.0)), abs=0.12 * furthest + 1e-3)
 
 
 def test_a_mode_that_needs_a_target_and_has_none_says_what_to_do() -> None:
