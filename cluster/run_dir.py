@@ -288,8 +288,11 @@ class RunDirectory:
         """UsageError when there is nothing left to do."""
         if self.is_complete(config):
             done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
+            staged = (
+                "fine-tune it again for more stages" if config.online.stages else "give --steps more than that to go on"
+            )
             raise UsageError(
-                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; give --steps more than that to go on"
+                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {staged}"
             )
 
     def clear_outcome(self) -> None:

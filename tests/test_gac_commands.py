@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, finetune_words, pairs
-from tiny_runs import lines, read
+from tiny_runs import edit_config, lines, read
 
 from algorithms.gac.target import Target, next_target
 from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
-from cluster.config import flatten, make_preset
+from cluster.commands.resuming import resumed
+from cluster.config import flatten, make_preset, override
 from cluster.diagnosis import diagnosis_in_words
+from cluster.errors import UsageError
 from cluster.pictures.curve import learning_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
@@ -458,6 +461,49 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
     assert not (parts / "evaluations.jsonl").exists() and read(parts / "summary.json")["exit"] == "interrupted"
     assert main(["resume", str(parts)]) == 0
     assert_same(online, parts)
+
+
+@pytest.mark.parametrize("how", ["--steps", "--set", "config.json"])
+@pytest.mark.parametrize("steps", [8, 30])
+def test_the_length_of_a_run_in_stages_is_not_changed_by_a_resume(
+    how: str, steps: int, online: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(online, run)
+    if how == "config.json":
+        edit_config(run, steps=steps)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = {"--steps": ["--steps", str(steps)], "--set": ["--set", f"steps={steps}"], "config.json": []}
+    assert main(["resume", str(run), *words[how]]) == 2
+    refused = capsys.readouterr().err
+    for part in (
+        "steps is 10 in this run",
+        str(steps),
+        "is that of its stages",
+        "fine-tune the run again with --stages",
+    ):
+        assert part in refused, refused
+    assert "give --steps" not in refused and "nothing was started" in refused
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_in_stages_that_ended_is_told_to_be_fine_tuned_again(
+    online: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["--steps", "10"]):
+        assert main(["resume", str(online), *words]) == 2
+        refused = capsys.readouterr().err
+        assert "has made its 10 updates and ended" in refused and "fine-tune it again for more stages" in refused
+        assert "give --steps" not in refused
+
+
+def test_stages_without_a_base_keep_their_length_too(dataset: Any, tmp_path: Path) -> None:
+    config = override(make_preset("rlpd", "cpu"), {"env": ENV, "dataset": ID, "backend": "inline"})
+    run = RunDirectory.create(tmp_path / "run", config)
+    with pytest.raises(UsageError, match=r"steps is 7,?500 in this run.*is that of its stages"):
+        resumed(run, {"steps": "9000"})
+    assert resumed(run, {"steps": str(config.steps)}) == config
+    run.release()
 
 
 def test_a_stage_is_left_between_two_of_its_updates(run_dir: Path, tmp_path: Path) -> None:
