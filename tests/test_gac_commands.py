@@ -318,6 +318,26 @@ def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate
     assert warned[0].startswith(sentence) and warned[1].startswith("plans promise a return of")
 
 
+def test_what_is_free_is_an_alarm_at_the_end_of_a_run_on_a_dataset_and_never_in_its_stages(
+    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the run's own records and for a diagnosis of it, which point to what plans are worth."""
+    base, stages = tmp_path / "base", tmp_path / "stages"
+    assert train(base, 20, agent__free_bits=50, metrics__line_s=0, evaluation__every_steps=0) == 0
+    assert main(finetune_words(base, stages, **SMALL | {"metrics__line_s": 0})) == 0
+    for run, sounds in ((base, True), (stages, False)):
+        records = [line for line in lines(run / "metrics.jsonl") if "loss_collapse" in line]
+        assert 0.05 < records[-1]["loss_kl_token"] < 50
+        assert ({line["loss_collapse"] for line in records} == {0.0}) == (not sounds)
+        found = json.loads(said(capsys, "diagnose", str(run), "--mode", "kl", "--episodes", "1", "--json"))
+        assert found["plan"]["collapsed"] == sounds
+        (told,) = [text for text in found["reading"] if "the posterior has collapsed on the recorded" in text] or [""]
+        assert ("may steer little" in told) == sounds and "`drawbridge diagnose`" not in told
+    (told,) = (text for text in read(base / "summary.json")["alarms"] if text.startswith("the posterior has collapsed"))
+    assert "% of the newest updates: plans say" in told and "nats a token on average" in told
+    assert "may steer little (`drawbridge diagnose` measures how much)" in told
+
+
 def test_status_counts_updates_in_words_and_as_json(
     run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
