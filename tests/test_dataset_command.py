@@ -13,7 +13,7 @@ from tiny_runs import ROOT, read, train_words
 from tiny_runs import TINY as TINY_RUN
 
 from cluster.cli import main
-from cluster.commands import dataset_recipes
+from cluster.commands import collecting, dataset_recipes
 from cluster.commands.dataset_recipes import env_name
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 
@@ -29,7 +29,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
-def write(dataset_id: str, episodes: int = 3, env_id: str = ENV) -> None:
+def write(dataset_id: str, episodes: int = 3, env_id: str = ENV, ends: tuple[float, float] = (0.0, 20.0)) -> None:
     rng = np.random.default_rng(0)
 
     def stream() -> list[StoredEpisode]:
@@ -47,7 +47,7 @@ def write(dataset_id: str, episodes: int = 3, env_id: str = ENV) -> None:
         ]
 
     box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
-    about = {"random_return": 0.0, "expert_return": 20.0, "expert": "planner", "description": {"noise": 0.5}}
+    about = {"random_return": ends[0], "expert_return": ends[1], "expert": "planner", "description": {"noise": 0.5}}
     write_dataset(dataset_id, stream(), env_id=env_id, **box, **about)
 
 
@@ -217,6 +217,49 @@ def test_make_agent_has_every_kind(kind: str, run_dir: Path) -> None:
     assert dataset.total_episodes == 4 and dataset.env_id == "InvertedPendulum-v5"
     score = dataset.normalised(dataset.expert_return or 0)
     assert dataset.expert == "softgac run run" and (score is None or score == pytest.approx(100.0))
+
+
+@pytest.mark.parametrize("expert", [-1_223.0, -1_178.0])
+def test_an_agent_that_is_not_above_random_is_no_reference(
+    expert: float, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collecting, "measure_agent_references", lambda *a: collecting.References(-1_178.0, expert))
+    words = ["dataset", "make", "agent", "--run", str(run_dir), "--kind", "medium", "--episodes", "2", "--id", "low-v0"]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    for part in ("warning: the expert of low-v0 (softgac run run)", "more than the -1,178", "not normalised"):
+        assert part in told, told
+    made = open_dataset("low-v0")
+    assert (made.random_return, made.expert_return, made.normalised(0.0)) == (None, None, None)
+    assert main(["dataset", "show", "low-v0"]) == 0
+    assert "scores are not normalised" in capsys.readouterr().out
+
+
+def test_references_upside_down_in_an_older_dataset_count_as_none() -> None:
+    write("older-v0", ends=(-1_178.0, -1_223.0))
+    assert open_dataset("older-v0").normalised(-900.0) is None
+    write("hopper-v0", env_id="Hopper-v5", ends=(50.0, 20.0))
+    assert (open_dataset("hopper-v0").expert or "").startswith("D4RL's expert")
+
+
+def test_every_kind_is_looked_at_before_one_is_replaced(
+    root: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    shutil.rmtree(run / "replay")
+    medium = "drawbridge/invertedpendulum-medium-v0"
+    write(medium, env_id="InvertedPendulum-v5")
+    before = {path: path.read_bytes() for path in (root / medium).rglob("*") if path.is_file()}
+    words = ["dataset", "make", "agent", "--run", str(run), "--episodes", "2"]
+    assert main([*words, "--kind", "medium", "replay", "--force"]) == 2
+    assert "no replay snapshot with a whole episode" in capsys.readouterr().err
+    assert main([*words, "--kind", "replay", "medium"]) == 2
+    assert f"the dataset {medium} exists" in capsys.readouterr().err
+    for again in (words, ["dataset", "make", "agent", "--train", "InvertedPendulum-v5", "--episodes", "2"]):
+        assert main([*again, "--kind", "medium", "medium", "--force"]) == 2
+        assert f"{medium} would be made 2 times, expected once" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (root / medium).rglob("*") if path.is_file()} == before
 
 
 def test_one_command_trains_agents_and_makes_datasets_of_each_kind_under_d4rls_names(

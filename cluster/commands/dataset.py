@@ -174,8 +174,7 @@ def _with_cells(kwargs: dict[str, Any], arguments: argparse.Namespace) -> dict[s
 
 
 def _make_agent(arguments: argparse.Namespace) -> None:
-    from cluster.commands.dataset_recipes import make_agent, train_agent, trained_id
-    from replay.dataset_writer import check_can_write
+    from cluster.commands.dataset_recipes import agent_id, check_ids, make_agents, train_agent, trained_id
 
     kinds, recipe = arguments.kind, {"episodes": arguments.episodes, "seed": arguments.seed, "force": arguments.force}
     if arguments.id and len(kinds) * len(arguments.train or [arguments.run]) > 1:
@@ -185,18 +184,18 @@ def _make_agent(arguments: argparse.Namespace) -> None:
         )
     if arguments.run:
         name_env_again(arguments.run, arguments.env)
-        for kind in kinds:
-            print(_one_line(make_agent(arguments.id, arguments.run, kind, **recipe)))
+        ids = [arguments.id or agent_id(arguments.run, kind) for kind in kinds]
+        for made in make_agents(ids, arguments.run, kinds, **recipe):
+            print(_one_line(made))
         return
     settings = settings_of(arguments.set)
-    ids = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
-    for dataset_id in [each for row in ids for each in row]:
-        check_can_write(dataset_id, arguments.force)  # before hours of training
+    rows = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
+    check_ids([each for row in rows for each in row], arguments.force)  # before hours of training
     here = Path.cwd()  # an environment may change the directory
-    for env, row in zip(arguments.train, ids):
+    for env, row in zip(arguments.train, rows):
         run_dir = train_agent(env, arguments.steps, arguments.seed, settings, here)
-        for kind, dataset_id in zip(kinds, row):
-            print(_one_line(make_agent(dataset_id, run_dir, kind, **recipe)))
+        for made in make_agents(row, run_dir, kinds, **recipe):
+            print(_one_line(made))
 
 
 def _export(arguments: argparse.Namespace) -> None:

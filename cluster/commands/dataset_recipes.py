@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,10 +19,10 @@ import numpy as np
 from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
 from cluster.errors import RunError
-from cluster.metrics.wording import clock
+from cluster.metrics.wording import clock, number
 from cluster.own_code import search_path
 from cluster.run_dir import RunDirectory
-from replay.dataset import Dataset, DatasetError, StoredEpisode, open_dataset, write_dataset
+from replay.dataset import Dataset, DatasetError, StoredEpisode, in_order, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
 from replay.task import id_of, join_task, name_of
 from rollout_workers.maze import REACHED, maze_of
@@ -61,9 +61,37 @@ def make_maze(
     )
 
 
+def agent_id(run_dir: Path, kind: str) -> str:
+    """The id of a dataset of a run's agent where none is given."""
+    return f"drawbridge/{env_name(RunDirectory.open(run_dir).config().env)}-{kind}-v0"
+
+
+def make_agents(
+    dataset_ids: Sequence[str], run_dir: Path, kinds: Sequence[str], *, episodes: int, seed: int, force: bool
+) -> Iterator[Dataset]:
+    """``make_agent`` of each kind; all are looked at before the first is made."""
+    from cluster.commands.collecting import check_kinds
+
+    check_ids(dataset_ids, force)
+    check_kinds(run_dir, kinds)
+    for dataset_id, kind in zip(dataset_ids, kinds):
+        yield make_agent(dataset_id, run_dir, kind, episodes=episodes, seed=seed, force=force)
+
+
+def check_ids(dataset_ids: Sequence[str], force: bool) -> None:
+    """DatasetError unless datasets of all these ids may be made by one command."""
+    if twice := sorted({each for each in dataset_ids if dataset_ids.count(each) > 1}):
+        raise DatasetError(
+            f"{twice[0]} would be made {dataset_ids.count(twice[0])} times, expected once: each would replace the one before, so nothing was "
+            "made; name every kind and every environment once"
+        )
+    for dataset_id in dataset_ids:
+        check_can_write(dataset_id, force)
+
+
 def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: int, seed: int, force: bool) -> Dataset:
     """A dataset of a trained agent's episodes; see ``collecting.collect_agent_episodes`` for the kinds."""
-    dataset_id = dataset_id or f"drawbridge/{env_name(RunDirectory.open(run_dir).config().env)}-{kind}-v0"
+    dataset_id = dataset_id or agent_id(run_dir, kind)
     recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
     description = {"command": _command("make agent", id=dataset_id, **recipe), **recipe}
     return _of_run(dataset_id, run_dir, kind, episodes, seed, description=description, force=force)
@@ -254,6 +282,9 @@ def _write(
     from rollout_workers.env_ids import find_env
     from rollout_workers.envs import env_spec
 
+    if not in_order(*references):
+        print(_useless(dataset_id, references, about["expert"]), file=sys.stderr, flush=True)
+        references = None, None
     spec = env_spec(env_id)
     with _halfway():
         return write_dataset(
@@ -268,6 +299,14 @@ def _write(
             reference_episodes=REFERENCE_EPISODES,
             **about,
         )
+
+
+def _useless(dataset_id: str, references: tuple[float | None, float | None], expert: str) -> str:
+    return (
+        f"warning: the expert of {dataset_id} ({expert}) returns {number(references[1])}, expected more than the {number(references[0])} of "
+        "random actions: normalised scores would fall where returns rise, so the dataset gets no references and its scores are not "
+        "normalised, unless D4RL has references for its task; make it of an agent that was trained for longer"
+    )
 
 
 def _command(words: str, **flags: Any) -> str:
