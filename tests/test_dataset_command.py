@@ -16,6 +16,7 @@ from cluster.cli import main
 from cluster.commands import collecting, dataset_recipes
 from cluster.commands.dataset_recipes import env_name
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
+from rollout_workers.maze import maze_of
 
 ENV = "FixedGoal/PointMaze_UMaze-v3"
 ID = "drawbridge/pointmaze-umaze-d0-v0"
@@ -358,6 +359,10 @@ def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
     assert "expected one of the two" in capsys.readouterr().err
     assert main(["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "3"]) == 0
     made = open_dataset("d4rl/umaze-onegoal-v0")
+    told = (
+        "left out 300 of 900 steps: 0 in 0 pieces that do not begin in the start cells, 300 in pieces of less than 300"
+    )
+    assert told in capsys.readouterr().err
     assert made.env_id == ENV and made.env.kwargs["goal_cell"] == [1, 3] and made.expert == "planner"
     pieces = list(made.episodes())
     assert len(pieces) == 2  # what is left of each walk is shorter than the time limit
@@ -376,3 +381,24 @@ def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
     assert main([*words, *given]) == 0
     assert main(["dataset", "relabel", made.id, "--id", "again-v0"]) == 2
     assert "without the part `observation`" in capsys.readouterr().err
+
+
+def test_a_relabelled_dataset_begins_in_its_start_cells_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset_recipes, "REFERENCE_EPISODES", 1)
+    walks, maze = changing_goals(root), maze_of(ENV)
+    assert maze is not None
+    first, second = (tuple(map(int, maze.free_K2[maze.cells_of(walks[0][at : at + 1, :2])[0]])) for at in (0, 300))
+    assert first != second
+    words = ["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "3", "--start-cells"]
+    assert main([*words, f"{second[0]},{second[1]}"]) == 0
+    told = "left out 600 of 900 steps: 300 in 1 pieces that do not begin in the start cells, 300 in pieces of less than 300"
+    assert told in capsys.readouterr().err
+    (piece,) = open_dataset("d4rl/umaze-onegoal-v0").episodes()
+    np.testing.assert_array_equal(piece.obs_TO, walks[0][300:600])
+    other = next(cell for cell in map(tuple, maze.free_K2.tolist()) if cell not in (first, second, (1, 3)))
+    assert main([*words, f"{other[0]},{other[1]}", "--id", "none-v0"]) == 2
+    refused = capsys.readouterr().err
+    assert f"none of the 2 pieces of 300 steps begins in the start cells [[{other[0]}, {other[1]}]]" in refused
+    assert not (root / "none-v0").exists()

@@ -25,7 +25,7 @@ from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, DatasetError, StoredEpisode, in_order, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
 from replay.task import id_of, join_task, name_of
-from rollout_workers.maze import REACHED, maze_of
+from rollout_workers.maze import REACHED, Maze, maze_of
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
 REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
@@ -154,7 +154,7 @@ def relabel(source: str, kwargs: dict[str, Any], dataset_id: str | None, *, forc
     words += [f"--env-kwargs {shlex.quote(json.dumps(kwargs))}"] if kwargs else []
     return _write(
         dataset_id,
-        shown(relabelled(dataset.episodes(), columns, maze.goal_xy, limit), None),
+        shown(relabelled(dataset.episodes(), columns, maze, limit), None),
         env_id,
         _measured(lambda: measure_references(env_id, REFERENCE_SEED, REFERENCE_EPISODES)),
         expert="planner",
@@ -164,28 +164,48 @@ def relabel(source: str, kwargs: dict[str, Any], dataset_id: str | None, *, forc
     )
 
 
-def relabelled(
-    episodes: Iterable[StoredEpisode], columns: slice, goal_xy: np.ndarray, steps: int
-) -> Iterator[StoredEpisode]:
-    """Pieces of ``steps`` steps with 1 for each step that ends within reach of the goal; what is left of less is dropped.
+def relabelled(episodes: Iterable[StoredEpisode], columns: slice, maze: Maze, steps: int) -> Iterator[StoredEpisode]:
+    """Pieces of ``steps`` steps that begin in the maze's start cells, with 1 for each step that ends within reach of its goal.
+
+    Pieces that begin elsewhere and what is left of less are dropped, and how much that is goes to standard error.
 
     Args:
         columns: of the observation that begins with the position, m.
+
+    Raises DatasetError where no piece begins there.
     """
+    assert maze.goal_xy is not None
     obs_TO: np.ndarray | None = None
-    made = 0
+    made = pieces = read = 0
     for episode in episodes:
         own_NO = np.concatenate([episode.obs_TO, episode.next_obs_O[None]])[:, columns]
         if obs_TO is None or not np.allclose(obs_TO[-1], own_NO[0], atol=1e-6):
             obs_TO, action_TA = own_NO[:1], episode.action_TA[:0]
-        obs_TO = np.concatenate([obs_TO, own_NO[1:]])
+        obs_TO, read = np.concatenate([obs_TO, own_NO[1:]]), read + len(episode.action_TA)
         action_TA = np.concatenate([action_TA, episode.action_TA])
         while len(action_TA) >= steps:
             piece_NO, obs_TO = obs_TO[: steps + 1], obs_TO[steps:]
             piece_TA, action_TA = action_TA[:steps], action_TA[steps:]
-            reward_T = (np.linalg.norm(piece_NO[1:, :2] - goal_xy, axis=1) <= REACHED).astype(np.float64)
+            pieces += 1
+            if maze.cells_of(piece_NO[:1, :2])[0] not in maze.start_S:
+                continue
+            reward_T = (np.linalg.norm(piece_NO[1:, :2] - maze.goal_xy, axis=1) <= REACHED).astype(np.float64)
             yield StoredEpisode(made, piece_NO[:-1], piece_TA, reward_T, False, True, piece_NO[-1])
             made += 1
+    if pieces and not made:
+        raise DatasetError(
+            f"none of the {pieces:,} pieces of {steps} steps begins in the start cells {maze.free_K2[maze.start_S].tolist()}, expected some: "
+            "nothing was written; name other cells, or leave --start-cells out"
+        )
+    print(_left_out(read, made, pieces, steps), file=sys.stderr, flush=True)
+
+
+def _left_out(read: int, made: int, pieces: int, steps: int) -> str:
+    elsewhere, short = (pieces - made) * steps, read - pieces * steps
+    return (
+        f"left out {elsewhere + short:,} of {read:,} steps: {elsewhere:,} in {pieces - made:,} pieces that do not begin in the start cells, "
+        f"{short:,} in pieces of less than {steps} steps"
+    )
 
 
 def shown(
