@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny_runs import command, lines, read, train_inline
+from tiny_runs import ROOT, command, lines, read, train_inline
 
 from cluster.cli import _parser, main
 from cluster.commands.train import resolve
@@ -113,6 +113,18 @@ def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys
                          ("--run-dir", "directory"), ("--device", "compute"), ("--backend", "one process")):  # fmt: skip
         described = result[result.rindex(f"{option} ") :].split(" --")[0]
         assert unit in described and "default" in described, described
+
+
+def test_the_help_and_the_page_of_policies_name_all_that_take_a_return_to_ask_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code("evaluate", "--help") == 0
+    result = " ".join(capsys.readouterr().out.split())
+    assert "units (gac in mode st, rvs, dt, odt)" in result
+    page = " ".join((ROOT / "docs" / "policies.md").read_text().split())
+    assert "a return to ask for (rvs, dt, odt)" in page and "gac, rvs, dt or odt carries something" in page
+    for name in ("iql", "td3-bc", "cql", "cal-ql", "rlpd"):
+        assert name in page.split("The file is the deterministic policy of")[1].split(":")[0], "it can be exported"
 
 
 @pytest.mark.parametrize(

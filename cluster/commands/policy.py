@@ -34,7 +34,10 @@ def add_evaluate(commands: Any) -> None:
         help="how a policy that plans infers its plan (default: the run's)",
     )
     evaluate.add_argument(
-        "--target-return", type=float, metavar="Y", help="return to ask for, in the environment's units (st, dt)"
+        "--target-return",
+        type=float,
+        metavar="Y",
+        help="return to ask for, in the environment's units (gac in mode st, rvs, dt, odt)",
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
     evaluate.add_argument("--video", type=location, metavar="FILE.mp4", help="also record a video of the first episode")
