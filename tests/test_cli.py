@@ -257,6 +257,32 @@ def test_report_writes_one_page_about_several_runs(
     assert "Pendulum-v1" in text and "<svg" in text and "http://" not in text.replace("http://www.w3.org", "")
 
 
+def test_a_run_that_is_given_twice_is_shown_once(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(run_dir)
+    pages = [tmp_path / "one.html", tmp_path / "twice.html"]
+    for page, runs in zip(pages, ([run_dir], [run_dir, run_dir, tmp_path / "link"])):
+        said(capsys, "report", *map(str, runs), "--output", str(page))
+    one, twice = (page.read_text(encoding="utf-8") for page in pages)
+    assert one.count("<h2>") == twice.count("<h2>") and one.count("<tr>") == twice.count("<tr>")
+    assert f"Drawbridge: {run_dir.name}" in twice
+
+
+@pytest.mark.parametrize(
+    "words",
+    (["report", "RUN", "--output"], ["plan", "RUN", "--plot"], ["evaluate", "RUN", "--plot"], ["evaluate", "RUN", "--video"],
+     ["export", "RUN", "--onnx"], ["dataset", "show", "x-v0", "--plot"]),
+)  # fmt: skip
+def test_no_command_makes_a_folder_for_its_file(
+    words: list[str], run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run_dir) if word == "RUN" else word for word in words]
+    assert exit_code(*words, str(tmp_path / "new" / "file.png")) == 2
+    assert f"{tmp_path / 'new'} is no folder, expected the one for the file to be there" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_config_shows_every_field_of_a_preset_with_unit_default_and_meaning(
     preset: str, capsys: pytest.CaptureFixture[str]

@@ -68,6 +68,7 @@ def test_the_list_is_a_table_and_says_so_when_it_is_empty(root: Path, capsys: py
 def test_show_reads_everything_once_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(ID)
     plot = tmp_path / "new" / "picture.png"
+    plot.parent.mkdir()
     assert main(["dataset", "show", ID, "--plot", str(plot)]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -111,7 +112,9 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
     assert not root.exists()
 
 
-@pytest.mark.parametrize("words", [["--episodes", "0"], ["--episodes", "1.5"], ["--noise", "-1"], ["--dwell", "nan"]])
+@pytest.mark.parametrize(
+    "words", [["--episodes", "0"], ["--episodes", "1.5"], ["--noise", "-1"], ["--noise", "101"], ["--dwell", "nan"]]
+)
 def test_numbers_out_of_range_are_refused_by_the_parser(words: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*MAKE, *words])

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield open_dataset(ID)
 
 
-def write(dataset_id: str, walks: range) -> None:
+def write(dataset_id: str, walks: Sequence[int]) -> None:
     box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
     references = {"random_return": 2.0, "expert_return": 202.0, "reference_episodes": 1, "expert": "planner"}
     episodes = (walk(number)._replace(index=index) for index, number in enumerate(walks))
@@ -524,6 +525,30 @@ def test_stages_without_a_base_keep_their_length_too(dataset: Any, tmp_path: Pat
         resumed(run, {"steps": "9000"})
     assert resumed(run, {"steps": str(config.steps)}) == config
     run.release()
+
+
+def test_no_run_begins_inside_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for inner in (run_dir / "inner", run_dir / "checkpoints" / "deep" / "inner"):
+        assert main(finetune_words(run_dir, inner, **SMALL)) == 2
+        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        assert train(inner, 5, algorithm="bc") == 2
+        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        assert not inner.exists() and not inner.parent.joinpath("inner").exists()
+    assert not (run_dir / "checkpoints" / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("walks", "seen"), [((7,), "has one episode, which returns"), ((7, 7), "has 2 episodes, which all")]
+)
+@pytest.mark.parametrize("algorithm", ["gac", "rvs", "dt"])
+def test_returns_that_do_not_differ_are_told_to_who_learns_from_them(
+    walks: tuple[int, ...], seen: str, algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset_id = f"tiny/alike-{algorithm}-v{len(walks)}"
+    write(dataset_id, walks)
+    assert train(tmp_path / "run", 2, "--dataset", dataset_id, algorithm=algorithm) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"dataset {dataset_id} {seen}" in told and "expected returns that differ" in told
 
 
 def test_a_stage_is_left_between_two_of_its_updates(run_dir: Path, tmp_path: Path) -> None:

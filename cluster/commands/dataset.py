@@ -17,7 +17,8 @@ from cluster.commands.arguments import (
     location,
     name_env_again,
     named_task,
-    scale,
+    new_file,
+    noise,
     seconds,
     settings_of,
     whole,
@@ -56,7 +57,7 @@ def add_dataset(commands: Any) -> None:
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
     show.add_argument("dataset", metavar="ID|PATH")
     show.add_argument(
-        "--plot", type=location, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
+        "--plot", type=new_file, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
     )
     export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
     export.add_argument("run_dir", type=location, metavar="RUN_DIR")
@@ -71,7 +72,9 @@ def _add_maze(kinds: Any) -> None:
     add_env_kwargs(maze)
     _add_cells(maze)
     maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
-    maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
+    maze.add_argument(
+        "--noise", type=noise, default=0.5, help="standard deviation of action noise, up to 100 (default: 0.5)"
+    )
     maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
     maze.add_argument("--seed", type=whole, default=1, help="of everything random (default: 1)")
     maze.add_argument("--id", help="(default: drawbridge/NAME-dDWELL-v0, NAME as pointmaze-umaze)")
