@@ -1,5 +1,5 @@
 """The maths, and the registry of algorithms by name."""
 
-from algorithms.registry import ALGORITHMS, Algorithm, online_names
+from algorithms.registry import ALGORITHMS, Algorithm, finetuned_names, online_names
 
-__all__ = ["ALGORITHMS", "Algorithm", "online_names"]
+__all__ = ["ALGORITHMS", "Algorithm", "finetuned_names", "online_names"]

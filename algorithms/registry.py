@@ -72,6 +72,12 @@ def online_names() -> str:
     return f"{', '.join(names)} or {last}"
 
 
+def finetuned_names() -> str:
+    """Those that can go on online from a run on a dataset, for messages: "a, b or c"; those that make stages come first."""
+    staged = [name for name, algorithm in ALGORITHMS.items() if algorithm.online == "stages"]
+    return f"{', '.join(staged)}, {online_names()}"
+
+
 def _load(path: str) -> Any:
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)

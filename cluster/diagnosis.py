@@ -22,10 +22,11 @@ from algorithms.weights import Weights
 from cluster.checks import dataset_problems, spec_of
 from cluster.commands.counter import counted
 from cluster.commands.evaluation import newest_learner, plan_request
+from cluster.config import RunConfig
 from cluster.dataset_task import check_same_task
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
-from cluster.metrics.alarms import alarms
+from cluster.metrics.alarms import alarms, collapse_words
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset
 from replay.minari_files import settled
@@ -99,7 +100,7 @@ def diagnose(
             "recorded_episodes": len(batch),
             "explained": explained(agent.model, batch, q, seed)._asdict(),
             "rebuilt": rebuilt(agent.model, batch, q, seed)._asdict(),
-            "plan": said._asdict() | {"collapsed": said.kl_token < least_nats(agent.config, weights.updates)},
+            "plan": said._asdict() | {"collapsed": said.kl_token < _least_nats(spec.config, agent, weights.updates)},
             "ends": _ends(spec, weights, recorded, seed),
         }
     return found | {"reading": reading(found)}
@@ -123,16 +124,27 @@ def reading(found: dict[str, Any]) -> list[str]:
             f"Beyond state and promised return the plan explains {plan:.4f} of the recorded actions: it {words}."
         )
         said = found["plan"]
-        sentences += alarms(
+        sound = alarms(
             {
                 "loss_plan_return": said["return_share"],
                 "loss_collapse": said["collapsed"],
-                "loss_kl_token": said["kl_token"],
                 "updates": found["updates"],
             },
             found["planned_updates"],
-        ).values()
+        )
+        if "collapse" in sound:
+            sound["collapse"] = collapse_words(
+                "on the recorded episodes", said["kl_token"], "the search's worth is above"
+            )
+        sentences += sound.values()
     return sentences
+
+
+def _least_nats(config: RunConfig, agent: GAC, updates: int) -> float:
+    """What the newest of a run's ``updates`` held its plans to, as its metrics did."""
+    stages = config.online.stages
+    in_stages = stages > 0 and updates > config.steps - stages * config.online.updates_per_stage
+    return least_nats(agent.config, agent.updates - 1, in_stages=in_stages)
 
 
 def diagnosis_in_words(found: dict[str, Any]) -> str:

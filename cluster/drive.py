@@ -36,6 +36,7 @@ from cluster.task_preset import unpublished
 from cluster.version import git_hash
 
 NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+ROUNDING = 1e-9  # share of a return within which two are the same: sums of the same rewards in another order
 LOOK_S = 0.2  # for a `stop`, while a block is to be ended by one at once
 
 
@@ -215,14 +216,17 @@ def _left_out(spec: RunSpec) -> str:
 
 
 def _all_alike(spec: RunSpec) -> str:
-    """That all episodes return the same, for those that learn which behaviour returns more from nothing else; "" for others."""
-    if spec.dataset is None or spec.config.algorithm not in ("gac", "percent-bc", "rvs"):
+    """That all episodes return the same, or are one, for those that learn which behaviour returns more from nothing else; "" for others."""
+    if spec.dataset is None or spec.config.algorithm not in ("gac", "percent-bc", "rvs", "dt", "odt"):
         return ""
     data = spec.dataset.summary()
-    if data.return_max > data.return_min or data.episodes < 2:
+    if data.return_max - data.return_min > ROUNDING * max(1.0, abs(data.return_max)):
         return ""
+    seen = (
+        "has one episode, which returns" if data.episodes == 1 else f"has {data.episodes:,} episodes, which all return"
+    )
     return (
-        f"WARNING: all {data.episodes:,} episodes of dataset {spec.dataset.id} return {data.return_max:g}: nothing in it says which "
+        f"WARNING: dataset {spec.dataset.id} {seen} {data.return_max:g}, expected returns that differ: nothing in it says which "
         f"behaviour is better, and {spec.config.algorithm} can only imitate all of it; add episodes of other returns"
     )
 

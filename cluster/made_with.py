@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ FIXED = {  # by the beginning of their names: why they may not; the first that f
 INLINE_HOLDS = ("worker.workers", "worker.envs_per_worker", "worker.chunk_steps", "worker.fast_envs")
 OF_INLINE = "the checkpoint of an inline run holds its workers, with their running episodes, as they were made with it"
 
+OF_STAGES = (
+    "its length is that of its stages, and another one would move them: updates would come before stage 1, and stages that are over would "
+    "be learned again; for more, fine-tune the run again with --stages and --updates-per-stage"
+)
+
 
 def why_fixed(backend: str, key: str) -> str:
     """Why this setting of a run on ``backend`` may not change; "" where it may."""
@@ -37,6 +43,13 @@ def why_fixed(backend: str, key: str) -> str:
     if key.startswith(MAY_CHANGE):
         return ""
     return next((why for beginning, why in FIXED.items() if key.startswith(beginning)), "the run was made with it")
+
+
+def why_fixed_in(made: Mapping[str, Any], key: str) -> str:
+    """Why this setting may not change in a run that was made with the settings ``made``, by dotted key; "" where it may."""
+    if key == "steps" and made["online.stages"]:
+        return OF_STAGES
+    return why_fixed(made["backend"], key)
 
 
 def settings_to_keep(config: RunConfig) -> dict[str, Any]:

@@ -85,6 +85,17 @@ def twice_words(run_dir: Path, config: RunConfig) -> str:
     )
 
 
+def check_place(path: Path) -> Path:
+    """The new run directory ``path``; UsageError for one inside a run's."""
+    for outer in path.resolve().parents:
+        if (outer / "config.json").is_file() and (outer / "checkpoints").is_dir():
+            raise UsageError(
+                f"run directory {path} would be inside the run {outer}, expected a directory of its own: whoever copies or removes one "
+                "would do it to both, so nothing was started; choose another --run-dir (of finetune: --out)"
+            )
+    return path
+
+
 def taken_words(path: Path) -> str:
     """That ``path`` is no new run directory, and how to go on with the run, or the runs of --seeds, that it may hold."""
     if not path.is_dir():

@@ -41,7 +41,7 @@ class LoadedPolicy:
         env_steps, updates: of the run when these weights were made.
         observation_space, action_space: of one environment.
         remembers: whether it carries something through an episode.
-        needs_reward: whether it needs the rewards to act (dt).
+        needs_reward: whether it needs the rewards to act (dt, odt).
         actor, box: what acts in [-1, 1], and the box of the environment's actions.
     """
 

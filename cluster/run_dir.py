@@ -30,7 +30,7 @@ from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.metrics.catalogue import is_resumed
 from cluster.metrics.thinning import thin_out
 from cluster.outside import check_links
-from cluster.own_code import taken_words
+from cluster.own_code import check_place, taken_words
 from cluster.requests import Requests
 from cluster.version import git_hash, versions
 from replay.manifest import append_whole, fsync_directory, open_own, read_whole, write_atomic, write_synced
@@ -63,7 +63,7 @@ class RunDirectory:
 
         What a start left that never began to learn is no obstacle: it is removed.
         """
-        run = cls(path)
+        run = cls(check_place(path))
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             living = run.owner()
             if living:
@@ -288,8 +288,11 @@ class RunDirectory:
         """UsageError when there is nothing left to do."""
         if self.is_complete(config):
             done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
+            fix = (
+                "fine-tune it again for more stages" if config.online.stages else "give --steps more than that to go on"
+            )
             raise UsageError(
-                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; give --steps more than that to go on"
+                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {fix}"
             )
 
     def clear_outcome(self) -> None:

@@ -53,7 +53,7 @@ class Dataset:
         obs_dim, action_dim: of its episodes as vectors; Dicts are flattened in the order of sorted keys.
         total_episodes, total_steps: as the metadata says, the refused ones included.
         random_return, expert_return: mean returns of the two references, Minari's ref_min_score and ref_max_score; of a dataset
-            without them D4RL's, where D4RL has them for its task.
+            without them, or whose expert is not above random, D4RL's where D4RL has them for its task, else None.
         expert: who the expert is: "planner", "softgac run X", "D4RL's expert of Hopper-v2", or "".
         description: how it was made (command, noise, dwell, seed, ...); {"text": ...} for datasets made elsewhere.
     """
@@ -71,6 +71,8 @@ class Dataset:
         self.total_steps: int = metadata["total_steps"]
         self.random_return = _finite(metadata.get("ref_min_score"))
         self.expert_return = _finite(metadata.get("ref_max_score"))
+        if not in_order(self.random_return, self.expert_return):
+            self.random_return = self.expert_return = None
         self.expert: str = str(ours.get("expert", ""))
         if (
             self.random_return is None
@@ -159,10 +161,15 @@ class Dataset:
         return self._summary
 
     def normalised(self, value: float) -> float | None:
-        """100 (value - random) / (expert - random), as D4RL's scores; None without two different references."""
-        if self.random_return is None or self.expert_return is None or self.expert_return == self.random_return:
+        """100 (value - random) / (expert - random), as D4RL's scores; None without two references."""
+        if self.random_return is None or self.expert_return is None:
             return None
         return 100.0 * (value - self.random_return) / (self.expert_return - self.random_return)
+
+
+def in_order(random_return: float | None, expert_return: float | None) -> bool:
+    """Whether scores between these references rise with the return; True where one is missing, and there are none."""
+    return random_return is None or expert_return is None or expert_return > random_return
 
 
 def open_dataset(id_or_path: str | Path, shortest: int = 1) -> Dataset:

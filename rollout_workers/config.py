@@ -6,6 +6,8 @@ import dataclasses
 
 from replay.option import BUDGET, COUNT, RESERVED, SEED_LIMIT, WIDTH_LIMIT, option, range_problems
 
+NOISE_LIMIT = 100.0  # largest deviation of a planner's action noise: 1 is full force, and actions are clipped there
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerConfig:

@@ -16,6 +16,7 @@ from numpy.random import Generator
 
 from replay.schema import EpisodeMetadata
 from rollout_workers.actor import noise_by_step
+from rollout_workers.config import NOISE_LIMIT
 from rollout_workers.env import EnvError
 from rollout_workers.maze import Maze
 
@@ -45,10 +46,10 @@ class WaypointPlanner:
         dwell: int = 0,
         target: tuple[int, int] | None = None,
     ) -> None:
-        if not (np.isfinite(noise) and noise >= 0 and dwell >= 0):
+        if not (0 <= noise <= NOISE_LIMIT and dwell >= 0):
             raise EnvError(
-                f"noise {noise} and dwell {dwell}, expected neither to be negative and noise to be finite: no action "
-                "can be drawn with these; correct them"
+                f"noise {noise} and dwell {dwell}, expected neither to be negative and noise to be at most {NOISE_LIMIT:g}, where 1 is "
+                "full force: nothing of the walk would be left in the actions; correct them"
             )
         self._maze, self._deviation, self._dwell = maze, noise, dwell
         self._fixed = None if target is None else maze.index_of(target)

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny_runs import command, lines, read, train_inline
+from tiny_runs import ROOT, command, lines, read, train_inline
 
 from cluster.cli import _parser, main
 from cluster.commands.train import resolve
@@ -113,6 +113,18 @@ def test_the_help_of_train_gives_the_unit_and_the_default_of_every_option(capsys
                          ("--run-dir", "directory"), ("--device", "compute"), ("--backend", "one process")):  # fmt: skip
         described = result[result.rindex(f"{option} ") :].split(" --")[0]
         assert unit in described and "default" in described, described
+
+
+def test_the_help_and_the_page_of_policies_name_all_that_take_a_return_to_ask_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code("evaluate", "--help") == 0
+    result = " ".join(capsys.readouterr().out.split())
+    assert "units (gac in mode st, rvs, dt, odt)" in result
+    page = " ".join((ROOT / "docs" / "policies.md").read_text().split())
+    assert "a return to ask for (rvs, dt, odt)" in page and "gac, rvs, dt or odt carries something" in page
+    for name in ("iql", "td3-bc", "cql", "cal-ql", "rlpd"):
+        assert name in page.split("The file is the deterministic policy of")[1].split(":")[0], "it can be exported"
 
 
 @pytest.mark.parametrize(
@@ -243,6 +255,32 @@ def test_report_writes_one_page_about_several_runs(
     said(capsys, "report", str(run_dir), str(run_dir), "--output", str(page))
     text = page.read_text(encoding="utf-8")
     assert "Pendulum-v1" in text and "<svg" in text and "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_run_that_is_given_twice_is_shown_once(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(run_dir)
+    pages = [tmp_path / "one.html", tmp_path / "twice.html"]
+    for page, runs in zip(pages, ([run_dir], [run_dir, run_dir, tmp_path / "link"])):
+        said(capsys, "report", *map(str, runs), "--output", str(page))
+    one, twice = (page.read_text(encoding="utf-8") for page in pages)
+    assert one.count("<h2>") == twice.count("<h2>") and one.count("<tr>") == twice.count("<tr>")
+    assert f"Drawbridge: {run_dir.name}" in twice
+
+
+@pytest.mark.parametrize(
+    "words",
+    (["report", "RUN", "--output"], ["plan", "RUN", "--plot"], ["evaluate", "RUN", "--plot"], ["evaluate", "RUN", "--video"],
+     ["export", "RUN", "--onnx"], ["dataset", "show", "x-v0", "--plot"]),
+)  # fmt: skip
+def test_no_command_makes_a_folder_for_its_file(
+    words: list[str], run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run_dir) if word == "RUN" else word for word in words]
+    assert exit_code(*words, str(tmp_path / "new" / "file.png")) == 2
+    assert f"{tmp_path / 'new'} is no folder, expected the one for the file to be there" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])

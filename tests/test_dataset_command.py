@@ -13,9 +13,10 @@ from tiny_runs import ROOT, read, train_words
 from tiny_runs import TINY as TINY_RUN
 
 from cluster.cli import main
-from cluster.commands import dataset_recipes
+from cluster.commands import collecting, dataset_recipes
 from cluster.commands.dataset_recipes import env_name
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
+from rollout_workers.maze import maze_of
 
 ENV = "FixedGoal/PointMaze_UMaze-v3"
 ID = "drawbridge/pointmaze-umaze-d0-v0"
@@ -29,7 +30,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
-def write(dataset_id: str, episodes: int = 3, env_id: str = ENV) -> None:
+def write(dataset_id: str, episodes: int = 3, env_id: str = ENV, ends: tuple[float, float] = (0.0, 20.0)) -> None:
     rng = np.random.default_rng(0)
 
     def stream() -> list[StoredEpisode]:
@@ -47,7 +48,7 @@ def write(dataset_id: str, episodes: int = 3, env_id: str = ENV) -> None:
         ]
 
     box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
-    about = {"random_return": 0.0, "expert_return": 20.0, "expert": "planner", "description": {"noise": 0.5}}
+    about = {"random_return": ends[0], "expert_return": ends[1], "expert": "planner", "description": {"noise": 0.5}}
     write_dataset(dataset_id, stream(), env_id=env_id, **box, **about)
 
 
@@ -67,6 +68,7 @@ def test_the_list_is_a_table_and_says_so_when_it_is_empty(root: Path, capsys: py
 def test_show_reads_everything_once_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(ID)
     plot = tmp_path / "new" / "picture.png"
+    plot.parent.mkdir()
     assert main(["dataset", "show", ID, "--plot", str(plot)]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -110,7 +112,9 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
     assert not root.exists()
 
 
-@pytest.mark.parametrize("words", [["--episodes", "0"], ["--episodes", "1.5"], ["--noise", "-1"], ["--dwell", "nan"]])
+@pytest.mark.parametrize(
+    "words", [["--episodes", "0"], ["--episodes", "1.5"], ["--noise", "-1"], ["--noise", "101"], ["--dwell", "nan"]]
+)
 def test_numbers_out_of_range_are_refused_by_the_parser(words: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*MAKE, *words])
@@ -219,6 +223,49 @@ def test_make_agent_has_every_kind(kind: str, run_dir: Path) -> None:
     assert dataset.expert == "softgac run run" and (score is None or score == pytest.approx(100.0))
 
 
+@pytest.mark.parametrize("expert", [-1_223.0, -1_178.0])
+def test_an_agent_that_is_not_above_random_is_no_reference(
+    expert: float, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collecting, "measure_agent_references", lambda *a: collecting.References(-1_178.0, expert))
+    words = ["dataset", "make", "agent", "--run", str(run_dir), "--kind", "medium", "--episodes", "2", "--id", "low-v0"]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    for part in ("warning: the expert of low-v0 (softgac run run)", "more than the -1,178", "not normalised"):
+        assert part in told, told
+    made = open_dataset("low-v0")
+    assert (made.random_return, made.expert_return, made.normalised(0.0)) == (None, None, None)
+    assert main(["dataset", "show", "low-v0"]) == 0
+    assert "scores are not normalised" in capsys.readouterr().out
+
+
+def test_references_upside_down_in_an_older_dataset_count_as_none() -> None:
+    write("older-v0", ends=(-1_178.0, -1_223.0))
+    assert open_dataset("older-v0").normalised(-900.0) is None
+    write("hopper-v0", env_id="Hopper-v5", ends=(50.0, 20.0))
+    assert (open_dataset("hopper-v0").expert or "").startswith("D4RL's expert")
+
+
+def test_every_kind_is_looked_at_before_one_is_replaced(
+    root: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    shutil.rmtree(run / "replay")
+    medium = "drawbridge/invertedpendulum-medium-v0"
+    write(medium, env_id="InvertedPendulum-v5")
+    before = {path: path.read_bytes() for path in (root / medium).rglob("*") if path.is_file()}
+    words = ["dataset", "make", "agent", "--run", str(run), "--episodes", "2"]
+    assert main([*words, "--kind", "medium", "replay", "--force"]) == 2
+    assert "no replay snapshot with a whole episode" in capsys.readouterr().err
+    assert main([*words, "--kind", "replay", "medium"]) == 2
+    assert f"the dataset {medium} exists" in capsys.readouterr().err
+    for again in (words, ["dataset", "make", "agent", "--train", "InvertedPendulum-v5", "--episodes", "2"]):
+        assert main([*again, "--kind", "medium", "medium", "--force"]) == 2
+        assert f"{medium} would be made 2 times, expected once" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (root / medium).rglob("*") if path.is_file()} == before
+
+
 def test_one_command_trains_agents_and_makes_datasets_of_each_kind_under_d4rls_names(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +362,10 @@ def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
     assert "expected one of the two" in capsys.readouterr().err
     assert main(["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "3"]) == 0
     made = open_dataset("d4rl/umaze-onegoal-v0")
+    told = (
+        "left out 300 of 900 steps: 0 in 0 pieces that do not begin in the start cells, 300 in pieces of less than 300"
+    )
+    assert told in capsys.readouterr().err
     assert made.env_id == ENV and made.env.kwargs["goal_cell"] == [1, 3] and made.expert == "planner"
     pieces = list(made.episodes())
     assert len(pieces) == 2  # what is left of each walk is shorter than the time limit
@@ -333,3 +384,24 @@ def test_changing_goals_are_refused_by_name_and_relabelled_for_one(
     assert main([*words, *given]) == 0
     assert main(["dataset", "relabel", made.id, "--id", "again-v0"]) == 2
     assert "without the part `observation`" in capsys.readouterr().err
+
+
+def test_a_relabelled_dataset_begins_in_its_start_cells_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset_recipes, "REFERENCE_EPISODES", 1)
+    walks, maze = changing_goals(root), maze_of(ENV)
+    assert maze is not None
+    first, second = (tuple(map(int, maze.free_K2[maze.cells_of(walks[0][at : at + 1, :2])[0]])) for at in (0, 300))
+    assert first != second
+    words = ["dataset", "relabel", "d4rl/umaze-v2", "--goal-cell", "1", "3", "--start-cells"]
+    assert main([*words, f"{second[0]},{second[1]}"]) == 0
+    told = "left out 600 of 900 steps: 300 in 1 pieces that do not begin in the start cells, 300 in pieces of less than 300"
+    assert told in capsys.readouterr().err
+    (piece,) = open_dataset("d4rl/umaze-onegoal-v0").episodes()
+    np.testing.assert_array_equal(piece.obs_TO, walks[0][300:600])
+    other = next(cell for cell in map(tuple, maze.free_K2.tolist()) if cell not in (first, second, (1, 3)))
+    assert main([*words, f"{other[0]},{other[1]}", "--id", "none-v0"]) == 2
+    refused = capsys.readouterr().err
+    assert f"none of the 2 pieces of 300 steps begins in the start cells [[{other[0]}, {other[1]}]]" in refused
+    assert not (root / "none-v0").exists()

@@ -143,6 +143,23 @@ def test_the_collapse_alarm_sounds_when_the_kl_is_crushed_and_free_bits_hold_it_
     assert late["collapse"].item() == 1.0 and 0.2 < late["kl_token"].item() < 1.0
 
 
+def test_what_is_free_counts_until_the_last_update_on_the_dataset_and_never_in_stages() -> None:
+    given = [episodes(0)]
+    agent = made(small(kl_weight=300.0, lr=0.02, free_bits=1.0, updates=65), given[0])
+    agent.update(given * 64)
+    assert agent.update(given)["collapse"].item() == 1.0, "the last on the dataset"
+    agent.start_finetuning()
+    assert agent.update(given)["collapse"].item() == 0.0, "the first of the stages"
+    within = made(
+        small(kl_weight=300.0, lr=0.02, free_bits=1.0, updates=65), given[0]
+    )  # a schedule that has stages in it
+    within.update(given * 60)
+    within.update_returns(dataclasses.replace(RETURNS, stage=0))
+    assert within.update(given)["collapse"].item() == 1.0, "before the first stage"
+    within.update_returns(dataclasses.replace(RETURNS, stage=1))
+    assert within.update(given)["collapse"].item() == 0.0
+
+
 def test_no_update_reads_anything_back_on_the_host_once_the_returns_stand_still() -> None:
     config = small(posterior="stored", window=3, points=9)
     agent, given = made(config, episodes(0)), batches(config, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, finetune_words, pairs
-from tiny_runs import lines, read
+from tiny_runs import edit_config, lines, read
 
 from algorithms.gac.target import Target, next_target
 from cluster.checks import make_spec
 from cluster.cli import main
 from cluster.commands.finetune import finetuned
-from cluster.config import flatten, make_preset
+from cluster.commands.resuming import resumed
+from cluster.config import flatten, make_preset, override
 from cluster.diagnosis import diagnosis_in_words
+from cluster.errors import UsageError
 from cluster.pictures.curve import learning_curve
 from cluster.run_dir import RunDirectory
 from cluster.session import Session
@@ -54,7 +58,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield open_dataset(ID)
 
 
-def write(dataset_id: str, walks: range) -> None:
+def write(dataset_id: str, walks: Sequence[int]) -> None:
     box = {"action_low_A": -np.ones(2), "action_high_A": np.ones(2)}
     references = {"random_return": 2.0, "expert_return": 202.0, "reference_episodes": 1, "expert": "planner"}
     episodes = (walk(number)._replace(index=index) for index, number in enumerate(walks))
@@ -314,6 +318,26 @@ def test_alarms_are_told_on_the_console_in_status_in_the_summary_and_by_evaluate
     assert warned[0].startswith(sentence) and warned[1].startswith("plans promise a return of")
 
 
+def test_what_is_free_is_an_alarm_at_the_end_of_a_run_on_a_dataset_and_never_in_its_stages(
+    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the run's own records and for a diagnosis of it, which point to what plans are worth."""
+    base, stages = tmp_path / "base", tmp_path / "stages"
+    assert train(base, 20, agent__free_bits=50, metrics__line_s=0, evaluation__every_steps=0) == 0
+    assert main(finetune_words(base, stages, **SMALL | {"metrics__line_s": 0})) == 0
+    for run, sounds in ((base, True), (stages, False)):
+        records = [line for line in lines(run / "metrics.jsonl") if "loss_collapse" in line]
+        assert 0.05 < records[-1]["loss_kl_token"] < 50
+        assert ({line["loss_collapse"] for line in records} == {0.0}) == (not sounds)
+        found = json.loads(said(capsys, "diagnose", str(run), "--mode", "kl", "--episodes", "1", "--json"))
+        assert found["plan"]["collapsed"] == sounds
+        (told,) = [text for text in found["reading"] if "the posterior has collapsed on the recorded" in text] or [""]
+        assert ("may steer little" in told) == sounds and "`drawbridge diagnose`" not in told
+    (told,) = (text for text in read(base / "summary.json")["alarms"] if text.startswith("the posterior has collapsed"))
+    assert "% of the newest updates: plans say" in told and "nats a token on average" in told
+    assert "may steer little (`drawbridge diagnose` measures how much)" in told
+
+
 def test_status_counts_updates_in_words_and_as_json(
     run_dir: Path, online: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -447,6 +471,73 @@ def test_a_fine_tuning_that_was_interrupted_twice_equals_one_that_never_was(
     assert not (parts / "evaluations.jsonl").exists() and read(parts / "summary.json")["exit"] == "interrupted"
     assert main(["resume", str(parts)]) == 0
     assert_same(online, parts)
+
+
+@pytest.mark.parametrize("how", ["--steps", "--set", "config.json"])
+@pytest.mark.parametrize("steps", [8, 30])
+def test_the_length_of_a_run_in_stages_is_not_changed_by_a_resume(
+    how: str, steps: int, online: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(online, run)
+    if how == "config.json":
+        edit_config(run, steps=steps)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = {"--steps": ["--steps", str(steps)], "--set": ["--set", f"steps={steps}"], "config.json": []}
+    assert main(["resume", str(run), *words[how]]) == 2
+    refused = capsys.readouterr().err
+    for part in (
+        "steps is 10 in this run",
+        str(steps),
+        "is that of its stages",
+        "fine-tune the run again with --stages",
+    ):
+        assert part in refused, refused
+    assert "give --steps" not in refused and "nothing was started" in refused
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_in_stages_that_ended_is_told_to_be_fine_tuned_again(
+    online: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["--steps", "10"]):
+        assert main(["resume", str(online), *words]) == 2
+        refused = capsys.readouterr().err
+        assert "has made its 10 updates and ended" in refused and "fine-tune it again for more stages" in refused
+        assert "give --steps" not in refused
+
+
+def test_stages_without_a_base_keep_their_length_too(dataset: Any, tmp_path: Path) -> None:
+    config = override(make_preset("rlpd", "cpu"), {"env": ENV, "dataset": ID, "backend": "inline"})
+    run = RunDirectory.create(tmp_path / "run", config)
+    with pytest.raises(UsageError, match=r"steps is 7,?500 in this run.*is that of its stages"):
+        resumed(run, {"steps": "9000"})
+    assert resumed(run, {"steps": str(config.steps)}) == config
+    run.release()
+
+
+def test_no_run_begins_inside_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for inner in (run_dir / "inner", run_dir / "checkpoints" / "deep" / "inner"):
+        assert main(finetune_words(run_dir, inner, **SMALL)) == 2
+        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        assert train(inner, 5, algorithm="bc") == 2
+        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        assert not inner.exists() and not inner.parent.joinpath("inner").exists()
+    assert not (run_dir / "checkpoints" / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("walks", "seen"), [((7,), "has one episode, which returns"), ((7, 7), "has 2 episodes, which all")]
+)
+@pytest.mark.parametrize("algorithm", ["gac", "rvs", "dt"])
+def test_returns_that_do_not_differ_are_told_to_who_learns_from_them(
+    walks: tuple[int, ...], seen: str, algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset_id = f"tiny/alike-{algorithm}-v{len(walks)}"
+    write(dataset_id, walks)
+    assert train(tmp_path / "run", 2, "--dataset", dataset_id, algorithm=algorithm) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"dataset {dataset_id} {seen}" in told and "expected returns that differ" in told
 
 
 def test_a_stage_is_left_between_two_of_its_updates(run_dir: Path, tmp_path: Path) -> None:

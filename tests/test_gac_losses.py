@@ -51,8 +51,11 @@ def test_collapse_is_a_mean_token_below_the_level_and_active_dimensions_are_coun
 
 def test_late_in_training_what_is_free_does_not_count_as_said() -> None:
     free, priced = (GACConfig(free_bits=bits, updates=100) for bits in (0.5, 0.0))
-    assert [least_nats(free, updates) for updates in (0, 74, 75, 100, 101)] == [0.05, 0.05, 0.5, 0.5, 0.05]
-    assert least_nats(priced, 100) == 0.05
+    numbers = (0, 74, 75, 99, 100, 101)  # the last on the dataset is 99, the first of the stages after it 100
+    found = [least_nats(free, number, in_stages=False) for number in numbers]
+    assert found == [0.05, 0.05, 0.5, 0.5, 0.05, 0.05]
+    assert {least_nats(free, number, in_stages=True) for number in numbers} == {0.05}
+    assert least_nats(priced, 99, in_stages=False) == 0.05
 
 
 @settings(deadline=None, max_examples=30)

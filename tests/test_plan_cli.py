@@ -57,6 +57,7 @@ def test_plans_of_a_maze_are_drawn_and_told_and_come_out_the_same_again(
     result = []
     for name in ("new/one.png", "two.png"):
         picture = tmp_path / name
+        picture.parent.mkdir(exist_ok=True)
         capsys.readouterr()
         assert main(["plan", str(runs["maze"]), "--plot", str(picture), "--start=-1,1", "--seed", "3"]) == 0
         result.append(capsys.readouterr().out.replace(str(picture), "PICTURE"))

@@ -190,6 +190,7 @@ def test_plan_draws_a_picture_in_place_of_the_old_one_and_says_what_is_in_it(
     walker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new" / "plans.png"
+    path.parent.mkdir()
     assert main(["plan", str(walker), "--plot", str(path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said[1:6]] == ["mode", "prior", "st", "kl", "max"]

@@ -170,3 +170,9 @@ def test_the_readme_is_short_and_has_nothing_left_to_fill_in() -> None:
     text = README.read_text()
     assert len(text.splitlines()) < 150
     assert not re.search(r"\b[A-Z]+_HERE\b|TODO|TBD", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_set_takes_one_setting_in_flags_that_prose_shows(page: Path) -> None:
+    shown = re.findall(r"`(--[^`]+)`", page.read_text())
+    assert not [words for words in shown if re.search(r"--set \S+=\S+ [a-z_.]+=", words)]

@@ -146,7 +146,7 @@ def test_pushed_off_its_way_it_plans_anew_from_where_it_stands():
     np.testing.assert_allclose(planner.act(at_rest(far))[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"noise": -0.1}, {"noise": float("nan")}, {"dwell": -1}])
+@pytest.mark.parametrize("wrong", [{"noise": -0.1}, {"noise": 101.0}, {"noise": float("nan")}, {"dwell": -1}])
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(EnvError, match="expected neither to be negative"):
         WaypointPlanner(maze_of(UMAZE), **wrong)

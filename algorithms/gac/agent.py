@@ -127,7 +127,8 @@ class GAC(TrainedAgent):
         step = self.trainer.descend(loss)
         self._follow_returns(step.shared)
         rate = torch.full_like(step.norm, self.adam.lr)
-        seen = measures(self.model, batch, segments, bound, least_nats(self.config, self.updates))
+        least = least_nats(self.config, self.updates, in_stages=self._returns is not None and self._returns.stage > 0)
+        seen = measures(self.model, batch, segments, bound, least)
         self.trainer.record(step, (*seen, step.norm, rate))
         self.updates += 1
         return segments, bound

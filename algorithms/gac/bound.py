@@ -240,16 +240,21 @@ def return_share(mean_Bnd: torch.Tensor, kl_Bnd: torch.Tensor, y_B: torch.Tensor
     return ((mean_Bm.T @ y_B).square() / scale_m * kl_m).sum() / kl_m.sum().clamp(min=1e-12)
 
 
-def least_nats(config: GACConfig, updates: int) -> float:
+def least_nats(config: GACConfig, update: int, *, in_stages: bool) -> float:
     """Nats a token of a posterior that has not collapsed: COLLAPSE_NATS, and late in the training on the dataset more than is free,
-    which is there whether the generator reads it or not. Stages gather alike episodes, of which there is less to say."""
-    late = LEARNED * config.updates <= updates <= config.updates
+    which is there whether the generator reads it or not. Stages gather alike episodes, of which there is less to say.
+
+    Args:
+        update: its number, the first is 0; the last on the dataset is ``config.updates`` - 1.
+        in_stages: whether it learns from what stages have gathered.
+    """
+    late = LEARNED * config.updates <= update < config.updates and not in_stages
     return max(COLLAPSE_NATS, config.free_bits) if late else COLLAPSE_NATS
 
 
 def collapsed(kl_Bnd: torch.Tensor, least: float) -> torch.Tensor:
     """1 (0-d float32) where the mean KL a token is below ``least`` nats, else 0; on the device, without a look at it.
 
-    The generator then works without the plan and the return cannot be steered.
+    The generator may then work without the plan, and the return is steered little.
     """
     return (kl_Bnd.sum(-1).mean() < least).float()

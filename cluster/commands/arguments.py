@@ -14,6 +14,7 @@ from cluster.own_code import find_in
 from cluster.run_dir import RunDirectory
 from replay.option import COUNT_LIMIT, SEED_LIMIT, SIZE_LIMIT
 from replay.task import TaskError, id_of, join_task, parse_kwargs, split_task
+from rollout_workers.config import NOISE_LIMIT
 
 
 def point(text: str) -> tuple[float, float]:
@@ -78,9 +79,9 @@ def seed(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {SEED_LIMIT}")
 
 
-def scale(text: str) -> float:
-    """A number of at least 0."""
-    return _number(text, 0, SIZE_LIMIT, f"a number of at least 0 and at most {SIZE_LIMIT:g}")
+def noise(text: str) -> float:
+    """A deviation of actions in [-1, 1]."""
+    return _number(text, 0, NOISE_LIMIT, f"a number of at least 0 and at most {NOISE_LIMIT:g}, where 1 is full force")
 
 
 def seconds(text: str) -> float:

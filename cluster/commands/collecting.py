@@ -112,6 +112,15 @@ def collect_agent_episodes(
     return _collect(runs, actor, episodes, seed, progress, explore)
 
 
+def check_kinds(run_dir: Path, kinds: Sequence[str]) -> None:
+    """UsageError or RunError unless ``collect_agent_episodes`` can begin with each of these kinds."""
+    spec = _plan(run_dir)
+    if set(kinds) - {"replay"}:
+        _actor(spec)
+    if "replay" in kinds:
+        _all_found(spec)
+
+
 def measure_agent_references(run_dir: Path, seed: int, episodes: int = 100) -> References:
     """Mean returns of uniform random actions and of the run's best deterministic policy, as ``measure_references`` has them.
 
@@ -239,6 +248,14 @@ def replayed_episodes(spec: RunSpec, episodes: int | None, progress: Progress | 
 
     Raises UsageError when there is none, RunError when no snapshot is intact, both before the first episode.
     """
+    found = _all_found(spec)
+    count = len(found) if episodes is None else min(episodes, len(found))
+    chosen = [found[at] for at in np.linspace(0, len(found) - 1, count).round().astype(int)]
+    return _stored(chosen, progress)
+
+
+def _all_found(spec: RunSpec) -> list[Found]:
+    """The whole episodes in a run's snapshots, from the oldest to the newest; UsageError where there is none."""
     config = spec.config
     if kind_of(config).workers(config) == 0:
         raise UsageError(
@@ -252,9 +269,7 @@ def replayed_episodes(spec: RunSpec, episodes: int | None, progress: Progress | 
             f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; let the "
             "run go on until it writes its next checkpoint"
         )
-    count = len(found) if episodes is None else min(episodes, len(found))
-    chosen = [found[at] for at in np.linspace(0, len(found) - 1, count).round().astype(int)]
-    return _stored(chosen, progress)
+    return found
 
 
 def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEpisode]:

@@ -17,7 +17,8 @@ from cluster.commands.arguments import (
     location,
     name_env_again,
     named_task,
-    scale,
+    new_file,
+    noise,
     seconds,
     settings_of,
     whole,
@@ -56,7 +57,7 @@ def add_dataset(commands: Any) -> None:
     show = _command(actions, "show", _show, "read a dataset once and say what is in it")
     show.add_argument("dataset", metavar="ID|PATH")
     show.add_argument(
-        "--plot", type=location, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
+        "--plot", type=new_file, metavar="FILE.png", help="also draw its returns, and its trajectories in a maze"
     )
     export = _command(actions, "export", _export, "a run's replay as a Minari dataset")
     export.add_argument("run_dir", type=location, metavar="RUN_DIR")
@@ -71,7 +72,9 @@ def _add_maze(kinds: Any) -> None:
     add_env_kwargs(maze)
     _add_cells(maze)
     maze.add_argument("--episodes", type=count, required=True, help="episodes to collect")
-    maze.add_argument("--noise", type=scale, default=0.5, help="standard deviation of action noise (default: 0.5)")
+    maze.add_argument(
+        "--noise", type=noise, default=0.5, help="standard deviation of action noise, up to 100 (default: 0.5)"
+    )
     maze.add_argument("--dwell", type=whole, default=0, help="steps at a target before the next (default: 0)")
     maze.add_argument("--seed", type=whole, default=1, help="of everything random (default: 1)")
     maze.add_argument("--id", help="(default: drawbridge/NAME-dDWELL-v0, NAME as pointmaze-umaze)")
@@ -174,8 +177,7 @@ def _with_cells(kwargs: dict[str, Any], arguments: argparse.Namespace) -> dict[s
 
 
 def _make_agent(arguments: argparse.Namespace) -> None:
-    from cluster.commands.dataset_recipes import make_agent, train_agent, trained_id
-    from replay.dataset_writer import check_can_write
+    from cluster.commands.dataset_recipes import agent_id, check_ids, make_agents, train_agent, trained_id
 
     kinds, recipe = arguments.kind, {"episodes": arguments.episodes, "seed": arguments.seed, "force": arguments.force}
     if arguments.id and len(kinds) * len(arguments.train or [arguments.run]) > 1:
@@ -185,18 +187,18 @@ def _make_agent(arguments: argparse.Namespace) -> None:
         )
     if arguments.run:
         name_env_again(arguments.run, arguments.env)
-        for kind in kinds:
-            print(_one_line(make_agent(arguments.id, arguments.run, kind, **recipe)))
+        ids = [arguments.id or agent_id(arguments.run, kind) for kind in kinds]
+        for made in make_agents(ids, arguments.run, kinds, **recipe):
+            print(_one_line(made))
         return
     settings = settings_of(arguments.set)
-    ids = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
-    for dataset_id in [each for row in ids for each in row]:
-        check_can_write(dataset_id, arguments.force)  # before hours of training
+    rows = [[arguments.id or trained_id(env, kind) for kind in kinds] for env in arguments.train]
+    check_ids([each for row in rows for each in row], arguments.force)  # before hours of training
     here = Path.cwd()  # an environment may change the directory
-    for env, row in zip(arguments.train, ids):
+    for env, row in zip(arguments.train, rows):
         run_dir = train_agent(env, arguments.steps, arguments.seed, settings, here)
-        for kind, dataset_id in zip(kinds, row):
-            print(_one_line(make_agent(dataset_id, run_dir, kind, **recipe)))
+        for made in make_agents(row, run_dir, kinds, **recipe):
+            print(_one_line(made))
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,13 +19,13 @@ import numpy as np
 from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
 from cluster.errors import RunError
-from cluster.metrics.wording import clock
+from cluster.metrics.wording import clock, number
 from cluster.own_code import search_path
 from cluster.run_dir import RunDirectory
-from replay.dataset import Dataset, DatasetError, StoredEpisode, open_dataset, write_dataset
+from replay.dataset import Dataset, DatasetError, StoredEpisode, in_order, open_dataset, write_dataset
 from replay.dataset_writer import check_can_write
 from replay.task import id_of, join_task, name_of
-from rollout_workers.maze import REACHED, maze_of
+from rollout_workers.maze import REACHED, Maze, maze_of
 
 REFERENCE_EPISODES = 100  # that each reference is a mean of
 REFERENCE_SEED = 0  # whatever the data's is: references of one environment are the same in all its datasets
@@ -61,9 +61,37 @@ def make_maze(
     )
 
 
+def agent_id(run_dir: Path, kind: str) -> str:
+    """The id of a dataset of a run's agent where none is given."""
+    return f"drawbridge/{env_name(RunDirectory.open(run_dir).config().env)}-{kind}-v0"
+
+
+def make_agents(
+    dataset_ids: Sequence[str], run_dir: Path, kinds: Sequence[str], *, episodes: int, seed: int, force: bool
+) -> Iterator[Dataset]:
+    """``make_agent`` of each kind; all are looked at before the first is made."""
+    from cluster.commands.collecting import check_kinds
+
+    check_ids(dataset_ids, force)
+    check_kinds(run_dir, kinds)
+    for dataset_id, kind in zip(dataset_ids, kinds):
+        yield make_agent(dataset_id, run_dir, kind, episodes=episodes, seed=seed, force=force)
+
+
+def check_ids(dataset_ids: Sequence[str], force: bool) -> None:
+    """DatasetError unless datasets of all these ids may be made by one command."""
+    if twice := sorted({each for each in dataset_ids if dataset_ids.count(each) > 1}):
+        raise DatasetError(
+            f"{twice[0]} would be made {dataset_ids.count(twice[0])} times, expected once: each would replace the one before, so nothing was "
+            "made; name every kind and every environment once"
+        )
+    for dataset_id in dataset_ids:
+        check_can_write(dataset_id, force)
+
+
 def make_agent(dataset_id: str | None, run_dir: Path, kind: str, *, episodes: int, seed: int, force: bool) -> Dataset:
     """A dataset of a trained agent's episodes; see ``collecting.collect_agent_episodes`` for the kinds."""
-    dataset_id = dataset_id or f"drawbridge/{env_name(RunDirectory.open(run_dir).config().env)}-{kind}-v0"
+    dataset_id = dataset_id or agent_id(run_dir, kind)
     recipe = {"run": str(run_dir), "kind": kind, "episodes": episodes, "seed": seed}
     description = {"command": _command("make agent", id=dataset_id, **recipe), **recipe}
     return _of_run(dataset_id, run_dir, kind, episodes, seed, description=description, force=force)
@@ -126,7 +154,7 @@ def relabel(source: str, kwargs: dict[str, Any], dataset_id: str | None, *, forc
     words += [f"--env-kwargs {shlex.quote(json.dumps(kwargs))}"] if kwargs else []
     return _write(
         dataset_id,
-        shown(relabelled(dataset.episodes(), columns, maze.goal_xy, limit), None),
+        shown(relabelled(dataset.episodes(), columns, maze, limit), None),
         env_id,
         _measured(lambda: measure_references(env_id, REFERENCE_SEED, REFERENCE_EPISODES)),
         expert="planner",
@@ -136,28 +164,48 @@ def relabel(source: str, kwargs: dict[str, Any], dataset_id: str | None, *, forc
     )
 
 
-def relabelled(
-    episodes: Iterable[StoredEpisode], columns: slice, goal_xy: np.ndarray, steps: int
-) -> Iterator[StoredEpisode]:
-    """Pieces of ``steps`` steps with 1 for each step that ends within reach of the goal; what is left of less is dropped.
+def relabelled(episodes: Iterable[StoredEpisode], columns: slice, maze: Maze, steps: int) -> Iterator[StoredEpisode]:
+    """Pieces of ``steps`` steps that begin in the maze's start cells, with 1 for each step that ends within reach of its goal.
+
+    Pieces that begin elsewhere and what is left of less are dropped, and how much that is goes to standard error.
 
     Args:
         columns: of the observation that begins with the position, m.
+
+    Raises DatasetError where no piece begins there.
     """
+    assert maze.goal_xy is not None
     obs_TO: np.ndarray | None = None
-    made = 0
+    made = pieces = read = 0
     for episode in episodes:
         own_NO = np.concatenate([episode.obs_TO, episode.next_obs_O[None]])[:, columns]
         if obs_TO is None or not np.allclose(obs_TO[-1], own_NO[0], atol=1e-6):
             obs_TO, action_TA = own_NO[:1], episode.action_TA[:0]
-        obs_TO = np.concatenate([obs_TO, own_NO[1:]])
+        obs_TO, read = np.concatenate([obs_TO, own_NO[1:]]), read + len(episode.action_TA)
         action_TA = np.concatenate([action_TA, episode.action_TA])
         while len(action_TA) >= steps:
             piece_NO, obs_TO = obs_TO[: steps + 1], obs_TO[steps:]
             piece_TA, action_TA = action_TA[:steps], action_TA[steps:]
-            reward_T = (np.linalg.norm(piece_NO[1:, :2] - goal_xy, axis=1) <= REACHED).astype(np.float64)
+            pieces += 1
+            if maze.cells_of(piece_NO[:1, :2])[0] not in maze.start_S:
+                continue
+            reward_T = (np.linalg.norm(piece_NO[1:, :2] - maze.goal_xy, axis=1) <= REACHED).astype(np.float64)
             yield StoredEpisode(made, piece_NO[:-1], piece_TA, reward_T, False, True, piece_NO[-1])
             made += 1
+    if pieces and not made:
+        raise DatasetError(
+            f"none of the {pieces:,} pieces of {steps} steps begins in the start cells {maze.free_K2[maze.start_S].tolist()}, expected some: "
+            "nothing was written; name other cells, or leave --start-cells out"
+        )
+    print(_left_out(read, made, pieces, steps), file=sys.stderr, flush=True)
+
+
+def _left_out(read: int, made: int, pieces: int, steps: int) -> str:
+    elsewhere, short = (pieces - made) * steps, read - pieces * steps
+    return (
+        f"left out {elsewhere + short:,} of {read:,} steps: {elsewhere:,} in {pieces - made:,} pieces that do not begin in the start cells, "
+        f"{short:,} in pieces of less than {steps} steps"
+    )
 
 
 def shown(
@@ -254,6 +302,9 @@ def _write(
     from rollout_workers.env_ids import find_env
     from rollout_workers.envs import env_spec
 
+    if not in_order(*references):
+        print(_useless(dataset_id, references, about["expert"]), file=sys.stderr, flush=True)
+        references = None, None
     spec = env_spec(env_id)
     with _halfway():
         return write_dataset(
@@ -268,6 +319,14 @@ def _write(
             reference_episodes=REFERENCE_EPISODES,
             **about,
         )
+
+
+def _useless(dataset_id: str, references: tuple[float | None, float | None], expert: str) -> str:
+    return (
+        f"warning: the expert of {dataset_id} ({expert}) returns {number(references[1])}, expected more than the {number(references[0])} of "
+        "random actions: normalised scores would fall where returns rise, so the dataset gets no references and its scores are not "
+        "normalised, unless D4RL has references for its task; make it of an agent that was trained for longer"
+    )
 
 
 def _command(words: str, **flags: Any) -> str:

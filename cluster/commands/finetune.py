@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from algorithms import ALGORITHMS, online_names
+from algorithms import ALGORITHMS, finetuned_names
 from algorithms.interface import AgentSpec
 from cluster.config import RunConfig, override
 from cluster.data_kind import evaluated_often
@@ -48,8 +48,8 @@ def finetuned(
         return override(dataclasses.replace(config, online=online), settings, problems)
     if way == "never":
         raise UsageError(
-            f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of gac, "
-            f"{online_names()}; nothing was started; train gac on the same dataset and fine-tune that"
+            f"{base.path} is a run of {config.algorithm}, which imitates its dataset and has no plan to explore by, expected one of "
+            f"{finetuned_names()}; nothing was started; train gac on the same dataset and fine-tune that"
         )
     if "steps" in settings:
         raise UsageError(

@@ -34,12 +34,15 @@ def add_evaluate(commands: Any) -> None:
         help="how a policy that plans infers its plan (default: the run's)",
     )
     evaluate.add_argument(
-        "--target-return", type=float, metavar="Y", help="return to ask for, in the environment's units (st, dt)"
+        "--target-return",
+        type=float,
+        metavar="Y",
+        help="return to ask for, in the environment's units (gac in mode st, rvs, dt, odt)",
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of words")
-    evaluate.add_argument("--video", type=location, metavar="FILE.mp4", help="also record a video of the first episode")
+    evaluate.add_argument("--video", type=new_file, metavar="FILE.mp4", help="also record a video of the first episode")
     evaluate.add_argument(
-        "--plot", type=location, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
+        "--plot", type=new_file, metavar="FILE.png", help="also draw predicted against achieved returns (gac)"
     )
     add_env_again(evaluate)
     add_settings(evaluate, "any field agent.infer_* or agent.replan* of a run of gac; may be repeated")
@@ -49,7 +52,7 @@ def add_plan(commands: Any) -> None:
     plan = add_command(commands, "plan", _plan, "draw the plans of a run's newest policy in its maze, and their ascent")
     plan.add_argument("run_dir", type=location, metavar="RUN_DIR")
     plan.add_argument("--start", type=point, metavar="X,Y", help="where to start, in metres (default: a few starts)")
-    plan.add_argument("--plot", type=location, required=True, metavar="FILE.png", help="where the picture goes")
+    plan.add_argument("--plot", type=new_file, required=True, metavar="FILE.png", help="where the picture goes")
     plan.add_argument("--seed", type=seed, default=10_000, help="of starts and samples (default: 10000)")
     add_env_again(plan)
 

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.commands.arguments import without_effect
 from cluster.config import RunConfig, flatten, from_json, override, to_json
 from cluster.errors import UsageError
-from cluster.made_with import settings_made_with, why_fixed
+from cluster.made_with import settings_made_with, why_fixed_in
 from cluster.outside import check_named
 from cluster.own_code import run_words
 from cluster.run_dir import RunDirectory
@@ -28,9 +28,10 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
         key: f"{key} is {_seen(made[key])} in this run, expected no other value than that "
         f"({f'{_seen(value)} was given' if key in settings else f'config.json has {_seen(value)}'}): {why}"
         for key, (value, _) in after.items()
-        if key in made and made[key] != value and (why := why_fixed(made["backend"], key))
+        if key in made and made[key] != value and (why := why_fixed_in(made, key))
     }
-    problems += [*fixed.values(), *_too_short(run, changed, max(config.steps, made["steps"]))]
+    problems += fixed.values()
+    problems += [] if "steps" in fixed else _too_short(run, changed, max(config.steps, made["steps"]))
     if problems:
         edited = {key: made[key] for key in fixed if key != "env" and before[key][0] != made[key]}
         may = {key: text for key, text in settings.items() if key not in fixed}

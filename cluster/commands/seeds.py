@@ -76,9 +76,9 @@ def resume_together(arguments: argparse.Namespace, settings: dict[str, str]) -> 
     configs = {run: resumed(run, settings) for run in runs}
     left = [run.path for run, config in configs.items() if not run.is_complete(config)]
     if not left:
-        raise UsageError(
-            f"the {len(runs)} runs in {parent} are complete; nothing was started; give --steps more than theirs to go on"
-        )
+        staged = any(config.online.stages for config in configs.values())
+        fix = "fine-tune each again for more stages" if staged else "give --steps more than theirs to go on"
+        raise UsageError(f"the {len(runs)} runs in {parent} are complete; nothing was started; {fix}")
     again = {path: argparse.Namespace(**vars(arguments) | {"run_dir": path}) for path in left}
     return run_together(parent, again, next(iter(configs.values())))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
-from cluster.commands.arguments import add_code, add_command, count, location, named_task, seconds
+from cluster.commands.arguments import add_code, add_command, count, location, named_task, new_file, seconds
 from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
@@ -37,7 +37,7 @@ def add_status(commands: Any) -> None:
     report = add_command(commands, "report", _report, "one self-contained HTML page with the curves of these runs")
     report.add_argument("run_dirs", type=location, nargs="+", metavar="RUN_DIR")
     report.add_argument(
-        "--output", type=location, default=Path("report.html"), help="where the page goes (default: report.html)"
+        "--output", type=new_file, default=Path("report.html"), help="where the page goes (default: report.html)"
     )
     add_command(commands, "presets", _presets, "the named configurations")
     config = add_command(commands, "config", _config, "every field of a preset: value, unit, meaning")

@@ -126,7 +126,11 @@ def add_finetune(commands: Any) -> None:
 def add_resume(commands: Any) -> None:
     resume = add_command(commands, "resume", _resume, "go on with a run that ended, was stopped or was killed")
     resume.add_argument("run_dir", type=location, metavar="RUN_DIR")
-    resume.add_argument("--steps", type=count, help="env steps of the whole run (default: as before)")
+    resume.add_argument(
+        "--steps",
+        type=count,
+        help="env steps, or updates, of the whole run; not of a run in stages (default: as before)",
+    )
     resume.add_argument(
         "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
     )

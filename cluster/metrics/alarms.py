@@ -35,13 +35,8 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
         found["clipping"] = clipping_words(clipped)
     early = updates is not None and record.get("updates", 0) < LEARNED * updates
     if collapsed > 0:
-        nats = record.get("loss_kl_token")
-        said = "little" if nats is None else f"{nats:.2f} nats a token"
-        found["collapse"] = (
-            f"the posterior has collapsed: plans say {said} of their trajectories, expected more than .05 and, late in the training on a "
-            "dataset, more than agent.free_bits, which is there unread: searching plans steers nothing; train longer, raise agent.points, shorten "
-            "agent.window, lower agent.kl_weight, or raise agent.free_bits where it is 0"
-        )
+        where, nats = f"in {percent(collapsed)} of the newest updates", record.get("loss_kl_token")
+        found["collapse"] = collapse_words(where, nats, "`drawbridge diagnose` measures how much")
     elif share is not None and share > PLAN_RETURN_LIMIT and not early:
         found["plan_return"] = (
             f"{percent(share)} of what plans say is the return, expected at most {percent(PLAN_RETURN_LIMIT)}: a search chooses how much "
@@ -61,6 +56,16 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             "them teach nothing; raise agent.explore_action_std, agent.explore_reach or agent.explore_gain"
         )
     return found
+
+
+def collapse_words(where: str, nats: float | None, measured: str) -> str:
+    """That plans say too little: where that was seen, what they say on average, and what measures how much they steer."""
+    said = "little" if nats is None else f"{nats:.2f} nats a token on average"
+    return (
+        f"the posterior has collapsed {where}: plans say {said}, expected more than .05 and, late on a dataset, agent.free_bits; searching "
+        f"plans may steer little ({measured}); train longer, raise agent.points, shorten agent.window, lower agent.kl_weight, or raise "
+        "agent.free_bits where it is 0"
+    )
 
 
 def alarm_keys(record: Mapping[str, Any], updates: int | None = None) -> dict[str, int]:
