@@ -164,8 +164,12 @@ def _env_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def dataset_problems(spec: RunSpec) -> list[str]:
-    """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
+def dataset_problems(spec: RunSpec, choose: str = "choose the dataset or --env") -> list[str]:
+    """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use.
+
+    Args:
+        choose: what the command line lets a user choose, for the fix.
+    """
     from replay.dataset import DatasetError, check_against
     from rollout_workers.envs import env_spec
 
@@ -174,7 +178,7 @@ def dataset_problems(spec: RunSpec) -> list[str]:
         dataset = spec.dataset
         env = env_spec(config.env)
         if dataset is not None:
-            check_against(dataset, config.env, env.obs_dim, env.low, env.high)
+            check_against(dataset, config.env, env.obs_dim, env.low, env.high, choose)
         return kind_of(config).data_problems(spec, env.max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]

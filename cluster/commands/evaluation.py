@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,19 +151,27 @@ def _evaluation(
     from algorithms.interface import PlanRequestError
     from rollout_workers.evaluator import BrokenEpisodes, EvaluationTimeout
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with collected() as warned:
         try:
             result = make_evaluator(spec).evaluate(weights, episodes, seed, aim)
         except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was evaluated") from error
         except (BrokenEpisodes, EvaluationTimeout) as error:
             raise RunError(str(error)) from error
-    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    return result, warned
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """A block whose policies warn into a list, each warning once, which is full after the block; other warnings go on."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield found
+    found += dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning)
     for one in caught:
         if one.category is not UserWarning:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return result, list(dict.fromkeys(ours))
 
 
 def plan_request(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRequest | None:
@@ -278,7 +288,7 @@ def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanReq
         actor.policy.aim = aim
     actor.load(weights)
     try:
-        with counted("filming", 1):
+        with counted("filming", 1), collected():  # the evaluation has told what its policy warns of
             record_video(spec.config.env, actor, path, seed=seed)
     except (NoRenderer, EnvError, BrokenEpisodes, OSError) as error:
         return str(error)
