@@ -18,7 +18,7 @@ from algorithms import online_names
 from algorithms.interface import PlanRequest, PlanRequestError
 from cluster.checks import spec_of
 from cluster.commands.arguments import name_env_again
-from cluster.commands.evaluation import collected, newest_weights
+from cluster.commands.evaluation import collected, newest_weights, target_notes
 from cluster.commands.values import check_path, check_request, check_seed
 from cluster.errors import UsageError
 from cluster.graph import RunSpec, make_policy
@@ -60,6 +60,8 @@ class LoadedPolicy:
         self.actor.replace(weights)
         self.env_steps, self.updates = weights.env_steps, weights.updates
         self._request(PlanRequest(mode=config.evaluation.mode if mode is None else mode, target_return=target_return))
+        for text in target_notes(spec, target_return):
+            warnings.warn(text, stacklevel=4)  # of the line that calls drawbridge.load
         self.remembers = bool(self.actor.policy.state())
         self.needs_reward = bool(getattr(self.actor.policy, "needs_reward", False))
         self.reset(seed)
