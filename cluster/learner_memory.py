@@ -11,6 +11,7 @@ _KEPT = {
 # measured: gac 20 to 23, dt 23, cql 14, iql and bc 6; softgac, sac and flac 24, qvpo 96
 _WIDTHS = ("width", "critic_width", "actor_width", "behaviour_width", "bridge_width")
 _LAYERS = ("layers", "critic_layers", "actor_layers", "behaviour_layers")
+LARGE_BYTES = 2**30
 TOKENS = 3  # of a step in a decision transformer
 
 
@@ -37,7 +38,16 @@ def _update_bytes(spec: RunSpec) -> int:
     width = max(getattr(agent, name, 0) for name in _WIDTHS)
     layers = max(1, *(getattr(agent, name, 0) for name in _LAYERS))
     needed = int(4 * _KEPT[_kind(spec)] * learner.batch_size * steps * width * layers)
-    return 0 if learner.device == "cuda" else needed
+    return 0 if _on_gpu(learner.device, needed) else needed
+
+
+def _on_gpu(device: str, needed: int) -> bool:
+    """Whether an update is made in a GPU's memory; looking imports torch, which is left out where it matters little."""
+    if device != "auto" or needed < LARGE_BYTES:
+        return device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _length(spec: RunSpec) -> float:
