@@ -19,6 +19,7 @@ from cluster.data_kind import kind_of
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.last_words import ended_words, last_words
+from cluster.learner_memory import learner_bytes
 from cluster.metrics.loggers import missing_package
 from cluster.run_dir import RunDirectory
 from replay.option import range_problems, with_preset
@@ -108,7 +109,7 @@ def memory_bytes(spec: RunSpec) -> dict[str, int]:
     """Bytes that the run may take on one machine, by part; computed, not measured."""
     config, replay_bytes = spec.config, kind_of(spec.config).replay_bytes(spec)
     if config.backend == "inline":
-        return {"replay": replay_bytes, "processes": PROCESS_BYTES, "ray": 0}
+        return {"replay": replay_bytes, "updates": learner_bytes(spec), "processes": PROCESS_BYTES, "ray": 0}
     acting, rest = (
         kind_of(config).workers(config) + 1,
         2 + config.replay.shards,
@@ -116,6 +117,7 @@ def memory_bytes(spec: RunSpec) -> dict[str, int]:
     acting_bytes = LIGHT_BYTES if _acts_without_torch(config) else PROCESS_BYTES
     return {
         "replay": replay_bytes,
+        "updates": learner_bytes(spec),
         "processes": config.learner.learners * PROCESS_BYTES + acting * acting_bytes + rest * LIGHT_BYTES,
         "ray": RAY_BYTES + config.ray.object_store_bytes,
     }
@@ -164,8 +166,12 @@ def _env_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def dataset_problems(spec: RunSpec) -> list[str]:
-    """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use."""
+def dataset_problems(spec: RunSpec, choose: str = "choose the dataset or --env") -> list[str]:
+    """A dataset that cannot be read, or is not of this environment; settings that ask for one where it is of no use.
+
+    Args:
+        choose: what the command line lets a user choose, for the fix.
+    """
     from replay.dataset import DatasetError, check_against
     from rollout_workers.envs import env_spec
 
@@ -174,7 +180,7 @@ def dataset_problems(spec: RunSpec) -> list[str]:
         dataset = spec.dataset
         env = env_spec(config.env)
         if dataset is not None:
-            check_against(dataset, config.env, env.obs_dim, env.low, env.high)
+            check_against(dataset, config.env, env.obs_dim, env.low, env.high, choose)
         return kind_of(config).data_problems(spec, env.max_episode_steps)
     except (UsageError, DatasetError) as error:
         return [str(error)]
@@ -191,9 +197,11 @@ def memory_problems(spec: RunSpec, runs: int = 1) -> list[str]:
         return []
     several = f"{runs} runs side by side need" if runs > 1 else "the run needs"
     parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in needed.items())
+    largest = max(needed, key=lambda name: needed[name])
+    lower = "learner.batch_size" if largest == "updates" else "replay.capacity_rows or worker.workers"
     return [
         f"{several} up to {total / 2**30:.1f} GiB of memory ({parts}), this machine has {machine / 2**30:.1f}: it would be killed on "
-        "the way; lower replay.capacity_rows or worker.workers" + (", or give fewer --seeds" if runs > 1 else "")
+        f"the way; lower {lower}" + (", or give fewer --seeds" if runs > 1 else "")
     ]
 
 

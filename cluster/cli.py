@@ -30,6 +30,8 @@ from cluster.own_code import use_code
 from cluster.signals import Signals
 from replay.task import OWN_PACKAGES, ROOT
 
+NEAR = 0.75  # how like a flag an unknown one must be to be taken for it; they share their dashes
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the last line on standard error is the root cause when it fails."""
@@ -51,7 +53,7 @@ def _refuse_unknown(parser: argparse.ArgumentParser, argv: list[str], unknown: l
     near = {
         given: match[0]
         for given in (word.partition("=")[0] for word in unknown if word.startswith("--"))
-        if (match := difflib.get_close_matches(given, flags, n=1))
+        if (match := difflib.get_close_matches(given, flags, n=1, cutoff=NEAR))
     }
     hints = "".join(f"; did you mean {flag} for {given}?" for given, flag in near.items())
     parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")

@@ -90,16 +90,21 @@ def doubts(dataset: Dataset, task: str) -> list[str]:
     return found
 
 
-def check_same_task(dataset: Dataset, task: str) -> None:
-    """UsageError, for a task that nobody named on the command line, when the dataset is of another one."""
+def check_same_task(dataset: Dataset, task: str, fix: str = "") -> None:
+    """UsageError, for a task that nobody named on the command line, when the dataset is of another one.
+
+    Args:
+        fix: what was not done, and what to do; "": of a run that is to start, for which the task can be named.
+    """
     try:
         found = differences(dataset, task)
     except EnvError as error:
         raise UsageError(str(error)) from error
     if found:
+        fix = fix or f"nothing was started; if you want that, name the environment with --env {id_of(task)}"
         raise UsageError(
             f"{dataset.id} is of another task than {task}: {'; '.join(found)}; expected the same, because scores would be of "
-            f"another task than the data: nothing was started; if you want that, name the environment with --env {id_of(task)}"
+            f"another task than the data: {fix}"
         )
 
 

@@ -21,14 +21,14 @@ from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
 from cluster.checks import dataset_problems, spec_of
 from cluster.commands.counter import counted
-from cluster.commands.evaluation import newest_learner, plan_request
+from cluster.commands.evaluation import collected, newest_learner, plan_request
 from cluster.config import RunConfig
 from cluster.dataset_task import check_same_task
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.metrics.alarms import alarms, collapse_words
 from cluster.run_dir import RunDirectory
-from replay.dataset import Dataset
+from replay.dataset import Dataset, DatasetError
 from replay.minari_files import settled
 from replay.schema import Trajectories
 from replay.stored_episode import StoredEpisode
@@ -63,7 +63,7 @@ def diagnose(
     Args:
         dataset: id of the recorded episodes to look at, such as others than were learned from; None: the run's own.
 
-    Raises UsageError for a run without plans, for what cannot be asked of them, and for episodes of another task.
+    Raises UsageError for a run without plans, for what cannot be asked of them, and for episodes of another task or fewer than two.
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
@@ -73,11 +73,14 @@ def diagnose(
             "such a run (`drawbridge evaluate` measures every algorithm)"
         )
     request = plan_request(spec, mode, target_return) or PlanRequest()
-    looked_at = spec.dataset if dataset is None else _of_same_task(spec, dataset)
+    own, note = _own(spec, dataset is None)
+    looked_at = own if dataset is None else _of_same_task(spec, dataset)
+    recorded = None if looked_at is None else _recorded(looked_at)
     learner = newest_learner(spec)
     agent, weights = cast(GAC, learner.agent), learner.weights()
-    scores = {name: _score(spec, weights, name, request, episodes, seed) for name in VARIANTS}
-    scores["prior"] = _score(spec, weights, "searched", PlanRequest(mode="prior"), episodes, seed)
+    with collected() as warned:
+        scores = {name: _score(spec, own, weights, name, request, episodes, seed) for name in VARIANTS}
+        scores["prior"] = _score(spec, own, weights, "searched", PlanRequest(mode="prior"), episodes, seed)
     found: dict[str, Any] = {
         "algorithm": "gac",
         "env": spec.config.env,
@@ -89,9 +92,9 @@ def diagnose(
         "mode": scores["searched"].pop("mode"),
         "target": scores["searched"].pop("target"),
         "scores": scores,
+        "warnings": warned + ([note] if note else []),
     }
-    if looked_at is not None:
-        recorded = _recorded(looked_at)
+    if looked_at is not None and recorded is not None:
         batch = packed(recorded)
         q = posteriors(agent, batch)
         said = contents(agent.model, batch, q)
@@ -160,6 +163,7 @@ def diagnosis_in_words(found: dict[str, Any]) -> str:
         one = found["scores"][name]
         score = "-" if one["normalised_mean"] is None else f"{one['normalised_mean']:.1f}"
         lines.append(f"  {words:<46}{score:>12}{one['return_mean']:>12.1f}")
+    lines += [f"  warning    {text}" for text in found["warnings"]]
     if "explained" in found:
         lines += [
             "",
@@ -203,18 +207,46 @@ def packed(episodes: Sequence[StoredEpisode]) -> Trajectories:
 
 
 def _recorded(dataset: Dataset) -> list[StoredEpisode]:
-    """Up to RECORDED episodes of the dataset, evenly spread over it."""
-    count = dataset.summary().episodes
-    return list(dataset.episodes(np.unique(np.linspace(0, count - 1, RECORDED).astype(int)).tolist()))
+    """Up to RECORDED episodes of the dataset, evenly spread over those that can be read; UsageError where these are fewer than two."""
+    try:
+        count = dataset.summary().episodes
+    except DatasetError as error:
+        raise UsageError(f"{error}; nothing was diagnosed") from error
+    if count < 2:
+        raise UsageError(
+            f"dataset {dataset.id} has {count} episode that can be read, expected at least 2: shares are of what differs between "
+            "episodes, so nothing was diagnosed; give --dataset with more"
+        )
+    refused = {index for indices in dataset.refused.values() for index in indices}
+    readable = [index for index in range(dataset.total_episodes) if index not in refused]
+    return list(dataset.episodes([readable[i] for i in np.unique(np.linspace(0, count - 1, RECORDED).astype(int))]))
+
+
+def _own(spec: RunSpec, needed: bool) -> tuple[Dataset | None, str]:
+    """The run's own dataset, and why there is none where it has one; UsageError if it is ``needed`` and cannot be read."""
+    try:
+        return spec.dataset, ""
+    except UsageError as error:
+        if needed:
+            raise UsageError(
+                f"the run's dataset cannot be read ({error}), expected its episodes: nothing was diagnosed; put it back, or give --dataset "
+                "with the id or the folder of episodes of the same task"
+            ) from error
+        return None, f"not normalised, because the run's own dataset cannot be read: {error}"
 
 
 def _of_same_task(spec: RunSpec, dataset_id: str) -> Dataset:
     """Episodes to look at in place of the run's own; UsageError where they are of another task."""
-    other = dataclasses.replace(spec, config=dataclasses.replace(spec.config, dataset=settled(dataset_id)))
-    problems = dataset_problems(other)
+    replay = dataclasses.replace(spec.config.replay, shards=1)  # no shard is to hold them
+    other = dataclasses.replace(
+        spec, config=dataclasses.replace(spec.config, dataset=settled(dataset_id), replay=replay)
+    )
+    problems = dataset_problems(other, "choose another dataset")
     if other.dataset is None or problems:
         raise UsageError(f"{'; '.join(problems) or 'no dataset was named'}; nothing was diagnosed")
-    check_same_task(other.dataset, spec.config.env)
+    check_same_task(
+        other.dataset, spec.config.env, "nothing was diagnosed; give --dataset with episodes of the run's task"
+    )
     return other.dataset
 
 
@@ -245,9 +277,9 @@ def _ends(spec: RunSpec, weights: Weights, recorded: Sequence[StoredEpisode], se
 
 
 def _score(
-    spec: RunSpec, weights: Weights, variant: str, request: PlanRequest, episodes: int, seed: int
+    spec: RunSpec, own: Dataset | None, weights: Weights, variant: str, request: PlanRequest, episodes: int, seed: int
 ) -> dict[str, Any]:
-    """Episodes that are acted by a part of each plan."""
+    """Episodes that are acted by a part of each plan, on the scale of the run's ``own`` dataset."""
     policy = PartialPlan(spec.config.agent, spec.obs_dim, spec.action_dim, variant)
     timeout_s = spec.config.evaluation.timeout_s
     evaluator = Evaluator(spec.config.env, policy, timeout_s=timeout_s, max_envs=episodes)
@@ -256,7 +288,7 @@ def _score(
             made = evaluator.evaluate(weights, episodes, seed, request)
     except PlanRequestError as error:
         raise UsageError(f"{error}; nothing was diagnosed") from error
-    scores = [] if spec.dataset is None else [spec.dataset.normalised(value) for value in made.returns]
+    scores = [] if own is None else [own.normalised(value) for value in made.returns]
     known = [score for score in scores if score is not None]
     about = {"mode": made.mode, "target": made.target} if variant == "searched" and request.mode != "prior" else {}
     return about | {

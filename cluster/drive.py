@@ -19,7 +19,7 @@ from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
 from cluster.errors import Interrupted, RunError, UsageError, without_control
 from cluster.graph import RunSpec
-from cluster.last_words import ended_words, last_words
+from cluster.last_words import last_words, run_ended_words
 from cluster.metrics.console import Console
 from cluster.metrics.discovery import announced, run_label, user_name
 from cluster.metrics.event_file import EventFile
@@ -78,7 +78,7 @@ def drive(run: RunDirectory, spec: RunSpec) -> int:
         common: dict[str, Any] = {"event": console.event, "states": states, "facts": facts, "held": signals.held}
         session = Session(run, spec, outputs=outputs, at_once=lambda words: _at_once(run, signals, words), **common)
         if config.backend == "inline":
-            lost = f"drawbridge: error: {ended_words(config.env)}; go on with `{resume_words(run.path, config)}`"
+            lost = f"drawbridge: error: {run_ended_words(config.env)}; go on with `{resume_words(run.path, config)}`"
             _watch_calls(session, signals, console, stack.enter_context(last_words(lost)))
         curve = BackgroundCurve(run.path)
         try:
@@ -111,7 +111,8 @@ def _notes(run: RunDirectory, spec: RunSpec) -> list[str]:
     config, needed = spec.config, memory_bytes(spec)
     uneven = uneven_shards(kind_of(config).workers(config), config.replay.shards) if config.backend == "ray" else ""
     found = [
-        f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f}",
+        f"memory: at most {sum(needed.values()) / 2**30:.2f} GiB, of it replay {needed['replay'] / 2**30:.2f} and "
+        f"updates {needed['updates'] / 2**30:.2f}",
         *map(in_words, check_machine(run.path)),
         *task_notes(spec),
         kind_of(config).untrained(config),

@@ -39,11 +39,14 @@ def export_policy(policy: LoadedPolicy, onnx_path: Path | None, torch_path: Path
         )
     parts = leaves(policy.observation_space)
     renamed, lines = _renamed(policy.observation_space, parts), []
+    expected = _expected(
+        policy, parts
+    )  # before any trace: a table that a trace is the first to cache is none for others
     for path, write in ((onnx_path, _as_onnx), (torch_path, _as_torch)):
         if path is None:
             continue
         data, words, action = write(policy, parts)
-        difference = _difference(policy, action)
+        difference = _difference(policy, action, expected)
         try:
             write_atomic(path, data)
         except OSError as error:
@@ -238,12 +241,15 @@ def _split(obs_BO: np.ndarray, parts: list[Leaf]) -> dict[str, np.ndarray]:
     return {name: flat.reshape(-1, *shape) for (name, shape), flat in zip(parts, np.split(obs_BO, ends, axis=1))}
 
 
-def _difference(policy: LoadedPolicy, action: np.ndarray) -> float:
-    """Largest difference of a file's actions from those of torch; RunError where it is more than rounding."""
-    parts = leaves(policy.observation_space)
+def _expected(policy: LoadedPolicy, parts: list[Leaf]) -> np.ndarray:
+    """The actions of torch for the observations of ``_observations``."""
     with torch.inference_mode():
         flat = _split(_observations(policy), parts).values()
-        expected = _Program(policy, parts)(*map(torch.from_numpy, flat)).numpy()
+        return np.asarray(_Program(policy, parts)(*map(torch.from_numpy, flat)).numpy())
+
+
+def _difference(policy: LoadedPolicy, action: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of a file's actions from those of torch; RunError where it is more than rounding."""
     difference = float(np.abs(action - expected).max())
     if not difference <= TOLERANCE * float(policy.box.half_A.max()):
         raise RunError(

@@ -40,8 +40,16 @@ def last_words(text: str) -> Iterator[Callable[[], None]]:
 
 
 def ended_words(task: str) -> str:
-    """That ``task`` has most likely ended the process."""
+    """That ``task`` has most likely ended a process that only tries it."""
     return (
         f"the process ended without a word, expected {task} to return or to raise: it called os._exit or its native code crashed, or else "
         "the process was killed"
+    )
+
+
+def run_ended_words(task: str) -> str:
+    """That a process ended which makes updates as well as steps of ``task``; nothing here can tell which it was at."""
+    return (
+        "the process ended without a word, expected a summary: it was killed, as a machine does that runs out of memory, or "
+        f"{task} called os._exit, or native code of it or of an update crashed"
     )

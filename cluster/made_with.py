@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "learner.checkpoints_kept", "learner.publish_updates", "learner.nonfinite_skips", "learner.rollbacks", "learner.restart_budget",
     "learner.cpus", "learner.gpus", "learner.device", "learner.cuda_graph",
 )  # fmt: skip
+SEARCHED = "all evaluations and exploring plans of a run are of one search, so that they can be compared; `drawbridge evaluate --set` tries another"
 FIXED = {  # by the beginning of their names: why they may not; the first that fits counts
     "algorithm": "the checkpoint holds what that algorithm has learned",
     "preset": "the run's settings began with that preset's",
@@ -21,6 +22,9 @@ FIXED = {  # by the beginning of their names: why they may not; the first that f
     "dataset": "what was learned came from that dataset",
     "seed": "the random numbers in the checkpoint follow from it",
     "backend": "the checkpoint holds what that backend needs to go on",
+    "agent.infer_": SEARCHED,
+    "agent.replan": SEARCHED,
+    "agent.explore_": "the episodes so far were gathered with it",
     "agent.": "the checkpoint holds networks and optimisers that were made with it",
     "learner.": "the checkpoint holds a learner and counts that were made with it",
     "replay.": "the snapshots hold a replay and counts that were made with it",

@@ -85,27 +85,27 @@ def twice_words(run_dir: Path, config: RunConfig) -> str:
     )
 
 
-def check_place(path: Path) -> Path:
-    """The new run directory ``path``; UsageError for one inside a run's."""
+def check_place(path: Path, flag: str = "--run-dir") -> Path:
+    """The new run directory ``path``, which ``flag`` names; UsageError for one inside a run's."""
     for outer in path.resolve().parents:
         if (outer / "config.json").is_file() and (outer / "checkpoints").is_dir():
             raise UsageError(
                 f"run directory {path} would be inside the run {outer}, expected a directory of its own: whoever copies or removes one "
-                "would do it to both, so nothing was started; choose another --run-dir (of finetune: --out)"
+                "would do it to both, so nothing was started; choose another {flag}"
             )
     return path
 
 
-def taken_words(path: Path) -> str:
-    """That ``path`` is no new run directory, and how to go on with the run, or the runs of --seeds, that it may hold."""
+def taken_words(path: Path, flag: str = "--run-dir") -> str:
+    """That ``path``, which ``flag`` names, is no new run directory, and how to go on with the run, or the runs of --seeds, in it."""
     if not path.is_dir():
-        return f"run directory {path} is a file, expected a new directory; it was not touched; choose another --run-dir"
+        return f"run directory {path} is a file, expected a new directory; it was not touched; choose another {flag}"
     words = f"run directory {path} exists and is not empty, expected a new one; nothing in it was touched; "
     for config in (path / "config.json", *sorted(path.glob("seed-*/config.json"))):
         with contextlib.suppress(OSError, Damaged):
             again = resume_words(path, read_object(config))
-            return f"{words}go on with it by `{again}`, or choose another --run-dir"
-    return f"{words}choose another --run-dir"
+            return f"{words}go on with it by `{again}`, or choose another {flag}"
+    return f"{words}choose another {flag}"
 
 
 def search_path() -> dict[str, str]:

@@ -5,6 +5,7 @@ Letters: E environments, K of them that begin an episode, O observation dim, A a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from algorithms import online_names
 from algorithms.interface import PlanRequest, PlanRequestError
 from cluster.checks import spec_of
 from cluster.commands.arguments import name_env_again
-from cluster.commands.evaluation import newest_weights
+from cluster.commands.evaluation import collected, newest_weights, target_notes
 from cluster.commands.values import check_path, check_request, check_seed
 from cluster.errors import UsageError
 from cluster.graph import RunSpec, make_policy
@@ -59,6 +60,8 @@ class LoadedPolicy:
         self.actor.replace(weights)
         self.env_steps, self.updates = weights.env_steps, weights.updates
         self._request(PlanRequest(mode=config.evaluation.mode if mode is None else mode, target_return=target_return))
+        for text in target_notes(spec, target_return):
+            warnings.warn(text, stacklevel=4)  # of the line that calls drawbridge.load
         self.remembers = bool(self.actor.policy.state())
         self.needs_reward = bool(getattr(self.actor.policy, "needs_reward", False))
         self.reset(seed)
@@ -133,12 +136,15 @@ class LoadedPolicy:
     def _request(self, request: PlanRequest) -> None:
         """Takes what is asked of the plans; UsageError, by beginning an episode, when this policy cannot meet it."""
         try:
-            self.actor.policy.aim = request
-            self.actor.reset(1)
-            obs_KO = np.zeros((1, self.actor.policy.obs_dim), np.float32)
-            self.actor.begin(np.zeros(1, np.int64), obs_KO, seeded_streams(plan_streams([0])))
+            with collected() as warned:
+                self.actor.policy.aim = request
+                self.actor.reset(1)
+                obs_KO = np.zeros((1, self.actor.policy.obs_dim), np.float32)
+                self.actor.begin(np.zeros(1, np.int64), obs_KO, seeded_streams(plan_streams([0])))
         except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was loaded") from error
+        for text in warned:
+            warnings.warn(text, stacklevel=5)  # of the line that calls drawbridge.load
 
     def _cannot_sample(self, why: str) -> UsageError:
         return UsageError(

@@ -63,22 +63,23 @@ class RunDirectory:
 
         What a start left that never began to learn is no obstacle: it is removed.
         """
-        run = cls(check_place(path))
+        flag = "--out" if config.online.base else "--run-dir"  # of finetune, of train
+        run = cls(check_place(path, flag))
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             living = run.owner()
             if living:
                 raise UsageError(
                     f"run directory {run.path} belongs to a living run (process {living}); nothing was started; "
-                    f"watch it with `drawbridge status {run.path}`, or choose another --run-dir"
+                    f"watch it with `drawbridge status {run.path}`, or choose another {flag}"
                 )
             if not run.path.is_dir() or not run.never_began():
-                raise UsageError(taken_words(run.path))
+                raise UsageError(taken_words(run.path, flag))
         with written_at_start(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             run.hold()
             if not run.never_began():
                 raise UsageError(
-                    f"another run began in {run.path} meanwhile; nothing was started; choose another --run-dir"
+                    f"another run began in {run.path} meanwhile; nothing was started; choose another {flag}"
                 )
             for path in run.path.iterdir():
                 if path.name not in ("run.lock", "control"):

@@ -142,7 +142,7 @@ def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None
         raise CheckpointError(
             f"none of the {len(problems)} checkpoints in {directory} can be used:\n  {listing}\n"
             "Nothing was started, because going on from scratch would throw the run's training away. Put a good copy "
-            "back, resume with the configuration they were made with, or start afresh in a new run directory."
+            "back, resume with the configuration they were made with, or start afresh in a new run directory"
         )
     return None
 

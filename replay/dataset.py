@@ -189,26 +189,32 @@ def write_dataset(dataset_id: str, episodes: Iterable[StoredEpisode], **about: A
     return Dataset(write_files(dataset_id, episodes, **about))
 
 
-def check_against(dataset: Dataset, env_id: str, obs_dim: int, low_A: np.ndarray, high_A: np.ndarray) -> None:
+def check_against(
+    dataset: Dataset,
+    env_id: str,
+    obs_dim: int,
+    low_A: np.ndarray,
+    high_A: np.ndarray,
+    choose: str = "choose the dataset or --env",
+) -> None:
     """DatasetError unless a model of the dataset could act in ``env_id``: shapes and action boxes decide, not the ids.
 
     Args:
         env_id, obs_dim, low_A, high_A: of the run's environment; the bounds are those of its action box.
+        choose: what the command line lets a user choose, for the fix.
     """
     sides = (
         f"{dataset.id} is of {dataset.env_id or 'an environment it does not name'} (observations of {dataset.obs_dim}, "
         f"actions of {dataset.action_dim} numbers), expected {env_id} (observations of {obs_dim}, actions of {len(low_A)})"
     )
     if (dataset.obs_dim, dataset.action_dim) != (obs_dim, len(low_A)):
-        raise DatasetError(
-            f"{sides}: a model of one cannot act in the other; choose the dataset or --env so that the shapes agree"
-        )
+        raise DatasetError(f"{sides}: a model of one cannot act in the other; {choose} so that the shapes agree")
     recorded = dataset.action_bounds
     if not np.allclose(recorded, (low_A, high_A), rtol=1e-4, atol=1e-6):
         boxes = [f"{low.tolist()} to {high.tolist()}" for low, high in (recorded, (low_A, high_A))]
         raise DatasetError(
             f"{dataset.id} has actions from {boxes[0]}, expected {boxes[1]} as in {env_id}: the same action would be another one "
-            "there; choose the dataset or --env so that the action boxes agree"
+            f"there; {choose} so that the action boxes agree"
         )
 
 

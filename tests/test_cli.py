@@ -93,6 +93,13 @@ def test_an_unknown_environment_is_met_with_the_newest_versions_of_those_like_it
             "drawbridge dataset show",
             "--plott=3; did you mean --plot for --plott?",
         ),
+        (
+            ["plan", "x", "--episodes", "0", "--plot", "y.png"],
+            "drawbridge plan",
+            "unrecognized arguments: --episodes 0",
+        ),
+        (["train", "gac", "--outt", "x"], "drawbridge train", "unrecognized arguments: --outt x"),
+        (["finetune", "x", "--outt", "x"], "drawbridge finetune", "did you mean --out for --outt?"),
         (["status", "x", "y"], "drawbridge status", "unrecognized arguments: y"),
         (["presets", "--zzzzzz"], "drawbridge presets", "unrecognized arguments: --zzzzzz"),
     ],

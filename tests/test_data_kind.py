@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_episodes import DATASET, STEPS, TINY, TINY_GAC, make_dataset
@@ -141,3 +142,32 @@ def test_the_memory_that_is_told_bounds_what_the_shards_take(tmp_path: Path, sta
             getattr(shard.store.arena, name).nbytes for name in shard.store.arena.columns
         )
     assert held <= result <= 40 * 2**20, (held, result)
+
+
+def needed_for_updates(tmp_path: Path, algorithm: str = "gac", **more: Any) -> int:
+    given = {"learner__device": "auto"} | more
+    words = {name.replace("__", "."): str(value) for name, value in given.items()}
+    config = override(make_preset(algorithm, "cpu"), words | {"dataset": DATASET if algorithm == "gac" else ""})
+    return memory_bytes(RunSpec(config=config, obs_dim=3, action_dim=1, run_dir=tmp_path))["updates"]
+
+
+@pytest.mark.parametrize("algorithm", ["gac", "softgac"])
+def test_the_memory_that_is_told_grows_with_the_batch_and_with_the_blocks_of_batches(
+    tmp_path: Path, algorithm: str
+) -> None:
+    few, many = (
+        needed_for_updates(tmp_path, algorithm, learner__batch_size=size, learner__device="cpu")
+        for size in (256, 25_600)
+    )
+    assert 99 * few < many < 101 * few
+    with pytest.MonkeyPatch.context() as patch:  # what an update takes of a GPU is none of this
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        assert needed_for_updates(tmp_path, algorithm, learner__batch_size=25_600) < many
+    alone = needed_for_updates(tmp_path, algorithm, learner__batch_size=256, learner__updates_per_call=64)
+    assert alone > few
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_the_start(tmp_path: Path) -> None:
+    config = config_of(learner__batch_size=10_000_000, learner__device="cpu")
+    with pytest.raises(UsageError, match=r"this machine has .*lower learner\.batch_size"):
+        make_spec(config, RunDirectory(tmp_path / "run"), 0)

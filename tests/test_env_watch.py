@@ -103,7 +103,10 @@ def test_an_environment_that_ends_the_process_is_named(tmp_path: Path) -> None:
     checked = command("check-env", "broken_envs:Dies-v0", env=paths)
     assert checked.returncode == 9 and words in checked.stderr, checked.stderr
     trained = command(*train_words(run, "broken_envs:Dies-v0", "--backend", "inline", "--steps", "2000"), env=paths)
-    assert trained.returncode == 9 and words in trained.stderr and f"drawbridge resume {run}" in trained.stderr
+    either = (
+        "expected a summary: it was killed, as a machine does that runs out of memory, or broken_envs:Dies-v0 called"
+    )
+    assert trained.returncode == 9 and either in trained.stderr and f"drawbridge resume {run}" in trained.stderr
     assert status(run)["state"] == "lost"
     healthy = command("check-env", "broken_envs:Walk-v0", env=paths)
     assert healthy.returncode == 0 and not healthy.stderr, healthy.stderr

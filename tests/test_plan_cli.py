@@ -114,6 +114,8 @@ def test_a_run_that_has_learned_nothing_yet_has_no_plans(
     (run / "live.json").write_text("{}")
     capsys.readouterr()
     assert main(["plan", str(run), "--plot", str(tmp_path / "x.png")]) == 1
-    assert "has no checkpoint yet" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+    result = capsys.readouterr().err
+    assert "has no checkpoint yet" in result and not (tmp_path / "x.png").exists()
+    assert "writes one every 60 s (learner.checkpoint_s) and one at its end; wait for it" in result
     assert main(["plan", str(tmp_path), "--plot", str(tmp_path / "x.png")]) == 2
     assert "is not a run directory" in capsys.readouterr().err

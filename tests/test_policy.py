@@ -22,6 +22,7 @@ from tiny_runs import ROOT
 from tiny_runs import TINY as TINY_ONLINE
 
 import drawbridge
+from algorithms import fourier
 from cluster.cli import main
 from cluster.export import export_policy, leaves
 from rollout_workers.env import ActionBox
@@ -35,6 +36,8 @@ MAZE = "PointMaze_UMaze-v3"  # its observations are Dicts
 AGENT = {
     "gac": TINY_GAC,
     "bc": TINY_CLONE,
+    "percent-bc": TINY_CLONE,
+    "iql": TINY_CLONE,
     "rvs": TINY_CLONE,
     "dt": TINY_CLONE | {"agent.heads": 1, "agent.context": 4},
 }
@@ -249,7 +252,7 @@ def elsewhere(file: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.array(json.loads(ended.stdout))
 
 
-@pytest.mark.parametrize("name", ["maze", "sac", "bc"])
+@pytest.mark.parametrize("name", ["maze", "sac", "bc", "iql"])
 def test_an_exported_graph_acts_elsewhere_as_the_policy_does_here(runs: Runs, name: str, tmp_path: Path) -> None:
     policy, file = drawbridge.load(runs[name]), tmp_path / "policy.onnx"
     assert main(["export", str(runs[name]), "--onnx", str(file)]) == 0
@@ -262,9 +265,14 @@ def test_an_exported_graph_acts_elsewhere_as_the_policy_does_here(runs: Runs, na
     assert np.ptp(expected) > 0.01
 
 
-def test_an_exported_torch_program_acts_as_the_policy_does_for_any_number_of_rows(runs: Runs, tmp_path: Path) -> None:
-    policy, file = drawbridge.load(runs["softgac"]), tmp_path / "policy.pt2"
-    assert main(["export", str(runs["softgac"]), "--torch", str(file)]) == 0
+@pytest.mark.parametrize("name", ["softgac", "sac", "bc", "percent-bc", "iql"])
+def test_an_exported_torch_program_acts_as_the_policy_does_for_any_number_of_rows(
+    runs: Runs, name: str, tmp_path: Path
+) -> None:
+    run, file = runs[name], tmp_path / "policy.pt2"
+    fourier._spread.cache_clear()  # as in a process of its own
+    assert main(["export", str(run), "--torch", str(file)]) == 0
+    policy = drawbridge.load(run)
     program = torch.export.load(file).module()
     for rows in (1, 2, 7):
         obs_BO = np.random.default_rng(rows).standard_normal((rows, 3), np.float32)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from algorithms import ALGORITHMS
 from algorithms.weights import Weights
 from cluster.checks import spec_of
 from cluster.commands.counter import counted
-from cluster.config import override
+from cluster.config import make_preset, override
 from cluster.dataset_task import score_of, task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint
@@ -21,7 +23,9 @@ from cluster.history import document, number
 from cluster.metrics.alarms import alarms
 from cluster.run_dir import RunDirectory
 from cluster.saving import missing_checkpoint
+from replay.option import with_preset
 
+REPEATING = ("rvs", "dt", "odt")  # asked for a return, and given no range of it with their weights
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ def evaluate(
     acting = _acting(spec, settings or {})
     weights, spec = newest_weights(spec), acting  # a checkpoint is of the settings it was trained with
     result, warned = _evaluation(spec, weights, episodes, seed, aim)
+    warned += target_notes(spec, target_return)
     if result.note:
         warned.append(result.note)
     no_video = "" if video is None else _record(spec, weights, video, seed, aim)
@@ -112,9 +117,12 @@ def _acting(spec: RunSpec, settings: dict[str, str]) -> RunSpec:
             "nothing was evaluated; leave them out"
         )
     config = override(spec.config, settings)
-    if problems := config.agent.validate():
+    if problems := [f"agent.{text}" for text in config.agent.validate()]:
+        with contextlib.suppress(UsageError):  # a preset that is no more
+            preset = make_preset(config.algorithm, config.preset, config.env)
+            problems = [with_preset(text, preset) for text in problems]
         raise UsageError(
-            "these settings cannot work; nothing was evaluated:\n" + "\n".join(f"  - agent.{text}" for text in problems)
+            "these settings cannot work; nothing was evaluated:\n" + "\n".join(f"  - {text}" for text in problems)
         )
     return dataclasses.replace(spec, config=config)
 
@@ -149,19 +157,54 @@ def _evaluation(
     from algorithms.interface import PlanRequestError
     from rollout_workers.evaluator import BrokenEpisodes, EvaluationTimeout
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with collected() as warned:
         try:
             result = make_evaluator(spec).evaluate(weights, episodes, seed, aim)
         except PlanRequestError as error:
             raise UsageError(f"{error}; nothing was evaluated") from error
         except (BrokenEpisodes, EvaluationTimeout) as error:
             raise RunError(str(error)) from error
-    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    return result, warned
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """A block whose policies warn into a list, each warning once, which is full after the block; other warnings go on."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield found
+    found += dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning)
     for one in caught:
         if one.category is not UserWarning:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return result, list(dict.fromkeys(ours))
+
+
+def target_notes(spec: RunSpec, target: float | None) -> list[str]:
+    """One line about a target return outside the returns of the dataset, of policies that do not know these themselves; else none.
+
+    Reads the dataset. After stages nothing is said: what they brought is not in it.
+    """
+    from algorithms.gac.target import return_range
+    from replay.dataset import DatasetError
+
+    config = spec.config
+    if target is None or config.algorithm not in REPEATING or config.online.stages or not math.isfinite(target):
+        return []
+    try:
+        dataset = spec.dataset
+        data = None if dataset is None else dataset.summary()
+    except (UsageError, DatasetError):  # it is gone, and its returns with it
+        return []
+    if dataset is None or data is None:
+        return []
+    least, most = return_range(data.return_min, data.return_max)
+    if least <= target <= most:
+        return []
+    return [
+        f"target return {target:g} is outside the returns {data.return_min:g} to {data.return_max:g} of {dataset.id}, which the policy "
+        f"was trained on: what it does there is a guess; ask for {least:g} to {most:g} to stay inside"
+    ]
 
 
 def plan_request(spec: RunSpec, mode: str | None, target_return: float | None) -> PlanRequest | None:
@@ -256,7 +299,8 @@ def newest_learner(spec: RunSpec) -> Learner:
         if lost := missing_checkpoint(RunDirectory(spec.run_dir)):
             raise RunError(f"{lost}: there is no policy; put them back")
         raise RunError(
-            f"{spec.run_dir} has no checkpoint yet, so there is no policy; the first one is written when the run starts to learn"
+            f"{spec.run_dir} has no checkpoint yet, so there is no policy, expected one: a run that learns writes one every "
+            f"{spec.config.learner.checkpoint_s:g} s (learner.checkpoint_s) and one at its end; wait for it, or stop the run"
         )
     settings = dataclasses.replace(spec.config.learner, device="cpu")
     here = dataclasses.replace(spec, config=dataclasses.replace(spec.config, learner=settings))
@@ -278,7 +322,7 @@ def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanReq
         actor.policy.aim = aim
     actor.load(weights)
     try:
-        with counted("filming", 1):
+        with counted("filming", 1), collected():  # the evaluation has told what its policy warns of
             record_video(spec.config.env, actor, path, seed=seed)
     except (NoRenderer, EnvError, BrokenEpisodes, OSError) as error:
         return str(error)
