@@ -85,8 +85,8 @@ def choices_of(parser: argparse.ArgumentParser) -> list[str]:
     return list(subcommands.choices)
 
 
-def test_the_demonstration_of_gac_is_made_of_commands_there_are() -> None:
-    options = demo_gac.parse(["--out", "runs/x", "--stages", "2"])
+def test_the_demonstration_of_gac_is_made_of_commands_there_are(tmp_path: Path) -> None:
+    options = demo_gac.parse(["--out", str(tmp_path), "--stages", "2"])
     for step in demo_gac.plan(options):
         _parser().parse_args(step.words)
     for page in PAGES:
