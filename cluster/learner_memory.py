@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from cluster.graph import RunSpec
 
-_KEPT = {
-    "episodes": 24,
-    "transitions": 96,
-}  # float32 numbers that one update keeps for each unit of a layer and each step of an item;
-# measured: gac 20 to 23, dt 23, cql 14, iql and bc 6; softgac, sac and flac 24, qvpo 96
+# float32 numbers that one update keeps for each unit of a layer and each step of an item; measured: gac 20 to 23, dt 23, cql 14, iql
+# and bc 6; softgac, sac and flac 24, qvpo 96
+_KEPT = {"episodes": 24, "transitions": 96}
 _WIDTHS = ("width", "critic_width", "actor_width", "behaviour_width", "bridge_width")
 _LAYERS = ("layers", "critic_layers", "actor_layers", "behaviour_layers")
-LARGE_BYTES = 2**30
+LARGE_BYTES = 2**30  # of an update, beyond which it matters where it is made
 TOKENS = 3  # of a step in a decision transformer
 
 
