@@ -289,11 +289,9 @@ class RunDirectory:
         """UsageError when there is nothing left to do."""
         if self.is_complete(config):
             done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
-            more = (
-                "fine-tune it again for more stages" if config.online.stages else "give --steps more than that to go on"
-            )
+            again = "fine-tune it again for more stages", "give --steps more than that to go on"
             raise UsageError(
-                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {more}"
+                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {again[not config.online.stages]}"
             )
 
     def clear_outcome(self) -> None:
