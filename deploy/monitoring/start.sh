@@ -29,16 +29,19 @@ compose=(docker compose --file "$here/compose.yml")
 prometheus='' grafana=''
 end() {
   trap '' HUP INT TERM
-  [[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
+  trap - EXIT
+  if [[ -n $prometheus ]]; then
+    kill "$prometheus" 2>/dev/null || true
+    wait "$prometheus" || true
+  fi
   if [[ -n $grafana ]]; then
     kill "$grafana" 2>/dev/null || true  # it may still be fetching the image
     wait "$grafana" || true
     "${compose[@]}" down || true
   fi
-  wait
 }
 trap end EXIT
-trap 'exit 0' HUP INT TERM
+trap 'end; exit 0' HUP INT TERM  # not by EXIT: Prometheus may have ended the wait by then, and an exit would cut its trap short
 
 sed -e "s|@TARGETS@|$targets|" -e "s|@RULES@|$(dirname "$here")/alerts.yml|" "$here/prometheus.yml" >"$data/prometheus.yml"
 echo "Prometheus: http://127.0.0.1:$port/alerts; start runs with --set metrics.targets_dir=$targets"
