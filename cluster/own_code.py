@@ -91,7 +91,7 @@ def check_place(path: Path, flag: str = "--run-dir") -> Path:
         if (outer / "config.json").is_file() and (outer / "checkpoints").is_dir():
             raise UsageError(
                 f"run directory {path} would be inside the run {outer}, expected a directory of its own: whoever copies or removes one "
-                "would do it to both, so nothing was started; choose another {flag}"
+                f"would do it to both, so nothing was started; choose another {flag}"
             )
     return path
 

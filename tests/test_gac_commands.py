@@ -519,9 +519,11 @@ def test_stages_without_a_base_keep_their_length_too(dataset: Any, tmp_path: Pat
 def test_no_run_begins_inside_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for inner in (run_dir / "inner", run_dir / "checkpoints" / "deep" / "inner"):
         assert main(finetune_words(run_dir, inner, **SMALL)) == 2
-        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"would be inside the run {run_dir}" in told and "choose another --out" in told
         assert train(inner, 5, algorithm="bc") == 2
-        assert f"would be inside the run {run_dir}" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"would be inside the run {run_dir}" in told and "choose another --run-dir" in told
         assert not inner.exists() and not inner.parent.joinpath("inner").exists()
     assert not (run_dir / "checkpoints" / "deep").exists()
 
