@@ -35,10 +35,24 @@ def ensemble_values(
     activation: Callable[[torch.Tensor], torch.Tensor] = torch.relu,
 ) -> torch.Tensor:
     """What each of the networks ``name`` gives each row, (E, R)."""
-    layers = sum(key.startswith(name) and key.endswith(".weight") for key in p)
-    h = x_RI.expand(len(p[f"{name}0.weight"]), *x_RI.shape)
-    for l in range(layers):
+    h, last = linear(f"{name}0", x_RI.expand(len(p[f"{name}0.weight"]), *x_RI.shape), p), layers(name, p) - 1
+    for l in range(1, last + 1):
         if f"{name}{l - 1}.scale" in p:
-            h = F.layer_norm(h, h.shape[-1:]) * p[f"{name}{l - 1}.scale"] + p[f"{name}{l - 1}.shift"]
-        h = torch.baddbmm(p[f"{name}{l}.bias"], activation(h) if l else h, p[f"{name}{l}.weight"])
+            h = normed(f"{name}{l - 1}", h, p)
+        h = linear(f"{name}{l}", activation(h), p)
     return h.squeeze(-1)
+
+
+def layers(name: str, p: dict[str, torch.Tensor]) -> int:
+    """Linear layers of the networks ``name``."""
+    return sum(key.startswith(name) and key.endswith(".weight") for key in p)
+
+
+def linear(layer: str, h_ERI: torch.Tensor, p: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One layer of each network, (E, R, out)."""
+    return torch.baddbmm(p[f"{layer}.bias"], h_ERI, p[f"{layer}.weight"])
+
+
+def normed(layer: str, h_ERI: torch.Tensor, p: dict[str, torch.Tensor], eps: float = 1e-5) -> torch.Tensor:
+    """Layer norm of what ``layer`` gave."""
+    return F.layer_norm(h_ERI, h_ERI.shape[-1:], eps=eps) * p[f"{layer}.scale"] + p[f"{layer}.shift"]

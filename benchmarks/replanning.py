@@ -73,14 +73,14 @@ def _measure(run: Trained, rule: str) -> Measured:
     never_E, push_E = np.full(STARTS[1], -1), push_steps(*STARTS, steps)
     limits_S = _furthest(run) if rule == "ELBO" else None
 
-    def scored(shifted_E: np.ndarray, make_env: MakeEnv) -> tuple[float, Alarms]:
+    def scored(pushed_E: np.ndarray, make_env: MakeEnv) -> tuple[float, Alarms]:
         kind = WatchedPolicy if limits_S is None else functools.partial(ElboPolicy, furthest_S=limits_S)
         policy = run.policy(run.best_mode, RULES[rule], kind)
         assert isinstance(policy, WatchedPolicy)
         if rule == "oracle":
-            policy.oracle_E = shifted_E
+            policy.oracle_E = pushed_E
         made = run.run(policy, run.best_mode, STARTS, make_env=make_env)
-        return float(run.scores(made.returns).mean()), alarms(policy.replans, shifted_E, steps, PATIENCE)
+        return float(run.scores(made.returns).mean()), alarms(policy.replans, pushed_E, steps, PATIENCE)
 
     calm, quiet = scored(never_E, make_batch_env)
     pushed, met = scored(push_E, PushedMaze)

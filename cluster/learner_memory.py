@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from algorithms import ALGORITHMS
 from cluster.graph import RunSpec
 
 # float32 numbers that one update keeps for each unit of a layer and each step of an item; measured: gac 20 to 23, dt 23, cql 14, iql
@@ -22,7 +23,11 @@ def _batch_bytes(spec: RunSpec) -> int:
     """Of the blocks in use: one that is learned from, one on its way, and those fetched ahead."""
     config = spec.config
     blocks = 2 + (config.learner.prefetch_blocks if config.backend == "ray" else 0)
-    row = spec.layout.width if _kind(spec) == "transitions" else spec.obs_dim + spec.action_dim + 1
+    row = (
+        spec.layout.width
+        if ALGORITHMS[spec.config.algorithm].items == "transitions"
+        else spec.obs_dim + spec.action_dim + 1
+    )
     rows = blocks * config.learner.updates_per_call * config.learner.batch_size * _length(spec)
     return int(4 * rows * row)
 
@@ -35,7 +40,7 @@ def _update_bytes(spec: RunSpec) -> int:
         steps = getattr(agent, "points", 0) or _length(spec)
     width = max(getattr(agent, name, 0) for name in _WIDTHS)
     layers = max(1, *(getattr(agent, name, 0) for name in _LAYERS))
-    needed = int(4 * _KEPT[_kind(spec)] * learner.batch_size * steps * width * layers)
+    needed = int(4 * _KEPT[ALGORITHMS[spec.config.algorithm].items] * learner.batch_size * steps * width * layers)
     return 0 if _on_gpu(learner.device, needed) else needed
 
 
@@ -50,16 +55,10 @@ def _on_gpu(device: str, needed: int) -> bool:
 
 def _length(spec: RunSpec) -> float:
     """Steps of an item: 1 of a transition; the dataset's mean, or else the time limit, of an episode."""
-    if _kind(spec) == "transitions":
+    if ALGORITHMS[spec.config.algorithm].items == "transitions":
         return 1.0
     if spec.dataset is not None:
         return spec.dataset.total_steps / spec.dataset.total_episodes
     from rollout_workers.env_ids import find_env
 
     return float(find_env(spec.config.env).max_episode_steps or spec.config.worker.chunk_steps)
-
-
-def _kind(spec: RunSpec) -> str:
-    from algorithms import ALGORITHMS
-
-    return ALGORITHMS[spec.config.algorithm].items

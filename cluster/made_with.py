@@ -56,6 +56,11 @@ def why_fixed_in(made: Mapping[str, Any], key: str) -> str:
     return why_fixed(made["backend"], key)
 
 
+def longer_words(stages: int, it: str = "it", that: str = "that") -> str:
+    """What makes a complete run of so many ``stages`` longer, for messages."""
+    return f"fine-tune {it} again for more stages" if stages else f"give --steps more than {that} to go on"
+
+
 def settings_to_keep(config: RunConfig) -> dict[str, Any]:
     """What a checkpoint keeps: by dotted key the settings that may not change, and the length of the run."""
     return {

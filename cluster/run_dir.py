@@ -27,6 +27,7 @@ from typing import IO, Any
 from cluster.config import RunConfig, from_json, to_json
 from cluster.errors import RunError, UsageError, without_control
 from cluster.history import Damaged, misfits, parsed, read_object
+from cluster.made_with import longer_words
 from cluster.metrics.catalogue import is_resumed
 from cluster.metrics.thinning import thin_out
 from cluster.outside import check_links
@@ -289,9 +290,8 @@ class RunDirectory:
         """UsageError when there is nothing left to do."""
         if self.is_complete(config):
             done, noun = int(self.live().get(config.unit, 0)), config.unit.replace("_", " ")
-            again = "fine-tune it again for more stages", "give --steps more than that to go on"
             raise UsageError(
-                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {again[not config.online.stages]}"
+                f"the run in {self.path} has made its {done:,} {noun} and ended; nothing was started; {longer_words(config.online.stages)}"
             )
 
     def clear_outcome(self) -> None:

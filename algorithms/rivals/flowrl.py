@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from algorithms.actor_critic import ActorBatch, ActorLoss
-from algorithms.ensemble import ensemble_parameters
+from algorithms.ensemble import ensemble_parameters, layers, linear, normed
 from algorithms.interface import AgentSpec
 from algorithms.rivals.config import FlowRLConfig
 from algorithms.rivals.flac import FlowActor
@@ -46,26 +46,11 @@ def behaviour_parameters(config: FlowRLConfig, obs_dim: int, action_dim: int, dr
     }
 
 
-def linear(name: str, h_TRI: torch.Tensor, p: Tensors) -> torch.Tensor:
-    """Layer ``name`` of each network."""
-    return torch.baddbmm(p[f"{name}.bias"], h_TRI, p[f"{name}.weight"])
-
-
-def norm(name: str, h_TRH: torch.Tensor, p: Tensors) -> torch.Tensor:
-    """Layer norm of what layer ``name`` gave."""
-    return F.layer_norm(h_TRH, h_TRH.shape[-1:], eps=NORM_EPS) * p[f"{name}.scale"] + p[f"{name}.shift"]
-
-
-def layers(name: str, p: Tensors) -> int:
-    """Linear layers of the networks ``name``."""
-    return sum(key.startswith(name) and key.endswith(".weight") for key in p)
-
-
 def behaviour_q(x_RI: torch.Tensor, p: Tensors) -> torch.Tensor:
     """B_j (T, R) of joined states and actions."""
     h, last = linear("q0", x_RI.expand(2, *x_RI.shape), p), layers("q", p) - 1
     for l in range(1, last + 1):
-        h = norm(f"q{l - 1}", h, p)
+        h = normed(f"q{l - 1}", h, p, NORM_EPS)
         h = linear(f"q{l}", gelu(h) if 1 < l < last else h, p)
     return h.squeeze(-1)
 
@@ -74,7 +59,7 @@ def behaviour_v(obs_RO: torch.Tensor, p: Tensors) -> torch.Tensor:
     """V (R,) of states."""
     h, last = linear("v0", obs_RO[None], p), layers("v", p) - 1
     for l in range(1, last + 1):
-        h = linear(f"v{l}", norm(f"v{l - 1}", gelu(h), p), p)
+        h = linear(f"v{l}", normed(f"v{l - 1}", gelu(h), p, NORM_EPS), p)
     return h[0, :, 0]
 
 

@@ -69,11 +69,12 @@ def agent_id(run_dir: Path, kind: str) -> str:
 def make_agents(
     dataset_ids: Sequence[str], run_dir: Path, kinds: Sequence[str], *, episodes: int, seed: int, force: bool
 ) -> Iterator[Dataset]:
-    """``make_agent`` of each kind; all are looked at before the first is made."""
+    """``make_agent`` of each kind, which looks before it makes; where there are several, all are looked at before the first is made."""
     from cluster.commands.collecting import check_kinds
 
     check_ids(dataset_ids, force)
-    check_kinds(run_dir, kinds)
+    if len(kinds) > 1:
+        check_kinds(run_dir, kinds)
     for dataset_id, kind in zip(dataset_ids, kinds):
         yield make_agent(dataset_id, run_dir, kind, episodes=episodes, seed=seed, force=force)
 

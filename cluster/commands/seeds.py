@@ -22,6 +22,7 @@ from cluster.commands.listing import table_of
 from cluster.commands.resuming import resumed
 from cluster.config import RunConfig
 from cluster.errors import Interrupted, RunError, UsageError
+from cluster.made_with import longer_words
 from cluster.own_code import resume_words, taken_words, twice_words
 from cluster.run_dir import RunDirectory, seed_dirs, written_at_start
 from cluster.signals import Signals
@@ -76,8 +77,7 @@ def resume_together(arguments: argparse.Namespace, settings: dict[str, str]) -> 
     configs = {run: resumed(run, settings) for run in runs}
     left = [run.path for run, config in configs.items() if not run.is_complete(config)]
     if not left:
-        staged = any(config.online.stages for config in configs.values())
-        fix = "fine-tune each again for more stages" if staged else "give --steps more than theirs to go on"
+        fix = longer_words(max(config.online.stages for config in configs.values()), "each", "theirs")
         raise UsageError(f"the {len(runs)} runs in {parent} are complete; nothing was started; {fix}")
     again = {path: argparse.Namespace(**vars(arguments) | {"run_dir": path}) for path in left}
     return run_together(parent, again, next(iter(configs.values())))
