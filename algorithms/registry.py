@@ -32,6 +32,8 @@ class Algorithm:
         shortest: fewest steps of an episode of a dataset that it learns from.
         light: whether its policy acts without torch on a machine with a C compiler.
         online: how it learns online: "always", in "stages" of gathering and learning, or "never".
+        returns: what it does with an episode's return: "asked" acts for the one that it is asked for, "ranked" chooses episodes by it,
+            "unread" learns from single rewards or from none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Algorithm:
     shortest: int = 1
     light: bool = False
     online: Literal["always", "stages", "never"] = "always"
+    returns: Literal["unread", "ranked", "asked"] = "unread"
 
     @property
     def unit(self) -> str:
@@ -165,6 +168,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             items="episodes",
             shortest=2,  # a single step has no course for a plan to stand for
             online="stages",
+            returns="asked",
         ),
         Algorithm(
             name="bc",
@@ -185,6 +189,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             policy="algorithms.imitation.cloning:CloningPolicy",
             items="episodes",
             online="never",
+            returns="ranked",
         ),
         Algorithm(
             name="rvs",
@@ -195,6 +200,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             policy="algorithms.imitation.rvs:ReturnConditionedPolicy",
             items="episodes",
             online="never",
+            returns="asked",
         ),
         Algorithm(
             name="dt",
@@ -205,6 +211,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             policy="algorithms.imitation.decision_transformer:DecisionTransformerPolicy",
             items="episodes",
             online="never",
+            returns="asked",
         ),
         Algorithm(
             name="odt",
@@ -218,6 +225,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             policy="algorithms.imitation.online_transformer:OnlineDecisionTransformerPolicy",
             items="episodes",
             online="stages",
+            returns="asked",
         ),
         Algorithm(
             name="iql",

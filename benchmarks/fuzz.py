@@ -69,7 +69,9 @@ JSON_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3.5, -0.5, 1e308, -1e308, float("nan"), float("inf"), 2**63, 10**40, "", "x", "1", "nan",
     "cuda", "\ud800", [], [1], {}, {"a": 1}, {"a": {"b": [{}]}},
 )  # fmt: skip
-FILES = ("config.json", "live.json", "summary.json", "failure.json", "metrics.jsonl", "evaluations.jsonl")
+FILES = (
+    "config.json", "dataset.json", "live.json", "summary.json", "failure.json", "metrics.jsonl", "evaluations.jsonl",
+)  # fmt: skip
 WRITTEN = (  # of a run directory
     *FILES, "run.lock", "curve.png", "diagnosis.txt", "checkpoints", "replay", "replay/shard-0", "events", "control",
     *(f"control/{name}" for name in ("starts", "run_id", "reserve", "scale.json", "stop.json", "answer.json")),
@@ -202,7 +204,7 @@ def _edited(rng: random.Random, bases: Bases, folder: Path) -> Case:
 def _damaged(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A command on a run one of whose JSON files is damaged."""
     run = _copy(rng.choice(bases), folder / "run")
-    path = run / rng.choice(FILES)
+    path = run / rng.choice([name for name in FILES if (run / name).exists()])
     path.write_bytes(_damage(rng, path.read_bytes()))
     return _command(rng, run, folder, f"damaged {path.name}")
 

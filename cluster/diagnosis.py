@@ -23,6 +23,7 @@ from cluster.checks import dataset_problems, spec_of
 from cluster.commands.counter import counted
 from cluster.commands.evaluation import collected, newest_learner, plan_request
 from cluster.config import RunConfig
+from cluster.dataset_identity import identity_notes
 from cluster.dataset_task import check_same_task
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
@@ -92,7 +93,7 @@ def diagnose(
         "mode": scores["searched"].pop("mode"),
         "target": scores["searched"].pop("target"),
         "scores": scores,
-        "warnings": warned + ([note] if note else []),
+        "warnings": warned + ([note] if note else identity_notes(spec)),
     }
     if looked_at is not None and recorded is not None:
         batch = packed(recorded)

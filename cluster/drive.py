@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from algorithms import ALGORITHMS
 from cluster.checks import memory_bytes, on_this_machine, uneven_shards
 from cluster.data_kind import kind_of
+from cluster.dataset_identity import identity_notes
 from cluster.dataset_task import task_notes
 from cluster.doctor import check_machine, in_words
 from cluster.errors import Interrupted, RunError, UsageError, without_control
@@ -115,6 +117,7 @@ def _notes(run: RunDirectory, spec: RunSpec) -> list[str]:
         f"updates {needed['updates'] / 2**30:.2f}",
         *map(in_words, check_machine(run.path)),
         *task_notes(spec),
+        *identity_notes(spec),
         kind_of(config).untrained(config),
         *(uneven, unpublished(config), _refused(spec), _left_out(spec), _all_alike(spec)),
     ]
@@ -218,7 +221,7 @@ def _left_out(spec: RunSpec) -> str:
 
 def _all_alike(spec: RunSpec) -> str:
     """That all episodes return the same, or are one, for those that learn which behaviour returns more from nothing else; "" for others."""
-    if spec.dataset is None or spec.config.algorithm not in ("gac", "percent-bc", "rvs", "dt", "odt"):
+    if spec.dataset is None or ALGORITHMS[spec.config.algorithm].returns == "unread":
         return ""
     data = spec.dataset.summary()
     if data.return_max - data.return_min > ROUNDING * max(1.0, abs(data.return_max)):

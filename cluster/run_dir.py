@@ -1,6 +1,6 @@
 """A run's directory: what is written where, and who holds it.
 
-config.json        every resolved field, package versions, git hash
+config.json        every resolved field, package versions, git hash;  dataset.json  what tells the dataset from others
 metrics.jsonl      one line of rates and losses every few seconds
 evaluations.jsonl  env_steps, updates, wall_s, returns and lengths of every episode
 checkpoints/       the learner's state;  replay/shard-I/  the shards' snapshots;  events/  TensorBoard
@@ -39,7 +39,7 @@ from replay.manifest import append_whole, fsync_directory, open_own, read_whole,
 MOST_BYTES = 64 << 20  # of metrics.jsonl: about 15 hours of records 2 s apart; beyond, the older half is thinned out
 RESERVE_BYTES = 1 << 16  # that a run sets aside for failure.json
 OF_A_START = {  # what a run directory may hold before the run has begun
-    "run.lock", "config.json", "live.json", "failure.json", "control", "checkpoints", "replay", "events",
+    "run.lock", "config.json", "dataset.json", "live.json", "failure.json", "control", "checkpoints", "replay", "events",
 }  # fmt: skip
 FACTS = ("versions", "git", "command", "unit")  # of config.json: no settings
 LOOK_S = 0.3  # longer than another command needs to see whether a run is alive

@@ -5,6 +5,8 @@ Letters: T steps, O observation dim, A action dim, X dim of what statistics are 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -56,6 +58,7 @@ class Dataset:
             without them, or whose expert is not above random, D4RL's where D4RL has them for its task, else None.
         expert: who the expert is: "planner", "softgac run X", "D4RL's expert of Hopper-v2", or "".
         description: how it was made (command, noise, dwell, seed, ...); {"text": ...} for datasets made elsewhere.
+        metadata_digest: BLAKE2b of its metadata, which say how it was made: another one after it is made anew otherwise.
     """
 
     def __init__(self, data: Path, shortest: int = 1) -> None:
@@ -83,6 +86,9 @@ class Dataset:
             self.expert = f"D4RL's expert of {task}"
         made = ours.get("description")
         self.description: dict[str, Any] = made if isinstance(made, dict) and made else {"text": text} if text else {}
+        self.metadata_digest = hashlib.blake2b(
+            json.dumps(metadata, sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
         self._files = EpisodeFiles(data, metadata, shortest)
         self._refused: dict[int, str] = {}
         self._summary: DataSummary | None = None

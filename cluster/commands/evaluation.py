@@ -16,6 +16,7 @@ from algorithms.weights import Weights
 from cluster.checks import spec_of
 from cluster.commands.counter import counted
 from cluster.config import make_preset, override
+from cluster.dataset_identity import identity_notes
 from cluster.dataset_task import score_of, task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint
@@ -25,7 +26,6 @@ from cluster.run_dir import RunDirectory
 from cluster.saving import missing_checkpoint
 from replay.option import with_preset
 
-REPEATING = ("rvs", "dt", "odt")  # asked for a return, and given no range of it with their weights
 INFERENCE = ("agent.infer_", "agent.replan")  # fields that change how a trained policy acts, not what it is
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def target_notes(spec: RunSpec, target: float | None) -> list[str]:
     from replay.dataset import DatasetError
 
     config = spec.config
-    if target is None or config.algorithm not in REPEATING or config.online.stages or not math.isfinite(target):
+    asked = ALGORITHMS[config.algorithm].returns == "asked" and config.algorithm != "gac"  # which warns by itself
+    if target is None or not asked or config.online.stages or not math.isfinite(target):
         return []
     try:
         dataset = spec.dataset
@@ -234,7 +235,7 @@ def _normalised(spec: RunSpec, result: Evaluation, warned: list[str]) -> dict[st
     except UsageError as error:
         return {"normalised_mean": None, "normalised": None, "note": f"not normalised: {error}"}
     assert dataset is not None
-    warned += task_notes(spec)
+    warned += [*task_notes(spec), *identity_notes(spec)]
     if not (scale := score_of(dataset, result.returns)):
         return {
             "normalised_mean": None,

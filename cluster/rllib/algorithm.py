@@ -21,6 +21,7 @@ from ray.rllib.core.columns import Columns
 from ray.tune import PlacementGroupFactory, Trainable
 
 from cluster.checks import make_spec
+from cluster.dataset_identity import identity_notes
 from cluster.dataset_task import task_notes
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec
@@ -80,7 +81,7 @@ class FleetAlgorithm(Algorithm):
         self._episodes: deque[dict[str, Any]] = deque(maxlen=10_000)
         self._run_config = config.run_config()
         self._plan = self._make_spec()
-        for text in task_notes(self._plan):
+        for text in (*task_notes(self._plan), *identity_notes(self._plan)):
             logger.warning(text)
         self._call_back("on_algorithm_init", metrics_logger=self.metrics)
 

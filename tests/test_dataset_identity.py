@@ -1,0 +1,72 @@
+"""A dataset that was made anew under its id is noticed by every command on a run that learned from the first one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_episodes import DATASET, ENV, finetune_words, make_dataset, swings, train_words
+
+from cluster.cli import main
+from cluster.dataset_identity import FILE
+from replay.dataset import write_dataset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of gac, and its dataset."""
+    folder = tmp_path_factory.mktemp("identity")
+    with pytest.MonkeyPatch.context() as patch:
+        make_dataset(folder / "datasets", patch)
+        run = folder / "run"
+        assert main(train_words("gac", run, "--backend", "inline", "--steps", "10")) == 0
+        yield run
+
+
+def make_anew(episodes: int, expert: float = -150.0) -> None:
+    about = {"random_return": -1_200.0, "expert_return": expert, "reference_episodes": 0, "algorithm_name": "random"}
+    bound = np.array([2.0])
+    write_dataset(DATASET, swings(episodes), env_id=ENV, action_low_A=-bound, action_high_A=bound, force=True, **about)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    output = capsys.readouterr()
+    return output.out + output.err
+
+
+def test_the_same_dataset_moved_is_not_another_and_one_made_anew_is_named_by_each_command(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = f"{DATASET} is not the dataset that {runs} learned from: 8 episodes of 1,600 steps in all then"
+    evaluate = ("evaluate", str(runs), "--episodes", "2")
+    shutil.copytree(runs.parent / "datasets", tmp_path / "moved")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "moved"))
+    assert sentence not in said(capsys, *evaluate)
+
+    make_anew(9)
+    new = f"{sentence}, 9 episodes of 1,800 steps in all now"
+    assert new in said(capsys, *evaluate)
+    assert new in said(capsys, "diagnose", str(runs), "--episodes", "2")
+    assert new in said(capsys, *finetune_words(runs, tmp_path / "online", "--backend", "inline", stages=1))
+    shutil.copytree(runs, tmp_path / "copy")
+    later = said(capsys, "resume", str(tmp_path / "copy"), "--steps", "20")
+    assert new.replace(str(runs), str(tmp_path / "copy")) in later
+    assert "is not the dataset" not in said(capsys, "evaluate", str(tmp_path / "online"), "--episodes", "2")
+
+    make_anew(8, expert=-100.0)
+    assert f"{sentence}, 8 episodes of 1,600 steps in all now" in said(capsys, *evaluate)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"id": 1}', f'{{"id": "{DATASET}", "episodes": [], "steps": true}}'])
+def test_a_damaged_note_ends_no_command(
+    content: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs, tmp_path / "run")
+    (tmp_path / "run" / FILE).write_text(content)
+    told = "learned from: ? episodes" in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "2")
+    assert told == (DATASET in content)
