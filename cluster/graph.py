@@ -226,7 +226,9 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     except checkpoint.CheckpointError as error:
         raise RunError(f"{base} cannot be gone on from: {error}") from error
     if found is None:
-        raise RunError(f"{base} has no checkpoint, so there is nothing to go on from; let that run learn first")
+        raise RunError(
+            f"{base} has no checkpoint, so there is nothing to go on from and nothing was started; let that run learn first"
+        )
     part = found.part(PART)
     return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}
 

@@ -141,8 +141,8 @@ def load_newest(directory: Path, expect: Mapping[str, Any]) -> Checkpoint | None
         listing = "\n  ".join(problems)
         raise CheckpointError(
             f"none of the {len(problems)} checkpoints in {directory} can be used:\n  {listing}\n"
-            "Nothing was started, because going on from scratch would throw the run's training away. Put a good copy "
-            "back, resume with the configuration they were made with, or start afresh in a new run directory"
+            "Nothing was started: without them the run's training is lost. Put a good copy back, give the settings that they were made "
+            "with, or train again in a new run directory"
         )
     return None
 

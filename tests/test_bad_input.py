@@ -212,7 +212,7 @@ def test_a_checkpoint_that_cannot_be_used_stops_resume_and_evaluate_and_is_never
     whole = damage == "of another configuration"
     for words in (["resume", str(run), "--steps", "256"], ["evaluate", str(run)]):
         result = refused(words, capsys, code=2 if words[0] == "resume" and not whole else 1)
-        wanted = ("none of the 1 checkpoints", "would throw the run's training away", "Put a good copy back")
+        wanted = ("none of the 1 checkpoints", "the run's training is lost", "Put a good copy back")
         if words[0] == "resume" and not whole:
             wanted = (
                 "has 1 checkpoints, expected a whole one",

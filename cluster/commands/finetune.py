@@ -87,7 +87,7 @@ def check_base(spec: RunSpec) -> None:
     try:
         state = base_state(base, spec)
     except RunError as error:
-        raise UsageError(f"{error}; nothing was started") from error
+        raise UsageError(str(error)) from error
     own = {name: tuple(tensor.shape) for name, tensor in agent.state().items() if name != "generator"}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if name != "generator"}  # a GPU's is another
     differing = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
