@@ -9,8 +9,12 @@
 #define ROWS 4 /* of the bridge at once: so many that a weight is loaded once for all of them */
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float many __attribute__((vector_size(8 * LANES), aligned(4), may_alias));
-typedef float most __attribute__((vector_size(32 * LANES), aligned(4), may_alias));
+#ifdef __AVX512F__ /* a register's width: what is wider stays in memory */
+#define WIDE (2 * LANES)
+#else
+#define WIDE LANES
+#endif
+typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 typedef float few __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float one __attribute__((may_alias));
 typedef union { float f; int i; } bits;
@@ -295,52 +299,48 @@ __attribute__((noipa)) static float column(const float *x, const float *w, float
     return bias;
 }
 
-/* Columns j to j + width of ``linear``, and j moves on: all sums stay in registers. */
-#define COLUMNS(type, width)                                                                                               \
-    for (; j + width <= m; j += width) {                                                                                   \
-        type p = {0}, q, s, t;                                                                                             \
-        if (bias) p = *(const type *)(bias + j);                                                                           \
-        q = s = t = p;                                                                                                     \
-        for (long i = 0; i < n; i++) {                                                                                     \
-            type column = *(const type *)(w + i * m + j);                                                                  \
-            p += x[i] * column, q += x[n + i] * column, s += x[2 * n + i] * column, t += x[3 * n + i] * column;            \
-        }                                                                                                                  \
-        *(type *)(out + j) = p, *(type *)(out + m + j) = q, *(type *)(out + 2 * m + j) = s, *(type *)(out + 3 * m + j) = t; \
+/* ``units`` times ``width`` columns of ``linear`` from j on, for rows of x, and j moves on: all sums stay in registers. */
+#define COLUMNS(type, width, units, rows)                                                                       \
+    for (; j + units * width <= m; j += units * width) {                                                        \
+        type sum[units][rows] = {0};                                                                            \
+        UNROLLED for (int u = 0; u < units; u++)                                                                \
+            UNROLLED for (int r = 0; r < rows; r++) if (bias) sum[u][r] = *(const type *)(bias + j + u * width); \
+        for (long i = 0; i < n; i++)                                                                            \
+            UNROLLED for (int u = 0; u < units; u++) {                                                          \
+                type column = *(const type *)(w + i * m + j + u * width);                                       \
+                UNROLLED for (int r = 0; r < rows; r++) sum[u][r] += x[r * n + i] * column;                     \
+            }                                                                                                   \
+        UNROLLED for (int u = 0; u < units; u++)                                                                \
+            UNROLLED for (int r = 0; r < rows; r++) *(type *)(out + r * m + j + u * width) = sum[u][r];          \
     }
+#define UNROLLED _Pragma("GCC unroll 8")
 
 /* out (ROWS, m) = bias + x (ROWS, n) w (n, m); no bias where it is NULL. */
 static void linear(const float *restrict x, const float *restrict w, const float *restrict bias, float *restrict out, long n,
                    long m) {
     long j = 0;
-    COLUMNS(many, 2 * LANES)
-    COLUMNS(lanes, LANES)
-    COLUMNS(few, 4)
+    COLUMNS(wide, WIDE, 2 * LANES / WIDE, ROWS)
+    COLUMNS(lanes, LANES, 1, ROWS)
+    COLUMNS(few, 4, 1, ROWS)
     if (j < m && m > 4) {
         j = m - 4; /* some of the last columns once more: they get the same */
-        COLUMNS(few, 4)
+        COLUMNS(few, 4, 1, ROWS)
     }
     for (; j < m; j++)
         for (long r = 0; r < ROWS; r++) out[r * m + j] = column(x + r * n, w + j, bias ? bias[j] : 0, n, m);
 }
 
-#define COLUMNS_OF_ONE(type, width)                                                 \
-    for (; j + width <= m; j += width) {                                            \
-        type p = *(const type *)(bias + j);                                         \
-        for (long i = 0; i < n; i++) p += x[i] * *(const type *)(w + i * m + j);    \
-        *(type *)(out + j) = p;                                                     \
-    }
-
 /* ``linear`` of one row, with the same bits. */
 static void linear_one(const float *restrict x, const float *restrict w, const float *restrict bias, float *restrict out, long n,
                        long m) {
     long j = 0;
-    COLUMNS_OF_ONE(most, 8 * LANES)
-    COLUMNS_OF_ONE(many, 2 * LANES)
-    COLUMNS_OF_ONE(lanes, LANES)
-    COLUMNS_OF_ONE(few, 4)
+    COLUMNS(wide, WIDE, 8 * LANES / WIDE, 1)
+    COLUMNS(wide, WIDE, 1, 1)
+    COLUMNS(lanes, LANES, 1, 1)
+    COLUMNS(few, 4, 1, 1)
     if (j < m && m > 4) {
         j = m - 4;
-        COLUMNS_OF_ONE(few, 4)
+        COLUMNS(few, 4, 1, 1)
     }
     for (; j < m; j++) out[j] = column(x, w + j, bias[j], n, m);
 }
@@ -358,7 +358,7 @@ static void linear_one(const float *restrict x, const float *restrict w, const f
 /* w (n, m) += x' g and total (m,) += sums of g, over ROWS rows. */
 static void outer(const float *restrict x, const float *restrict g, float *restrict w, float *restrict total, long n, long m) {
     long j = 0;
-    PRODUCTS(many, 2 * LANES)
+    PRODUCTS(wide, WIDE)
     PRODUCTS(lanes, LANES)
     PRODUCTS(few, 4)
     PRODUCTS(one, 1)
