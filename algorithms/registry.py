@@ -32,6 +32,7 @@ class Algorithm:
         shortest: fewest steps of an episode of a dataset that it learns from.
         light: whether its policy acts without torch on a machine with a C compiler.
         online: how it learns online: "always", in "stages" of gathering and learning, or "never".
+        plans: whether its policy searches for a latent plan, in the modes of ``evaluation.mode``.
         returns: what it does with an episode's return: "asked" acts for the one that it is asked for, "ranked" chooses episodes by it,
             "unread" learns from single rewards or from none.
     """
@@ -46,6 +47,7 @@ class Algorithm:
     shortest: int = 1
     light: bool = False
     online: Literal["always", "stages", "never"] = "always"
+    plans: bool = False
     returns: Literal["unread", "ranked", "asked"] = "unread"
 
     @property
@@ -168,6 +170,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             items="episodes",
             shortest=2,  # a single step has no course for a plan to stand for
             online="stages",
+            plans=True,
             returns="asked",
         ),
         Algorithm(

@@ -13,6 +13,7 @@ import cluster
 import learners
 import replay
 import rollout_workers
+from algorithms import ALGORITHMS, compiled
 from cluster.config import RunConfig, make_preset
 from cluster.connection import cluster_address
 from cluster.data_kind import kind_of
@@ -124,8 +125,6 @@ def memory_bytes(spec: RunSpec) -> dict[str, int]:
 
 
 def _acts_without_torch(config: RunConfig) -> bool:
-    from algorithms import ALGORITHMS, compiled
-
     return ALGORITHMS[config.algorithm].light and config.worker.backend == "auto" and not compiled.problem()
 
 
@@ -147,6 +146,11 @@ def _problems(config: RunConfig) -> list[str]:
         found.append(missing)
     for name in ("agent", "worker", "learner", "evaluation", "data", "online", "metrics", "ray"):
         found += [f"{name}.{text}" for text in getattr(config, name).validate()]
+    if config.evaluation.mode and not ALGORITHMS[config.algorithm].plans:
+        found.append(
+            f"evaluation.mode is {config.evaluation.mode} for {config.algorithm}, expected none: it makes no plans that could be inferred "
+            "in that way; leave it out"
+        )
     if 0 < kind.workers(config) < config.replay.shards:
         found.append(
             f"replay.shards is {config.replay.shards}, expected at most worker.workers {config.worker.workers}: a worker writes to one shard, so "

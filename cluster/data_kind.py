@@ -345,7 +345,7 @@ def _stage_problems(config: RunConfig) -> list[str]:
             f"worker.random_steps is {config.worker.random_steps} for {config.algorithm}, expected 0: random warm-up steps cannot be "
             "combined with a policy that plans per episode; set it to 0"
         )
-    if online.plan != "explore" and not hasattr(config.agent, "explore_target"):
+    if online.plan != "explore" and not ALGORITHMS[config.algorithm].plans:
         found.append(
             f"online.plan is {online.plan} for {config.algorithm}, expected explore: it makes no plans and could gather nothing in that way; "
             "set it to explore"

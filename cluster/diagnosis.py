@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from algorithms import ALGORITHMS
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import least_nats
 from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt
@@ -68,7 +69,7 @@ def diagnose(
     """
     run = RunDirectory.open(run_dir)
     spec = spec_of(run.config(), run)
-    if spec.config.algorithm != "gac":
+    if not ALGORITHMS[spec.config.algorithm].plans:
         raise UsageError(
             f"{run_dir} is a run of {spec.config.algorithm}, which makes no plans, expected one of gac: there is nothing to diagnose; give "
             "such a run (`drawbridge evaluate` measures every algorithm)"
@@ -83,7 +84,7 @@ def diagnose(
         scores = {name: _score(spec, own, weights, name, request, episodes, seed) for name in VARIANTS}
         scores["prior"] = _score(spec, own, weights, "searched", PlanRequest(mode="prior"), episodes, seed)
     found: dict[str, Any] = {
-        "algorithm": "gac",
+        "algorithm": spec.config.algorithm,
         "env": spec.config.env,
         "updates": weights.updates,
         "planned_updates": spec.config.planned_updates,

@@ -442,7 +442,7 @@ def test_an_actor_critic_is_not_fine_tuned_in_another_environment(
     base = tmp_path / "base"
     assert train_inline(base, ENV, 96) == 0
     result = refused(["finetune", str(base), "--env", "InvertedPendulum-v5", "--out", str(tmp_path / "run")], capsys)
-    holds(result, f"{base} cannot be gone on from", "another configuration", "nothing was started")
+    holds(result, f"{base} cannot be gone on from", "another configuration", "Nothing was started")
     result = refused(["finetune", str(base), "--stages", "2", "--out", str(tmp_path / "run")], capsys)
     holds(result, "online.stages was given to a run of softgac", "no stages", "give --steps")
     assert not (tmp_path / "run").exists()
@@ -547,3 +547,14 @@ def test_a_run_directory_remembers_the_target_of_exploration(tmp_path: Path) -> 
     run = RunDirectory.create(tmp_path / "run", config)
     run.release()
     assert RunDirectory.open(tmp_path / "run").config() == config
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "rvs", "iql", "softgac"])
+def test_a_mode_of_planning_is_refused_before_a_run_that_makes_no_plans_starts(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--env", "Pendulum-v1"] if algorithm == "softgac" else ["--dataset", ID]
+    words = ["train", algorithm, *task, "--run-dir", str(tmp_path / "run"), "--set", "evaluation.mode=kl"]
+    said = refused(words, capsys)
+    holds(said, f"evaluation.mode is kl for {algorithm}, expected none", "makes no plans", "nothing was started")
+    assert not (tmp_path / "run").exists()

@@ -189,7 +189,8 @@ def target_notes(spec: RunSpec, target: float | None) -> list[str]:
     from replay.dataset import DatasetError
 
     config = spec.config
-    asked = ALGORITHMS[config.algorithm].returns == "asked" and config.algorithm != "gac"  # which warns by itself
+    algorithm = ALGORITHMS[config.algorithm]
+    asked = algorithm.returns == "asked" and not algorithm.plans  # a plan's search warns by itself
     if target is None or not asked or config.online.stages or not math.isfinite(target):
         return []
     try:

@@ -57,7 +57,7 @@ def finetuned(
             "was started; give --stages and --updates-per-stage instead"
         )
     online = dataclasses.replace(online, stages=3)
-    plans = hasattr(config.agent, "explore_target")
+    plans = ALGORITHMS[config.algorithm].plans
     if target is not None and not plans:
         raise UsageError(
             f"--target {target} was given to a run of {config.algorithm}, whose exploration asks for no return; nothing was started; "
