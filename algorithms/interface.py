@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from replay.option import SIZE_LIMIT
 from replay.schema import DataSummary, EpisodeMetadata, ReturnSummary, Trajectories
 
 if TYPE_CHECKING:
@@ -109,6 +110,22 @@ class PlanRequest:
 
 class PlanRequestError(ValueError):
     """A policy cannot meet a plan request; the message says what it accepts."""
+
+
+def refuse_mode(who: str, mode: str) -> None:
+    """PlanRequestError if a policy that makes no plans, ``who`` in words, is asked for a mode."""
+    if mode:
+        raise PlanRequestError(f"{who} was asked for mode {mode}, expected none: it makes no plans; drop the mode")
+
+
+def real_target(target: float) -> float:
+    """A return that is asked for, environment units; PlanRequestError for one that no number stands for in float32 products."""
+    if not abs(target) <= SIZE_LIMIT:
+        raise PlanRequestError(
+            f"the target return is {target}, expected a number from -{SIZE_LIMIT:g} to {SIZE_LIMIT:g} in the environment's own "
+            "units: nothing returns that; leave it out or give a number"
+        )
+    return target
 
 
 class EpisodeAgent(Protocol):

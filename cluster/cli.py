@@ -9,9 +9,10 @@ import difflib
 import functools
 import io
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from cluster.bounded import leave_cluster
@@ -30,17 +31,31 @@ from cluster.own_code import use_code
 from cluster.signals import Signals
 from replay.task import OWN_PACKAGES, ROOT
 
+NEGATIVE = re.compile(
+    r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-(inf|infinity|nan)", re.IGNORECASE
+)  # that argparse does not know as numbers
 NEAR = 0.75  # how like a flag an unknown one must be to be taken for it; they share their dashes
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the last line on standard error is the root cause when it fails."""
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    parser, words = _parser(), _with_numbers(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        _refuse_unknown(parser, sys.argv[1:] if argv is None else argv, unknown)
+        _refuse_unknown(parser, words, unknown)
     arguments.execute = execute  # for commands that do theirs in several processes
     return execute(arguments) if argv is None else _caught(arguments)
+
+
+def _with_numbers(argv: Sequence[str]) -> list[str]:
+    """The words, with a number such as -1e3 or -inf made part of the flag before it: argparse would take it for another flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1].startswith("--") and "=" not in words[-1] and NEGATIVE.fullmatch(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, argv: list[str], unknown: list[str]) -> NoReturn:

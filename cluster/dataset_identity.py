@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UsageError
 from cluster.history import Damaged, read_object
 from replay.manifest import write_atomic
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from replay.dataset import Dataset
 
 FILE = "dataset.json"
+NAMES = {  # keys of the note, and what people call it
+    "id": "id",
+    "episodes": "episodes",
+    "steps": "steps",
+    "random_return": "return of the random policy",
+    "expert_return": "return of the expert",
+    "metadata": "digest of the metadata",
+}
 
 
 def keep_identity(dataset: Dataset | None, run_dir: Path) -> None:
@@ -23,39 +32,58 @@ def keep_identity(dataset: Dataset | None, run_dir: Path) -> None:
 
 
 def identity_notes(spec: RunSpec) -> list[str]:
-    """One line if the run's dataset is another one than it learned from; of a run that has not begun, than its base run did.
+    """One line if the run's dataset has changed since it learned from it; of a run that has not begun, since its base run did.
 
-    Runs of earlier versions have no note and get no line; nor does one that was given a dataset of another id.
+    Runs of earlier versions have no note and get no line; nor does one that begins with another dataset than its base run's.
     """
-    dataset, run_dir = spec.dataset, spec.run_dir
+    changed = _change(spec)
+    return [f"{changed}; its episodes and reference returns are used as they are now"] if changed else []
+
+
+def require_same(spec: RunSpec) -> None:
+    """UsageError if the dataset has changed since the run, which is to resume, learned from it."""
+    if changed := _change(spec):
+        raise UsageError(
+            f"{changed}; expected the same, because the run would not go on as if it had never stopped; nothing was started; put the "
+            "first one back (`drawbridge dataset show` says how one was made), or begin a new run"
+        )
+
+
+def _change(spec: RunSpec) -> str:
+    dataset, run_dir, base = spec.dataset, spec.run_dir, spec.config.online.base
     if dataset is None:
-        return []
-    if spec.config.online.base and not (run_dir / FILE).exists():
-        run_dir = Path(spec.config.online.base)
+        return ""
+    begins = bool(base) and not (run_dir / FILE).exists()
+    if begins:
+        run_dir = Path(base)
     try:
         then = read_object(run_dir / FILE)
     except (OSError, Damaged):
-        return []
+        return ""
     now = _identity(dataset)
-    if then == now or then.get("id") != dataset.id:
-        return []
-    return [
-        f"{dataset.id} is not the dataset that {run_dir} learned from: {_in_words(then)} then, {_in_words(now)} now, made anew; its "
-        "episodes and reference returns are used all the same; put the first one back to have that run's"
+    if then == now or (begins and then.get("id") != dataset.id):
+        return ""
+    differing = [
+        f"{name} {_in_words(then.get(key))} then, {_in_words(now[key])} now"
+        for key, name in NAMES.items()
+        if then.get(key) != now[key]
     ]
+    return f"{dataset.id} has changed since {run_dir} learned from it: {'; '.join(differing)}"
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "id": dataset.id,
-        "episodes": dataset.total_episodes,
-        "steps": dataset.total_steps,
-        "metadata": dataset.metadata_digest,
-    }
-
-
-def _in_words(identity: dict[str, Any]) -> str:
-    episodes, steps = (
-        f"{value:,}" if isinstance(value, int) else "?" for value in map(identity.get, ("episodes", "steps"))
+    values = (
+        dataset.id,
+        dataset.total_episodes,
+        dataset.total_steps,
+        dataset.random_return,
+        dataset.expert_return,
+        dataset.metadata_digest,
     )
-    return f"{episodes} episodes of {steps} steps in all"
+    return dict(zip(NAMES, values, strict=True))
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value[:80])
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else "unknown"

@@ -42,24 +42,28 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_the_same_dataset_moved_is_not_another_and_one_made_anew_is_named_by_each_command(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sentence = f"{DATASET} is not the dataset that {runs} learned from: 8 episodes of 1,600 steps in all then"
+    sentence = f"{DATASET} has changed since {runs} learned from it: "
     evaluate = ("evaluate", str(runs), "--episodes", "2")
     shutil.copytree(runs.parent / "datasets", tmp_path / "moved")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "moved"))
-    assert sentence not in said(capsys, *evaluate)
+    assert "has changed" not in said(capsys, *evaluate)
 
     make_anew(9)
-    new = f"{sentence}, 9 episodes of 1,800 steps in all now"
-    assert new in said(capsys, *evaluate)
-    assert new in said(capsys, "diagnose", str(runs), "--episodes", "2")
-    assert new in said(capsys, *finetune_words(runs, tmp_path / "online", "--backend", "inline", stages=1))
-    shutil.copytree(runs, tmp_path / "copy")
-    later = said(capsys, "resume", str(tmp_path / "copy"), "--steps", "20")
-    assert new.replace(str(runs), str(tmp_path / "copy")) in later
-    assert "is not the dataset" not in said(capsys, "evaluate", str(tmp_path / "online"), "--episodes", "2")
+    new = "episodes 8 then, 9 now; steps 1,600 then, 1,800 now"
+    assert sentence + new in said(capsys, *evaluate)
+    assert sentence + new in said(capsys, "diagnose", str(runs), "--episodes", "2")
+    assert sentence + new in said(capsys, *finetune_words(runs, tmp_path / "online", "--backend", "inline", stages=1))
+    # its own note is of the new one
+    assert "has changed" not in said(capsys, "evaluate", str(tmp_path / "online"), "--episodes", "2")
+
+    before = {path: path.read_bytes() for path in runs.rglob("*.json")}
+    assert main(["resume", str(runs), "--steps", "20"]) == 2
+    refused = capsys.readouterr().err
+    assert sentence + new in refused and "nothing was started" in refused
+    assert {path: path.read_bytes() for path in runs.rglob("*.json")} == before
 
     make_anew(8, expert=-100.0)
-    assert f"{sentence}, 8 episodes of 1,600 steps in all now" in said(capsys, *evaluate)
+    assert f"{sentence}return of the expert -150 then, -100 now" in said(capsys, *evaluate)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"id": 1}', f'{{"id": "{DATASET}", "episodes": [], "steps": true}}'])
@@ -68,5 +72,5 @@ def test_a_damaged_note_ends_no_command(
 ) -> None:
     shutil.copytree(runs, tmp_path / "run")
     (tmp_path / "run" / FILE).write_text(content)
-    told = "learned from: ? episodes" in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "2")
-    assert told == (DATASET in content)
+    told = "episodes unknown then, 8 now" in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "2")
+    assert told == ("{" in content)

@@ -214,7 +214,7 @@ REFUSED = {
     ),
     "another environment than the base run's": (
         ["--env", "Hopper-v5"],
-        ("InvertedPendulum-v5", "Hopper-v5", "nothing was started"),
+        ("InvertedPendulum-v5", "Hopper-v5", "Nothing was started"),
     ),
     "updates on no dataset": (
         ["--set", "data.pretrain_updates=5"],

@@ -133,6 +133,11 @@ def iql(root: Path) -> Path:
     return trained(root, "iql")
 
 
+@pytest.fixture(scope="module")
+def rvs(root: Path) -> Path:
+    return trained(root, "rvs")
+
+
 def trained(root: Path, algorithm: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(root / f"{algorithm}-datasets"))
@@ -265,9 +270,19 @@ AIMS = {
     "a target for bc": (
         "bc", ("--target-return", "5"), ("asked for the return 5", "can aim at nothing", "dt or gac")),
     "a mode for dt": (
-        "dt", ("--mode", "kl"), ("decision transformer was asked for mode 'kl'", "drop the mode")),
+        "dt", ("--mode", "kl"), ("decision transformer was asked for mode kl", "expected none", "drop the mode")),
     "a target for dt that is no number": (
-        "dt", ("--target-return", "nan"), ("target return is nan", "expected a finite")),
+        "dt", ("--target-return", "nan"), ("target return is nan", "expected a number from -1e+09 to 1e+09")),
+    "a target for rvs beyond float32": (
+        "rvs", ("--target-return", "-1e308"), ("target return is -1e+308", "expected a number from -1e+09 to 1e+09")),
+    "a mode for rvs": (
+        "rvs", ("--mode", "kl"), ("return-conditioned regression was asked for mode kl", "expected none", "drop the mode")),
+    "a mode for iql": (
+        "iql", ("--mode", "kl"), ("follows values was asked for mode kl", "expected none", "drop the mode")),
+    "a target for iql": (
+        "iql", ("--target-return", "5"), ("follows values was asked for the return 5", "expected none", "drop the target")),
+    "a target below nothing": (
+        "gac", ("--mode", "st", "--target-return", "-inf"), ("target return is -inf", "expected a number from")),
     "a target that is no number": (
         "gac", ("--mode", "st", "--target-return", "inf"),
         ("target return is inf", "expected a number from -1e+09 to 1e+09", "leave it out or give a number")),
@@ -291,6 +306,12 @@ def test_what_cannot_be_asked_of_a_policy_is_refused_before_any_episode(
     algorithm, flags, parts = AIMS[case]
     result = refused(["evaluate", str(request.getfixturevalue(algorithm)), "--episodes", "2", *flags], capsys)
     holds(result, *parts, "nothing was evaluated")
+
+
+def test_evaluate_explores_as_the_policies_do_that_gather_episodes(
+    iql: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(iql, capsys, "--mode", "explore")["returns"] != evaluated(iql, capsys)["returns"]
 
 
 def evaluated(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def test_the_graph_acts_as_the_policy_and_noise_follows_from_the_episode(name: s
     policy.load_state(kept)
     assert np.array_equal(policy.act(obs, np.zeros(5)), first)
     policy.aim = PlanRequest(mode="kl")
-    with pytest.raises(PlanRequestError, match="no mode or explore"):
+    with pytest.raises(PlanRequestError, match="asked for mode kl, expected none"):
         policy.begin(np.arange(1), obs[:1], np.random.default_rng(1))
 
 

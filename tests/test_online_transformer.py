@@ -137,7 +137,7 @@ def test_exploring_asks_for_more_and_samples_and_an_evaluation_repeats_itself(le
     assert metadata.target == pytest.approx(2 * best) and metadata.mode == "explore"
     assert explored != usual and played(policy, PlanRequest(mode="explore"))[0] == explored
     assert played(policy, PlanRequest(mode="explore", target_return=-3.0))[1].target == 0.0  # above -3, not below
-    with pytest.raises(PlanRequestError, match="mode 'kl', expected none"):
+    with pytest.raises(PlanRequestError, match="mode kl, expected none"):
         played(policy, PlanRequest(mode="kl"))
 
 

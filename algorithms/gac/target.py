@@ -15,8 +15,7 @@ import torch
 
 from algorithms.gac.config import ALIKE
 from algorithms.gac.planning import PlanningConfig
-from algorithms.interface import PlanRequestError
-from replay.option import SIZE_LIMIT
+from algorithms.interface import real_target
 from replay.schema import ReturnSummary
 
 # All of these are ours.
@@ -111,11 +110,7 @@ def settle_target(target: float, low: float, high: float) -> tuple[float, str]:
     Raises:
         PlanRequestError: a target that is not finite, or beyond SIZE_LIMIT.
     """
-    if not abs(target) <= SIZE_LIMIT:
-        raise PlanRequestError(
-            f"the target return is {target}, expected a number from -{SIZE_LIMIT:g} to {SIZE_LIMIT:g} in the environment's own "
-            "units: no plan has it; leave it out or give a number"
-        )
+    real_target(target)
     least, most = return_range(low, high)
     if math.isnan(most) or least <= target <= most:
         return target, ""

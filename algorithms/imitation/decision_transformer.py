@@ -9,7 +9,6 @@ dataset (theirs by a constant an environment), and the default target is the dat
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from algorithms.imitation.agent import History, ImitationAgent, ImitationPolicy,
 from algorithms.imitation.causal_transformer import Window, head_outputs, initial_parameters
 from algorithms.imitation.cloning import action_error
 from algorithms.imitation.config import TransformerConfig
-from algorithms.interface import AgentSpec, PlanRequestError
+from algorithms.interface import AgentSpec, real_target, refuse_mode
 from algorithms.trainer import Loss
 from algorithms.weights import misfits
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
@@ -146,23 +145,13 @@ class DecisionTransformerPolicy(ImitationPolicy[TransformerConfig]):
         self._history = History(**{name: array.copy() for name, array in state.items()})
 
     def _target(self) -> float:
-        if self.aim.mode:
-            raise PlanRequestError(
-                f"a decision transformer was asked for mode {self.aim.mode!r}, expected none: it infers no plan; drop the "
-                "mode, and give a target return alone"
-            )
+        refuse_mode("a decision transformer", self.aim.mode)
         return self._requested()
 
     def _requested(self) -> float:
-        """The target return that was given, or the dataset's. Raises PlanRequestError where it is not finite."""
-        if self.aim.target_return is None:
-            return float(self._weights["return_target"])
-        if not math.isfinite(self.aim.target_return):
-            raise PlanRequestError(
-                f"the target return is {self.aim.target_return}, expected a finite number: no action follows from it; "
-                "give one in the environment's units, or none for the dataset's best"
-            )
-        return float(self.aim.target_return)
+        """The target return that was given, or the dataset's. Raises PlanRequestError where it is no number to ask for."""
+        given = self.aim.target_return
+        return float(self._weights["return_target"]) if given is None else real_target(float(given))
 
     def _window(self) -> Window:
         """All K entries, also while an episode is shorter: one shape for every step, and for any company of others."""

@@ -22,7 +22,7 @@ from algorithms.fourier import features, featurise
 from algorithms.imitation.agent import ImitationAgent, ImitationPolicy, draw_points
 from algorithms.imitation.cloning import action_error, logits, uniform_parameters
 from algorithms.imitation.config import ConditionedConfig
-from algorithms.interface import AgentSpec, PlanRequestError
+from algorithms.interface import AgentSpec, real_target, refuse_mode
 from algorithms.trainer import Loss
 from replay.schema import DataSummary, EpisodeMetadata, Trajectories
 
@@ -79,12 +79,10 @@ class ReturnConditionedPolicy(ImitationPolicy[ConditionedConfig]):
 
     def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
         """Metadata with the requested return; nothing is drawn. Raises PlanRequestError for a request that cannot be met."""
-        asked = float(self._weights["return_target"]) if self.aim.target_return is None else self.aim.target_return
-        if self.aim.mode or not math.isfinite(asked):
-            raise PlanRequestError(
-                f"a return-conditioned regression was asked for mode {self.aim.mode!r} and the target return {asked}, expected no mode and "
-                "a finite return: it infers no plan; drop the mode, and give a return in the environment's units or none"
-            )
+        refuse_mode("a return-conditioned regression", self.aim.mode)
+        asked = real_target(
+            float(self._weights["return_target"]) if self.aim.target_return is None else self.aim.target_return
+        )
         self._asked_E[env_K] = asked
         return [EpisodeMetadata(episode=-1, mode="", target=asked, predicted=NAN, variance=NAN) for _ in env_K]
 

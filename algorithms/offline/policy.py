@@ -13,7 +13,7 @@ import torch
 from algorithms import runtime
 from algorithms.fourier import features, featurise
 from algorithms.imitation.agent import ImitationPolicy
-from algorithms.interface import PlanRequestError
+from algorithms.interface import PlanRequestError, refuse_mode
 from algorithms.offline.agent import no_data
 from algorithms.offline.config import IQLConfig, TD3BCConfig, ValueConfig
 from algorithms.offline.steps import IQL_LOG_STD, LOG_STD, actor_parameters, outputs
@@ -43,10 +43,12 @@ class ValuePolicy(ImitationPolicy[ValueConfig]):
 
     def begin(self, env_K: np.ndarray, obs_KO: np.ndarray, rng: np.random.Generator) -> list[EpisodeMetadata]:
         """Metadata without a target; raises PlanRequestError for any request but to explore."""
-        if self.aim.mode not in ("", EXPLORE) or self.aim.target_return is not None:
+        if self.aim.mode != EXPLORE:
+            refuse_mode("a policy that follows values", self.aim.mode)
+        if self.aim.target_return is not None:
             raise PlanRequestError(
-                f"a policy that follows values was asked for mode {self.aim.mode!r} and the return {self.aim.target_return}, expected no "
-                "mode or explore, and no return: it makes no plan and has no target; leave them out"
+                f"a policy that follows values was asked for the return {self.aim.target_return:g}, expected none: it maximises its "
+                "values and aims at no return; drop the target"
             )
         explores = self.aim.mode == EXPLORE
         self._seed_E[env_K] = [stream.integers(2**62) if explores else -1 for stream in rng.spawn(len(env_K))]

@@ -30,8 +30,8 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--seed", type=seed, default=10_000, help="episode i starts from seed + i (default: 10000)")
     evaluate.add_argument(
         "--mode",
-        choices=["prior", "st", "kl", "max"],
-        help="how a policy that plans infers its plan (default: the run's)",
+        choices=["prior", "st", "kl", "max", "explore"],
+        help="how a policy that plans infers its plan (default: the run's); explore: as it gathers episodes, odt and iql's kind too",
     )
     evaluate.add_argument(
         "--target-return",

@@ -224,6 +224,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
+    from cluster.dataset_identity import require_same
     from cluster.metrics.discovery import left_behind
     from cluster.saving import check_parts, set_aside
 
@@ -236,6 +237,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     lost = check_parts(run, config, arguments.accept_loss)
     _check_reachable(config)
     spec = make_spec(config, run, 0)
+    require_same(spec)
     left = left_behind(run.path, run.config().metrics, spec.config.metrics)
     with written_at_start(run.path):
         spec = dataclasses.replace(spec, start=run.count_start())
