@@ -94,7 +94,13 @@ def write_files(
 
 
 def check_can_write(dataset_id: str, force: bool) -> None:
-    """DatasetError unless a dataset of this id may be put in place: best asked before episodes are collected."""
+    """DatasetError unless a dataset of this id could be written now: asked before episodes are collected."""
+    _check_free(dataset_id, force)
+    with _locked(dataset_id):
+        pass
+
+
+def _check_free(dataset_id: str, force: bool) -> None:
     target = datasets_root() / check_id(dataset_id)
     if not target.exists():
         return
@@ -105,17 +111,23 @@ def check_can_write(dataset_id: str, force: bool) -> None:
     if not force:
         raise DatasetError(
             f"the dataset {dataset_id} exists in {datasets_root()}, expected a new id: it is left as it is; add --force "
-            "to replace it, or choose another id"
+            "to replace it, or choose another id (an import keeps its own)"
         )
 
 
 @contextlib.contextmanager
-def staging(dataset_id: str) -> Iterator[Path]:
-    """An empty folder for a dataset that is being written, on the disk of the others; gone at the end."""
+def _locked(dataset_id: str) -> Iterator[None]:
+    """Holds the id's lock; DatasetError where another process does, or nothing can be written."""
     base = datasets_root() / STAGING
-    base.mkdir(parents=True, exist_ok=True)
-    name = _slug(dataset_id)
-    with open(base / f"{name}.lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(base / f"{_slug(dataset_id)}.lock", "w"))
+        except OSError as error:
+            raise DatasetError(
+                f"{base} cannot be written to ({error.strerror}), expected a folder for datasets: nothing was written; let this user "
+                "write there, or set MINARI_DATASETS_PATH to another folder"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -123,6 +135,14 @@ def staging(dataset_id: str) -> Iterator[Path]:
                 f"another process is writing {dataset_id}, expected one at a time: nothing was written; wait for it, or "
                 "choose another id"
             ) from error
+        yield
+
+
+@contextlib.contextmanager
+def staging(dataset_id: str) -> Iterator[Path]:
+    """An empty folder for a dataset that is being written, on the disk of the others; gone at the end."""
+    base, name = datasets_root() / STAGING, _slug(dataset_id)
+    with _locked(dataset_id):
         old, target = base / f"{name}.old", datasets_root() / dataset_id
         if old.exists() and not target.exists():  # a writer was killed between the two renames of ``publish``
             os.rename(old, target)
@@ -138,7 +158,7 @@ def staging(dataset_id: str) -> Iterator[Path]:
 def publish(folder: Path, dataset_id: str, force: bool) -> None:
     """Puts ``folder``, made inside ``staging``, in place of the id, synced; an older dataset goes when the new one is there."""
     _sync(folder)
-    check_can_write(dataset_id, force)
+    _check_free(dataset_id, force)
     root, target = datasets_root(), datasets_root() / dataset_id
     for parent in reversed(target.relative_to(root).parents[:-1]):
         (root / parent).mkdir(exist_ok=True)

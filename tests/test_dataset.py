@@ -493,6 +493,15 @@ def endless(pipe: Any) -> None:
     write(stream())
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_a_single_episode_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "datasets"))
+    with pytest.raises(DatasetError, match=r"cannot be written to.*nothing was written.*set MINARI_DATASETS_PATH"):
+        dataset_writer.check_can_write(ID, force=False)
+
+
 def test_a_killed_writer_leaves_no_dataset_and_nobody_writes_beside_it(root: Path) -> None:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -500,6 +509,8 @@ def test_a_killed_writer_leaves_no_dataset_and_nobody_writes_beside_it(root: Pat
     writer.start()
     try:
         assert here.poll(60) and here.recv() == "writing"
+        with pytest.raises(DatasetError, match="another process is writing"):  # before a single episode is made
+            dataset_writer.check_can_write(ID, force=False)
         with pytest.raises(DatasetError, match="another process is writing"):
             write([episode(0)])
     finally:

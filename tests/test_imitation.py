@@ -363,7 +363,7 @@ def test_a_return_that_cannot_be_asked_for_and_an_episode_that_has_not_begun_are
     policy, obs_KO, rng = ReturnConditionedPolicy(SMALL_CONDITIONED, 2, 1), np.zeros((1, 2), np.float32), None
     for aim in (PlanRequest(mode="kl"), PlanRequest(target_return=math.inf)):
         policy.aim = aim
-        with pytest.raises(PlanRequestError, match="expected none: it makes no plans|expected a number from"):
+        with pytest.raises(PlanRequestError, match=r"expected none: it makes no plans|expected a number from"):
             policy.begin(np.zeros(0, np.int64), obs_KO, rng)  # type: ignore[arg-type]
     policy.reset(2)
     with pytest.raises(RuntimeError, match=r"of which \[0, 1\] have not begun"):

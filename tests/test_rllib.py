@@ -210,6 +210,14 @@ def test_evaluation_is_deterministic_and_comes_at_its_interval(inline: Any) -> N
     assert during["episode_returns"] == after["episode_returns"] and after["num_episodes"] == 3
 
 
+def test_a_call_after_stop_says_what_ended_the_run(inline: Any) -> None:
+    algo = inline()
+    algo.train()
+    algo.stop()
+    with pytest.raises(RunError, match=r"was ended by stop\(\) .*summary.json.*go on from its newest checkpoint"):
+        algo.train()
+
+
 def test_a_restored_run_continues_exactly_as_if_it_had_never_stopped(inline: Any, tmp_path: Path) -> None:
     algo = inline(tiny(steps=80))
     algo.train()

@@ -71,7 +71,7 @@ class FleetAlgorithm(Algorithm):
         logging.getLogger("ray.rllib").setLevel(config.log_level)
         self.callbacks = [kind() for kind in listed(config.callbacks_class)]
         self._session: Session | None = None
-        self._failed = self._stopped = False
+        self._failed = self._stopped = self._closed = False
         self._lock = threading.RLock()  # of whoever uses the session
         self._run: RunDirectory | None = None  # prepared, locked
         self._starts = self._parts = 0
@@ -114,6 +114,7 @@ class FleetAlgorithm(Algorithm):
     def cleanup(self) -> None:
         """Ends the fleet in order; its run directory keeps a last checkpoint and summary.json."""
         self._end("stopped")
+        self._closed = True
 
     # --- Algorithm ------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class FleetAlgorithm(Algorithm):
                 f"{folder} holds no learner checkpoint: nothing was changed; give a folder that save_to_path wrote"
             )
         self.cleanup()
-        self._failed = self._stopped = False
+        self._failed = self._stopped = self._closed = False
         self._starts, self._parts = int(saved["starts"]) + 1, self._parts + 1
         self._iteration, self._time_total = int(saved["iteration"]), float(saved["time_total_s"])
         self._module_order = None
@@ -289,9 +290,13 @@ class FleetAlgorithm(Algorithm):
     def _driving(self) -> Iterator[Session]:
         """The session, started if need be. A failure is written to its run directory and ends the run, as `drawbridge stop` does."""
         with self._lock:
-            if self._failed or self._stopped:
-                why = "was ended by `drawbridge stop`" if self._stopped else "has failed"
-                record = self.run_dir / ("summary.json" if self._stopped else "failure.json")
+            if self._failed or self._stopped or self._closed:
+                why = (
+                    "has failed"
+                    if self._failed
+                    else f"was ended by {'`drawbridge stop`' if self._stopped else 'stop()'}"
+                )
+                record = self.run_dir / ("failure.json" if self._failed else "summary.json")
                 raise RunError(f"this run {why} (see {record}); go on from its newest checkpoint in a new one")
             try:
                 if self._session is None:
