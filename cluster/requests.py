@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,17 @@ class Requests:
             ) from error
         return ident
 
-    def wait_for_answer(self, ident: str, deadline_s: float, withdrawn: str = "") -> str:
+    def wait_for_answer(self, ident: str, deadline_s: float, over: Callable[[], str], withdrawn: str = "") -> str:
         """What the run answers; RunError when it refuses, or answers nothing in time: a request of kind ``withdrawn`` that it has not
-        taken by then is removed."""
-        deadline = time.monotonic() + deadline_s
-        while time.monotonic() < deadline:
+        taken by then is removed.
+
+        Args:
+            over: why the run answers no more; "" while it may.
+        """
+        deadline, run = time.monotonic() + deadline_s, self._folder.parent
+        while True:
+            late = f"the run in {run} did not answer within {deadline_s:g} s" if time.monotonic() >= deadline else ""
+            why = over() or late  # before the look: the last answer of a run counts
             answer: dict[str, Any] = {}
             with contextlib.suppress(OSError, Damaged):  # what is there may be an earlier one, damaged since
                 answer = read_object(self._folder / "answer.json")
@@ -73,13 +80,13 @@ class Requests:
                 if not answer.get("ok"):
                     raise RunError(str(answer.get("message")))
                 return str(answer.get("message"))
+            if why:
+                break
             time.sleep(0.1)
         untaken = bool(withdrawn) and self._withdraw(withdrawn, ident)
-        then = "the request is withdrawn and nothing was changed" if untaken else "it may still do what was asked"
-        raise RunError(
-            f"the run in {self._folder.parent} did not answer within {deadline_s:g} s; {then}; see "
-            f"`drawbridge status {self._folder.parent}`"
-        )
+        done = "it may still do what was asked" if why == late else "what was asked may have been done before"
+        then = "the request is withdrawn and nothing was changed" if untaken else done
+        raise RunError(f"{why}; {then}; see `drawbridge status {run}`")
 
     def _withdraw(self, kind: str, ident: str) -> bool:
         """Removes a request that nobody has taken; whether it was there."""

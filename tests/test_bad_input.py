@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tiny_runs import command, edit_config, edit_meta, read, train_inline, train
 
 from cluster.cli import main
 from cluster.config import make_preset
+from cluster.requests import Request, Requests
 from cluster.run_dir import RunDirectory
 
 
@@ -328,6 +331,57 @@ def test_a_request_to_scale_that_a_stopped_run_does_not_take_is_withdrawn(
         run.release()
     assert "did not answer within 0.3 s; the request is withdrawn and nothing was changed" in capsys.readouterr().err
     assert run.requests.take() is None
+
+
+def meanwhile(run: RunDirectory, happens: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
+    """Holds the run as its driver does; ``happens`` is called with the id of the first request as soon as it is written."""
+
+    def write(self: Requests, kind: str, number: int) -> str:
+        ident = written(self, kind, number)
+        happens(ident)
+        return ident
+
+    written = Requests.write
+    patch.setattr(Requests, "write", write)
+    run.hold()
+
+
+@pytest.mark.parametrize("how", ["gone", "finishing", "answered"])
+def test_a_request_to_scale_that_comes_in_a_runs_last_seconds_is_answered_at_once(
+    how: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(shutil.copytree(finished, tmp_path / "run"))
+    request = Request(kind="scale", ident="", number=3)
+
+    def happens(ident: str) -> None:
+        if how == "answered":
+            run.requests.answer(dataclasses.replace(request, ident=ident), True, "3 run")
+        if how == "finishing":
+            run.write_live(run.live(), "finishing")
+        else:
+            run.release()
+
+    meanwhile(run, happens, monkeypatch)
+    try:
+        code = main(["scale", str(run.path), "--workers", "3", "--timeout", "2"])
+    finally:
+        run.release()
+    said = capsys.readouterr()
+    if how == "answered":
+        assert code == 0 and said.out == "3 run\n"
+        return
+    why = "no process drives" if how == "gone" else "is finishing"
+    assert code == 1 and why in said.err and "the request is withdrawn and nothing was changed" in said.err, said.err
+    assert run.requests.take() is None
+
+
+def test_a_stop_that_comes_as_the_runs_of_seeds_end_says_so_at_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "seed-1")
+    parent = RunDirectory(tmp_path)
+    meanwhile(parent, lambda ident: parent.release(), monkeypatch)
+    assert "there is nothing to stop" in refused(["stop", str(tmp_path), "--timeout", "2"], capsys)
 
 
 def test_a_listener_that_is_no_ray_head_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,27 @@ def add_status(commands: Any) -> None:
 
 def _scale(arguments: argparse.Namespace) -> int:
     run = RunDirectory.open(arguments.run_dir)
-    require_owner(run, "scale")
-    if (state := run.live().get("state")) == "finishing":
-        raise RunError(f"{run.path} is {state}: it has all it wanted, or was asked to stop; nothing was changed")
-    print(run.requests.wait_for_answer(run.requests.write("scale", arguments.workers), arguments.timeout, "scale"))
+    owner = require_owner(run, "scale")
+    if ends := _ending(run, owner):
+        raise RunError(f"{ends}; nothing was changed")
+    ident = run.requests.write("scale", arguments.workers)
+    over = partial(_ending, run, owner)
+    print(run.requests.wait_for_answer(ident, arguments.timeout, over, withdrawn="scale"))
     return 0
+
+
+def _ending(run: RunDirectory, owner: int) -> str:
+    """That the run ends or has ended, and takes no other number of workers; "" while process ``owner`` goes on with it."""
+    if run.live().get("state") == "finishing" and run.owner() == owner:
+        return f"{run.path} is finishing: it has all it wanted, or was asked to stop"
+    return driver_gone(run, owner)
+
+
+def driver_gone(run: RunDirectory, owner: int) -> str:
+    """That process ``owner``, which drove the run and was asked something, has ended; "" while it drives the run."""
+    if run.owner() == owner:
+        return ""
+    return f"no process drives {run.path} any more: process {owner} ended before it answered"
 
 
 def require_owner(run: RunDirectory, verb: str) -> int:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from cluster.commands.arguments import add_command, location, seconds
-from cluster.commands.status import require_owner
+from cluster.commands.status import driver_gone, require_owner
 from cluster.errors import RunError
 from cluster.own_code import resume_words
 from cluster.run_dir import RunDirectory, seed_dirs
@@ -23,9 +23,14 @@ def add_stop(commands: Any) -> None:
 def _stop(arguments: argparse.Namespace) -> int:
     deadline = time.monotonic() + arguments.timeout
     parent = RunDirectory(arguments.run_dir)
-    driver = None if (parent.path / "config.json").is_file() else parent.owner()
+    driver, said = None if (parent.path / "config.json").is_file() else parent.owner(), ""
     if driver is not None:  # it reaches the seeds that are only starting, too
-        said = parent.requests.wait_for_answer(parent.requests.write("stop", driver), arguments.timeout)
+        try:
+            said = _ask_driver(parent, driver, arguments.timeout)
+        except RunError:
+            if parent.owner() == driver:
+                raise
+            driver = None  # it ended meanwhile, as a rule with all its runs
     runs = [RunDirectory.open(path) for path in seed_dirs(parent.path) or ([] if driver else [parent.path])]
     asked = {run: owner for run in runs if (owner := run.owner()) is not None}
     if driver is None:
@@ -47,6 +52,12 @@ def _stop(arguments: argparse.Namespace) -> int:
     if problems:
         raise RunError("\n".join(problems))
     return 0
+
+
+def _ask_driver(parent: RunDirectory, driver: int, timeout_s: float) -> str:
+    """Asks process ``driver`` to stop all runs of --seeds in ``parent``; what it answers."""
+    ident = parent.requests.write("stop", driver)
+    return parent.requests.wait_for_answer(ident, timeout_s, lambda: driver_gone(parent, driver))
 
 
 def _wait(run: RunDirectory, owner: int, deadline: float) -> None:
