@@ -85,6 +85,15 @@ def twice_words(run_dir: Path, config: RunConfig) -> str:
     )
 
 
+def cut_start_words(run_dir: Path, config: RunConfig, learned: bool) -> str:
+    """What follows from a signal during the start of a run, which had ``learned`` before or not, and how to go on with it."""
+    begun = "this resume had not begun, what the run has learned is kept" if learned else "it had not begun to learn"
+    verb = "go on" if learned else "start it"
+    return (
+        f"during the start: {begun}, and all that was started is ended; {verb} with `{resume_words(run_dir, config)}`"
+    )
+
+
 def check_place(path: Path, flag: str = "--run-dir") -> Path:
     """The new run directory ``path``, which ``flag`` names; UsageError for one inside a run's."""
     for outer in path.resolve().parents:

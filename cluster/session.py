@@ -27,6 +27,7 @@ from cluster.graph import RunSpec
 from cluster.loop_watch import LoopWatch
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarm_keys, alarms
+from cluster.own_code import cut_start_words
 from cluster.reports import END_S, WAIT_S, Reports, free_bytes
 from cluster.run_dir import RunDirectory
 from cluster.saving import Saved, SaveWatch
@@ -35,7 +36,6 @@ from rollout_workers.evaluator import Evaluation
 
 GRACE_S = 18.0  # for a run that is asked to end: schedulers kill after 25 to 30 s, and closing takes some of them
 EARLY = (8, 4, 2)  # parts of evaluation.every_steps at which a new run is evaluated too, besides its start
-AT_START = "during the start: it had not begun to learn, and all that was started is ended; give the same command again"
 SLICE_S = 0.25  # how long one advance takes, and how late a signal or a request may be noticed
 
 
@@ -154,7 +154,7 @@ class Session:
             self._enter("starting")
             self._write_live(self.run.live())
             self.reports.write(IDENTITY, lambda: keep_identity(self.spec.dataset, self.run.path), again=True)
-            with self._at_once(AT_START):
+            with self._at_once(cut_start_words(self.run.path, self.config, learned=any(before))):
                 self.fleet.start()
         except BaseException as error:
             self._give_up(error)

@@ -68,6 +68,31 @@ def test_a_run_that_ends_early_has_its_curve_and_plain_words(
     assert ("run failed:</b>" in (tmp_path / "report.html").read_text()) == (code == 1)
 
 
+def test_a_start_that_is_interrupted_says_what_is_kept_and_gives_one_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, again = tmp_path / "run", ["resume", str(tmp_path / "run"), "--steps", "256"]
+
+    def said(new: bool) -> str:
+        """By the command, and by ``status`` after it: the same."""
+        with monkeypatch.context() as patch:
+            patch.setattr("cluster.inline.make_evaluator", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            assert (train_inline(run, "InvertedPendulum-v5", 128) if new else main(again)) == 130
+        last = capsys.readouterr().err.splitlines()[-1].removeprefix("drawbridge: ")
+        assert main(["status", str(run)]) == 0
+        words = capsys.readouterr().out
+        assert f"  ended      {last}" in words and words.count("drawbridge resume") == 1, words
+        assert "same command" not in words
+        return last
+
+    new = said(new=True)
+    assert "had not begun to learn" in new and new.endswith(f"start it with `drawbridge resume {run}`")
+    assert main(["resume", str(run)]) == 0 and live(run)["env_steps"] == 128
+    resumed = said(new=False)
+    assert "this resume had not begun, what the run has learned is kept" in resumed and "it had not" not in resumed
+    assert main(["resume", str(run)]) == 0 and live(run)["env_steps"] == 256
+
+
 def test_a_run_that_is_killed_while_a_stop_waits_for_it_is_called_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,14 +239,14 @@ def _resume(arguments: argparse.Namespace) -> int:
     spec = make_spec(config, run, 0)
     require_same(spec)
     left = left_behind(run.path, run.config().metrics, spec.config.metrics)
+    from cluster.drive import drive  # takes seconds: a signal meanwhile finds the run as it was
+
     with written_at_start(run.path):
         spec = dataclasses.replace(spec, start=run.count_start())
         run.write_config(spec.config)
         run.clear_outcome()
         set_aside(run, config, lost)
     print(*lost, *left, sep="\n", end="\n" * bool(lost or left))
-    from cluster.drive import drive
-
     return drive(run, spec)
 
 
