@@ -214,6 +214,7 @@ def _prepare(spec: RunSpec, agent: Any) -> None:
 
 def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     """The agent's state in the newest checkpoint of run ``base``; RunError unless it has one that fits ``spec``."""
+    from cluster.own_code import to_come_words
     from cluster.run_dir import RunDirectory
     from learners.learner import AGENT, PART
 
@@ -226,9 +227,9 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     except checkpoint.CheckpointError as error:
         raise RunError(f"{base} cannot be gone on from: {error}") from error
     if found is None:
-        raise RunError(
-            f"{base} has no checkpoint, so there is nothing to go on from and nothing was started; let that run learn first"
-        )
+        driven = RunDirectory(base).owner() is not None
+        then = to_come_words(base, theirs, driven, "let that run learn first")
+        raise RunError(f"{base} has no checkpoint, so there is nothing to go on from and nothing was started; {then}")
     part = found.part(PART)
     return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}
 

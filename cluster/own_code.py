@@ -94,6 +94,13 @@ def cut_start_words(run_dir: Path, config: RunConfig, learned: bool) -> str:
     )
 
 
+def to_come_words(run_dir: Path, config: RunConfig, driven: bool, wait: str) -> str:
+    """What to do about something that a run has not written yet: ``wait``, while a process drives it."""
+    if driven:
+        return wait
+    return f"no process drives the run, so nothing more is written; go on with it by `{resume_words(run_dir, config)}`"
+
+
 def check_place(path: Path, flag: str = "--run-dir") -> Path:
     """The new run directory ``path``, which ``flag`` names; UsageError for one inside a run's."""
     for outer in path.resolve().parents:

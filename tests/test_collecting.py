@@ -211,10 +211,17 @@ def test_what_a_run_cannot_give_is_refused_with_what_to_do(run, tmp_path, monkey
         collect_agent_episodes(tmp_path, "medium", 1, seed=0)
     bare = RunDirectory.create(tmp_path / "bare", RunDirectory.open(run).config())
     bare.release()
-    with pytest.raises(UsageError, match="no replay snapshot with a whole episode"):
-        collect_agent_episodes(bare.path, "replay", None, seed=0)
-    with pytest.raises(RunError, match="no checkpoint yet"):
-        collect_agent_episodes(bare.path, "medium", 1, seed=0)
+    for driven, advice in (
+        (False, "no process drives the run, .* `drawbridge resume .*bare`$"),
+        (True, "let the run|wait for"),
+    ):
+        if driven:
+            bare.hold()
+        with pytest.raises(UsageError, match=f"no replay snapshot with a whole episode.*({advice})"):
+            collect_agent_episodes(bare.path, "replay", None, seed=0)
+        with pytest.raises(RunError, match=f"no checkpoint yet.*({advice})"):
+            collect_agent_episodes(bare.path, "medium", 1, seed=0)
+    bare.release()
     monkeypatch.setattr(collecting, "make_policy", lambda plan: RememberingPolicy(plan.obs_dim, plan.action_dim))
     with pytest.raises(UsageError, match="expected softgac, sac"):
         collect_agent_episodes(run, "medium", 1, seed=0)

@@ -399,7 +399,11 @@ def test_a_base_run_without_a_checkpoint_or_a_dataset_is_refused(
     (base / "live.json").write_text("{}")  # of a run that has not learned yet
     result = refused(finetune_words(base, tmp_path / "run"), capsys)
     holds(
-        result, f"{base} has no checkpoint", "nothing to go on from", "let that run learn first", "nothing was started"
+        result,
+        f"{base} has no checkpoint",
+        "nothing to go on from",
+        f"go on with it by `drawbridge resume {base}`",
+        "nothing was started",
     )
     result = refused(finetune_words(tmp_path / "nowhere", tmp_path / "run"), capsys)
     holds(result, "is not a run directory", "config.json")

@@ -12,6 +12,7 @@ from tiny_episodes import TINY, TINY_CLONE, TINY_GAC, pairs
 from tiny_runs import train_inline
 
 from cluster.cli import main
+from cluster.run_dir import RunDirectory
 from replay.dataset import write_dataset
 from replay.stored_episode import StoredEpisode
 
@@ -113,7 +114,12 @@ def test_a_run_that_has_learned_nothing_yet_has_no_plans(
     shutil.rmtree(run / "checkpoints")
     (run / "live.json").write_text("{}")
     capsys.readouterr()
-    assert main(["plan", str(run), "--plot", str(tmp_path / "x.png")]) == 1
+    holder = RunDirectory(run)
+    holder.hold()
+    try:
+        assert main(["plan", str(run), "--plot", str(tmp_path / "x.png")]) == 1
+    finally:
+        holder.release()
     result = capsys.readouterr().err
     assert "has no checkpoint yet" in result and not (tmp_path / "x.png").exists()
     assert "writes one every 60 s (learner.checkpoint_s) and one at its end; wait for it" in result

@@ -22,6 +22,7 @@ from cluster.data_kind import kind_of
 from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_policy, make_shard
 from cluster.history import evaluation_records
+from cluster.own_code import to_come_words
 from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.dataset import StoredEpisode
@@ -265,9 +266,11 @@ def _all_found(spec: RunSpec) -> list[Found]:
     found = [one for index in range(config.replay.shards) for one in _found(spec, index)]
     found.sort(key=lambda one: (one.age, one.shard))
     if not found:
+        driven = RunDirectory(spec.run_dir).owner() is not None
+        wait = "let the run go on until it writes its next checkpoint"
         raise UsageError(
-            f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; let the "
-            "run go on until it writes its next checkpoint"
+            f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; "
+            f"{to_come_words(spec.run_dir, config, driven, wait)}"
         )
     return found
 

@@ -22,6 +22,7 @@ from cluster.errors import RunError, UsageError
 from cluster.graph import RunSpec, make_evaluator, make_learner, make_policy, newest_checkpoint
 from cluster.history import document, number
 from cluster.metrics.alarms import alarms
+from cluster.own_code import to_come_words
 from cluster.run_dir import RunDirectory
 from cluster.saving import missing_checkpoint
 from replay.option import with_preset
@@ -300,9 +301,11 @@ def newest_learner(spec: RunSpec) -> Learner:
     if found is None:
         if lost := missing_checkpoint(RunDirectory(spec.run_dir)):
             raise RunError(f"{lost}: there is no policy; put them back")
+        driven = RunDirectory(spec.run_dir).owner() is not None
+        then = to_come_words(spec.run_dir, spec.config, driven, "wait for it, or stop the run")
         raise RunError(
             f"{spec.run_dir} has no checkpoint yet, so there is no policy, expected one: a run that learns writes one every "
-            f"{spec.config.learner.checkpoint_s:g} s (learner.checkpoint_s) and one at its end; wait for it, or stop the run"
+            f"{spec.config.learner.checkpoint_s:g} s (learner.checkpoint_s) and one at its end; {then}"
         )
     settings = dataclasses.replace(spec.config.learner, device="cpu")
     here = dataclasses.replace(spec, config=dataclasses.replace(spec.config, learner=settings))
