@@ -15,16 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UsageError
 from cluster.metrics.catalogue import find_metric, is_resumed
+from cluster.no_run import NotARun, what_to_give
 from replay.manifest import read_whole
 
 MOST_WORDS = 1 << 16  # bytes
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "failure.json", "live.json")
-
-
-class NotARun(UsageError):
-    """A path that is no run directory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,11 +142,11 @@ def read_run(path: str | Path) -> Run:
     path = Path(path).resolve()
     if not path.is_dir():
         seen = "a file" if path.exists() else "nothing"
-        raise NotARun(f"{path} is {seen}, expected a run directory; give the directory that was passed as --run-dir")
+        raise NotARun(f"{path} is {seen}, expected a run directory; {what_to_give(path)}")
     if not any((path / name).is_file() for name in FILES):
         raise NotARun(
-            f"{path} holds none of {', '.join(FILES)}, so it is no run directory and nothing can be read from it; give "
-            "the directory that was passed as --run-dir"
+            f"{path} holds none of {', '.join(FILES)}, so it is no run directory and nothing can be read from it; "
+            f"{what_to_give(path)}"
         )
     notes: list[str] = []
     documents = {name: document(path / f"{name}.json", notes) for name in ("config", "summary", "failure", "live")}

@@ -30,6 +30,7 @@ from cluster.history import Damaged, misfits, parsed, read_object
 from cluster.made_with import longer_words
 from cluster.metrics.catalogue import is_resumed
 from cluster.metrics.thinning import thin_out
+from cluster.no_run import what_to_give
 from cluster.outside import check_links
 from cluster.own_code import check_place, taken_words
 from cluster.requests import Requests
@@ -114,10 +115,7 @@ class RunDirectory:
         config = run.path / "config.json"
         if not config.is_file():
             lacks = "its config.json is no file" if config.exists() else "it has no config.json"
-            raise UsageError(
-                f"{run.path} is not a run directory ({lacks}); nothing was done; give the directory that "
-                "`drawbridge train` named when it started"
-            )
+            raise UsageError(f"{run.path} is not a run directory ({lacks}); nothing was done; {what_to_give(run.path)}")
         return run
 
     def config(self) -> RunConfig:

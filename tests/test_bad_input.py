@@ -333,6 +333,19 @@ def test_a_request_to_scale_that_a_stopped_run_does_not_take_is_withdrawn(
     assert run.requests.take() is None
 
 
+def test_a_folder_that_holds_runs_is_told_from_one_that_holds_none(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (["status"], ["resume"], ["stop"], ["evaluate"], ["report", "--output", str(tmp_path / "page.html")])
+    for folder in (finished.parent, finished.parent.parent):
+        for name, *flags in words:
+            result = refused([name, str(folder), *flags], capsys)
+            assert f"it holds runs: give one of those that `drawbridge list {folder}` names" in result
+    for name, *flags in words:
+        result = refused([name, str(tmp_path), *flags], capsys)
+        assert "that `drawbridge train` named when it started" in result and "drawbridge list" not in result
+
+
 def meanwhile(run: RunDirectory, happens: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
     """Holds the run as its driver does; ``happens`` is called with the id of the first request as soon as it is written."""
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cluster.errors import UsageError
-from cluster.history import NotARun, Run, read_run
+from cluster.history import Run, read_run
 from cluster.metrics.alarms import alarms, figures, planned_updates
 from cluster.metrics.catalogue import agent_metrics, charts
 from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
+from cluster.no_run import NotARun
 from cluster.own_code import resume_words
 from cluster.pictures.chart import COLOURS, Line, draw_chart, page, table
 
