@@ -8,6 +8,8 @@ import pytest
 from tiny_runs import command, live, read, start, train_words, wait_for
 
 from cluster.cli import main
+from cluster.commands.seeds import _how_to_go_on
+from cluster.config import make_preset
 
 ENV = "broken_envs:OneRaises-v0"
 
@@ -109,11 +111,28 @@ def test_a_start_that_led_nowhere_is_no_obstacle_to_the_same_command(
     finally:
         both.kill()
         both.wait(30)
+    last = log.read_text().strip().splitlines()[-1]
+    assert not list(parent.glob("*/config.json")), "the signal came too late for this test"
+    assert last.endswith("with all its runs; none of them had begun: give the same command again"), last
     assert main([*words(parent, "--seeds", "9", "--steps", "100")]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     again = command(*given)
     assert again.returncode == 0, again.stdout + again.stderr
     assert [read(parent / f"seed-{seed}" / "summary.json")["exit"] for seed in (7, 8)] == ["completed"] * 2
+
+
+def test_every_run_of_seeds_that_ended_is_gone_on_with_or_begun(tmp_path: Path) -> None:
+    paths, config = [tmp_path / "seed-7", tmp_path / "seed-8"], make_preset("softgac", "cpu", ENV)
+    resume = f"go on with `drawbridge resume {tmp_path} --env {ENV}`"
+    for path in paths:
+        path.with_name(f"{path.name}.log").write_text("drawbridge: error: the licence is lost\n")
+    said = _how_to_go_on(tmp_path, paths, paths[:1], config)
+    assert said == "seed-7 (the licence is lost); none of them had begun: give the same command again"
+    paths[0].mkdir()
+    (paths[0] / "config.json").touch()
+    begin = f"it wrote nothing: begin it by `drawbridge train` with --run-dir {paths[1]} and its --seed"
+    assert _how_to_go_on(tmp_path, paths, [], config) == f"seed-8 (the licence is lost; {begin}); {resume}"
+    assert _how_to_go_on(tmp_path, paths[:1], [], config) == resume
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace], config: 
         view.show(last=True)
         expected = {0, *(128 + signum for signum in signals.caught)}
         bad = [path for path, process in processes.items() if process.exitcode not in expected]
-        how = "; ".join([*map(_why, bad), f"go on with `{resume_words(parent, config)}`"])
+        how = _how_to_go_on(parent, members, bad, config)
         if signals.caught:
             raise signals.interrupted(f"with all its runs; {how}")
         count = f"{len(bad)} of {len(members)} runs"
@@ -181,14 +181,22 @@ def _end(processes: Mapping[Path, SpawnProcess]) -> str:
     return f"ended while it was starting: {', '.join(starting)}" if starting else ""
 
 
-def _why(path: Path) -> str:
-    """Why a run ended before its end, and how to begin it again if it never did."""
-    begin = (
-        ""
-        if (path / "config.json").exists()
-        else "; it wrote nothing: begin it by `drawbridge train` with this --run-dir and --seed"
-    )
-    return f"{path.name} ({_last_line(_log(path))}{begin})"
+def _how_to_go_on(parent: Path, members: Iterable[Path], bad: Iterable[Path], config: RunConfig) -> str:
+    """Why each of the ``bad`` runs ended before its end, and how to go on with all, also with those that never began."""
+    unbegun = [path for path in members if not (path / "config.json").exists()]
+    if unbegun == list(members):
+        return "; ".join([*map(_why, bad), "none of them had begun: give the same command again"])
+    begin = {
+        path: f"it wrote nothing: begin it by `drawbridge train` with --run-dir {path} and its --seed"
+        for path in unbegun
+    }
+    told = [_why(path, begin.get(path, "")) for path in members if path in bad or path in begin]
+    return "; ".join([*told, f"go on with `{resume_words(parent, config)}`"])
+
+
+def _why(path: Path, then: str = "") -> str:
+    """Why a run ended before its end, and what to do ``then``."""
+    return f"{path.name} ({'; '.join(filter(None, (_last_line(_log(path)), then)))})"
 
 
 def _last_line(log: Path) -> str:
