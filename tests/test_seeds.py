@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import command, live, read, start, train_words, wait_for
 
 from cluster.cli import main
-from cluster.commands.seeds import _how_to_go_on
+from cluster.commands.seeds import _how_to_go_on, _View
 from cluster.config import make_preset
+from cluster.run_dir import RunDirectory
 
 ENV = "broken_envs:OneRaises-v0"
 
@@ -133,6 +136,25 @@ def test_every_run_of_seeds_that_ended_is_gone_on_with_or_begun(tmp_path: Path) 
     begin = f"it wrote nothing: begin it by `drawbridge train` with --run-dir {paths[1]} and its --seed"
     assert _how_to_go_on(tmp_path, paths, [], config) == f"seed-8 (the licence is lost; {begin}); {resume}"
     assert _how_to_go_on(tmp_path, paths[:1], [], config) == resume
+
+
+def test_the_table_shows_no_run_as_it_was_before_its_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [RunDirectory.create(tmp_path / f"seed-{seed}", make_preset("softgac", "cpu", ENV)) for seed in (7, 8)]
+    for run in runs:
+        run.write_live({"env_steps": 1_024}, "interrupted")
+    alive = SimpleNamespace(pid=os.getpid() + 1, is_alive=lambda: True)
+    over = SimpleNamespace(pid=os.getpid() + 1, is_alive=lambda: False)
+    mine = SimpleNamespace(pid=os.getpid(), is_alive=lambda: True)
+    for first, second, shown in (
+        (alive, alive, []),
+        (alive, mine, ["seed-8"]),
+        (alive, over, ["seed-8"]),
+        (mine, mine, ["seed-7", "seed-8"]),
+    ):
+        _View(tmp_path, dict(zip((run.path for run in runs), (first, second)))).show()
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == shown
 
 
 @pytest.mark.parametrize(

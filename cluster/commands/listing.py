@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -34,11 +34,11 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def table_of(directory: Path) -> list[str]:
-    """The lines of the table of all runs at or below a directory, or one that says that there are none."""
+def table_of(directory: Path, leave_out: Collection[Path] = ()) -> list[str]:
+    """The lines of the table of all runs at or below a directory but the (resolved) ones to ``leave_out``, or one that says that there are none."""
     rows: list[tuple[str, ...]] = [HEAD]
     problems: dict[int, str] = {}
-    for path in run_dirs(directory):
+    for path in (path for path in run_dirs(directory) if path.resolve() not in leave_out):
         name = str(path.relative_to(directory)) if path != directory else path.name
         try:
             rows.append(_row(name, status(path)))

@@ -106,7 +106,7 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace], config: 
         for process in processes.values():
             process.start()
         handed = 0
-        view = _View(parent)
+        view = _View(parent, processes)
         while any(process.is_alive() for process in processes.values()):
             try:
                 _wait(processes.values())
@@ -204,20 +204,29 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("drawbridge: ").removeprefix("error: ") if lines else "it said nothing"
 
 
-class _View:
-    """The table of ``drawbridge list PARENT``, again and again: in place on a terminal."""
+def _is_starting(path: Path, process: SpawnProcess) -> bool:
+    """Whether what the files of a run say of it, if there are any, is from before ``process``, which is to drive it."""
+    try:
+        return process.is_alive() and RunDirectory(path).live().get("pid") != process.pid
+    except RunError:  # it is damaged: the table says so
+        return False
 
-    def __init__(self, parent: Path) -> None:
-        self._parent, self._shown, self._due = parent, 0, 0.0
+
+class _View:
+    """The table of ``drawbridge list PARENT``, without runs that are only starting, again and again: in place on a terminal."""
+
+    def __init__(self, parent: Path, processes: Mapping[Path, SpawnProcess]) -> None:
+        self._parent, self._processes, self._shown, self._due = parent, processes, 0, 0.0
 
     def show(self, last: bool = False) -> None:
         terminal = sys.stdout.isatty()
         if not last and time.monotonic() < self._due:
             return
         self._due = time.monotonic() + (REFRESH_S if terminal else PLAIN_S)
-        if not seed_dirs(self._parent):
+        starting = {path.resolve() for path, process in self._processes.items() if _is_starting(path, process)}
+        if not seed_dirs(self._parent) or len(starting) == len(self._processes):
             return
-        lines = table_of(self._parent)
+        lines = table_of(self._parent, starting)
         up = f"\x1b[{self._shown}A" if terminal and self._shown else ""
         print(up + "\n".join(f"{line}\x1b[K" if terminal else line for line in lines), flush=True)
         self._shown = len(lines)
