@@ -302,6 +302,22 @@ def test_a_run_that_stopped_early_says_so_and_missing_figures_are_left_out() -> 
     )
 
 
+OFFLINE: dict[str, Any] = SUMMARY | {
+    "algorithm": "bc", "env_steps": 0, "updates": 60, "env_steps_per_s": 0.0, "updates_per_s": 5.0, "wall_s": 12.0, "replay_ratio": None,
+    "min_size_rows": None, "pretrain_updates": 0, "rows": {"recorded": 0, "stored": 0, "dropped": {}},
+    "workers": {"started": 0, "restarted": 0}, "policy_age_versions": {"p50": 0, "p95": 0},
+}  # fmt: skip
+
+
+def test_the_summary_of_a_run_that_gathers_nothing_says_nothing_of_gathering() -> None:
+    text = " ".join(in_words(OFFLINE).split())
+    assert "finished: 60 updates in 12 s, 5.00 updates/s. " in text and "93 % into updates" in text
+    for word in ("env step", "experience", "version", "rows", "workers"):
+        assert word not in text, word
+    for gathered in ({"env_steps": 9_600}, {"workers": {"started": 2, "restarted": 0}}, {"min_size_rows": 64}):
+        assert "rows of experience recorded" in in_words(OFFLINE | gathered)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.sets(st.sampled_from(sorted(SUMMARY))))
 def test_any_part_of_a_summary_can_be_put_into_words(keys: set[str]) -> None:

@@ -306,6 +306,7 @@ def test_a_run_that_is_counted_in_updates_is_drawn_against_them(tmp_path: Path) 
     for nothing in ("Replay ratio <", "Environment steps <", "Policy age"):
         assert nothing not in text, f"{nothing} means nothing where nothing is gathered"
     assert "collapsed" not in text
+    assert "0.00/s" not in section(text, "<h2>Summary")
     online = write_report([make_gac_run(tmp_path / "online", steps=900)], tmp_path / "report.html").read_text()
     assert "<figcaption>Environment steps " in online and "Replay ratio <" not in online
 

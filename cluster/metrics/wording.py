@@ -116,9 +116,16 @@ def completed(exit_value: Any) -> bool:
 
 def in_words(summary: Mapping[str, Any], width: int = 80) -> str:
     """A run's summary.json as a few plain ASCII sentences, wrapped at ``width``; what is missing is left out."""
-    parts = (_outcome, _learned, _alarms, _learner, _age, _rows, _workers)
+    parts = (_outcome, _learned, _alarms, _learner, *((_age, _rows, _workers) if _gathered(summary) else ()))
     sentences = [text for part in parts if (text := part(summary))]
     return "\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in sentences)
+
+
+def _gathered(summary: Mapping[str, Any]) -> bool:
+    """Whether the run gathered experience, or was to: only one that is counted in updates may learn from its dataset alone."""
+    workers = summary.get("workers") or {}
+    counted_in_steps = summary.get("min_size_rows") is not None
+    return counted_in_steps or summary.get("env_steps", 1) > 0 or workers.get("started", 1) > 0
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
@@ -128,15 +135,14 @@ def _outcome(summary: Mapping[str, Any]) -> str:
     details += [f"{summary['backend']} backend"] if "backend" in summary else []
     note = f" ({', '.join(details)})" if details else ""
     how = "finished" if completed(summary.get("exit", 0)) else f"stopped before its end (exit: {summary['exit']})"
-    done = [
-        count(summary[key], noun) for key, noun in (("env_steps", "env step"), ("updates", "update")) if key in summary
-    ]
+    units = (("env_steps", "env step"), ("updates", "update"))[0 if _gathered(summary) else 1 :]
+    done = [count(summary[key], noun) for key, noun in units if key in summary]
     work = f": {' and '.join(done)}" if done else ""
     time = f" in {span(summary['wall_s'])}" if "wall_s" in summary else ""
     rates = [
-        f"{number(float(summary[key]))} {noun}/s"
-        for key, noun in (("env_steps_per_s", "env steps"), ("updates_per_s", "updates"))
-        if summary.get(key) is not None
+        f"{number(float(summary[f'{key}_per_s']))} {noun}s/s"
+        for key, noun in units
+        if summary.get(f"{key}_per_s") is not None
     ]
     speed = f", {' and '.join(rates)}" if rates else ""
     return f"{name}{where}{note} {how}{work}{time}{speed}."

@@ -19,6 +19,7 @@ from cluster.errors import UsageError
 from cluster.history import Run, read_run
 from cluster.metrics.alarms import alarms, figures, planned_updates
 from cluster.metrics.catalogue import agent_metrics, charts
+from cluster.metrics.view import gathers
 from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
 from cluster.no_run import NotARun
 from cluster.own_code import resume_words
@@ -27,6 +28,7 @@ from cluster.pictures.chart import COLOURS, Line, draw_chart, page, table
 __all__ = ["NotARun", "Run", "bootstrap_interval", "read_run", "write_report"]
 
 RESAMPLES = 2_000
+AGE, DROPPED = 4, 5  # of the summary's cells: both say nothing of a run that gathers nothing
 SEPARATE = {"seed", "steps", "versions", "git", "command"}  # differences that do not make another experiment
 
 
@@ -252,9 +254,11 @@ def _summary_row(run: Run) -> list[str]:
     ]
     cells += [_evaluation_cell(run), " / ".join("-" if a is None else f"{a:g}" for a in ages), number(_whole(lost))]
     cells += [number(_whole(workers.get("restarted", last.get("workers_restarted"))))]
-    state, *others = map(_text, cells)
     counts = number(run.env_steps), number(_whole(facts.get("updates", last.get("updates"))))
     counted = [_two_lines(count, f"{rate}/s") for count, rate in zip(counts, rates)]
+    if not gathers(last, run.unit):
+        counted[0] = cells[AGE] = cells[DROPPED] = "-"
+    state, *others = map(_text, cells)
     return [_two_lines(run.name, about), state, *counted, *others, _split(parts)]
 
 
