@@ -315,7 +315,7 @@ TEXTS = {
     "workers_in_words",
     "slowest_workers",
 }
-GROUPS = {"rows", "workers", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
+GROUPS = {"rows", "workers", "restarts", "learner_time", "policy_age_versions"}  # of summary.json: objects of numbers
 
 
 class Damaged(ValueError):

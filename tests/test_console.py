@@ -131,6 +131,17 @@ def test_faults_stand_in_a_plain_line_only_where_there_are_any() -> None:
     assert "restart" not in plain_line(healthy, 20_000, None, None)
 
 
+def test_restarts_of_every_part_are_named_in_lines_view_and_summary() -> None:
+    line = LINE | {"workers_restarted_died": 1, "learners_restarted_died": 1, "shards_restarted_hung": 2}
+    line |= {"evaluators_restarted_raised": 0}
+    result = plain_line(line, 20_000, None, None)
+    assert "  1 worker restart  1 learner restart  2 shard restarts  32 dropped rows  " in result
+    assert "evaluator" not in result and "Restarts learner 1   shard 2" in drawn(80, line)
+    told = {"restarts": {"worker": 1, "learner": 1, "shard": 2, "store": 0, "evaluator": 0}}
+    assert in_words(SUMMARY | told).endswith("1 restarted.\nRestarts of other parts: learner 1, shard 2.")
+    assert "other parts" not in in_words(SUMMARY | {"restarts": {"worker": 1, "learner": 0}})
+
+
 def test_the_end_is_reckoned_by_the_pace_since_the_first_update_and_unknown_before_it() -> None:
     console, stream = plain(plain_every_s=0.0)
     for time_s, env_steps, updates in ((1, 1_000, 0), (11, 1_100, 100), (111, 2_100, 1_100)):

@@ -12,6 +12,7 @@ import torch
 from cluster.metrics import parts
 from cluster.metrics.aggregator import MetricsAggregator
 from cluster.metrics.alarms import alarms
+from cluster.metrics.catalogue import restarts
 from cluster.metrics.parts import NODES, NodeRestarts, Parts
 from cluster.metrics.record import RecentRatio
 from cluster.usage import Usage, usage
@@ -186,3 +187,13 @@ def test_updates_that_are_not_finite_are_counted_over_all_learners_that_a_run_ha
     later = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
     later.resume_from(seen.line())
     assert later.line()["nonfinite_updates"] == 5
+
+
+def test_the_summary_counts_the_restarts_of_every_part() -> None:
+    seen = MetricsAggregator(min_size_rows=1, replay_ratio=1.0)
+    seen.count_restart("worker", "died", "a")
+    seen.count_restart("learner", "died", "a")
+    seen.count_restart("learner", "hung", "a")
+    expected = {"worker": 1, "learner": 2, "shard": 0, "store": 0, "evaluator": 0}
+    assert seen.summary()["restarts"] == restarts(seen.line()) == expected
+    assert restarts({"workers_restarted": 3})["worker"] == 3  # as versions wrote it that gave no reasons

@@ -16,7 +16,7 @@ from cluster.config import PRESETS, RunConfig, flatten, make_preset, presets_of
 from cluster.errors import RunError, UsageError
 from cluster.history import document, evaluation_records, number, state_of
 from cluster.metrics.alarms import alarms, figures
-from cluster.metrics.catalogue import RESTARTED_PARTS, by_reason
+from cluster.metrics.catalogue import by_reason, restarts
 from cluster.own_code import resume_words
 from cluster.reports import LATE_S, free_words
 from cluster.run_dir import RunDirectory, seed_dirs
@@ -239,10 +239,10 @@ def status_in_words(found: dict[str, Any]) -> str:
         asked = f"ask for {live['plan_target_mean']:,.1f}, " if "plan_target_mean" in live else ""
         reached = f", episodes reach {live['return_mean']:,.1f}" if "return_mean" in live else ""
         lines.append(f"  plans      {asked}predict {live['plan_predicted_mean']:,.1f}{reached}")
-    restarts = {part: sum(by_reason(live, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}
+    again = restarts(live)
     dropped = by_reason(live, "rows_dropped_")
-    if any(restarts.values()):
-        lines.append(f"  restarts   {_above_0(restarts)}")
+    if any(again.values()):
+        lines.append(f"  restarts   {_above_0(again)}")
     if any(dropped.values()):
         lines.append(f"  dropped    {sum(dropped.values()):,} rows: {_above_0(dropped)}")
     evaluation = found["last_evaluation"]

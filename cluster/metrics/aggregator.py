@@ -357,6 +357,7 @@ class MetricsAggregator:
             "eval_env_steps": self.evaluation.get("env_steps"),
             "rows": {"recorded": self.recorded, "stored": self.env_steps, "dropped": self.dropped_rows()},
             "workers": {"started": self.workers_started, "restarted": self.workers_restarted},
+            "restarts": {part: reasons.total() for part, reasons in self.restarts.items()},
             "learner_time": {name: self._share_s[name] / spent if spent else 0.0 for name in LEARNER_PARTS},
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,

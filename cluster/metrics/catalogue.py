@@ -344,6 +344,12 @@ def by_reason(line: Line, prefix: str) -> dict[str, int]:
     return {key.removeprefix(prefix): int(count) for key, count in line.items() if key.startswith(prefix)}
 
 
+def restarts(line: Line) -> dict[str, int]:
+    """{part: how often one of it began again, for any reason}; older records have no reasons, but the sum of the rollout workers."""
+    counts = {part: sum(by_reason(line, f"{part}s_restarted_").values()) for part in RESTARTED_PARTS}
+    return counts | {"worker": max(counts["worker"], int(line.get("workers_restarted", 0)))}
+
+
 def agent_metrics(keys: Iterable[str]) -> dict[str, str]:
     """Keys of a record that come from the agent's update, by the agent's own name: {"alpha": "loss_alpha"}."""
     return {key.removeprefix(AGENT_PREFIX): key for key in keys if key.startswith(AGENT_PREFIX)}

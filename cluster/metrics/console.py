@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cluster.errors import without_control
-from cluster.metrics.catalogue import by_reason
+from cluster.metrics.catalogue import by_reason, restarts
 from cluster.metrics.view import View, gathers
 from cluster.metrics.wording import clock, count, in_words, number
 
@@ -220,9 +220,8 @@ def plain_line(
     dropped = sum(by_reason(line, "rows_dropped_").values())
     if pending := int(line.get("workers_pending", 0)):
         parts.append(f"{number(pending)} of {number(int(line.get('workers', 0)) + pending)} workers are starting")
-    for value, noun in ((line.get("workers_restarted", 0), "worker restart"), (dropped, "dropped row")):
-        if value:
-            parts.append(count(int(value), noun))
+    faults = {f"{part} restart": n for part, n in restarts(line).items()} | {"dropped row": dropped}
+    parts += [count(n, noun) for noun, n in faults.items() if n]
     if steps < total_steps:
         parts.append(f"ETA {clock(eta_s)}")
     return "  ".join(parts)

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.metrics.catalogue import agent_metrics, by_reason
+from cluster.metrics.catalogue import agent_metrics, by_reason, restarts
 from cluster.metrics.wording import clock, number, percent
 
 LABEL_WIDTH = 8
@@ -108,6 +108,7 @@ class View:
         yield "Policy", self._policy()
         yield "Learner", self._learner()
         yield "Learning", self._learning()
+        yield "Restarts", self._restarts()
 
     def _return(self) -> Parts:
         parts = []
@@ -202,6 +203,11 @@ class View:
             bar.append(block * min(room - len(bar), round(share * room)), style=style)
         bar.append(("." if self.ascii else "░") * (room - len(bar)), style="bright_black")
         return [bar, *(Text.assemble((f"{name} ", "dim"), (percent(share), style)) for share, name, style in known)]
+
+    def _restarts(self) -> Parts:
+        """Of all parts but the workers, which have their own row."""
+        counts = {part: n for part, n in restarts(self.line).items() if n and part != "worker"}
+        return [shown(part, number(n), style="yellow") for part, n in counts.items()]
 
     def _learning(self) -> Parts:
         keys = agent_metrics(self.line)

@@ -116,7 +116,7 @@ def completed(exit_value: Any) -> bool:
 
 def in_words(summary: Mapping[str, Any], width: int = 80) -> str:
     """A run's summary.json as a few plain ASCII sentences, wrapped at ``width``; what is missing is left out."""
-    parts = (_outcome, _learned, _alarms, _learner, *((_age, _rows, _workers) if _gathered(summary) else ()))
+    parts = (_outcome, _learned, _alarms, _learner, *((_age, _rows, _workers) if _gathered(summary) else ()), _restarts)
     sentences = [text for part in parts if (text := part(summary))]
     return "\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in sentences)
 
@@ -215,6 +215,13 @@ def _workers(summary: Mapping[str, Any]) -> str:
     restarted = workers.get("restarted", 0)
     again = number(restarted) if restarted else "none"
     return f"{count(workers['started'], 'rollout worker')} started, {again} restarted."
+
+
+def _restarts(summary: Mapping[str, Any]) -> str:
+    counts = {part: n for part, n in (summary.get("restarts") or {}).items() if n and part != "worker"}
+    return (
+        f"Restarts of other parts: {', '.join(f'{part} {number(n)}' for part, n in counts.items())}." if counts else ""
+    )
 
 
 def _listed(parts: list[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from cluster.errors import UsageError
 from cluster.history import Run, read_run
 from cluster.metrics.alarms import alarms, figures, planned_updates
-from cluster.metrics.catalogue import agent_metrics, charts
+from cluster.metrics.catalogue import agent_metrics, charts, restarts
 from cluster.metrics.view import gathers
 from cluster.metrics.wording import AGENT_CHARTS, algorithm_name, clock, number, percent
 from cluster.no_run import NotARun
@@ -239,8 +239,8 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def _summary_row(run: Run) -> list[str]:
     facts, last = run.summary, run.last
-    groups = (facts.get(key) for key in ("rows", "workers", "policy_age_versions"))
-    rows, workers, age = (group if isinstance(group, dict) else {} for group in groups)
+    groups = (facts.get(key) for key in ("rows", "policy_age_versions"))
+    rows, age = (group if isinstance(group, dict) else {} for group in groups)
     dropped = rows.get("dropped", {k: v for k, v in last.items() if k.startswith("rows_dropped_")})
     lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
     parts = facts.get("learner_time") or {k: last.get(f"learner_{k}") for k in ("update", "data_wait", "publish")}
@@ -253,7 +253,7 @@ def _summary_row(run: Run) -> list[str]:
         _figure(facts.get("replay_ratio", last.get("replay_ratio"))),
     ]
     cells += [_evaluation_cell(run), " / ".join("-" if a is None else f"{a:g}" for a in ages), number(_whole(lost))]
-    cells += [number(_whole(workers.get("restarted", last.get("workers_restarted"))))]
+    cells += [number(sum(restarts(last).values())) if last else "-"]
     counts = number(run.env_steps), number(_whole(facts.get("updates", last.get("updates"))))
     counted = [_two_lines(count, f"{rate}/s") for count, rate in zip(counts, rates)]
     if not gathers(last, run.unit):
