@@ -250,6 +250,7 @@ class Session:
             "exit": "unsaved" if outcome == "completed" and saved.problems else outcome,
             "saved": saved.as_json(),
             **self.aggregator.summary(),
+            "asked_episodes": self.config.online.stages * self.config.online.episodes_per_stage,
             "alarms": list(alarms(line, self.config.planned_updates).values()),
         }
         self._write_summary()

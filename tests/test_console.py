@@ -329,6 +329,16 @@ def test_the_summary_of_a_run_that_gathers_nothing_says_nothing_of_gathering() -
         assert "rows of experience recorded" in in_words(OFFLINE | gathered)
 
 
+def test_the_summary_of_a_run_in_stages_tells_its_episodes_beside_those_asked_for() -> None:
+    def told(made: int, asked: int) -> str:
+        return " ".join(in_words(SUMMARY | {"online_episodes": made, "asked_episodes": asked}).split())
+
+    assert "32 whole episodes gathered; 20 asked for, and environments that end an episode together add" in told(32, 20)
+    assert " 20 whole episodes gathered. " in told(20, 20)
+    assert " 1 whole episode gathered of 20 asked for. " in told(1, 20)
+    assert "whole episode" not in in_words(SUMMARY | {"asked_episodes": 0})
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.sets(st.sampled_from(sorted(SUMMARY))))
 def test_any_part_of_a_summary_can_be_put_into_words(keys: set[str]) -> None:

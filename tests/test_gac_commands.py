@@ -167,6 +167,7 @@ def test_a_fine_tuned_run_leaves_the_same_and_counts_what_it_gathered(online: Pa
     assert result.keys() >= SUMMARY and (result["updates"], result["exit"]) == (10, "completed")
     assert result["env_steps"] == result["rows"]["stored"] >= 2 * 3 * 300  # episodes of the maze's time limit
     assert result["workers"] == {"started": 2, "restarted": 0}
+    assert result["online_episodes"] >= result["asked_episodes"] == 2 * 3
     assert config["online"]["base"] == str(run_dir) and config["online"]["stages"] == 2
     assert (config["steps"], config["agent"]["updates"], config["agent"]["cycle"]) == (10, 20, 5)  # a cycle a stage
     assert (config["data"]["offline_fraction"], config["agent"]["return_memory"]) == (0.125, 0.98)

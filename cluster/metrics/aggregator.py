@@ -362,4 +362,9 @@ class MetricsAggregator:
             "policy_age_versions": self.policy_age(),
             "policy_version": self.version,
             "clipped_mass": self._clipped[0] / self._clipped[1] if self._clipped[1] else None,
-        }
+        } | self._whole_episodes()
+
+    def _whole_episodes(self) -> dict[str, int]:
+        """How many were gathered by a run that learns from whole ones."""
+        gathered = sum(shard.stored_episodes for shard in self._shards.values())
+        return {"online_episodes": gathered} if self.unit == "updates" else {}

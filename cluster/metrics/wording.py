@@ -116,7 +116,14 @@ def completed(exit_value: Any) -> bool:
 
 def in_words(summary: Mapping[str, Any], width: int = 80) -> str:
     """A run's summary.json as a few plain ASCII sentences, wrapped at ``width``; what is missing is left out."""
-    parts = (_outcome, _learned, _alarms, _learner, *((_age, _rows, _workers) if _gathered(summary) else ()), _restarts)
+    parts = (
+        _outcome,
+        _learned,
+        _alarms,
+        _learner,
+        *((_age, _episodes, _rows, _workers) if _gathered(summary) else ()),
+        _restarts,
+    )
     sentences = [text for part in parts if (text := part(summary))]
     return "\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in sentences)
 
@@ -193,6 +200,16 @@ def _age(summary: Mapping[str, Any]) -> str:
         f"The policy that gathered the experience was {count(age['p50'], 'version')} old at the median and "
         f"{number(age['p95'])} at the 95th percentile."
     )
+
+
+def _episodes(summary: Mapping[str, Any]) -> str:
+    made, asked = summary.get("online_episodes"), summary.get("asked_episodes")
+    if made is None:
+        return ""
+    gathered = f"{count(made, 'whole episode')} gathered"
+    if asked and made > asked:
+        return f"{gathered}; {number(asked)} asked for, and environments that end an episode together add some."
+    return f"{gathered} of {number(asked)} asked for." if asked and made < asked else f"{gathered}."
 
 
 def _rows(summary: Mapping[str, Any]) -> str:
