@@ -21,7 +21,7 @@ from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
 from cluster.checks import dataset_problems, spec_of
-from cluster.commands.counter import counted
+from cluster.commands.counter import Counter, counted
 from cluster.commands.evaluation import collected, newest_learner, plan_request
 from cluster.config import RunConfig
 from cluster.dataset_identity import identity_notes
@@ -97,6 +97,7 @@ def diagnose(
         "warnings": warned + ([note] if note else identity_notes(spec)),
     }
     if looked_at is not None and recorded is not None:
+        Counter().show(f"looking at {len(recorded):,} recorded episodes", last=True)
         batch = packed(recorded)
         q = posteriors(agent, batch)
         said = contents(agent.model, batch, q)
@@ -264,7 +265,7 @@ def _ends(spec: RunSpec, weights: Weights, recorded: Sequence[StoredEpisode], se
     except EnvError:
         return None
     try:
-        with counted("plans of one start", len(starts)):
+        with counted("plans of one start", len(starts), part=True):
             made = runs.run(policy, starts, np.random.SeedSequence(seed).spawn(len(starts)))
     finally:
         runs.close()
@@ -286,7 +287,7 @@ def _score(
     timeout_s = spec.config.evaluation.timeout_s
     evaluator = Evaluator(spec.config.env, policy, timeout_s=timeout_s, max_envs=episodes)
     try:
-        with counted(SCORES["prior" if request.mode == "prior" else variant], episodes):
+        with counted(SCORES["prior" if request.mode == "prior" else variant], episodes, part=True):
             made = evaluator.evaluate(weights, episodes, seed, request)
     except PlanRequestError as error:
         raise UsageError(f"{error}; nothing was diagnosed") from error

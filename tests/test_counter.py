@@ -51,6 +51,14 @@ def test_a_log_gets_a_line_now_and_then_and_a_short_command_none(monkeypatch: py
     assert seen(2, terminal=False).splitlines()[0] == "evaluating: 0 of 2 episodes, step 1"
 
 
+def test_a_part_of_a_command_says_so_when_it_begins() -> None:
+    for terminal, expected in ((False, "plans: 5 episodes\n"), (True, "\r\x1b[Kplans: 5 episodes\n")):
+        screen = Screen(terminal)
+        with counted("plans", 5, screen, part=True):
+            pass
+        assert screen.getvalue() == expected
+
+
 def test_the_mazes_are_found_without_a_notice_of_other_environments() -> None:
     code = "from rollout_workers.env_ids import find_env; find_env('PointMaze_UMaze-v3')"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

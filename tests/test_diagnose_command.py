@@ -93,7 +93,10 @@ def test_a_target_outside_the_returns_seen_is_warned_of_in_words(
     assert text.startswith("target return 99999 is outside the returns")
     assert diagnosed(capsys, run, "--mode", "kl")["warnings"] == []
     assert main(["diagnose", str(run), "--episodes", "1", *FAR]) == 0
-    assert f"  warning    {text}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"  warning    {text}" in said.out
+    lines = [line for line in said.err.splitlines() if line.endswith((" 1 episode", " episodes"))]
+    assert lines[0] == "the plan as searched: 1 episode" and len(lines) == 7, "of every part, in a log too"
     assert not [one for one in recwarn if "target return" in str(one.message)]
 
 

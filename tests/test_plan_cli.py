@@ -19,6 +19,7 @@ from replay.stored_episode import StoredEpisode
 MAZE, SWING = "FixedGoal/PointMaze_UMaze-v3", "Pendulum-v1"
 DIMS = {MAZE: (4, 2), SWING: (3, 1)}
 TORQUE = {MAZE: 1.0, SWING: 2.0}  # bound of the actions
+MODES_TOLD = ["prior: 6 episodes", "st: 1 episode", "kl: 1 episode", "max: 1 episode"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -61,7 +62,10 @@ def test_plans_of_a_maze_are_drawn_and_told_and_come_out_the_same_again(
         picture.parent.mkdir(exist_ok=True)
         capsys.readouterr()
         assert main(["plan", str(runs["maze"]), "--plot", str(picture), "--start=-1,1", "--seed", "3"]) == 0
-        result.append(capsys.readouterr().out.replace(str(picture), "PICTURE"))
+        told = capsys.readouterr()
+        result.append(told.out.replace(str(picture), "PICTURE"))
+        parts = [line for line in told.err.splitlines() if line.startswith("acting by plans of mode ")]
+        assert [line.removeprefix("acting by plans of mode ") for line in parts] == MODES_TOLD
         assert picture.read_bytes().startswith(PNG) and picture.stat().st_size > 10_000
         assert [path.name for path in picture.parent.glob("*.png")] == [picture.name]
     assert result[0] == result[1]

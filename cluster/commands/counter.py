@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from cluster.metrics.wording import count
+
 if TYPE_CHECKING:
     from rollout_workers.episodes import EpisodeGroup
 
@@ -42,12 +44,18 @@ class Counter:
 
 
 @contextlib.contextmanager
-def counted(what: str, episodes: int, stream: TextIO | None = None) -> Iterator[None]:
-    """Counts the whole episodes, ``episodes`` in all, that end in this block; of a single one its steps."""
+def counted(what: str, episodes: int, stream: TextIO | None = None, *, part: bool = False) -> Iterator[None]:
+    """Counts the whole episodes, ``episodes`` in all, that end in this block; of a single one its steps.
+
+    Args:
+        part: of a command with several blocks, each of which may be too short for a line now and then: says so when it begins.
+    """
     from rollout_workers.episodes import watched
 
     counter, ended = Counter(stream), 0
     group: EpisodeGroup | None = None
+    if part:
+        counter.show(f"{what}: {count(episodes, 'episode')}")
 
     def show(now: EpisodeGroup) -> None:
         nonlocal group, ended

@@ -123,7 +123,7 @@ def _try(
         timeout_s=spec.config.evaluation.timeout_s,
         make_env=make_seeded_env if starts_P2 is None else lambda env_id, *_: GivenStarts(env_id, starts_P2[start_E]),
     )
-    with counted(f"acting by plans of mode {mode}", len(start_E)):
+    with counted(f"acting by plans of mode {mode}", len(start_E), part=True):
         found = evaluator.evaluate(weights, len(start_E), seed, PlanRequest(mode=mode), record_paths=maze is not None)
     if found.errors:
         raise RunError(f"{spec.run_dir}: not every episode in mode {mode} could be finished: {found.errors[0]}")
