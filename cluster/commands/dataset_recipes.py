@@ -19,7 +19,7 @@ import numpy as np
 from algorithms import ALGORITHMS
 from cluster.commands.counter import Counter, counted
 from cluster.errors import RunError
-from cluster.metrics.wording import clock, number
+from cluster.metrics.wording import clock, count, number
 from cluster.own_code import search_path
 from cluster.run_dir import RunDirectory
 from replay.dataset import Dataset, DatasetError, StoredEpisode, in_order, open_dataset, write_dataset
@@ -202,30 +202,30 @@ def relabelled(episodes: Iterable[StoredEpisode], columns: slice, maze: Maze, st
 
 
 def _left_out(read: int, made: int, pieces: int, steps: int) -> str:
-    elsewhere, short = (pieces - made) * steps, read - pieces * steps
-    return (
-        f"left out {elsewhere + short:,} of {read:,} steps: {elsewhere:,} in {pieces - made:,} pieces that do not begin in the start cells, "
-        f"{short:,} in pieces of less than {steps} steps"
+    others, short = pieces - made, read - pieces * steps
+    elsewhere = (
+        f"{others * steps:,} in {count(others, 'piece')} that did not begin in the start cells, " if others else ""
     )
+    return f"left out {others * steps + short:,} of {read:,} steps: {elsewhere}{short:,} in pieces of less than {steps} steps"
 
 
 def shown(
     episodes: Iterable[StoredEpisode], total: int | None, stream: TextIO | None = None
 ) -> Iterator[StoredEpisode]:
     """The episodes as they come, with a line of progress on ``stream`` (default: standard error)."""
-    counter, start, count, steps = Counter(stream), time.monotonic(), 0, 0
+    counter, start, made, steps = Counter(stream), time.monotonic(), 0, 0
     for episode in episodes:
         yield episode
-        count, steps = count + 1, steps + len(episode.reward_T)
+        made, steps = made + 1, steps + len(episode.reward_T)
         if counter.due:
-            counter.show(_made(count, total, steps, time.monotonic() - start))
-    counter.show(_made(count, None, steps, time.monotonic() - start, f"/{total:,}" if total else ""), last=True)
+            counter.show(_made(made, total, steps, time.monotonic() - start))
+    counter.show(_made(made, None, steps, time.monotonic() - start, f"/{total:,}" if total else ""), last=True)
 
 
-def _made(count: int, total: int | None, steps: int, spent_s: float, of: str = "") -> str:
-    left = f", {clock(spent_s * (total - count) / count)} left" if total else ""
+def _made(made: int, total: int | None, steps: int, spent_s: float, of: str = "") -> str:
+    left = f", {clock(spent_s * (total - made) / made)} left" if total else ""
     of = f"/{total:,}" if total else of
-    return f"{count:,}{of} episodes, {steps:,} steps, {steps / max(spent_s, 1e-9):,.0f} steps/s{left}"
+    return f"{made:,}{of} episodes, {steps:,} steps, {steps / max(spent_s, 1e-9):,.0f} steps/s{left}"
 
 
 def _measured(measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
