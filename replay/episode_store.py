@@ -157,10 +157,14 @@ class EpisodeStore(Store):
             "lost_rows": dict(self.assembly.dropped),
         }
 
+    @property
+    def online_rows(self) -> int:
+        return self.arena.online.rows + self.assembly.rows
+
     def recorded(self) -> Iterator[Recorded]:
         for stored, slot in enumerate(self.arena.online.order):
             age = int(self.arena.stage[slot]), int(self.arena.version[slot]), stored
-            yield Recorded(age, functools.partial(self._read, slot))
+            yield Recorded(age, int(self.arena.length[slot]), functools.partial(self._read, slot))
 
     def identity(self) -> dict[str, Any]:
         return {

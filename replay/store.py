@@ -29,6 +29,7 @@ class Recorded(NamedTuple):
     """An episode held that the environment ended."""
 
     age: tuple[int, int, int]  # of the policy at its first step, then when it was stored
+    rows: int
     read: Callable[[int], StoredEpisode]  # with this index
 
 
@@ -92,6 +93,11 @@ class Store(ABC):
     @abstractmethod
     def stats(self) -> dict[str, Any]:
         """The fields of ``ShardStats`` that only the store knows."""
+
+    @property
+    @abstractmethod
+    def online_rows(self) -> int:
+        """Rows held that workers gathered, those of episodes that are not whole too."""
 
     @abstractmethod
     def recorded(self) -> Iterator[Recorded]:

@@ -205,13 +205,17 @@ class TransitionStore(Store):
                 writes_T=self.writes(slot_T),
             )
 
+    @property
+    def online_rows(self) -> int:
+        return self.size
+
     def recorded(self) -> Iterator[Recorded]:
         for episode in self.episodes():
             if episode.flag & (TERMINATED | TRUNCATED):  # a worker's end cuts others short
                 first = int(episode.slot_T[0])
                 stored = (int(episode.writes_T[0]) - 1) * self.capacity + first
                 age = int(self.generation[first]), int(episode.version_T[0]), stored
-                yield Recorded(age, functools.partial(self._read, episode.slot_T))
+                yield Recorded(age, len(episode.slot_T), functools.partial(self._read, episode.slot_T))
 
     def identity(self) -> dict[str, Any]:
         return {

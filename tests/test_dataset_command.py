@@ -205,6 +205,8 @@ def test_export_gives_the_episodes_that_the_replay_holds(run_dir: Path, capsys: 
             expected.append(table.rows[rows])
     found = list(open_dataset("pendulum-v0").episodes())
     assert len(found) == len(expected) > 5
+    others = table.size - sum(map(len, expected))
+    assert others and f"left out {others:,} of {table.size:,} rows that the replay holds" in capsys.readouterr().err
     columns = sorted((plan.layout.views(rows) for rows in expected), key=lambda c: c.obs[0].tolist())
     for theirs, ours in zip(columns, sorted(found, key=lambda episode: episode.obs_TO[0].tolist()), strict=True):
         np.testing.assert_array_equal(theirs.obs, ours.obs_TO)

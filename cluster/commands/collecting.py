@@ -8,6 +8,7 @@ Letters: E environments (one an episode), T steps, O observation dim, A action d
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from cluster.run_dir import RunDirectory
 from replay import snapshot
 from replay.dataset import StoredEpisode
 from replay.schema import EpisodeMetadata
+from replay.store import Store
 from rollout_workers.actor import Actor, noise_by_step
 from rollout_workers.episodes import SIDE_BY_SIDE, Acts, EpisodeRuns
 from rollout_workers.fixed_goal import fixed_goal_id
@@ -238,6 +240,7 @@ class Found(NamedTuple):
 
     age: tuple[int, int, int]  # of the policy at its first step, then when it was stored
     shard: int
+    rows: int
     read: Callable[[int], StoredEpisode]  # with this index
 
 
@@ -249,21 +252,30 @@ def replayed_episodes(spec: RunSpec, episodes: int | None, progress: Progress | 
 
     Raises UsageError when there is none, RunError when no snapshot is intact, both before the first episode.
     """
-    found = _all_found(spec)
+    found, held = _all_found(spec)
+    if left_out := held - sum(one.rows for one in found):
+        print(
+            f"left out {left_out:,} of {held:,} rows that the replay holds: they are of episodes that are not whole, cut by the end of the "
+            "run or by a failure, or overwritten in part",
+            file=sys.stderr,
+            flush=True,
+        )
     count = len(found) if episodes is None else min(episodes, len(found))
     chosen = [found[at] for at in np.linspace(0, len(found) - 1, count).round().astype(int)]
     return _stored(chosen, progress)
 
 
-def _all_found(spec: RunSpec) -> list[Found]:
-    """The whole episodes in a run's snapshots, from the oldest to the newest; UsageError where there is none."""
+def _all_found(spec: RunSpec) -> tuple[list[Found], int]:
+    """The whole episodes in a run's snapshots, from the oldest to the newest, and how many gathered rows these hold in all; UsageError
+    where there is no such episode."""
     config = spec.config
     if kind_of(config).workers(config) == 0:
         raise UsageError(
             f"{spec.run_dir} is a run of {config.algorithm} without stages, expected one that gathered episodes: all it has is its dataset "
             "and nothing was collected; give a run of `drawbridge finetune`"
         )
-    found = [one for index in range(config.replay.shards) for one in _found(spec, index)]
+    stores = {index: store for index in range(config.replay.shards) if (store := _loaded(spec, index)) is not None}
+    found = [Found(one.age, index, one.rows, one.read) for index, store in stores.items() for one in store.recorded()]
     found.sort(key=lambda one: (one.age, one.shard))
     if not found:
         driven = RunDirectory(spec.run_dir).owner() is not None
@@ -272,7 +284,7 @@ def _all_found(spec: RunSpec) -> list[Found]:
             f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; "
             f"{to_come_words(spec.run_dir, config, driven, wait)}"
         )
-    return found
+    return found, sum(store.online_rows for store in stores.values())
 
 
 def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEpisode]:
@@ -282,12 +294,10 @@ def _stored(chosen: list[Found], progress: Progress | None) -> Iterator[StoredEp
         yield found.read(index)
 
 
-def _found(spec: RunSpec, index: int) -> Iterator[Found]:
-    """The whole episodes of one shard's newest snapshot; nothing where it has none."""
+def _loaded(spec: RunSpec, index: int) -> Store | None:
+    """What one shard's newest snapshot holds; None where it has none."""
     shard = make_shard(kind_of(spec.config).to_read(spec), index)
     try:
-        if snapshot.load(shard, spec.shard_dir(index)) is None:
-            return iter(())
+        return None if snapshot.load(shard, spec.shard_dir(index)) is None else shard.store
     except snapshot.SnapshotError as error:
         raise RunError(str(error)) from error
-    return (Found(each.age, index, each.read) for each in shard.store.recorded())
