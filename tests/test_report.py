@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -16,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.gac.agent import METRICS
+import algorithms
+from algorithms.imitation.online_transformer import OnlineDecisionTransformer
 from cluster.errors import UsageError
 from cluster.metrics.wording import AGENT_CHARTS
 from cluster.pictures.chart import Line, draw_chart, thin, tick_text, ticks
@@ -375,5 +378,10 @@ def test_a_real_browser_draws_the_page_and_its_hover_values(tmp_path: Path) -> N
     assert tip is not None and "SoftGAC: <b>2002" in tip.group(1).replace(",", ""), dom[-3000:]
 
 
-def test_every_measure_of_gac_has_a_chart_with_a_title_and_a_unit() -> None:
-    assert [name for name in METRICS if name not in AGENT_CHARTS] == []
+def test_every_measure_that_an_agent_reports_has_a_chart_with_a_title() -> None:
+    reported = {"nonfinite", "explore_spread", "explore_collapse", "learning_rate", *OnlineDecisionTransformer.metrics}
+    for each in pkgutil.walk_packages(algorithms.__path__, "algorithms."):
+        module = vars(importlib.import_module(each.name))
+        reported.update(*(names for name, names in module.items() if name.endswith("METRICS")))
+    assert reported >= {"elbo", "q_target_mean", "actor_grad_norm", "action_mse", "behaviour_loss"}
+    assert sorted(name for name in reported if name not in AGENT_CHARTS) == []
