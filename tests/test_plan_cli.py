@@ -69,7 +69,19 @@ def test_plans_of_a_maze_are_drawn_and_told_and_come_out_the_same_again(
         assert picture.read_bytes().startswith(PNG) and picture.stat().st_size > 10_000
         assert [path.name for path in picture.parent.glob("*.png")] == [picture.name]
     assert result[0] == result[1]
-    for part in (MAZE, "5 updates", "predicted", "achieved", "prior", "st", "kl", "max", "PICTURE"):
+    for part in (
+        MAZE,
+        "5 updates",
+        "goal reached",
+        "path / shortest",
+        "predicted",
+        "achieved",
+        "prior",
+        "st",
+        "kl",
+        "max",
+        "PICTURE",
+    ):
         assert part in result[0]
 
 
@@ -77,7 +89,9 @@ def test_plans_of_another_environment_are_drawn_without_ways(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(runs["swing"]), "--plot", str(tmp_path / "x.png")]) == 0
-    assert SWING in capsys.readouterr().out and (tmp_path / "x.png").read_bytes().startswith(PNG)
+    told = capsys.readouterr().out
+    assert SWING in told and "KL, nats\n" in told and (tmp_path / "x.png").read_bytes().startswith(PNG)
+    assert "goal reached" not in told and "path / shortest" not in told
 
 
 REFUSED = {

@@ -59,7 +59,7 @@ def draw_plans(run_dir: Path, path: Path, *, start: tuple[float, float] | None =
     trials = try_modes(spec, weights, maze, starts_P2, seed)
     picture = _Picture(spec, maze, starts_P2, trials)
     picture.draw(_title(spec, weights.updates, seed), best_return(weights), path)
-    rows = [HEAD, *(_row(trial) for trial in trials.values())]
+    rows = _rows(trials)
     lines = ["  ".join(f"{cell:<17}" for cell in row).rstrip() for row in rows]
     return "\n".join(
         [
@@ -193,16 +193,21 @@ def _legend(axes: Any, trials: dict[str, Trial], several: bool) -> None:
 
 def _table(axes: Any, trials: dict[str, Trial]) -> None:
     axes.axis("off")
-    rows = [HEAD, *(_row(trial) for trial in trials.values())]
-    shown = [i for i in range(len(HEAD)) if any(row[i] for row in rows[1:])]
-    for index, row in enumerate(rows):
-        for column in shown:
+    for index, row in enumerate(_rows(trials)):
+        for column in range(len(row)):
             bold = column == 0 and index > 0
             colour = MODES[row[0]] if bold else SOFT if index == 0 else INK
             axes.text(
                 PLACES[column], 0.92 - 0.2 * index, row[column], transform=axes.transAxes, va="center", fontsize=9.5,
                 ha="left" if column == 0 else "center", color=colour, fontweight="bold" if bold else "normal",
             )  # fmt: skip
+
+
+def _rows(trials: dict[str, Trial]) -> list[tuple[str, ...]]:
+    """The table: the head, then a row each mode; without the columns of a maze, the last ones, where there is none."""
+    rows = [HEAD, *(_row(trial) for trial in trials.values())]
+    told = [column for column in range(len(HEAD)) if any(row[column] for row in rows[1:])]
+    return [tuple(row[column] for column in told) for row in rows]
 
 
 def _row(trial: Trial) -> tuple[str, ...]:
