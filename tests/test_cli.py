@@ -306,6 +306,14 @@ def test_an_unknown_preset_is_refused_with_the_nearest(capsys: pytest.CaptureFix
     assert "unknown preset 'papper'" in result and "did you mean 'paper'?" in result and "nothing was started" in result
 
 
+def test_without_an_algorithm_every_preset_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "liner"]) == 2
+    result = capsys.readouterr().err
+    assert "expected one of cpu, linear, paper, paper-fleet;" in result and "did you mean 'linear'?" in result
+    assert main(["config", "nope", "--algorithm", "sac"]) == 2
+    assert "linear" not in capsys.readouterr().err
+
+
 def test_sac_is_trained_by_the_same_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "train",

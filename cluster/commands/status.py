@@ -20,6 +20,7 @@ from cluster.metrics.catalogue import by_reason, restarts
 from cluster.own_code import resume_words
 from cluster.reports import LATE_S, free_words
 from cluster.run_dir import RunDirectory, seed_dirs
+from cluster.setting_text import check_known
 from replay.option import in_setting_words, range_of, type_of
 
 MISSED = 3  # records that a run may be late, and what a write takes until it hangs, before it counts as silent
@@ -117,6 +118,8 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> int:
     owners = [name for name in ALGORITHMS if arguments.preset in presets_of(name)]
+    if arguments.algorithm is None:
+        check_known(arguments.preset, PRESETS, "preset")  # of any algorithm
     algorithm = arguments.algorithm or next(iter(owners), "softgac")
     config = make_preset(algorithm, arguments.preset, arguments.env)
     if arguments.env is not None:
