@@ -51,7 +51,7 @@ def check_id(dataset_id: str) -> str:
     """The id, if it is one of Minari's form; else DatasetError."""
     if not ID.fullmatch(dataset_id):
         raise DatasetError(
-            f"{dataset_id!r} is no dataset id, expected (namespace/)name-vN of letters, digits, - and _: there is no "
+            f"{dataset_id!r} is no dataset id, expected (namespace/)name-vN of letters of any script, digits, - and _: there is no "
             "folder it could stand for; write for example drawbridge/pointmaze-umaze-d0-v0"
         )
     return dataset_id

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from tiny_episodes import TINY, TINY_CLONE, pairs
 from tiny_runs import ROOT, read, train_words
 from tiny_runs import TINY as TINY_RUN
@@ -15,6 +16,7 @@ from tiny_runs import TINY as TINY_RUN
 from cluster.cli import main
 from cluster.commands import collecting, dataset_recipes
 from cluster.commands.dataset_recipes import env_name
+from cluster.commands.table import aligned
 from replay.dataset import StoredEpisode, open_dataset, write_dataset
 from rollout_workers.maze import maze_of
 
@@ -63,6 +65,17 @@ def test_the_list_is_a_table_and_says_so_when_it_is_empty(root: Path, capsys: py
     assert head.split() == ["ID", "ENVIRONMENT", "EPISODES", "STEPS", "MB"]
     assert one.split()[:4] == ["a/one-v0", ENV, "3", "15"] and two.split()[:4] == ["two-v1", ENV, "2", "10"]
     assert torn.startswith("torn-v0") and "cannot be read" in problem
+
+
+def test_the_list_is_aligned_by_what_a_terminal_shows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("größe/日本-v0")
+    write("a-v0")
+    assert main(["dataset", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [cell_len(line[: line.index(word)]) for line, word in zip(lines, ("ENVIR", ENV, ENV))] == [15, 15, 15]
+    assert main(["dataset", "make", "maze", "--env", ENV, "--episodes", "1", "--id", "a b-v0"]) == 2
+    assert "of letters of any script, digits, - and _" in capsys.readouterr().err
+    assert aligned([("日本", "1"), ("o\u0308", "22")], left=1) == ["日本   1", "o\u0308     22"]
 
 
 def test_show_reads_everything_once_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,7 @@ def _relabel(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from cluster.commands.table import aligned
     from replay.dataset import list_datasets
     from replay.minari_files import datasets_root
 
@@ -233,12 +234,8 @@ def _list(arguments: argparse.Namespace) -> None:
         return
     cells = [("ID", "ENVIRONMENT", "EPISODES", "STEPS", "MB")]
     cells += [(r.id, r.env_id or "-", f"{r.episodes:,}", f"{r.steps:,}", f"{r.bytes / 1e6:,.1f}") for r in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    for index, row in enumerate(cells):
-        words = [
-            text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
-        ]
-        print("  ".join(words).rstrip())
+    for index, line in enumerate(aligned(cells, left=2)):
+        print(line)
         if index and rows[index - 1].problem:
             print(f"  ! {rows[index - 1].problem}")
 

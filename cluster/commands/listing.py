@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.commands.arguments import add_command, location
 from cluster.commands.status import status
+from cluster.commands.table import aligned
 from cluster.errors import RunError, UsageError
 
 LONGEST = 200  # characters of why a run cannot be read
@@ -47,13 +48,9 @@ def table_of(directory: Path, leave_out: Collection[Path] = ()) -> list[str]:
             problems[len(rows) - 1] = shorten(str(error), LONGEST)
     if len(rows) == 1:
         return [f"no runs below {directory}; `drawbridge train` makes one"]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = []
-    for index, row in enumerate(rows):
-        words = [
-            text.ljust(width) if at < 4 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(words).rstrip())
+    for index, line in enumerate(aligned(rows, left=4)):
+        lines.append(line)
         if index in problems:
             lines.append(f"  ! {problems[index]}")
     return lines
