@@ -17,6 +17,7 @@ from algorithms import ALGORITHMS, compiled
 from cluster.config import RunConfig, make_preset
 from cluster.connection import cluster_address
 from cluster.data_kind import kind_of
+from cluster.dataset_identity import identity_problems
 from cluster.errors import UsageError
 from cluster.graph import RunSpec
 from cluster.last_words import ended_words, last_words
@@ -57,7 +58,7 @@ def make_spec(
         except UsageError as error:
             problems.append(str(error))
         if spec is not None:
-            problems += dataset_problems(spec)
+            problems += [*dataset_problems(spec), *identity_problems(spec)]
             if not problems:
                 problems += _env_problems(config)
     if spec is not None and not problems:

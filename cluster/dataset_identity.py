@@ -40,17 +40,25 @@ def identity_notes(spec: RunSpec) -> list[str]:
     return [f"{changed}; its episodes and reference returns are used as they are now"] if changed else []
 
 
-def require_same(spec: RunSpec) -> None:
-    """UsageError if the dataset has changed since the run, which is to resume, learned from it."""
-    if changed := _change(spec):
-        raise UsageError(
-            f"{changed}; expected the same, because the run would not go on as if it had never stopped; nothing was started; put the "
-            "first one back (`drawbridge dataset show` says how one was made), or begin a new run"
-        )
+def identity_problems(spec: RunSpec) -> list[str]:
+    """One line if the dataset has changed since the run, which has begun and is to go on, learned from it."""
+    if not (spec.run_dir / FILE).exists():
+        return []
+    changed = _change(spec)
+    if not changed:
+        return []
+    return [
+        f"{changed}; expected the same, because the run would not go on as if it had never stopped; put the first one back (`drawbridge "
+        "dataset show` says how one was made), or begin a new run"
+    ]
 
 
 def _change(spec: RunSpec) -> str:
-    dataset, run_dir, base = spec.dataset, spec.run_dir, spec.config.online.base
+    run_dir, base = spec.run_dir, spec.config.online.base
+    try:
+        dataset = spec.dataset
+    except UsageError:  # others say that it cannot be opened
+        return ""
     if dataset is None:
         return ""
     begins = bool(base) and not (run_dir / FILE).exists()

@@ -190,8 +190,8 @@ def _how_to_go_on(parent: Path, members: Iterable[Path], bad: Iterable[Path], co
         path: f"it wrote nothing: begin it by `drawbridge train` with --run-dir {path} and its --seed"
         for path in unbegun
     }
-    told = [_why(path, begin.get(path, "")) for path in members if path in bad or path in begin]
-    return "; ".join([*told, f"go on with `{resume_words(parent, config)}`"])
+    reasons = [_why(path, begin.get(path, "")) for path in members if path in bad or path in begin]
+    return "; ".join([*reasons, f"go on with `{resume_words(parent, config)}`"])
 
 
 def _why(path: Path, then: str = "") -> str:

@@ -224,7 +224,6 @@ def _resume(arguments: argparse.Namespace) -> int:
         return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
     from cluster.checks import check_tree, make_spec
-    from cluster.dataset_identity import require_same
     from cluster.metrics.discovery import left_behind
     from cluster.saving import check_parts, set_aside
 
@@ -237,7 +236,6 @@ def _resume(arguments: argparse.Namespace) -> int:
     lost = check_parts(run, config, arguments.accept_loss)
     _check_reachable(config)
     spec = make_spec(config, run, 0)
-    require_same(spec)
     left = left_behind(run.path, run.config().metrics, spec.config.metrics)
     from cluster.drive import drive  # takes seconds: a signal meanwhile finds the run as it was
 

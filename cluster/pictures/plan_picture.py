@@ -206,8 +206,8 @@ def _table(axes: Any, trials: dict[str, Trial]) -> None:
 def _rows(trials: dict[str, Trial]) -> list[tuple[str, ...]]:
     """The table: the head, then a row each mode; without the columns of a maze, the last ones, where there is none."""
     rows = [HEAD, *(_row(trial) for trial in trials.values())]
-    told = [column for column in range(len(HEAD)) if any(row[column] for row in rows[1:])]
-    return [tuple(row[column] for column in told) for row in rows]
+    filled = [column for column in range(len(HEAD)) if any(row[column] for row in rows[1:])]
+    return [tuple(row[column] for column in filled) for row in rows]
 
 
 def _row(trial: Trial) -> tuple[str, ...]:
