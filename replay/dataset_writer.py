@@ -94,10 +94,22 @@ def write_files(
 
 
 def check_can_write(dataset_id: str, force: bool) -> None:
-    """DatasetError unless a dataset of this id could be written now: asked before episodes are collected."""
+    """DatasetError unless a dataset of this id could be written now: asked before episodes are collected. Writes nothing."""
     _check_free(dataset_id, force)
-    with _locked(dataset_id):
-        pass
+    base = datasets_root() / STAGING
+    if (base / f"{_slug(dataset_id)}.lock").exists():
+        with _locked(dataset_id):
+            return
+    there = next(path for path in (base, *base.parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(base, "it is read-only" if there.is_dir() else f"{there} is no folder")
+
+
+def _unwritable(base: Path, why: str | None) -> DatasetError:
+    return DatasetError(
+        f"{base} cannot be written to ({why}), expected a folder for datasets: nothing was written; let this user write there, or set "
+        "MINARI_DATASETS_PATH to another folder"
+    )
 
 
 def _check_free(dataset_id: str, force: bool) -> None:
@@ -124,10 +136,7 @@ def _locked(dataset_id: str) -> Iterator[None]:
             base.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(base / f"{_slug(dataset_id)}.lock", "w"))
         except OSError as error:
-            raise DatasetError(
-                f"{base} cannot be written to ({error.strerror}), expected a folder for datasets: nothing was written; let this user "
-                "write there, or set MINARI_DATASETS_PATH to another folder"
-            ) from error
+            raise _unwritable(base, error.strerror) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
