@@ -31,9 +31,8 @@ from cluster.own_code import use_code
 from cluster.signals import Signals
 from replay.task import OWN_PACKAGES, ROOT
 
-NEGATIVE = re.compile(
-    r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-(inf|infinity|nan)", re.IGNORECASE
-)  # that argparse does not know as numbers
+# numbers that argparse does not know as such
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)e[-+]?\d+|-(inf|infinity|nan)", re.IGNORECASE)
 NEAR = 0.75  # how like a flag an unknown one must be to be taken for it; they share their dashes
 
 

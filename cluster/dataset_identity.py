@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cluster.graph import RunSpec
     from replay.dataset import Dataset
 
-FILE = "dataset.json"
+IDENTITY_FILE = "dataset.json"
 NAMES = {  # keys of the note, and what people call it
     "id": "id",
     "episodes": "episodes",
@@ -27,8 +27,8 @@ NAMES = {  # keys of the note, and what people call it
 
 def keep_identity(dataset: Dataset | None, run_dir: Path) -> None:
     """Writes what tells the dataset from others into the run directory, the first time that the run starts."""
-    if dataset is not None and not (run_dir / FILE).exists():
-        write_atomic(run_dir / FILE, json.dumps(_identity(dataset), indent=1).encode())
+    if dataset is not None and not (run_dir / IDENTITY_FILE).exists():
+        write_atomic(run_dir / IDENTITY_FILE, json.dumps(_identity(dataset), indent=1).encode())
 
 
 def identity_notes(spec: RunSpec) -> list[str]:
@@ -42,7 +42,7 @@ def identity_notes(spec: RunSpec) -> list[str]:
 
 def identity_problems(spec: RunSpec) -> list[str]:
     """One line if the dataset has changed since the run, which has begun and is to go on, learned from it."""
-    if not (spec.run_dir / FILE).exists():
+    if not (spec.run_dir / IDENTITY_FILE).exists():
         return []
     changed = _change(spec)
     if not changed:
@@ -61,11 +61,11 @@ def _change(spec: RunSpec) -> str:
         return ""
     if dataset is None:
         return ""
-    begins = bool(base) and not (run_dir / FILE).exists()
+    begins = bool(base) and not (run_dir / IDENTITY_FILE).exists()
     if begins:
         run_dir = Path(base)
     try:
-        then = read_object(run_dir / FILE)
+        then = read_object(run_dir / IDENTITY_FILE)
     except (OSError, Damaged):
         return ""
     now = _identity(dataset)

@@ -227,8 +227,7 @@ def base_state(base: Path, spec: RunSpec) -> dict[str, Any]:
     except checkpoint.CheckpointError as error:
         raise RunError(f"{base} cannot be gone on from: {error}") from error
     if found is None:
-        driven = RunDirectory(base).owner() is not None
-        then = to_come_words(base, theirs, driven, "let that run learn first")
+        then = to_come_words(RunDirectory(base), theirs, "let that run learn first")
         raise RunError(f"{base} has no checkpoint, so there is nothing to go on from and nothing was started; {then}")
     part = found.part(PART)
     return {name.removeprefix(AGENT): tensor for name, tensor in part.items() if name.startswith(AGENT)}

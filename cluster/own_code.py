@@ -14,13 +14,16 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import UsageError
 from cluster.history import Damaged, read_object
 from cluster.outside import named_again
 from replay.task import ROOT, names_code
+
+if TYPE_CHECKING:
+    from cluster.run_dir import RunDirectory
 
 INSTALLED = {
     "site-packages",
@@ -94,11 +97,11 @@ def cut_start_words(run_dir: Path, config: RunConfig, learned: bool) -> str:
     )
 
 
-def to_come_words(run_dir: Path, config: RunConfig, driven: bool, wait: str) -> str:
+def to_come_words(run: RunDirectory, config: RunConfig, wait: str) -> str:
     """What to do about something that a run has not written yet: ``wait``, while a process drives it."""
-    if driven:
+    if run.owner() is not None:
         return wait
-    return f"no process drives the run, so nothing more is written; go on with it by `{resume_words(run_dir, config)}`"
+    return f"no process drives the run, so nothing more is written; go on with it by `{resume_words(run.path, config)}`"
 
 
 def check_place(path: Path, flag: str = "--run-dir") -> Path:

@@ -19,8 +19,7 @@ from algorithms.weights import Weights
 from cluster.answers import Answers
 from cluster.bounded import Look, in_thread
 from cluster.data_kind import kind_of
-from cluster.dataset_identity import FILE as IDENTITY
-from cluster.dataset_identity import keep_identity
+from cluster.dataset_identity import IDENTITY_FILE, keep_identity
 from cluster.dataset_task import score_of
 from cluster.errors import Interrupted
 from cluster.graph import RunSpec
@@ -153,7 +152,8 @@ class Session:
         try:
             self._enter("starting")
             self._write_live(self.run.live())
-            self.reports.write(IDENTITY, lambda: keep_identity(self.spec.dataset, self.run.path), again=True)
+            if self.config.dataset:
+                self.reports.write(IDENTITY_FILE, lambda: keep_identity(self.spec.dataset, self.run.path), again=True)
             with self._at_once(cut_start_words(self.run.path, self.config, learned=any(before))):
                 self.fleet.start()
         except BaseException as error:

@@ -11,7 +11,7 @@ import pytest
 from tiny_episodes import DATASET, ENV, finetune_words, make_dataset, swings, train_words
 
 from cluster.cli import main
-from cluster.dataset_identity import FILE
+from cluster.dataset_identity import IDENTITY_FILE
 from replay.dataset import write_dataset
 
 
@@ -71,6 +71,6 @@ def test_a_damaged_note_ends_no_command(
     content: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs, tmp_path / "run")
-    (tmp_path / "run" / FILE).write_text(content)
+    (tmp_path / "run" / IDENTITY_FILE).write_text(content)
     told = "episodes unknown then, 8 now" in said(capsys, "evaluate", str(tmp_path / "run"), "--episodes", "2")
     assert told == ("{" in content)

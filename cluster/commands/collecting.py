@@ -278,11 +278,10 @@ def _all_found(spec: RunSpec) -> tuple[list[Found], int]:
     found = [Found(one.age, index, one.rows, one.read) for index, store in stores.items() for one in store.recorded()]
     found.sort(key=lambda one: (one.age, one.shard))
     if not found:
-        driven = RunDirectory(spec.run_dir).owner() is not None
-        wait = "let the run go on until it writes its next checkpoint"
+        run, wait = RunDirectory(spec.run_dir), "let the run go on until it writes its next checkpoint"
         raise UsageError(
             f"{spec.run_dir} has no replay snapshot with a whole episode in it, expected one; nothing was collected; "
-            f"{to_come_words(spec.run_dir, config, driven, wait)}"
+            f"{to_come_words(run, config, wait)}"
         )
     return found, sum(store.online_rows for store in stores.values())
 

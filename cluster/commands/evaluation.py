@@ -301,8 +301,7 @@ def newest_learner(spec: RunSpec) -> Learner:
     if found is None:
         if lost := missing_checkpoint(RunDirectory(spec.run_dir)):
             raise RunError(f"{lost}: there is no policy; put them back")
-        driven = RunDirectory(spec.run_dir).owner() is not None
-        then = to_come_words(spec.run_dir, spec.config, driven, "wait for it, or stop the run")
+        then = to_come_words(RunDirectory(spec.run_dir), spec.config, "wait for it, or stop the run")
         raise RunError(
             f"{spec.run_dir} has no checkpoint yet, so there is no policy, expected one: a run that learns writes one every "
             f"{spec.config.learner.checkpoint_s:g} s (learner.checkpoint_s) and one at its end; {then}"

@@ -71,7 +71,7 @@ class FleetAlgorithm(Algorithm):
         logging.getLogger("ray.rllib").setLevel(config.log_level)
         self.callbacks = [kind() for kind in listed(config.callbacks_class)]
         self._session: Session | None = None
-        self._failed = self._stopped = self._closed = False
+        self._failed, self._ended_by = False, ""
         self._lock = threading.RLock()  # of whoever uses the session
         self._run: RunDirectory | None = None  # prepared, locked
         self._starts = self._parts = 0
@@ -97,7 +97,7 @@ class FleetAlgorithm(Algorithm):
             complete = complete or session.asked_to_stop
         self._module_order = None
         interval = self.config.evaluation_interval
-        if interval and not self._stopped and (self.iteration + 1) % interval == 0:
+        if interval and not self._ended_by and (self.iteration + 1) % interval == 0:
             result["evaluation"] = self.evaluate()
         return result | {"done": complete}
 
@@ -114,7 +114,7 @@ class FleetAlgorithm(Algorithm):
     def cleanup(self) -> None:
         """Ends the fleet in order; its run directory keeps a last checkpoint and summary.json."""
         self._end("stopped")
-        self._closed = True
+        self._ended_by = self._ended_by or "stop()"
 
     # --- Algorithm ------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class FleetAlgorithm(Algorithm):
                 f"{folder} holds no learner checkpoint: nothing was changed; give a folder that save_to_path wrote"
             )
         self.cleanup()
-        self._failed = self._stopped = self._closed = False
+        self._failed, self._ended_by = False, ""
         self._starts, self._parts = int(saved["starts"]) + 1, self._parts + 1
         self._iteration, self._time_total = int(saved["iteration"]), float(saved["time_total_s"])
         self._module_order = None
@@ -290,12 +290,8 @@ class FleetAlgorithm(Algorithm):
     def _driving(self) -> Iterator[Session]:
         """The session, started if need be. A failure is written to its run directory and ends the run, as `drawbridge stop` does."""
         with self._lock:
-            if self._failed or self._stopped or self._closed:
-                why = (
-                    "has failed"
-                    if self._failed
-                    else f"was ended by {'`drawbridge stop`' if self._stopped else 'stop()'}"
-                )
+            if self._failed or self._ended_by:
+                why = "has failed" if self._failed else f"was ended by {self._ended_by}"
                 record = self.run_dir / ("failure.json" if self._failed else "summary.json")
                 raise RunError(f"this run {why} (see {record}); go on from its newest checkpoint in a new one")
             try:
@@ -329,7 +325,7 @@ class FleetAlgorithm(Algorithm):
                         self._obey_stop()
 
     def _obey_stop(self) -> None:
-        self._stopped = True
+        self._ended_by = "`drawbridge stop`"
         self._end("interrupted")
 
     def _end(self, outcome: str) -> None:
