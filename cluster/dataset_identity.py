@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
 from cluster.history import Damaged, read_object
+from cluster.own_code import run_words
 from replay.manifest import write_atomic
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ def keep_identity(dataset: Dataset | None, run_dir: Path) -> None:
         write_atomic(run_dir / IDENTITY_FILE, json.dumps(_identity(dataset), indent=1).encode())
 
 
+def kept_identity(run_dir: Path) -> dict[str, Any] | None:
+    """The note; None in runs without a dataset, of an earlier version or with a damaged one."""
+    try:
+        return read_object(run_dir / IDENTITY_FILE)
+    except (OSError, Damaged):
+        return None
+
+
 def identity_notes(spec: RunSpec) -> list[str]:
     """One line if the run's dataset has changed since it learned from it; of a run that has not begun, since its base run did.
 
@@ -41,9 +50,14 @@ def identity_notes(spec: RunSpec) -> list[str]:
 
 
 def identity_problems(spec: RunSpec) -> list[str]:
-    """One line if the dataset has changed since the run, which has begun and is to go on, learned from it."""
-    if not (spec.run_dir / IDENTITY_FILE).exists():
+    """One line if the dataset has moved or changed since the run, which has begun and is to go on, learned from it."""
+    if kept_identity(spec.run_dir) is None:
         return []
+    if _opened(spec) is None:
+        again = run_words("resume", spec.run_dir, spec.config)
+        return [
+            f"{spec.run_dir} learned from it; where it is in another place now, name that: `{again} --dataset PATH`"
+        ]
     changed = _change(spec)
     if not changed:
         return []
@@ -54,29 +68,31 @@ def identity_problems(spec: RunSpec) -> list[str]:
 
 
 def _change(spec: RunSpec) -> str:
-    run_dir, base = spec.run_dir, spec.config.online.base
-    try:
-        dataset = spec.dataset
-    except UsageError:  # others say that it cannot be opened
-        return ""
+    run_dir, base, dataset = spec.run_dir, spec.config.online.base, _opened(spec)
     if dataset is None:
         return ""
     begins = bool(base) and not (run_dir / IDENTITY_FILE).exists()
     if begins:
         run_dir = Path(base)
-    try:
-        then = read_object(run_dir / IDENTITY_FILE)
-    except (OSError, Damaged):
-        return ""
-    now = _identity(dataset)
-    if then == now or (begins and then.get("id") != dataset.id):
+    then, now = kept_identity(run_dir), _identity(dataset)
+    if then is None or then == now or (begins and then.get("id") != dataset.id):
         return ""
     differing = [
         f"{name} {_in_words(then.get(key))} then, {_in_words(now[key])} now"
         for key, name in NAMES.items()
         if then.get(key) != now[key]
     ]
-    return f"{dataset.id} has changed since {run_dir} learned from it: {'; '.join(differing)}"
+    another = "id" in then and then["id"] != dataset.id
+    said = "is not the dataset that {} learned from" if another else "has changed since {} learned from it"
+    return f"{dataset.id} {said.format(run_dir)}: {'; '.join(differing)}"
+
+
+def _opened(spec: RunSpec) -> Dataset | None:
+    """The run's dataset, if it has one that can be opened; others say that it cannot."""
+    try:
+        return spec.dataset
+    except UsageError:
+        return None
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:

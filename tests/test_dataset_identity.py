@@ -66,6 +66,41 @@ def test_the_same_dataset_moved_is_not_another_and_one_made_anew_is_named_by_eac
     assert f"{sentence}return of the expert -150 then, -100 now" in said(capsys, *evaluate)
 
 
+def test_a_run_whose_dataset_has_moved_goes_on_from_its_new_place_and_from_no_other_dataset(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(tmp_path / "first", monkeypatch)
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    shutil.copytree(tmp_path / "first" / DATASET, here)
+    words = train_words("gac", run, "--backend", "inline", "--steps", "10")
+    words[words.index(DATASET)] = str(here)
+    assert main(words) == 0
+    here.rename(there)
+    resume = ["resume", str(run), "--steps", "20"]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    assert main(resume) == 2
+    told = capsys.readouterr().err
+    assert f"no dataset '{here}'" in told and f"`drawbridge resume {run} --dataset PATH`" in told
+
+    write_dataset("test/other-v0", swings(3), env_id=ENV, action_low_A=-np.array([2.0]), action_high_A=np.array([2.0]))
+    assert main([*resume, "--dataset", "test/other-v0"]) == 2
+    told = capsys.readouterr().err
+    assert f"test/other-v0 is not the dataset that {run} learned from: id '{DATASET}' then, 'test/other-v0' now" in told
+
+    assert main([*resume, "--set", "dataset="]) == 2
+    assert "what was learned came from that dataset" in capsys.readouterr().err
+    (run / IDENTITY_FILE).rename(tmp_path / IDENTITY_FILE)  # without the note nobody knows
+    assert main([*resume, "--dataset", str(there)]) == 2
+    assert "what was learned came from that dataset" in capsys.readouterr().err
+    (tmp_path / IDENTITY_FILE).rename(run / IDENTITY_FILE)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    assert main([*resume, "--dataset", str(there)]) == 0
+    assert main(["resume", str(run), "--steps", "30"]) == 0
+    assert "has changed" not in said(capsys, "evaluate", str(run), "--episodes", "2")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"id": 1}', f'{{"id": "{DATASET}", "episodes": [], "steps": true}}'])
 def test_a_damaged_note_ends_no_command(
     content: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.commands.arguments import without_effect
 from cluster.config import RunConfig, flatten, from_json, override, to_json
+from cluster.dataset_identity import kept_identity
 from cluster.errors import UsageError
 from cluster.made_with import settings_made_with, why_fixed_in
 from cluster.outside import check_named
@@ -22,13 +23,16 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     changed = override(config, settings, problems)
     problems += without_effect(changed, settings, new=False)
     check_named(changed, settings, run.path / "config.json")
+    moved = (
+        bool(changed.dataset) and kept_identity(run.path) is not None
+    )  # that it is the same is seen when it is opened
     before, after = flatten(config), flatten(changed)
     made = {key: value for key, (value, _) in before.items()} | settings_made_with(run.path / "checkpoints", config)
     fixed = {
         key: f"{key} is {_seen(made[key])} in this run, expected no other value than that "
         f"({f'{_seen(value)} was given' if key in settings else f'config.json has {_seen(value)}'}): {why}"
         for key, (value, _) in after.items()
-        if key in made and made[key] != value and (why := why_fixed_in(made, key))
+        if key in made and made[key] != value and (why := why_fixed_in(made, key)) and not (moved and key == "dataset")
     }
     problems += fixed.values()
     problems += [] if "steps" in fixed else _too_short(run, changed, max(config.steps, made["steps"]))

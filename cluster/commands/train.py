@@ -134,6 +134,9 @@ def add_resume(commands: Any) -> None:
     resume.add_argument(
         "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
     )
+    resume.add_argument(
+        "--dataset", metavar="ID", help="the run's dataset, where it has moved: id or path (default: where it was)"
+    )
     resume.add_argument("--address", help="Ray cluster to run on, host:port: the run's own again, or another")
     resume.add_argument(
         "--accept-loss",
@@ -219,7 +222,7 @@ def _prove(
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    settings = _given(arguments, "steps", "workers", "address")
+    settings = _given(arguments, "dataset", "steps", "workers", "address")
     if seed_dirs(arguments.run_dir):
         return resume_together(arguments, settings)
     run = RunDirectory.open(arguments.run_dir)
