@@ -32,6 +32,7 @@ from algorithms.gac.generator import Memory
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from benchmarks.markdown import over_seeds, table
+from benchmarks.plan_quality import SHARES
 from cluster.checks import spec_of
 from cluster.commands.evaluation import newest_learner
 from cluster.diagnosis import packed
@@ -106,9 +107,7 @@ def main() -> None:
         "expert",
         "plan hidden",
         "redrawn",
-        "state",
-        "promise",
-        "plan",
+        *SHARES.values(),
         "nats a token",
         "of it the return",
     ]
@@ -207,7 +206,7 @@ def cells(found: list[dict[str, Any]]) -> list[str]:
         over_seeds([one["scores"][key]["normalised_mean"] for one in found])
         for key in ("searched", "hidden", "redrawn")
     ]
-    shares = [over_seeds([one["explained"][key] for one in found], 3) for key in ("state", "promise", "plan")]
+    shares = [over_seeds([one["explained"][key] for one in found], 3) for key in SHARES]
     nats = over_seeds([one["plan"]["kl_token"] for one in found], 2)
     scores.insert(1, over_seeds([one["expert"] for one in found]))
     return [*scores, *shares, nats, over_seeds([one["plan"]["return_share"] for one in found], 2)]

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from algorithms.fourier import append_fourier, octaves
-from algorithms.gac.generator import FeedForward, perceptron
+from algorithms.gac.regression import regression
 from benchmarks.markdown import table
 from replay.dataset import Dataset, open_dataset
 from rollout_workers.episodes import EpisodeRuns
@@ -30,7 +30,7 @@ from rollout_workers.maze import Maze, maze_of
 from rollout_workers.waypoints import D_GAIN, P_GAIN, WaypointPlanner
 
 TRAIN, HELD_OUT = 500, 100  # episodes
-UPDATES, BATCH, WIDTH, PAST = 4_000, 1_024, 64, 8  # of a regression; PAST: steps of history
+UPDATES, BATCH, PAST = 4_000, 1_024, 8  # of a regression; PAST: steps of history
 LEVELS = 10  # of the return; its exact value would give each episode away
 STARTS = (10_000, 100)  # (first seed, episodes) that the oracle acts from
 
@@ -53,25 +53,27 @@ class Recorded(WaypointPlanner):
         return action_EA
 
 
-class Informed(torch.nn.Module):
-    """Actions by state and knowledge."""
+class Informed:
+    """Actions by state and knowledge: a regression that has learned these."""
 
-    def __init__(self, knowledge: int, obs_NO: torch.Tensor) -> None:
-        super().__init__()
+    def __init__(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> None:
         self.mean_O, self.std_O, self.octave = obs_NO.mean(0), obs_NO.std(0), octaves(4)
-        inward = perceptron(obs_NO.shape[1] + 16 + knowledge, WIDTH, WIDTH, 2)
-        self.net = torch.nn.Sequential(inward, FeedForward(WIDTH), FeedForward(WIDTH), torch.nn.Linear(WIDTH, 2))
+        self.regression = regression(self._seen(obs_NO, knowledge_NX), action_NA, updates=UPDATES, batch=BATCH)
 
-    def forward(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor) -> torch.Tensor:
+    def __call__(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.regression(self._seen(obs_NO, knowledge_NX))
+        return made
+
+    def _seen(self, obs_NO: torch.Tensor, knowledge_NX: torch.Tensor) -> torch.Tensor:
         seen_NX = append_fourier((obs_NO - self.mean_O) / self.std_O, obs_NO, 2, self.octave)
-        return torch.tanh(self.net(torch.cat([seen_NX, knowledge_NX], 1)))
+        return torch.cat([seen_NX, knowledge_NX], 1)
 
 
 class Oracle:
     """Acts by a regression that is told one target for good."""
 
-    def __init__(self, regression: Informed, maze: Maze, target: int) -> None:
-        self.regression, self.maze, self.target = regression, maze, target
+    def __init__(self, informed: Informed, maze: Maze, target: int) -> None:
+        self.informed, self.maze, self.target = informed, maze, target
 
     def reset(self, num_envs: int) -> None: ...
 
@@ -81,7 +83,7 @@ class Oracle:
     @torch.inference_mode()
     def act(self, obs_EO: np.ndarray, reward_E: np.ndarray) -> np.ndarray:
         knowledge = torch.from_numpy(ways(self.maze, obs_EO)[:, self.target])
-        return self.regression(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
+        return self.informed(torch.from_numpy(np.asarray(obs_EO, np.float32)), knowledge).numpy()
 
 
 def ways(maze: Maze, obs_NO: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     assert maze is not None
     data = recorded(dataset, maze)
     cut = TRAIN * (len(data["obs"]) // (TRAIN + HELD_OUT))
-    regressions, shares = {}, {}
+    informed, shares = {}, {}
     for name, parts in {
         "the state": (),
         f"and {PAST} steps of the past": ("past",),
@@ -116,18 +118,16 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
         "and the past and the target": ("past", "target"),
     }.items():
         knowledge = torch.cat([data["obs"][:, :0], *(data[part] for part in parts)], 1)
-        regressions[name] = fitted(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
-        with torch.inference_mode():
-            predicted = torch.cat(
-                [regressions[name](*pair) for pair in zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))]
-            )
+        informed[name] = Informed(data["obs"][:cut], knowledge[:cut], data["action"][:cut])
+        pairs = zip(data["obs"][cut:].split(8_192), knowledge[cut:].split(8_192))
+        predicted = torch.cat([informed[name](*pair) for pair in pairs])
         shares[name] = explained(data["action"][cut:], predicted)
     shares["all but the planner's noise"] = explained(data["action"][cut:], data["mean"][cut:])
     assert maze.goal_cell is not None
     goal = maze.index_of(maze.goal_cell)
     runs = EpisodeRuns(dataset.env_id)
     streams = np.random.SeedSequence(0).spawn(STARTS[1])
-    reached = runs.mean_return(Oracle(regressions["and the target"], maze, goal), STARTS[0], streams)
+    reached = runs.mean_return(Oracle(informed["and the target"], maze, goal), STARTS[0], streams)
     cells = {name: f"{share:.3f}" for name, share in shares.items()}
     return cells | {"score of the oracle that is told the goal": f"{dataset.normalised(reached):.1f}"}
 
@@ -158,21 +158,6 @@ def recorded(dataset: Dataset, maze: Maze) -> dict[str, torch.Tensor]:
         "return": np.broadcast_to(level_E[:, None, None], (*target_ET.shape, 1)),
     }
     return {name: torch.from_numpy(part.reshape(-1, part.shape[-1]).astype(np.float32)) for name, part in parts.items()}
-
-
-def fitted(obs_NO: torch.Tensor, knowledge_NX: torch.Tensor, action_NA: torch.Tensor) -> Informed:
-    """The regression of least squares, as deep as the generator of GAC's preset ``cpu``."""
-    torch.manual_seed(0)
-    regression = Informed(knowledge_NX.shape[1], obs_NO)
-    adam = torch.optim.Adam(regression.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, UPDATES)
-    for _ in range(UPDATES):
-        at = torch.randint(len(obs_NO), (BATCH,))
-        adam.zero_grad()
-        (regression(obs_NO[at], knowledge_NX[at]) - action_NA[at]).square().mean().backward()
-        adam.step()
-        schedule.step()
-    return regression
 
 
 def explained(action_NA: torch.Tensor, predicted_NA: torch.Tensor) -> float:

@@ -20,6 +20,12 @@ from rollout_workers.maze import REACHED, Maze
 from rollout_workers.waypoints import WaypointPlanner
 
 MODES = ("prior", "st", "kl", "max")
+SHARES = {  # of recorded actions
+    "state_return": "state and return",
+    "others": "others' plans",
+    "promise": "same promise",
+    "own": "own plan",
+}
 LEAST = 0.5  # m: ways shorter than this have no ratio worth the name
 
 
@@ -32,7 +38,7 @@ def carried(runs: Sequence[Trained]) -> str:
             over_seeds([one["scores"][name]["normalised_mean"] for one in found])
             for name in ("searched", "one", "hidden", "redrawn", "prior")
         ]
-        shares = [over_seeds([one["explained"][name] for one in found], 3) for name in ("state", "promise", "plan")]
+        shares = [over_seeds([one["explained"][name] for one in found], 3) for name in SHARES]
         said = [over_seeds([one["plan"][name] for one in found], 2) for name in ("kl_token", "return_share")]
         rows.append([data, *scores, *shares, *said])
     head = [
@@ -42,9 +48,7 @@ def carried(runs: Sequence[Trained]) -> str:
         "hidden",
         "redrawn",
         "prior",
-        "state",
-        "return",
-        "plan",
+        *SHARES.values(),
         "nats a token",
         "of it the return",
     ]

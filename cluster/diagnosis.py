@@ -16,8 +16,9 @@ import torch
 from algorithms import ALGORITHMS
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import least_nats
-from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt
+from algorithms.gac.diagnosis import VARIANTS, PartialPlan, contents, explained, posteriors
 from algorithms.gac.policy import GACPolicy
+from algorithms.gac.regression import explained_without_plan
 from algorithms.interface import PlanRequest, PlanRequestError
 from algorithms.weights import Weights
 from cluster.checks import dataset_problems, spec_of
@@ -38,7 +39,7 @@ from rollout_workers.env import EnvError
 from rollout_workers.episodes import EpisodeRuns
 from rollout_workers.evaluator import Evaluator
 
-RECORDED = 64  # episodes of the dataset that are looked at
+RECORDED, OTHERS = 64, 256  # episodes of the dataset that are looked at, and others that regressions learn from
 STARTS, DRAWS = 8, 8  # from which plans drawn from the prior are acted out, and how many from each
 SCORES = {
     "searched": "the plan as searched",
@@ -48,7 +49,14 @@ SCORES = {
     "prior": "drawn from the prior, not searched",
 }
 PROMISE_LEFT = "hidden, but for the return it promises"  # linear reading has that beside the plan
-SHARES = {"state": "the state", "promise": "the promised return", "plan": "the rest of the plan"}
+SHARES = {
+    "state": "the state, without a plan",
+    "state_return": "state and return, without a plan",
+    "own": "the plan of their own episode",
+    "promise": "plans that promise the same",
+    "others": "plans of other episodes",
+    "prior": "one plan drawn from the prior",
+}
 
 
 def diagnose(
@@ -97,17 +105,18 @@ def diagnose(
         "warnings": warned + ([note] if note else identity_notes(spec)),
     }
     if looked_at is not None and recorded is not None:
-        Counter().show(f"looking at {len(recorded):,} recorded episodes", last=True)
-        batch = packed(recorded)
+        looked, others = recorded
+        Counter().show(f"looking at {len(looked):,} recorded episodes", last=True)
+        batch = packed(looked)
         q = posteriors(agent, batch)
         said = contents(agent.model, batch, q)
         found |= {
             "dataset": looked_at.id,
             "recorded_episodes": len(batch),
-            "explained": explained(agent.model, batch, q, seed)._asdict(),
-            "rebuilt": rebuilt(agent.model, batch, q, seed)._asdict(),
+            "explained": explained_without_plan(agent.model, looked, others)._asdict()
+            | explained(agent.model, batch, q, seed)._asdict(),
             "plan": said._asdict() | {"collapsed": said.kl_token < _least_nats(spec.config, agent, weights.updates)},
-            "ends": _ends(spec, weights, recorded, seed),
+            "ends": _ends(spec, weights, looked, seed),
         }
     return found | {"reading": reading(found)}
 
@@ -124,11 +133,14 @@ def reading(found: dict[str, Any]) -> list[str]:
         f"{costs['one']:.1f}; the search is worth {scores['searched'] - scores['prior']:.1f}."
     ]
     if "explained" in found:
-        plan = found["explained"]["plan"]
-        words = "carries next to no behaviour" if plan < 0.01 else "carries behaviour"
-        sentences.append(
-            f"Beyond state and promised return the plan explains {plan:.4f} of the recorded actions: it {words}."
-        )
+        shares = found["explained"]
+        words = "carries next to no behaviour" if shares["own"] - shares["promise"] < 0.01 else "carries behaviour"
+        sentences += [
+            f"By their own plan the model explains {shares['own']:.4f} of the recorded actions, by plans that promise the same "
+            f"{shares['promise']:.4f}: the plan {words}.",
+            f"State and return explain {shares['state_return']:.4f} without a plan, so plans tell {shares['own'] - shares['state_return']:.4f} "
+            "that these do not.",
+        ]
         said = found["plan"]
         sound = alarms(
             {
@@ -173,16 +185,12 @@ def diagnosis_in_words(found: dict[str, Any]) -> str:
             f"{'What explains the actions of ' + str(found['recorded_episodes']) + ' recorded episodes':<48}{'share':>12}",
         ]
         lines += [f"  {words:<46}{found['explained'][name]:>12.4f}" for name, words in SHARES.items()]
-        said, rebuilt_ = found["plan"], found["rebuilt"]
+        said = found["plan"]
         ends = "-" if found["ends"] is None else f"{found['ends']:.3f}"
         lines += [
             "",
-            f"{'How well one plan rebuilds these actions':<48}{'share':>12}",
-            f"  {'the plan of their own episode':<46}{rebuilt_['own']:>12.4f}",
-            f"  {'a plan drawn from the prior':<46}{rebuilt_['prior']:>12.4f}",
-            "",
             f"{'How far plans drawn from the prior differ, to the recorded variance':<60}",
-            f"  {'their actions in one state':<46}{rebuilt_['spread']:>12.3f}",
+            f"  {'their actions in one state':<46}{found['explained']['spread']:>12.3f}",
             f"  {'where they end from one start':<46}{ends:>12}",
         ]
         lines += [
@@ -209,8 +217,9 @@ def packed(episodes: Sequence[StoredEpisode]) -> Trajectories:
     )
 
 
-def _recorded(dataset: Dataset) -> list[StoredEpisode]:
-    """Up to RECORDED episodes of the dataset, evenly spread over those that can be read; UsageError where these are fewer than two."""
+def _recorded(dataset: Dataset) -> tuple[list[StoredEpisode], list[StoredEpisode]]:
+    """Up to RECORDED episodes of the dataset to look at, and up to OTHERS more, both evenly spread over those that can be read;
+    UsageError where these are fewer than two."""
     try:
         count = dataset.summary().episodes
     except DatasetError as error:
@@ -222,7 +231,13 @@ def _recorded(dataset: Dataset) -> list[StoredEpisode]:
         )
     refused = {index for indices in dataset.refused.values() for index in indices}
     readable = [index for index in range(dataset.total_episodes) if index not in refused]
-    return list(dataset.episodes([readable[i] for i in np.unique(np.linspace(0, count - 1, RECORDED).astype(int))]))
+    looked = _spread(readable, RECORDED)
+    return list(dataset.episodes(looked)), list(dataset.episodes(_spread(sorted({*readable} - {*looked}), OTHERS)))
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    """Up to ``count`` of them, evenly spread."""
+    return [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
 
 
 def _own(spec: RunSpec, needed: bool) -> tuple[Dataset | None, str]:

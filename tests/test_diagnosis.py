@@ -13,7 +13,7 @@ from gac_batches import ACTION, OBS, SHAPES, episodes, made, small
 
 from algorithms.gac.agent import GAC
 from algorithms.gac.bound import Posterior, return_share
-from algorithms.gac.diagnosis import REDRAWS, VARIANTS, PartialPlan, contents, explained, posteriors, rebuilt, redrawn
+from algorithms.gac.diagnosis import REDRAWS, VARIANTS, PartialPlan, contents, explained, posteriors, redrawn
 from algorithms.gac.policy import GACPolicy
 from algorithms.interface import PlanRequest
 from cluster.diagnosis import reading
@@ -52,16 +52,15 @@ def test_actions_are_explained_by_what_moves_them(
 ) -> None:
     agent, batch, q = planted(coordinates, promise)
     found = explained(agent.model, batch, q)
-    assert sum(found) == pytest.approx(1.0, abs=1e-5)  # its own actions, without noise
-    for share, expected in zip(found[1:], above_state):
+    assert found.own == pytest.approx(1.0, abs=1e-5)  # its own actions, without noise
+    for share, expected in zip((found.promise - found.others, found.own - found.promise), above_state):
         if expected is not None:
             assert share > 0.05 if expected else abs(share) < 0.01
 
 
-def test_actions_are_rebuilt_by_their_own_plan_and_by_others_as_far_as_plans_move_them() -> None:
+def test_plans_of_the_prior_rebuild_actions_as_far_as_they_move_them() -> None:
     agent, batch, q = planted(20.0, 0.0)
-    found = rebuilt(agent.model, batch, q)
-    assert found.own == pytest.approx(1.0, abs=1e-5)
+    found = explained(agent.model, batch, q)
     model, noise = agent.model, torch.Generator().manual_seed(0)
     states = batch.rows_NF.view(len(LENGTHS), LENGTHS[0], -1)
     action = states[..., OBS : OBS + ACTION]
@@ -75,7 +74,7 @@ def test_actions_are_rebuilt_by_their_own_plan_and_by_others_as_far_as_plans_mov
     assert found.prior == pytest.approx(1 - np.mean(missed), abs=1e-4)
     assert found.spread == pytest.approx((torch.stack(made).var(0).sum() / total).item(), rel=1e-4)
     agent, batch, q = planted(0.0, 0.0)  # no plan moves anything: all rebuild all
-    assert rebuilt(agent.model, batch, q) == pytest.approx((1.0, 1.0, 0.0), abs=1e-5)
+    assert explained(agent.model, batch, q) == pytest.approx((1.0, 1.0, 1.0, 1.0, 0.0), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "point"])
@@ -139,7 +138,8 @@ def test_plans_that_say_little_but_the_return_are_no_alarm_early_in_a_run() -> N
 def test_a_diagnosis_sounds_alarms_where_the_run_does(updates: int, sounds: bool) -> None:
     scores = {name: {"normalised_mean": 1.0, "return_mean": 1.0} for name in (*VARIANTS, "prior")}
     plan = {"return_share": 0.99, "collapsed": 0.0, "kl_token": 1.0}
-    found = {"scores": scores, "explained": {"plan": 0.1}, "plan": plan, "updates": updates, "planned_updates": 1_000}
+    shares = {"own": 0.5, "promise": 0.4, "state_return": 0.45}
+    found = {"scores": scores, "explained": shares, "plan": plan, "updates": updates, "planned_updates": 1_000}
     assert ("99 % of what plans say is the return" in " ".join(reading(found))) == sounds
 
 

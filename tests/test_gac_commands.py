@@ -263,18 +263,18 @@ def test_a_diagnosis_has_scores_by_part_of_the_plan_and_shares_of_the_actions(
     for name in ("return_mean", "normalised_mean"):
         assert found["scores"]["searched"][name] == pytest.approx(plain[name])
     assert found["target"] == plain["target"] and found["recorded_episodes"] == 8
-    assert found["explained"].keys() == {"state", "promise", "plan"} and found["plan"]["dims"] == 16
-    assert found["rebuilt"]["own"] == pytest.approx(sum(found["explained"].values())) and found["ends"] > 0
+    assert found["explained"].keys() == {"state", "state_return", "others", "promise", "own", "prior", "spread"}
+    assert max(found["explained"].values()) < 1 and found["plan"]["dims"] == 16 and found["ends"] > 0
     result = said(capsys, *words)
     page = tmp_path / "report.html"
     assert main(["report", str(run_dir), "--output", str(page)]) == 0
     assert html.escape(result.strip()) in page.read_text()
     for part in (
         "hidden: nothing but zeros",
-        "the rest of the plan",
+        "state and return, without a plan",
         "KL, nats a token",
         "Hiding the plan costs",
-        "a plan drawn from the prior ",
+        "one plan drawn from the prior ",
         "where they end from one start",
     ):
         assert part in result
@@ -288,7 +288,7 @@ def test_a_diagnosis_looks_at_episodes_that_were_not_learned_from(
     write(other, range(100, 105))
     found = [json.loads(said(capsys, *words, *more)) for more in ((), ("--dataset", other))]
     assert [(one["dataset"], one["recorded_episodes"]) for one in found] == [(ID, 8), (other, 5)]
-    assert found[0]["scores"] == found[1]["scores"] and found[0]["rebuilt"] != found[1]["rebuilt"]
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["explained"] != found[1]["explained"]
     assert main([*words, "--dataset", "tiny/nowhere-v0"]) == 2
     assert "no dataset 'tiny/nowhere-v0'" in capsys.readouterr().err
 

@@ -65,7 +65,7 @@ def test_the_papers_form_learns_which_goal_a_walk_has_and_goes_where_the_return_
     batch = packed(data[:64])
     q = posteriors(agent, batch)
     shares, said = explained(agent.model, batch, q), contents(agent.model, batch, q)
-    assert shares.promise + shares.plan > 0.3 and said.return_correlation > 0.9
+    assert shares.own - shares.others > 0.3 and said.return_correlation > 0.9
     high, low = (walked(agent, "searched", PlanRequest(mode="st", target_return=y)) for y in (0.7, -0.7))
     assert high.min() > 0.3 and low.max() < -0.3  # from every start
     hidden = walked(agent, "hidden", PlanRequest(mode="st", target_return=0.7))

@@ -28,19 +28,17 @@ VARIANTS = ("searched", "hidden", "redrawn", "one")  # what episodes are acted b
 
 
 class Explained(NamedTuple):
-    """Shares of the recorded actions' variance; each is what it adds to those before it. The rest nobody explains."""
+    """Shares of the recorded actions' variance that the model explains, teacher-forced, by several plans; and how far plans differ.
 
-    state: float
-    promise: float
-    plan: float
+    A plan of another trajectory may lead elsewhere: the mean over such plans explains less than the state does
+    (``regression.explained_without_plan``).
+    """
 
-
-class Rebuilt(NamedTuple):
-    """How well single plans rebuild recorded actions, teacher-forced, and how far plans of the prior differ; shares of the variance."""
-
-    own: float  # explained by the trajectory's own plan
-    prior: float  # explained by one plan drawn from the prior
-    spread: float  # of the actions that plans of the prior take in one state
+    others: float  # the mean over plans of other trajectories
+    promise: float  # the mean over plans from the prior that promise what the trajectory's own does
+    own: float  # the trajectory's own plan
+    prior: float  # one plan drawn from the prior
+    spread: float  # not explained: the variance of the actions that plans of the prior take in one state
 
 
 class Contents(NamedTuple):
@@ -81,33 +79,18 @@ def contents(model: GACModel, batch: Trajectories, q: Posterior) -> Contents:
 
 @torch.no_grad()
 def explained(model: GACModel, batch: Trajectories, q: Posterior, seed: int = 0) -> Explained:
-    """How much of the actions' variance each adds, teacher-forced, by the plans at the posteriors' means.
-
-    The state alone: the mean over plans of other trajectories. With the promise: the mean over plans from the prior that
-    promise the same. Both means are of REDRAWS plans; what so few leave of their variance is taken off.
-    """
+    """By the plans at the posteriors' means. Means are over REDRAWS plans; what so few leave of their variance is taken off."""
     recorded, obs0_BO = _Recorded(model, batch), _first(model, batch)
     z_Bnd = model.plan(q.mean_Bnd, obs0_BO)
     noise = torch.Generator().manual_seed(seed)
     count = min(REDRAWS, len(batch) - 1)
     others = [z_Bnd.roll(k + 1, 0) for k in range(count)]
     again = [redrawn(model, z_Bnd, obs0_BO, torch.randn(z_Bnd.shape, generator=noise)) for _ in range(count)]
-    by_state, by_promise, by_plan = (recorded.left(recorded.actions(plans)) for plans in (others, again, [z_Bnd]))
-    return Explained(state=1.0 - by_state, promise=by_state - by_promise, plan=by_promise - by_plan)
-
-
-@torch.no_grad()
-def rebuilt(model: GACModel, batch: Trajectories, q: Posterior, seed: int = 0) -> Rebuilt:
-    """Recorded actions by each trajectory's own plan, the posterior's mean, and by REDRAWS plans of the prior, one at a time."""
-    recorded, obs0_BO = _Recorded(model, batch), _first(model, batch)
-    noise = torch.Generator().manual_seed(seed)
-    drawn = [model.plan(torch.randn(q.mean_Bnd.shape, generator=noise), obs0_BO) for _ in range(REDRAWS)]
-    made = recorded.actions(drawn)
-    return Rebuilt(
-        own=1.0 - recorded.left(recorded.actions([model.plan(q.mean_Bnd, obs0_BO)])),
-        prior=1.0 - sum(recorded.left([one]) for one in made) / REDRAWS,
-        spread=recorded.spread(made),
-    )
+    by_others, by_promise, by_own = (recorded.left(recorded.actions(plans)) for plans in (others, again, [z_Bnd]))
+    noise.manual_seed(seed)
+    drawn = recorded.actions([model.plan(torch.randn(z_Bnd.shape, generator=noise), obs0_BO) for _ in range(REDRAWS)])
+    by_prior = sum(recorded.left([one]) for one in drawn) / REDRAWS
+    return Explained(1.0 - by_others, 1.0 - by_promise, 1.0 - by_own, 1.0 - by_prior, recorded.spread(drawn))
 
 
 class _Recorded:
