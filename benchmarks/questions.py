@@ -91,15 +91,20 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in list(ASKED) if "all" in arguments.what else arguments.what:
-        if name != "page":
-            began = time.process_time()
-            text = (ASKED | TRAINING)[name](arguments)
-            (arguments.out / f"{name}.md").write_text(text + "\n")
-            print(f"{name}, {time.process_time() - began:.0f} s of CPU\n\n{text}\n", flush=True)
+    for name in asked(arguments.what):
+        began = time.process_time()
+        text = (ASKED | TRAINING)[name](arguments)
+        (arguments.out / f"{name}.md").write_text(text + "\n")
+        print(f"{name}, {time.process_time() - began:.0f} s of CPU\n\n{text}\n", flush=True)
     if "page" in arguments.what:
         made = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
         PAGE.write_text(filled(PAGE.read_text(), {name: headline(name, made[name]) for name in set(made) - PRINTED}))
+
+
+def asked(words: list[str]) -> list[str]:
+    """The questions that the command line names, each once: those that it adds to ``all``, too."""
+    named_ = [name for word in words for name in (ASKED if word == "all" else [word])]
+    return [name for name in dict.fromkeys(named_) if name != "page"]
 
 
 def headline(name: str, text: str) -> str:

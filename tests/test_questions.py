@@ -23,7 +23,7 @@ from benchmarks.markdown import filled, over_seeds, pivoted, table
 from benchmarks.plan_quality import path_ratios, planner_ratios
 from benchmarks.promises import target_walk
 from benchmarks.pushes import FAR, ElboTrigger, PushedMaze, WatchedPolicy, alarms, push_steps
-from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, headline
+from benchmarks.questions import ASKED, HEADLINES, PAGE, PRINTED, TRAINING, asked, headline
 from cluster.diagnosis import packed
 from replay.stored_episode import StoredEpisode
 from rollout_workers.actor import seeded_streams
@@ -267,3 +267,9 @@ def test_every_question_has_one_place_on_the_page_and_its_headline_fits_it() -> 
 def _wide(name: str) -> str:
     """A table of as many columns as the headline of ``name`` may read."""
     return table([""] * 9, [[str(i) for i in range(9)]])
+
+
+def test_what_is_named_beside_all_is_asked_too() -> None:
+    assert asked(["all", "by-heart", "page"]) == [*ASKED, "by-heart"]
+    assert asked(["paths", "by-heart"]) == ["paths", "by-heart"]
+    assert asked(["paths", "all"])[0] == "paths" and len(asked(["paths", "all"])) == len(ASKED)
