@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from replay.schema import RowLayout
 LAYOUT = RowLayout(obs_dim=17, action_dim=6)  # HalfCheetah's
 BATCH = 256
 METHODS = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.items == "transitions")
+PRESETS = ("cpu", "paper")  # batch renormalisation, input norm and support differ
+WARMUP = 2  # updates, so that the clips of batch renormalisation open within a check
 CLOSE = 1e-3  # largest difference of a parameter, as a share of its tensor's largest entry
 
 
@@ -47,7 +50,7 @@ class Sizes:
 
     critic_width: int = 256
     actor_width: int = 64
-    timed_width: int = 2048  # critics whose updates are timed: the paper's
+    timed: dict[str, int] = dataclasses.field(default_factory=dict)  # fields whose updates are timed; else the paper's
     timed_updates: int = 400
     replays: int = 10_000
     blocks: int = 64  # that a feed copies beside a capture
@@ -66,14 +69,15 @@ class Bench:
         collective: Collective | None = None,
         *,
         method: str = "softgac",
+        preset: str = "cpu",
         **fields: Any,
     ) -> Any:
-        """A method with narrow networks, with the statistics and the fitted support of preset cpu."""
-        preset, sizes = ALGORITHMS[method].presets["cpu"](), self.sizes
+        """A preset of a method with narrow networks."""
+        made, sizes = ALGORITHMS[method].presets[preset](), self.sizes
         actors = dict.fromkeys(("bridge_width", "actor_width", "behaviour_width"), sizes.actor_width)
-        narrow = {"critic_width": sizes.critic_width, "train_samples": 4} | actors
-        own = {name: number for name, number in narrow.items() if hasattr(preset, name)}
-        config = dataclasses.replace(preset, **(own | fields))
+        narrow = {"critic_width": sizes.critic_width, "train_samples": 4, "renorm_warmup": WARMUP} | actors
+        own = {name: number for name, number in narrow.items() if hasattr(made, name)}
+        config = dataclasses.replace(made, **(own | fields))
         spec = AgentSpec(
             obs_dim=LAYOUT.obs_dim,
             action_dim=LAYOUT.action_dim,
@@ -82,6 +86,12 @@ class Bench:
             collective=collective or Solo(),
         )
         return ALGORITHMS[method].make_agent(config, spec)
+
+    def forms(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """Every preset of every method: its name, and what makes its agent."""
+        for method in METHODS:
+            for preset in PRESETS:
+                yield f"{method} {preset}", functools.partial(self.agent, method=method, preset=preset)
 
     def rows(self, updates: int, seed: int = 0) -> torch.Tensor:
         """Rows (U, B, D) on the device: rewards follow from the states, every tenth step ends an episode."""
@@ -128,29 +138,33 @@ def _require(good: bool, seen: str) -> str:
 
 
 def same_as_cpu(bench: Bench) -> str:
-    """The agent on the device and on the CPU, with the same state, rows and noise."""
-    here, there, rows = bench.agent(), bench.agent("cpu"), bench.rows(4)
-    there.load_state(here.state())  # takes the state of another kind of device, too
-    for index, rows_BD in enumerate(rows):
-        drawn = UpdateNoise(here.draw_noise(BATCH), here.draw_loss_noise(BATCH))
-        here.update_with(rows_BD, drawn, with_actor=index % 2 == 1)
-        there.update_with(rows_BD.cpu(), UpdateNoise(*(t.cpu() for t in drawn)), with_actor=index % 2 == 1)
-    # Adam's first steps are lr x sign: an entry whose gradient is rounding alone may step either way.
-    moved = [
-        float(((tensor.cpu() - there.tensors()[name]).abs() > CLOSE).float().mean())
-        for name, tensor in here.tensors().items()
-        if "adam" not in name and tensor.numel() > 1
-    ]
+    """Agents on the device and on the CPU, with the same state, rows and noise."""
+    apart, rows = (0.0, "nothing"), bench.rows(4)
+    for name, make in bench.forms():
+        here, there = make(), make("cpu")
+        there.load_state(here.state())  # takes the state of another kind of device, too
+        for index, rows_BD in enumerate(rows):
+            drawn = UpdateNoise(here.draw_noise(BATCH), here.draw_loss_noise(BATCH))
+            here.update_with(rows_BD, drawn, with_actor=index % 2 == 1)
+            there.update_with(rows_BD.cpu(), UpdateNoise(*(t.cpu() for t in drawn)), with_actor=index % 2 == 1)
+        # Adam's first steps are lr x sign: an entry whose gradient is rounding alone may step either way.
+        moved = [
+            float(((tensor.cpu() - there.tensors()[part]).abs() > CLOSE).float().mean())
+            for part, tensor in here.tensors().items()
+            if "adam" not in part and tensor.numel() > 1
+        ]
+        apart = max(apart, (max(moved), name))
     return _require(
-        max(moved) < 0.02, f"4 updates: {max(moved):.2%} of a tensor's entries differ by more than {CLOSE:g}"
+        apart[0] < 0.02,
+        f"4 updates: at most {apart[0]:.2%} of a tensor's entries differ by more than {CLOSE:g} ({apart[1]})",
     )
 
 
 def captured_as_eager(bench: Bench) -> str:
-    """Updates of the graph and of the agent itself, from one state, after an odd number of updates; of every method."""
-    apart, same = (0.0, "nothing"), True
-    for method in METHODS:
-        eager, graph, rows = bench.agent(method=method), bench.agent(method=method), bench.rows(12)
+    """Updates of the graph and of the agent itself, from one state, after an odd number of updates."""
+    apart, same, rows = (0.0, "nothing"), True, bench.rows(12)
+    for form, make in bench.forms():
+        eager, graph = make(), make()
         for agent in (eager, graph):
             agent.update(rows[:3])
         cycles = bench.cycles(graph)
@@ -159,7 +173,7 @@ def captured_as_eager(bench: Bench) -> str:
         eager.update(rows[3:8])
         eager.update(rows[8:])
         difference, name = furthest(eager, graph)
-        apart = max(apart, (difference, f"{method}: {name}"))
+        apart = max(apart, (difference, f"{form}: {name}"))
         same = same and difference < CLOSE and graph.updates == eager.updates == 12
     return _require(same, f"12 updates resumed after 3: at most {apart[0]:.1e} apart ({apart[1]})")
 
@@ -233,14 +247,15 @@ def no_wait(bench: Bench, who: str) -> Iterator[None]:
 
 
 def never_waits(bench: Bench) -> str:
-    """Updates of every method, eager and replayed, while CUDA refuses whatever waits for the device."""
-    for method in METHODS:
-        agent, rows = bench.agent(method=method), bench.rows(4)
+    """Updates, eager and replayed, while CUDA refuses whatever waits for the device."""
+    forms, rows = dict(bench.forms()), bench.rows(4)
+    for form, make in forms.items():
+        agent = make()
         cycles = bench.cycles(agent)
-        with no_wait(bench, method):
+        with no_wait(bench, form):
             agent.update(rows)
             cycles.update(rows)
-    return f"8 updates of each of {len(METHODS)} methods, no wait"
+    return f"8 updates of each of {len(forms)} presets, no wait"
 
 
 def learner_never_waits(bench: Bench) -> str:
@@ -283,8 +298,10 @@ def memory(bench: Bench) -> str:
 
 
 def speed(bench: Bench, precision: str) -> str:
-    """Microseconds an update with the paper's critics, and the critics' loss at four points of the way."""
-    agent = bench.agent(precision=precision, critic_width=bench.sizes.timed_width)
+    """Microseconds an update of SoftGAC's preset paper, and the critics' loss at four points of the way."""
+    paper = ALGORITHMS["softgac"].presets["paper"]()
+    wide = {name: getattr(paper, name) for name in ("critic_width", "bridge_width")} | bench.sizes.timed
+    agent = bench.agent(preset="paper", precision=precision, **wide)
     cycles, rows, losses = bench.cycles(agent), bench.rows(16), []
     cycles.update(rows)
     bench.wait()
@@ -304,7 +321,7 @@ def speed(bench: Bench, precision: str) -> str:
 
 
 def two_learners(bench: Bench) -> str:
-    """Two learners of half a batch each, on a device each, against one of the whole batch."""
+    """Two learners of half a batch each, on a device each, against one of the whole batch; no update waits for the device."""
     if bench.cuda and torch.cuda.device_count() < 2:
         return "one device here: not checked"
     alone, rows = bench.agent(), bench.rows(4)
@@ -335,7 +352,9 @@ def _rank(rank: int, folder: str, cuda: bool, sizes: Sizes, rows: torch.Tensor) 
     bench, half = Bench(device, sizes), BATCH // 2
     agent = bench.agent(collective=collective)
     cycles = CapturedCycle(agent, batch=half, width=LAYOUT.width, capture=None if cuda else _called)
-    cycles.update(rows[:, rank * half : (rank + 1) * half].contiguous().to(device))
+    mine = rows[:, rank * half : (rank + 1) * half].contiguous().to(device)
+    with no_wait(bench, f"learner {rank} of 2") if cuda else contextlib.nullcontext():  # gloo's reductions do read
+        cycles.update(mine)
     state = {name: tensor.detach().cpu().clone() for name, tensor in agent.tensors().items()}
     save_file(state, Path(folder) / f"{rank}.safetensors")
     collective.close()

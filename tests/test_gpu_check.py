@@ -16,7 +16,9 @@ from cluster.errors import RunError
 from learners import gpu_check
 from learners.gpu_check import CHECKS, Bench, Failed, Sizes
 
-SMALL = Sizes(critic_width=16, actor_width=8, timed_width=16, timed_updates=4, replays=2, blocks=3)
+SMALL = Sizes(
+    critic_width=16, actor_width=8, timed={"critic_width": 16, "bridge_width": 8}, timed_updates=4, replays=2, blocks=3
+)
 
 
 def test_every_check_passes_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +66,7 @@ def test_the_method_whose_graph_differs_is_named(monkeypatch: pytest.MonkeyPatch
         return (lambda: None) if isinstance(agent, QSM) else lambda: agent.step_cycle(rows_CBD)
 
     monkeypatch.setattr(gpu_check, "_called", idle)
-    with pytest.raises(Failed, match=r"apart \(qsm: "):
+    with pytest.raises(Failed, match=r"apart \(qsm (cpu|paper): "):
         gpu_check.captured_as_eager(Bench("cpu", SMALL))
 
 
@@ -81,16 +83,19 @@ def test_a_method_that_reads_from_the_device_is_named(
         return own(self, *rows)
 
     monkeypatch.setattr(QSM, reads, reading)
-    with pytest.raises(Failed, match=r"qsm: the host waited for the device: aten\._local_scalar_dense"):
+    with pytest.raises(Failed, match=r"qsm( cpu)?: the host waited for the device: aten\._local_scalar_dense"):
         check(Bench("cpu", SMALL))
 
 
 def test_another_agent_on_the_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     bench, made = Bench("cpu", SMALL), Bench.agent
-    monkeypatch.setattr(
-        Bench, "agent", lambda self, device=None: made(self, device, critic_lr=1e-3 if device else 1e-2)
-    )
-    with pytest.raises(Failed, match="differ by more than"):
+
+    def other(self: Bench, device: Any = None, **form: str) -> Any:
+        wrong = {"critic_lr": 1e-3 if device else 1e-2} if form == {"method": "dime", "preset": "paper"} else {}
+        return made(self, device, **form, **wrong)
+
+    monkeypatch.setattr(Bench, "agent", other)
+    with pytest.raises(Failed, match=r"differ by more than 0.001 \(dime paper\)"):
         gpu_check.same_as_cpu(bench)
 
 

@@ -32,7 +32,7 @@ def run_checks(device: str, sizes: Any = None) -> int:
     """Prints one line a check; RunError names those that failed."""
     from learners.gpu_check import CHECKS, Bench
 
-    failed = []
+    failed, start = [], time.monotonic()
     for name, check in CHECKS.items():
         began = time.monotonic()
         try:
@@ -41,6 +41,7 @@ def run_checks(device: str, sizes: Any = None) -> int:
             verdict, seen = "FAILED", f"{type(error).__name__}: {error}"
             failed.append(name)
         print(f"{verdict:6}  {name:40}  {time.monotonic() - began:6.1f} s  {seen}", flush=True)
+    print(f"{len(CHECKS)} checks in {time.monotonic() - start:.0f} s")
     if failed:
         raise RunError(
             f"{len(failed)} of {len(CHECKS)} checks failed ({'; '.join(failed)}), expected none: updates on this GPU cannot be trusted; "
