@@ -42,7 +42,10 @@ from algorithms.softgac.weights import STEP_PARAMETERS
 from benchmarks.markdown import table
 from benchmarks.update import rate
 
-UPDATES = 6  # that both make with the same noise
+UPDATES, WARMUP = (
+    6,
+    2,
+)  # that both make with the same noise; and how many of them before renormalisation corrects its batches
 
 
 class State(NamedTuple):
@@ -268,11 +271,12 @@ def main() -> int:
         preset, input_norm="layer_norm", renorm_form="crossq", v_min=-GYM_SUPPORT, v_max=GYM_SUPPORT
     )
     spec = AgentSpec(obs_dim=args.obs, action_dim=args.action)
+    checked = dataclasses.replace(same, renorm_warmup=WARMUP)
     twin, agent = Twin(same, args.obs, args.action), SoftGAC(same, spec)
     width = 2 * args.obs + args.action + 2
     rows = torch.randn(args.updates, args.batch, width, generator=torch.Generator().manual_seed(0))
     rows[..., args.obs + args.action + 1] = 1.0
-    found = differences(SoftGAC(same, spec), twin, rows[: min(UPDATES, len(rows))])
+    found = differences(SoftGAC(checked, spec), Twin(checked, args.obs, args.action), rows[: min(UPDATES, len(rows))])
     print("differences after the same updates: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items()))
     if max(found.values()) > 0.05:
         return 1

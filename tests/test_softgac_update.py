@@ -48,9 +48,10 @@ def _equal(one: Any, two: Any) -> list[str]:
     return [name for name, tensor in one.state().items() if not torch.equal(tensor, two.state()[name])]
 
 
+@pytest.mark.parametrize("form", ["crossq", "ioffe"])
 @pytest.mark.parametrize(("warmup", "norm"), [(0, "layer_norm"), (100, "running"), (0, "running")])
-def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(warmup, norm):
-    agent = _agent(renorm_warmup=warmup, input_norm=norm)
+def test_two_softgac_updates_equal_the_equations_written_out_with_torch_adam(warmup, norm, form):
+    agent = _agent(renorm_warmup=warmup, input_norm=norm, renorm_form=form)
     c, critic, rows = agent.config, agent.critic, _rows(2)
     p = {name: t.detach().clone().requires_grad_() for name, t in critic.parameters.named.items()}
     b = {name: t.detach().clone().requires_grad_() for name, t in agent.policy.named.items()}
