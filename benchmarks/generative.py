@@ -64,7 +64,7 @@ def main() -> None:
     toy.add_argument("--updates", type=int, default=1_500, help="critic updates of each panel")
     toy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     report = commands.add_parser("report")
-    report.add_argument("--returns", type=Path, required=True, help="what `returns` wrote")
+    report.add_argument("--returns", type=Path, nargs="+", required=True, help="what `returns` wrote")
     report.add_argument("--settings", action="store_true", help="runs that had --set, too")
     report.add_argument("--costs", type=Path, default=COSTS, help="what `costs` wrote")
     report.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison.png")
@@ -265,18 +265,19 @@ def quickest(costs: dict[str, float]) -> float:
 
 
 def write_report(arguments: argparse.Namespace) -> None:
-    """The tables in Markdown, and the picture: curves, and what an action costs against the last return."""
+    """The tables in Markdown, and the picture: curves over steps and over time, and what an action costs against the last return."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    runs = [run for run in results(arguments.returns) if arguments.settings or not run["set"]]
+    found = [run for path in arguments.returns for run in results(path)]
+    runs = [run for run in found if arguments.settings or not run["set"]]
     runs.sort(key=lambda run: int(run["seed"]))
     costs = json.loads(arguments.costs.read_text())
     tasks = sorted({(run["env"], run["steps"]) for run in runs})
-    figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4 * len(tasks)), squeeze=False)
-    for (curves, points), (env, steps) in zip(axes, tasks):
+    figure, axes = pyplot.subplots(len(tasks), 3, figsize=(15, 4 * len(tasks)), squeeze=False)
+    for (curves, timed, points), (env, steps) in zip(axes, tasks):
         print(
             f"\n| {env}, {steps:,} env steps | return, IQM [95 %] | each seed | with noise | CPU s of a run |\n|---|---|---|---|---|"
         )
@@ -290,14 +291,19 @@ def write_report(arguments: argparse.Namespace) -> None:
             noisy, cpu_s = np.mean([run["sampled"] for run in mine]), np.median([run["cpu_s"] for run in mine])
             each = " / ".join(f"{value:,.0f}" for value in last)
             print(f"| {name} | {iqm(last):,.0f} [{low:,.0f}, {high:,.0f}] | {each} | {noisy:,.0f} | {cpu_s:.0f} |")
-            (line,) = curves.plot(at, [iqm(column) for column in mean_RE.T], marker="o", markersize=3, label=name)
-            between = np.array([interval(column) for column in mean_RE.T])
-            curves.fill_between(at, *between.T, color=line.get_color(), alpha=0.12, linewidth=0)
+            middle, between = (
+                [iqm(column) for column in mean_RE.T],
+                np.array([interval(column) for column in mean_RE.T]),
+            )
+            for axis, along in ((curves, at), (timed, np.array(at) / at[-1] * cpu_s / 60)):
+                (line,) = axis.plot(along, middle, marker="o", markersize=3, label=name)
+                axis.fill_between(along, *between.T, color=line.get_color(), alpha=0.12, linewidth=0)
             points.errorbar(
                 quickest(costs[method]), iqm(last), [[iqm(last) - low], [high - iqm(last)]], marker="o", label=name
             )
             points.annotate(name, (quickest(costs[method]), iqm(last)), fontsize=8)
         curves.set(title=env, xlabel="env steps", ylabel="deterministic return, IQM [95 %]")
+        timed.set(xlabel="CPU minutes of training, one core", ylabel="deterministic return, IQM [95 %]")
         points.set(xlabel="microseconds of one action, fastest engine", ylabel=f"return at {steps:,}", xscale="log")
         left, right = points.get_xlim()
         ticks = [tick for tick in TICKS if left <= tick <= right]
