@@ -159,6 +159,7 @@ class Evaluator:
                 "expected observations and rewards without a NaN or an infinity: there is no return; correct the environment, or let it "
                 "end an episode before that"
             )
+        finished = _finished(groups)
         return Evaluation(
             env_steps=weights.env_steps,
             updates=weights.updates,
@@ -167,11 +168,16 @@ class Evaluator:
             seed=first,
             errors=[error for group in groups for error in group.errors],
             wall_s=time.monotonic() - started,
-            promise_limit=getattr(self._actor.policy, "promise_limit", None),
+            promise_limit=self._promise_limit(finished["returns"]),
             note=_note(groups, count),
             **_requested(groups),
-            **_finished(groups),
+            **finished,
         )
+
+    def _promise_limit(self, returns: list[float]) -> float | None:
+        """What the policy says of the promises of episodes with these returns."""
+        limit_of = getattr(self._actor.policy, "promise_limit", None)
+        return None if limit_of is None else limit_of(float(np.mean(returns)))
 
     def _run(
         self, seeds: list[int], deadline: float, before: str, record_paths: bool, meanwhile: Callable[[], None]

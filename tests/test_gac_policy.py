@@ -193,6 +193,13 @@ def test_promises_end_and_are_counted_where_the_reading_ends(
     assert float(model.return_unit()) == pytest.approx(unit)
 
 
+def test_a_promise_is_believed_up_to_what_is_known_and_what_is_kept() -> None:
+    policy = policy_of(ONE_STEP, 1)  # 20 on average, 40 at best
+    assert policy.promise_limit(100.0) == 70.0 and policy.promise_limit(45.0) == 55.0
+    policy.model.return_high.fill_(20.0)
+    assert policy.promise_limit(45.0) is None
+
+
 def test_without_a_target_st_asks_for_the_best_return_gathered_once_it_is_above_what_the_data_suggest() -> None:
     for gathered, expected in ((40.0, 60.0), (55.0, 60.0), (75.0, 75.0)):  # the dataset: 20 on average, 40 at best
         policy = policy_of(LINEAR, 1)

@@ -27,6 +27,7 @@ from replay.schema import EpisodeMetadata
 
 EXPLORE = MODES.index("explore")
 RUNAWAY = 2.5  # a search that promises this times as far above the mean as the best return has left the data (ours)
+UNKEPT = 0.5  # so has one whose promises are missed by this share of the way from the mean to the best (ours)
 EXPLAINED = 32  # newest steps whose likelihood Eq. 3 counts (ours)
 
 
@@ -59,12 +60,11 @@ class GACPolicy:
         for name in LEARNED_LATE:
             self._weights[name].copy_(decode_nan(self._weights[name]))
 
-    @property
-    def promise_limit(self) -> float | None:
-        """The return beyond which a promise is not believed: RUNAWAY times as far above the data's mean as the best known; None
-        where all returns are equal."""
+    def promise_limit(self, kept: float) -> float | None:
+        """The mean promise beyond which plans that return ``kept`` on average are not believed: RUNAWAY times as far above the data's
+        mean as the best return known, or UNKEPT of that way above ``kept``, whichever is less; None where all returns are equal."""
         mean, above = float(self.model.return_mean), float(self.model.return_high - self.model.return_mean)
-        return mean + RUNAWAY * above if above > 0 else None
+        return min(mean + RUNAWAY * above, kept + UNKEPT * above) if above > 0 else None
 
     def reset(self, num_envs: int) -> None:
         """Forgets everything and makes room for E environments."""

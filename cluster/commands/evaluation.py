@@ -103,7 +103,7 @@ def _alarms(run: RunDirectory, result: Evaluation) -> list[str]:
     record: dict[str, Any] = {
         key: value for key, value in document(run.path / "live.json", []).items() if number(value)
     }
-    record |= {"eval_promise": None, "eval_promise_limit": result.promise_limit}
+    record |= {"eval_promise": None, "eval_promise_limit": result.promise_limit, "eval_return_mean": result.return_mean}
     if result.predicted:
         record["eval_promise"] = sum(result.predicted) / len(result.predicted)
     return list(alarms(record, run.config().planned_updates).values())

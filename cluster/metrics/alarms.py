@@ -45,9 +45,9 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
         )
     if promised is not None and limit is not None and promised > limit:
         found["promise"] = (
-            f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}, which is far above "
-            "any return known: their search has left what was learned and the promise means nothing; ask for less (mode st), lower "
-            "agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
+            f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}: that is far above any "
+            f"return known{_kept(record)}, so their search has left what was learned and the promise means nothing; ask for "
+            "less (mode st), lower agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
     if (record.get("loss_explore_collapse") or 0.0) > 0:
         found["exploration"] = (
@@ -56,6 +56,11 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
             "them teach nothing; raise agent.explore_action_std, agent.explore_reach or agent.explore_gain"
         )
     return found
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    kept = record.get("eval_return_mean")
+    return "" if kept is None else f" or above the {number(float(kept))} that they keep"
 
 
 def collapse_words(where: str, nats: float | None, measured: str) -> str:
