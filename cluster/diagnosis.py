@@ -138,8 +138,7 @@ def reading(found: dict[str, Any]) -> list[str]:
         sentences += [
             f"By their own plan the model explains {shares['own']:.4f} of the recorded actions, by plans that promise the same "
             f"{shares['promise']:.4f}: the plan {words}.",
-            f"State and return explain {shares['state_return']:.4f} without a plan, so plans tell {shares['own'] - shares['state_return']:.4f} "
-            "that these do not.",
+            f"State and return explain {shares['state_return']:.4f} without a plan, so plans tell {_beyond(shares)}.",
         ]
         said = found["plan"]
         sound = alarms(
@@ -156,6 +155,11 @@ def reading(found: dict[str, Any]) -> list[str]:
             )
         sentences += sound.values()
     return sentences
+
+
+def _beyond(shares: dict[str, float]) -> str:
+    more = shares["own"] - shares["state_return"]
+    return f"{more:.4f} that these do not" if more > 0 else "no more than these do"
 
 
 def _least_nats(config: RunConfig, agent: GAC, updates: int) -> float:

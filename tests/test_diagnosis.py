@@ -134,13 +134,32 @@ def test_plans_that_say_little_but_the_return_are_no_alarm_early_in_a_run() -> N
     assert alarms(record, 900).keys() == alarms(record).keys() == {"plan_return"}
 
 
-@pytest.mark.parametrize(("updates", "sounds"), [(100, False), (900, True)])
-def test_a_diagnosis_sounds_alarms_where_the_run_does(updates: int, sounds: bool) -> None:
+def diagnosed(shares: dict[str, float], updates: int) -> str:
+    """The sentences on a run that plans a return and nothing else."""
     scores = {name: {"normalised_mean": 1.0, "return_mean": 1.0} for name in (*VARIANTS, "prior")}
     plan = {"return_share": 0.99, "collapsed": 0.0, "kl_token": 1.0}
-    shares = {"own": 0.5, "promise": 0.4, "state_return": 0.45}
     found = {"scores": scores, "explained": shares, "plan": plan, "updates": updates, "planned_updates": 1_000}
-    assert ("99 % of what plans say is the return" in " ".join(reading(found))) == sounds
+    return " ".join(reading(found))
+
+
+@pytest.mark.parametrize(("updates", "sounds"), [(100, False), (900, True)])
+def test_a_diagnosis_sounds_alarms_where_the_run_does(updates: int, sounds: bool) -> None:
+    said = diagnosed({"own": 0.5, "promise": 0.4, "state_return": 0.45}, updates)
+    assert ("99 % of what plans say is the return" in said) == sounds
+
+
+@pytest.mark.parametrize(
+    ("promise", "state_return", "said"),
+    [
+        (0.40, 0.45, ("the plan carries behaviour", "plans tell 0.0500 that these do not")),
+        (0.495, 0.55, ("the plan carries next to no behaviour", "plans tell no more than these do")),
+    ],
+)
+def test_a_diagnosis_says_what_plans_tell_beyond_state_and_return(
+    promise: float, state_return: float, said: tuple[str, str]
+) -> None:
+    sentences = diagnosed({"own": 0.5, "promise": promise, "state_return": state_return}, 100)
+    assert said[0] in sentences and said[1] in sentences
 
 
 @pytest.mark.parametrize(

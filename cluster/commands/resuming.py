@@ -23,9 +23,7 @@ def resumed(run: RunDirectory, settings: dict[str, str]) -> RunConfig:
     changed = override(config, settings, problems)
     problems += without_effect(changed, settings, new=False)
     check_named(changed, settings, run.path / "config.json")
-    moved = (
-        bool(changed.dataset) and kept_identity(run.path) is not None
-    )  # that it is the same is seen when it is opened
+    moved = bool(changed.dataset) and kept_identity(run.path) is not None  # whether it is the same one is checked later
     before, after = flatten(config), flatten(changed)
     made = {key: value for key, (value, _) in before.items()} | settings_made_with(run.path / "checkpoints", config)
     fixed = {
