@@ -223,7 +223,8 @@ def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_ep
     result = said(capsys, *words)
     found = json.loads(result, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (found["algorithm"], found["env"], found["updates"], found["episodes"]) == ("gac", ENV, 20, 3)
-    assert found["mode"] == mode and found["warnings"] == found["errors"] == []
+    assert found["mode"] == mode and found["errors"] == []
+    assert not [said_ for said_ in found["warnings"] if not said_.startswith("plans promise")]  # it has learned little
     assert all(len(found[name]) == 3 for name in ("returns", "lengths", "normalised", *PLANNED))
     assert found["normalised"] == pytest.approx([(value - 2.0) / 2.0 for value in found["returns"]])
     assert found["normalised_mean"] == pytest.approx(np.mean(found["normalised"]))

@@ -43,11 +43,11 @@ def test_the_report_leaves_out_runs_with_settings_and_draws_the_interval_of_ever
     words = ("report", "--returns", tmp_path / "returns.jsonl", "--picture", tmp_path / "picture.png")
     told = run(capsys, monkeypatch, *words)
     assert "| softgac |" in told and "agent.rho=9" not in told and (tmp_path / "picture.png").exists()
-    ((steps, low, high),) = bands
-    assert list(steps) == at
+    (steps, low, high), (minutes, *again) = bands
+    assert list(steps) == at and list(minutes) == [0.0, 0.025, 0.05] and np.array_equal(again, (low, high))
     for column, *drawn in zip(return_SE.T, low, high):
         assert drawn == pytest.approx(generative.interval(column)) and drawn[0] < generative.iqm(column) < drawn[1]
-    assert "| softgac agent.rho=9 |" in run(capsys, monkeypatch, *words, "--settings") and len(bands) == 3
+    assert "| softgac agent.rho=9 |" in run(capsys, monkeypatch, *words, "--settings") and len(bands) == 6
 
 
 def test_the_costs_in_the_tree_name_their_machine_and_all_that_the_report_reads() -> None:

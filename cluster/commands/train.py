@@ -131,12 +131,8 @@ def add_resume(commands: Any) -> None:
         type=count,
         help="env steps, or updates, of the whole run; not of a run in stages (default: as before)",
     )
-    resume.add_argument(
-        "--workers", type=count, help="rollout worker processes (default: as before, or as last scaled)"
-    )
-    resume.add_argument(
-        "--dataset", metavar="ID", help="the run's dataset, where it has moved: id or path (default: where it was)"
-    )
+    resume.add_argument("--workers", type=count, help="rollout worker processes (default: as before, or last scaled)")
+    resume.add_argument("--dataset", metavar="ID", help="the run's dataset, where it has moved: id or path")
     resume.add_argument("--address", help="Ray cluster to run on, host:port: the run's own again, or another")
     resume.add_argument(
         "--accept-loss",

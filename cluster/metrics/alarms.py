@@ -46,8 +46,8 @@ def alarms(record: Mapping[str, Any], updates: int | None = None) -> dict[str, s
     if promised is not None and limit is not None and promised > limit:
         found["promise"] = (
             f"plans promise a return of {number(float(promised))} on average, expected at most {number(float(limit))}: that is far above any "
-            f"return known{_kept(record)}, so their search has left what was learned and the promise means nothing; ask for "
-            "less (mode st), lower agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
+            f"return known{_kept(record)}, so the promise means nothing: too little was learned, or the search has left what was; train "
+            "longer, ask for less (mode st), lower agent.infer_steps and agent.infer_max_steps, or raise agent.infer_kl_weight (mode kl)"
         )
     if (record.get("loss_explore_collapse") or 0.0) > 0:
         found["exploration"] = (
