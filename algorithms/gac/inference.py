@@ -143,17 +143,14 @@ class _Ascent:
         self.best, self.unit = float(model.best_known()), model.return_unit()
 
     def ascend(self, noise_DKnd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Trace]:
-        """q's mean and log variance (K, n, d), and how they came about. With fresh noise the average over the later half of the steps:
-        at the step size that gets there, the noise leaves single steps far from where they tend to."""
         shape, candidates = noise_DKnd.shape[1:], noise_DKnd[: self.weights.candidates]
         noise_DKnd = noise_DKnd[self.weights.candidates :]
         mean, log_variance = self._start(candidates, shape), torch.full(shape, self.weights.log_variance)
         own = [mean, log_variance]
         first, second = [torch.zeros(shape) for _ in own], [torch.zeros(shape) for _ in own]
-        rows, late, steps = [], [], self.weights.steps
-        settled = steps // 2 if self.weights.fresh else steps - 1  # steps whose q is left out of the average
+        rows = []
         with torch.enable_grad():
-            for step in range(steps):
+            for step in range(self.weights.steps):
                 for leaf in own:
                     leaf.requires_grad_(True)
                 value_K, row = self._value(mean, log_variance, self._noise_of(noise_DKnd, step))
@@ -163,13 +160,9 @@ class _Ascent:
                     leaf.requires_grad_(False)
                     if gradient is not None:
                         _adam_ascend(leaf, gradient, m, v, step + 1, self.config.infer_lr)
-                if step >= settled:
-                    late.append([leaf.clone() for leaf in own])
                 progress.mark()
-        if late:
-            mean, log_variance = (torch.stack(part).mean(0) for part in zip(*late))
         with torch.no_grad():
-            rows.append(self._value(mean, log_variance, self._noise_of(noise_DKnd, steps))[1])
+            rows.append(self._value(mean, log_variance, self._noise_of(noise_DKnd, self.weights.steps))[1])
         predicted_SK, variance_SK = _in_environment_units(
             self.model, torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
         )
@@ -178,17 +171,13 @@ class _Ascent:
     def _value(
         self, mean: torch.Tensor, log_variance: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """J (K,), and (r(z), its log variance, KL) for the trace; E_q over a draw and its mirror image, or at q's mean."""
-        draws_DKnd = torch.zeros(1, *mean.shape) if noise is None else torch.stack([noise, -noise])
-        z0_DKnd, draws = posterior_draw(mean, log_variance, draws_DKnd), len(draws_DKnd)
-        z = self.model.plan(z0_DKnd.flatten(0, 1), self.obs_KO.repeat(draws, 1))
-        predicted_DK, log_variance_DK = (part.unflatten(0, (draws, -1)) for part in self.model.predict_return(z))
-        past_K = None
-        if self.likelihood is not None:
-            past_K = torch.stack([self.likelihood(one) for one in z.unflatten(0, (draws, -1))]).mean(0)
+        """J (K,), and (r(z), its log variance, KL) for the trace."""
+        z = self.model.plan(posterior_draw(mean, log_variance, noise), self.obs_KO)
+        predicted_K, predicted_log_variance_K = self.model.predict_return(z)
+        past_K = None if self.likelihood is None else self.likelihood(z)
         kl_K = kl_to_prior(mean, log_variance)
-        seen = (predicted_DK.mean(0).detach(), log_variance_DK.mean(0).detach(), kl_K.detach())
-        return objective(self._term(predicted_DK).mean(0), kl_K, self.weights.kl, past_K), seen
+        seen = (predicted_K.detach(), predicted_log_variance_K.detach(), kl_K.detach())
+        return objective(self._term(predicted_K), kl_K, self.weights.kl, past_K), seen
 
     def _term(self, predicted_K: torch.Tensor) -> torch.Tensor:
         """What E_q is taken of (..., K), in the model's unit of returns: how likely y+ is; or the return itself, of which whatever

@@ -67,7 +67,7 @@ class Weights(NamedTuple):
     kl: float  # w
     targeted: bool  # the term is log p(y+ | z); else the predicted return itself
     steps: int  # of the ascent
-    fresh: bool  # E_q is taken at a fresh draw each step [P] and its mirror image; else at q's mean (ours)
+    fresh: bool  # E_q is taken at a fresh draw each step [P]; else at q's mean (ours)
     sample: bool  # a draw from q is acted by [P]; else its mean (ours)
     log_variance: float  # of q at the start
     candidates: int  # draws from the prior among which the ascent's start is looked for; 0: it starts at the mean

@@ -50,7 +50,7 @@ class PlanningConfig(AgentConfig):
     infer_fresh: bool = option(
         False,
         "bool",
-        "E_q of st, kl and max by a fresh draw [P] and its mirror image a step, later steps averaged; else at q's mean",
+        "E_q of st, kl and max by a fresh draw a step, from the prior's deviation on [P]; else at q's mean",
     )
     infer_draws: int = option(
         96,
