@@ -65,8 +65,8 @@ class Signals:
             if self.caught:
                 raise self.interrupted(consequence)
             yield
-        except KeyboardInterrupt as error:
-            if self.caught and not isinstance(error, Interrupted):  # Ray's waits raise one of their own instead
+        except BaseException as error:
+            if self.caught and not isinstance(error, Interrupted) and _of_a_signal(error):
                 raise self.interrupted(consequence) from error
             raise
         finally:
@@ -137,3 +137,11 @@ class Signals:
         self.caught.append(signum)
         if self._consequence:
             raise self.interrupted(self._consequence)
+
+
+def _of_a_signal(error: BaseException | None) -> bool:
+    """Whether it is what others make of an Interrupted: Ray's waits raise a KeyboardInterrupt of their own, and a native module that is
+    being imported an ImportError because of it."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _of_a_signal(error.__cause__ or error.__context__)
+    )

@@ -96,3 +96,27 @@ def test_a_signal_during_the_start_ends_all_that_was_started_and_the_same_comman
             wait_for(lambda run=run: not run.alive(), "all that was started to end", 60)
     assert train_inline(tmp_path / "run", "InvertedPendulum-v5", 128) == 0
     assert not (tmp_path / "run" / "failure.json").exists()
+
+
+def test_a_signal_while_a_native_module_is_imported_is_no_error_of_the_import() -> None:
+    """As pybind11 does: whatever is raised while a module is made becomes an ImportError."""
+    with (
+        Signals() as signals,
+        pytest.raises(Interrupted, match="ended by SIGTERM as it began"),
+        signals.at_once("as it began"),
+    ):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+
+
+def test_an_error_beside_a_signal_stays_what_it_is() -> None:
+    with (
+        Signals() as signals,
+        pytest.raises(ImportError, match="no module"),
+        signals.at_once("as it began"),
+        signals.held(),
+    ):
+        signals.caught.append(signal.SIGTERM)
+        raise ImportError("no module")

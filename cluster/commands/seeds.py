@@ -29,6 +29,7 @@ from cluster.signals import Signals
 from replay.manifest import open_own, read_whole
 
 REFRESH_S = 1.0  # of the table on a terminal
+WAIT_S = 0.1  # at most, until a signal is handed on
 PLAIN_S = 30.0  # between two tables elsewhere
 
 
@@ -118,7 +119,8 @@ def run_together(parent: Path, members: dict[Path, argparse.Namespace], config: 
                 _hand_on(processes.values(), signals.caught[0])
             handed = len(signals.caught)
         view.show(last=True)
-        expected = {0, *(128 + signum for signum in signals.caught)}
+        ends = [128 + signum for signum in signals.caught] + [-signum for signum in signals.caught]
+        expected = {0, *ends}  # the second: a process that was only starting, and did not take signals yet
         bad = [path for path, process in processes.items() if process.exitcode not in expected]
         how = _how_to_go_on(parent, members, bad, config)
         if signals.caught:
@@ -145,7 +147,7 @@ def _log(path: Path) -> Path:
 
 
 def _wait(processes: Iterable[SpawnProcess]) -> None:
-    multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], timeout=REFRESH_S)
+    multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], timeout=WAIT_S)
 
 
 def _hand_on(processes: Iterable[SpawnProcess], signum: int) -> None:
