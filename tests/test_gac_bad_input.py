@@ -327,7 +327,7 @@ def test_a_target_outside_the_returns_seen_is_warned_of_and_taken(
     gac: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warned = evaluated(gac, capsys, *FAR)
-    assert warned["target"] == 1000
+    assert warned["target"] == 1000 and [one[:13] for one in warned["warnings"][1:]] == ["plans promise"]
     holds(
         warned["warnings"][0],
         "target return 1000 is outside the returns 0 to 7",

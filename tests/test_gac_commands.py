@@ -224,7 +224,10 @@ def test_each_mode_is_evaluated_with_what_was_predicted_and_achieved_in_every_ep
     found = json.loads(result, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (found["algorithm"], found["env"], found["updates"], found["episodes"]) == ("gac", ENV, 20, 3)
     assert found["mode"] == mode and found["errors"] == []
-    assert not [said_ for said_ in found["warnings"] if not said_.startswith("plans promise")]  # it has learned little
+    unkept = (
+        np.mean(found["predicted"]) > np.mean(found["returns"]) + 3.5
+    )  # half of the way from the data's mean, 0, to its best, 7
+    assert [one[:13] for one in found["warnings"]] == ["plans promise"] * int(unkept)
     assert all(len(found[name]) == 3 for name in ("returns", "lengths", "normalised", *PLANNED))
     assert found["normalised"] == pytest.approx([(value - 2.0) / 2.0 for value in found["returns"]])
     assert found["normalised_mean"] == pytest.approx(np.mean(found["normalised"]))

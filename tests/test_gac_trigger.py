@@ -88,9 +88,8 @@ def test_none_never_replans() -> None:
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100))
 def test_at_most_a_hundredth_of_calibration_errors_is_outside_the_band(seed: int, scale: float) -> None:
     error_N = scale * np.random.default_rng(seed).gamma(2.0, size=500).astype(np.float32)
-    edge = (
-        band_edge(calibrated(error_N)) / MARGIN * (1 + 1e-6)
-    )  # an error on the edge is within, whatever float32 makes of it
+    # an error on the edge is within, whatever float32 makes of it
+    edge = band_edge(calibrated(error_N)) / MARGIN * (1 + 1e-6)
     assert (error_N > edge).mean() <= 0.01 + 1e-9
 
 

@@ -39,17 +39,15 @@ def explained_without_plan(
     if len(others) < len(judged):
         even, odd = judged[::2], judged[1::2]
         parts = [([*others, *even], odd), ([*others, *odd], even)]
-    action_NA = torch.cat([_actions(part) for _, part in parts])
+    rows = [(_rows(model, learned), _rows(model, part)) for learned, part in parts]
+    action_NA = torch.cat([of_judged for _, (_, of_judged) in rows])
     total = (action_NA - action_NA.mean(0)).square().sum()
 
-    def share(returns: bool) -> float:
-        made = [
-            regression(_seen(model, learned, returns), _actions(learned))(_seen(model, part, returns))
-            for learned, part in parts
-        ]
+    def share(columns: slice) -> float:
+        made = [regression(seen[:, columns], action)(other[:, columns]) for (seen, action), (other, _) in rows]
         return float(1.0 - (action_NA - torch.cat(made)).square().sum() / total)
 
-    return WithoutPlan(share(False), share(True))
+    return WithoutPlan(state=share(slice(-1)), state_return=share(slice(None)))
 
 
 def regression(
@@ -72,15 +70,11 @@ def regression(
     return network.requires_grad_(False)
 
 
-def _actions(episodes: Sequence[StoredEpisode]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([one.action_TA for one in episodes], dtype=np.float32))
-
-
-def _seen(model: GACModel, episodes: Sequence[StoredEpisode], returns: bool) -> torch.Tensor:
-    """(N, X): features of the states; with ``returns`` the return of each one's episode."""
-    obs_NO = torch.from_numpy(np.concatenate([one.obs_TO for one in episodes], dtype=np.float32))
-    seen_NX = model.featurise(obs_NO).detach()
-    if not returns:
-        return seen_NX
+def _rows(model: GACModel, episodes: Sequence[StoredEpisode]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of the states and, as the last column, the return of each one's episode (N, X + 1); the actions (N, A)."""
+    obs_NO = np.concatenate([one.obs_TO for one in episodes], dtype=np.float32)
+    action_NA = np.concatenate([one.action_TA for one in episodes], dtype=np.float32)
     return_N = np.concatenate([np.full(len(one.reward_T), one.reward_T.sum(), np.float32) for one in episodes])
-    return torch.cat([seen_NX, model.normalise_return(torch.from_numpy(return_N))[:, None]], 1)
+    seen_NX = model.featurise(torch.from_numpy(obs_NO)).detach()
+    return_N1 = model.normalise_return(torch.from_numpy(return_N))[:, None]
+    return torch.cat([seen_NX, return_N1], 1), torch.from_numpy(action_NA)
