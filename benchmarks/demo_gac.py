@@ -248,7 +248,7 @@ def run(step: Step, log: Path) -> int:
     command = [sys.executable, "-m", "cluster", *step.words]
     with passed_on() as started:
         if step.shown:
-            return finished(started(subprocess.Popen(command, cwd=ROOT)))[0]
+            return finished(started(subprocess.Popen(command, cwd=ROOT, text=True)))[0]
         with open(log, "a") as file:
             file.write(f"$ drawbridge {shlex.join(step.words)}\n")
             file.flush()

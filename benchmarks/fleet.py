@@ -101,7 +101,7 @@ def bare_loop(config: RunConfig, seconds: float) -> dict[str, float]:
     )
     rows_ND = torch.from_numpy(worker.collect().rows_ND)
     worker.close()
-    agent = make.make_agent(config.agent, AgentSpec(obs_dim=17, action_dim=6, seed=1))
+    agent: Any = make.make_agent(config.agent, AgentSpec(obs_dim=17, action_dim=6, seed=1))
     draw = torch.Generator().manual_seed(0)
     shape = (config.learner.updates_per_call, config.learner.batch_size)
     blocks = [rows_ND[torch.randint(len(rows_ND), shape, generator=draw)] for _ in range(4)]

@@ -241,7 +241,12 @@ def _put_odd(rng: random.Random, path: Path) -> None:
             file.truncate(1 << 42)
     else:
         folder = next(parent for parent in path.parents if (parent / VICTIM).exists())
-        leads_to = {"device": "/dev/zero", "circle": path, "nothing": "/nowhere", "victim": folder / VICTIM}
+        leads_to: dict[str, str | Path] = {
+            "device": "/dev/zero",
+            "circle": path,
+            "nothing": "/nowhere",
+            "victim": folder / VICTIM,
+        }
         path.symlink_to(leads_to[kind])
 
 

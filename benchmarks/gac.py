@@ -5,7 +5,7 @@
     python benchmarks/gac.py offline --out runs/gac --tasks umaze --data d0 d50 --preset linear
     python benchmarks/gac.py online --out runs/gac --tasks umaze --data d0 --seeds 1 2 3
     python benchmarks/gac.py offline --tasks hopper --data medium-replay   the same on a SoftGAC agent's episodes, which are made first:
-    drawbridge dataset make agent --train Hopper-v5 HalfCheetah-v5 Walker2d-v5 --steps 35000 --kind medium replay
+    drawbridge dataset make agent --train Hopper-v5 HalfCheetah-v5 Walker2d-v5 --steps 25000 --kind medium replay
     python benchmarks/gac.py table --out runs/gac                  Markdown tables of what is there
 
 Offline: every algorithm is trained on the same dataset. What there is to choose (the return that rvs, dt and preset linear ask for,
@@ -283,6 +283,7 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     run = RunDirectory(run_dir)
     spec = spec_of(run.config(), run)
     dataset = spec.dataset
+    assert dataset is not None
     target = None if choice.target is None else choice.target * dataset.summary().return_max
     acting = dataclasses.replace(spec, config=override(spec.config, dict(choice.settings)))
     aim = (
@@ -293,13 +294,13 @@ def evaluate(run_dir: Path, choice: Choice, first_seed: int, episodes: int) -> d
     found = make_evaluator(acting).evaluate(newest_weights(spec), episodes, first_seed, aim)
     scores = np.array([dataset.normalised(value) for value in found.returns])
     outside = ~np.array(found.starts_in_goal or [False] * len(scores))
-    predicted = [dataset.normalised(value) for value in found.predicted]
+    predicted = np.array([dataset.normalised(value) for value in found.predicted])
     return {
         "score": float(scores.mean()),
         "outside_goal": float(scores[outside].mean()),
         "reached": float(np.mean(np.array(found.reached) >= 0)) if found.reached else None,
-        "predicted": float(np.mean(predicted)) if predicted else None,
-        "episodes": {"score": scores.round(2).tolist(), "predicted": np.round(predicted, 2).tolist()},
+        "predicted": float(predicted.mean()) if len(predicted) else None,
+        "episodes": {"score": scores.round(2).tolist(), "predicted": predicted.round(2).tolist()},
     }
 
 

@@ -64,7 +64,9 @@ class Twin:
 
     def __init__(self, config: SoftGACConfig, obs: int, action: int) -> None:
         self.config, self.obs, self.action = config, obs, action
-        self.layers, self.y_N = config.critic_layers + 1, jnp.linspace(config.v_min, config.v_max, config.atoms)
+        assert config.v_min is not None and config.v_max is not None  # fixed, as the paper has it
+        self.ends = config.v_min, config.v_max
+        self.layers, self.y_N = config.critic_layers + 1, jnp.linspace(*self.ends, config.atoms)
         self.budget = energy_budget(config.rho, config.bridge_steps, action)
         self.adams = (
             optax.adam(config.critic_lr, b1=config.critic_beta1), optax.adam(config.actor_lr), optax.adam(config.alpha_lr),
@@ -133,7 +135,7 @@ class Twin:
 
     def project(self, p_BN: jax.Array, place_BN: jax.Array) -> jax.Array:
         """Mass p_BN at ``place_BN``, split between the two nearest atoms."""
-        last, low, high = self.config.atoms - 1, float(self.config.v_min), float(self.config.v_max)
+        last, (low, high) = self.config.atoms - 1, self.ends
         place_BN = jnp.clip((place_BN - low) * (last / (high - low)), 0, last)
         low_BN = jnp.minimum(jnp.floor(place_BN), last - 1)
         upper_BN, index_BN = p_BN * (place_BN - low_BN), low_BN.astype(jnp.int32)

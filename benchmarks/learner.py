@@ -38,7 +38,7 @@ from learners.feed import Feed
 from learners.learner import Learner
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.messages import TRUNCATED, Block, Chunk, Wait
+from replay.messages import TRUNCATED, Block, Chunk
 from replay.schema import RowLayout
 from replay.shard import Shard
 from replay.transition_store import TransitionStore
@@ -106,7 +106,7 @@ class FedLearner:
     """A Learner with a feed thread; runs for some seconds at a time."""
 
     def __init__(self, algorithm: str, shard: Shard, directory: pathlib.Path) -> None:
-        def fetch() -> Block | Wait | None:
+        def fetch() -> Any:
             return shard.sample(CONFIG.updates_per_call, BATCH)
 
         self.published = 0

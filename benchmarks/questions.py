@@ -66,15 +66,15 @@ ASKED: dict[str, Ask] = {
 }
 TRAINING: dict[str, Ask] = {
     "by-heart": lambda a: by_heart.by_heart(_dataset(), a.updates, a.seeds),
-    "posteriors": lambda a: training_choices.posteriors(a.out, a.seeds),
+    "posteriors": lambda a: training_choices.posteriors(a.out, a.preset, a.seeds),
 }
-PRINTED = {"runs", "target-walk", "posteriors", "dynamics", "kl", "sweep-online"}  # not on the page, or as a picture
+PRINTED = {  # not on the page, or in words or as a picture
+    "runs", "target-walk", "posteriors", "dynamics", "kl", "sweep-online", "by-heart", "monotone", "target", "calibration-online",
+}  # fmt: skip
 HEADLINES: dict[str, tuple[tuple[int, ...], int, str]] = {  # of ``pivoted``; the other tables are shown as they are
-    "target": ((0, 1), 2, "{3} -> {5}"),
     "replanning": ((1,), 0, "{2} / {3} / {4}"),
     "paths": ((1,), 0, "{2} / {3}"),
     "calibration": ((0,), 1, "{2} -> {3} ({5})"),
-    "calibration-online": ((0,), 1, "{2} -> {3} ({5})"),
     "sweep": ((0,), 1, "{4}"),
 }
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=[*ASKED, *TRAINING, "all", "page"])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gac", help="of benchmarks/gac.py")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "questions", help="for tables and runs of its own")
-    parser.add_argument("--preset", choices=["cpu", "linear"], default="cpu", help="of the runs")
+    parser.add_argument("--preset", choices=["cpu", "linear"], default="cpu", help="of the runs, and of posteriors")
     parser.add_argument("--data", nargs="+", default=[], help='such as "umaze d0"; default: all there are')
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs of its own")
     parser.add_argument("--updates", type=int, default=1_500, help="of by-heart")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gac import dataset_id, drawbridge, learn
+from benchmarks.gac import choices, dataset_id, drawbridge, learn, named
 from benchmarks.markdown import over_seeds, table
 from benchmarks.trained import trained
 
-CPU_S = 60.0
+EQUAL = {"cpu": ("d300", 120.0), "linear": ("d0", 60.0)}  # by preset: data of UMaze, CPU seconds of a training
 POSTERIORS = {
     "amortised": (),
     "stored": ("agent.posterior=stored", "agent.inner_steps=3"),
@@ -18,41 +19,33 @@ POSTERIORS = {
 }
 
 
-def posteriors(out: Path, seeds: list[int], cpu_s: float = CPU_S) -> str:
-    """Fresh, stored and amortised posteriors, each of preset ``linear`` trained on UMaze d0 for as many updates as fit into ``cpu_s``."""
-    for name, settings in POSTERIORS.items():
-        updates = max(32, int(cpu_s / seconds_per_update(out, settings)))
+def posteriors(out: Path, preset: str, seeds: Sequence[int]) -> str:
+    """Fresh, stored and amortised posteriors, each trained on UMaze for as many updates as fit into equal CPU seconds."""
+    data, cpu_s = EQUAL[preset]
+    options = choices("gac", preset)
+    rows = []
+    for form, settings in POSTERIORS.items():
+        name = named(preset, form)
+        updates = max(32, int(cpu_s / seconds_per_update(out, preset, data, settings)))
         for seed in seeds:
             steps = [*settings, f"steps={updates}", f"agent.updates={updates}"]
-            learn(out, "umaze", "d0", "gac", seed, steps, name, ["--preset", "linear"])
-    rows = []
-    for name in POSTERIORS:
+            learn(out, "umaze", data, "gac", seed, options, steps, name, ["--preset", preset])
         runs = trained(out, name=name)
-        scores = {
-            mode: over_seeds([run.record["scores"][mode]["score"] for run in runs]) for mode in ("st", "kl", "max")
-        }
-        rows.append([name, str(runs[0].spec.config.steps) if runs else "-", *scores.values()])
+        scores = [over_seeds([run.record["scores"][mode]["score"] for run in runs]) for mode in ("st", "kl", "max")]
+        rows.append([form, str(runs[0].spec.config.steps), *scores])
     return table(["posterior", f"updates in {cpu_s:g} s", "st", "kl", "max"], rows)
 
 
-def seconds_per_update(out: Path, settings: tuple[str, ...], counts: tuple[int, int] = (50, 150)) -> float:
-    """CPU seconds of one update on UMaze d0: the difference of two short runs, so that what starting costs falls out."""
+def seconds_per_update(
+    out: Path, preset: str, data: str, settings: tuple[str, ...], counts: tuple[int, int] = (50, 150)
+) -> float:
+    """CPU seconds of one update on UMaze: the difference of two short runs, so that what starting costs falls out."""
     spent = []
     for count in counts:
         before = _children_s()
-        words = [
-            "train",
-            "gac",
-            "--preset",
-            "linear",
-            "--dataset",
-            dataset_id("umaze", "d0"),
-            "--backend",
-            "inline",
-            "--steps",
-            str(count),
-        ]
-        words += ["--run-dir", str((out / f"timing-{os.getpid()}-{len(list(out.iterdir()))}").resolve())]
+        run_dir = (out / f"timing-{os.getpid()}-{len(list(out.iterdir()))}").resolve()
+        words = ["train", "gac", "--preset", preset, "--dataset", dataset_id("umaze", data), "--backend", "inline"]
+        words += ["--steps", str(count), "--run-dir", str(run_dir)]
         for setting in (*settings, "evaluation.every_steps=0", "evaluation.final_episodes=1", "evaluation.mode=prior"):
             words += ["--set", setting]
         drawbridge(*words)

@@ -4,7 +4,9 @@ Actor-critics: every update trains both critics on 256 rows; actor and temperatu
 whole episodes: every update is of 64 episodes of 300 steps; with ``--posterior fresh`` or ``stored`` GAC's counts its inner steps
 beside it. "roofline" is the share of an update's time that its matrix products alone take: the same products as torch makes them,
 of the same shapes and strides, in the same process. An actor-critic is compared with its twin that has no compiled passes, a call
-of one after a call of the other. Run with OMP_NUM_THREADS=1.
+of one after a call of the other. With --inductor (SoftGAC) a third agent has torch's passes, and then the bridge, too, by
+torch.compile, which needs a C++ compiler; its start is what its first calls take, the compiler's processes included. Run with
+OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -154,6 +157,7 @@ def main() -> None:
         "--updates", type=int, default=0, help="updates a call (default 64 or, of episodes, 10; paper: 2)"
     )
     parser.add_argument("--matmul", choices=("auto", "mkl", "onednn"), default="auto")
+    parser.add_argument("--inductor", action="store_true", help="of softgac: also by torch.compile")
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = list(ALGORITHMS) if args.algorithm == "all" else [args.algorithm]
@@ -183,7 +187,33 @@ def on_transitions(name: str, args: argparse.Namespace) -> tuple[list[float], st
     share, before = roofline(agents, rows[: 2 * config.actor_every], args.repeats)
     gain = statistics.median(rates) / statistics.median(alone)
     words = f"compiled passes {gain:.2f} times those of torch, whose roofline is {before:.2f}"
+    if args.inductor and name == "softgac":
+        words += inductor(agents[1], lambda: ALGORITHMS[name].make_agent(config, spec), rows, args.repeats)
     return rates, f"{gflop:.2f} GFLOP a critic update; roofline {share:.2f}; {words}; {agent.matmul}"
+
+
+def inductor(eager: Any, make: Callable[[], Any], rows: torch.Tensor, repeats: int) -> str:
+    """Rates of two agents with torch's passes by torch.compile, of the second one the bridge, too, over those of ``eager``."""
+    words = ""
+    for bridge_too in (False, True):
+        with compiled.without():
+            agent = make()
+        for pass_ in ("forward", "backward", "head"):
+            setattr(agent.critic.loops, pass_, torch.compile(getattr(agent.critic.loops, pass_), dynamic=False))
+        if bridge_too:
+            agent.bridge.rollout = torch.compile(agent.bridge.rollout, dynamic=False)
+        began = cpu_s()
+        agent.update(rows)
+        start_s = cpu_s() - began
+        mine, theirs = (statistics.median(found) for found in rate([agent, eager], rows, repeats))
+        words += f"; torch.compile{' of the bridge, too' * bridge_too} {mine / theirs:.2f} times torch, start {start_s:.0f} CPU s"
+    return words
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def on_episodes(name: str, args: argparse.Namespace) -> tuple[list[float], str]:

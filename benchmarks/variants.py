@@ -49,15 +49,16 @@ FORMS = {
 }
 
 
-def pendulum_plus_100() -> gym.Env:
+def pendulum_plus_100(**arguments: Any) -> gym.Env:
     """Pendulum whose observations all lie 100 higher."""
-    env = gym.make("Pendulum-v1")
+    env = gym.make("Pendulum-v1", **arguments)
     box: Any = env.observation_space
     moved = gym.spaces.Box(box.low + 100, box.high + 100, dtype=np.float32)
     return gym.wrappers.TransformObservation(env, lambda obs: (obs + 100).astype(np.float32), moved)
 
 
-gym.register("PendulumPlus100-v0", entry_point=pendulum_plus_100)
+if "PendulumPlus100-v0" not in gym.registry:  # this file is imported by its id, too
+    gym.register("PendulumPlus100-v0", entry_point=pendulum_plus_100)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import io
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in st
     "PointMaze_Medium-v3": ((6, 6), 600),
     "PointMaze_Large-v3": ((7, 10), 800),
 }
+CONTROL_SUITE_STEPS = 1_000  # of an episode of DeepMind's Control Suite
 
 NEAR, RESEMBLES = (
     0.5,
@@ -235,4 +237,11 @@ def _register_dm_control(env_id: str) -> None:
             f"{env_id} needs {' and '.join(missing)}, expected to be installed: DeepMind Control tasks cannot be made; "
             "pip install -c constraints.txt -e '.[dmc]'"
         )
+    warnings.filterwarnings("ignore", "(?s).*DISPLAY environment variable is missing")  # films are drawn without one
     gym.register_envs(importlib.import_module("shimmy"))
+    for domain, task in importlib.import_module("dm_control.suite").ALL_TASKS:
+        spec = gym.registry.get(f"dm_control/{domain}-{task}-v0")
+        if (
+            spec is not None and domain != "lqr"
+        ):  # the others end their episodes then, but are registered without a limit
+            spec.max_episode_steps = CONTROL_SUITE_STEPS

@@ -21,14 +21,17 @@ if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broke
 
 # Files whose tests train, resume or fuzz whole runs, or start other programs: seconds each, so not in `make quick`.
 WHOLE_RUNS = {
-    "test_alerts", "test_cli", "test_collecting", "test_collective", "test_dataset_command", "test_demo_gac", "test_definitions", "test_deploy",
-    "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal", "test_full_disk",
-    "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_learning",
-    "test_gac_linear",
-    "test_gac_policy", "test_imitation", "test_inline", "test_kubernetes", "test_missing", "test_monitoring", "test_plan_cli", "test_plan_picture",
-    "test_policy", "test_replay_client_plans", "test_resumed_envs", "test_resuming", "test_simulation", "test_toy",
-    "test_start_cells", "test_values", "test_video",
-    "test_dataset_task", "test_loggers", "test_resumed_counters", "test_seeds", "test_shown_commands",
+    "test_alarms", "test_alerts", "test_asking_runs", "test_bad_input", "test_changed_directory", "test_cli",
+    "test_collecting", "test_collective", "test_dataset_command", "test_dataset_identity", "test_dataset_task", "test_dm_control",
+    "test_definitions", "test_demo_gac", "test_deploy", "test_diagnose_command", "test_env_modules",
+    "test_env_watch", "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal",
+    "test_full_disk", "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference",
+    "test_gac_learning", "test_gac_linear", "test_gac_policy", "test_gpu_check", "test_imitation", "test_inline",
+    "test_kubernetes", "test_line_task", "test_loggers", "test_loop_watch", "test_missing", "test_monitoring",
+    "test_offline_values", "test_online_transformer", "test_outside", "test_plan_cli", "test_plan_picture",
+    "test_policy", "test_regression", "test_replay_client_plans", "test_resumed_counters", "test_resumed_envs",
+    "test_resuming", "test_run_dir", "test_run_ends", "test_seeds", "test_shown_commands", "test_simulation",
+    "test_start_cells", "test_toy", "test_values", "test_video",
 }  # fmt: skip
 
 

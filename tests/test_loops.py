@@ -70,6 +70,17 @@ def test_one_input_that_all_critics_share_is_read_once_for_each():
     _close(fast, slow)
 
 
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("form", ["ioffe", "crossq"])
+def test_norms_of_several_layers_prepared_at_once_give_the_bits_of_each_alone(form, warm):
+    constants, slow = dataclasses.replace(RENORM, form=form), loops.TorchLoops()
+    norms = [loops.Norm(*torch.rand(4, 2, features), torch.tensor(warm), constants) for features in (3, 8)]
+    for alone, prepared in zip(norms, slow.prepared(norms)):
+        x = 3 * torch.randn(2, 10, alone.var_TI.shape[1])
+        assert alone.reference is None and prepared.reference is not None
+        assert torch.equal(*(slow.forward(x, False, norm, Solo())[0] for norm in (alone, prepared)))
+
+
 def _target(rows: int, low: float = -4.0, high: float = 6.0, atoms: int = 21) -> loops.Target:
     reward, cost = 3 * torch.randn(rows), torch.randn(rows)
     discount = 0.99 * (torch.rand(rows) > 0.2).float()
