@@ -263,8 +263,8 @@ class ActorCritic(TrainedAgent):
         head = self.critic.loops.head(joint.logits_TMN, target, self.config.critic_entropy)
         self.critic.backward(joint, head.grad_TBN, self.collective)
         step = self.critic_trainer.step(Loss(head.loss))
-        self.critic.commit(joint.batch, step.skipped > 0)
-        support.commit(units, step.skipped > 0)
+        self.critic.commit(joint.batch, step.unchanged)
+        support.commit(units, step.unchanged)
         q, q_target = units.value(head.q), units.value(head.q_target)
         self.critic_trainer.record(step, (step.loss, q, q_target, step.norm, head.entropy, head.clipped))
         return step.skipped

@@ -20,11 +20,15 @@ beside its matrix products; the tests compare it with the plain form.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from algorithms.interface import Collective
+
+Tensors = tuple[torch.Tensor, ...]
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,29 @@ class Renorm:
     form: str = "ioffe"
 
 
+class Reference(NamedTuple):
+    """What a batch's statistics are held against: of the running ones (T, I), and the clips (0-d)."""
+
+    inverse_TI: torch.Tensor  # 1 / sqrt(var + eps)
+    r_least: torch.Tensor  # both 1 during warm-up
+    r_most: torch.Tensor
+    d_least: torch.Tensor  # both 0 during warm-up
+    d_most: torch.Tensor
+
+
+def references(running_vars: Tensors, warm: torch.Tensor, constants: Renorm) -> list[Reference]:
+    """Of every layer at once, from its running variance (T, I). ``warm`` (0-d bool): plain batch normalisation is over."""
+    warm = warm.to(running_vars[0].dtype)
+    r_most, d_most = 1.0 + (constants.r_max - 1.0) * warm, constants.d_max * warm
+    clips = r_most.reciprocal(), r_most, -d_most, d_most
+    return [Reference(inverse_TI, *clips) for inverse_TI in inverse_deviations(running_vars, constants.eps)]
+
+
+def inverse_deviations(vars_TI: Tensors, eps: float) -> Tensors:
+    """1 / sqrt(var + eps) of every layer at once."""
+    return torch._foreach_rsqrt(torch._foreach_add(vars_TI, eps))
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """What a train-mode pass leaves for its backward and for the running statistics."""
@@ -46,11 +73,12 @@ class Pass:
     x_TMI: torch.Tensor  # the input, minus ``shift``
     mean_TI: torch.Tensor  # of the shifted input, over all learners' rows
     var_TI: torch.Tensor
-    inverse_TI: torch.Tensor  # 1 / sqrt(var + eps); of crossq 1 / sqrt(var + r^2 eps)
+    spread_TI: torch.Tensor  # var + eps; of crossq var + r^2 eps
     r_TI: torch.Tensor
-    shift_TI: torch.Tensor  # what gamma multiplies beside the centred x: d; of crossq d sqrt(var) inverse
-    scale_TI: torch.Tensor  # gamma r inverse: y = x * scale + constant
-    bend_TI: torch.Tensor | None  # of crossq: d(gamma shift)/d var
+    factor_TI: torch.Tensor  # r / sqrt(spread): y = gamma ((x - mu) factor + shift) + beta
+    shift_TI: torch.Tensor  # d; of crossq d sqrt(var / spread)
+    scale_TI: torch.Tensor  # gamma factor
+    constants: Renorm
 
 
 def forward(
@@ -62,40 +90,49 @@ def forward(
     warm: torch.Tensor,
     constants: Renorm,
     collective: Collective,
+    reference: Reference | None = None,
 ) -> tuple[torch.Tensor, Pass]:
     """Train-mode output (T, M, I) and what the backward needs.
 
     ``running_mean_TI`` is relative to the same origin as x. ``warm`` (0-d bool): plain batch normalisation is over.
-    Statistics are those of all learners' rows: one collective call.
+    Statistics are those of all learners' rows: one collective call. ``reference`` is that of ``running_var_TI`` and
+    ``warm``, where it is known already.
     """
+    inverse_TI, r_least, r_most, d_least, d_most = reference or references((running_var_TI,), warm, constants)[0]
     moments = torch.stack([x_TMI.mean(1), (x_TMI * x_TMI).mean(1)])
     collective.mean_(moments)
     mean_TI, square_TI = moments.unbind(0)
-    var_TI = (square_TI - mean_TI * mean_TI).clamp_(min=0.0)
-    inverse_TI = torch.rsqrt(var_TI + constants.eps)
-    running_inverse_TI = torch.rsqrt(running_var_TI + constants.eps)
-    r_TI = (running_inverse_TI / inverse_TI).clamp_(1 / constants.r_max, constants.r_max)
-    d_TI = ((mean_TI - running_mean_TI) * running_inverse_TI).clamp_(-constants.d_max, constants.d_max)
-    r_TI = torch.where(warm, r_TI, 1.0)
-    d_TI = torch.where(warm, d_TI, 0.0)
-    shift_TI, bend_TI = d_TI, None
+    var_TI = torch.addcmul(square_TI, mean_TI, mean_TI, value=-1.0).clamp_(min=0.0)
+    spread_TI = var_TI + constants.eps
+    root_TI = spread_TI.sqrt()
+    r_TI = (root_TI * inverse_TI).clamp_(r_least, r_most)
+    shift_TI = ((mean_TI - running_mean_TI) * inverse_TI).clamp_(d_least, d_most)
     if constants.form == "crossq":
-        floor_TI = r_TI * r_TI * constants.eps
-        inverse_TI = torch.rsqrt(var_TI + floor_TI)
-        shift_TI = d_TI * var_TI.sqrt() * inverse_TI
-        bend_TI = gamma_TI * d_TI * floor_TI * inverse_TI.pow(3) * (0.5 * torch.rsqrt(var_TI))
-        bend_TI = torch.where(var_TI > 0, bend_TI, 0.0)  # a constant feature has nothing to follow below
-    scale_TI = gamma_TI * r_TI * inverse_TI
-    offset_TI = beta_TI + gamma_TI * shift_TI - mean_TI * scale_TI
+        spread_TI = torch.addcmul(var_TI, r_TI, r_TI, value=constants.eps)
+        root_TI = spread_TI.sqrt()
+        shift_TI = shift_TI * var_TI.sqrt() / root_TI
+    factor_TI = r_TI / root_TI
+    scale_TI = gamma_TI * factor_TI
+    offset_TI = torch.addcmul(beta_TI, gamma_TI, shift_TI).addcmul_(mean_TI, scale_TI, value=-1.0)
     y_TMI = torch.addcmul(offset_TI.unsqueeze(1), x_TMI, scale_TI.unsqueeze(1))
-    return y_TMI, Pass(x_TMI, mean_TI, var_TI, inverse_TI, r_TI, shift_TI, scale_TI, bend_TI)
+    return y_TMI, Pass(x_TMI, mean_TI, var_TI, spread_TI, r_TI, factor_TI, shift_TI, scale_TI, constants)
 
 
-def affine_grads(grad_TBI: torch.Tensor, seen: Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy; dL/dy is of the FIRST B rows, the rest have none."""
-    sum_TI = grad_TBI.sum(1)
-    centred_TI = (grad_TBI * seen.x_TMI[:, : grad_TBI.shape[1]]).sum(1) - seen.mean_TI * sum_TI
-    return centred_TI * (seen.r_TI * seen.inverse_TI) + seen.shift_TI * sum_TI, sum_TI, centred_TI
+def affine_grads(
+    grad_TBI: torch.Tensor,
+    seen: Pass,
+    gamma_grad: torch.Tensor | None = None,
+    beta_grad: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of gamma and beta (T, I), and sum (x - mu) dL/dy; dL/dy is of the FIRST B rows, the rest have none.
+
+    The first two are written into ``gamma_grad`` and ``beta_grad`` where these are given.
+    """
+    sum_TI = torch.sum(grad_TBI, 1, out=beta_grad)
+    product_TI = (grad_TBI * seen.x_TMI[:, : grad_TBI.shape[1]]).sum(1)
+    centred_TI = torch.addcmul(product_TI, seen.mean_TI, sum_TI, value=-1.0)
+    gamma_TI = torch.mul(centred_TI, seen.factor_TI, out=gamma_grad).addcmul_(seen.shift_TI, sum_TI)
+    return gamma_TI, sum_TI, centred_TI
 
 
 def input_grad(
@@ -105,12 +142,14 @@ def input_grad(
 
     With L the mean of the learners' losses, each learner takes the mean of dL/d(statistics) over the learners.
     """
-    rows = seen.x_TMI.shape[1]
-    d_square_TI = centred_TI * seen.scale_TI * seen.inverse_TI.square() * -0.5  # dL/dvar = dL/d(mean of squares)
-    if seen.bend_TI is not None:
-        d_square_TI = d_square_TI + sum_TI * seen.bend_TI
-    d_mean_TI = -seen.scale_TI * sum_TI - 2.0 * seen.mean_TI * d_square_TI
-    through = torch.stack([d_mean_TI, 2.0 * d_square_TI]) * (1.0 / rows)
+    pull_TI = seen.scale_TI * (-1.0 / seen.x_TMI.shape[1])
+    slope_TI = centred_TI / seen.spread_TI
+    if seen.constants.form == "crossq":  # the shift follows var, too; that of a constant feature is 0 and stays so
+        bend_TI = seen.factor_TI * seen.shift_TI / seen.var_TI.clamp_min(TINY)
+        slope_TI.addcmul_(sum_TI, bend_TI, value=-seen.constants.eps)
+    by_square_TI = pull_TI * slope_TI  # 2 / M dL/dvar, which is 2 / M dL/d(mean of squares)
+    by_mean_TI = (pull_TI * sum_TI).addcmul_(seen.mean_TI, by_square_TI, value=-1.0)  # 1 / M dL/d(mean)
+    through = torch.stack([by_mean_TI, by_square_TI])
     collective.mean_(through)
     a_TI, b_TI = through.unsqueeze(2).unbind(0)
     grad_TMI = torch.addcmul(a_TI, seen.x_TMI, b_TI)
@@ -147,16 +186,25 @@ class Renormalise(torch.autograd.Function):
 
 
 def folded(
-    weight_TIH: torch.Tensor,
-    bias_TH: torch.Tensor,
-    gamma_TI: torch.Tensor,
-    beta_TI: torch.Tensor,
-    mean_TI: torch.Tensor,
-    var_TI: torch.Tensor,
+    linears: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    norms: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    statistics: Sequence[tuple[torch.Tensor, torch.Tensor]],
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of the one linear layer that equals an eval-mode renormalisation followed by a linear layer."""
-    scale_TI = gamma_TI * torch.rsqrt(var_TI + eps)
-    offset_TI = beta_TI - mean_TI * scale_TI
-    bias = torch.baddbmm(bias_TH.unsqueeze(1), offset_TI.unsqueeze(1), weight_TIH)
-    return weight_TIH * scale_TI.unsqueeze(-1), bias
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias of the linear layers that equal an eval-mode renormalisation followed by a linear layer, of every layer at once.
+
+    Args:
+        linears: weight (T, I, H) and bias (T, H) of each linear layer.
+        norms: gamma and beta (T, I) of the renormalisation before it.
+        statistics: its running mean and variance (T, I).
+    """
+    (gammas, betas), (means, variances) = zip(*norms), zip(*statistics)
+    scales = torch._foreach_mul(gammas, inverse_deviations(variances, eps))
+    offsets = torch._foreach_addcmul(betas, means, scales, value=-1.0)
+    return [
+        (
+            weight_TIH * scale_TI.unsqueeze(-1),
+            torch.baddbmm(bias_TH.unsqueeze(1), offset_TI.unsqueeze(1), weight_TIH),
+        )
+        for (weight_TIH, bias_TH), scale_TI, offset_TI in zip(linears, scales, offsets)
+    ]

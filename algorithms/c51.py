@@ -31,8 +31,8 @@ def clipped_share(p_BN: torch.Tensor, target_BN: torch.Tensor, y_N: torch.Tensor
     A hundredth of an atom does not count: a target at the edge is rounded.
     """
     slack = 0.01 * (y_N[1] - y_N[0])
-    outside_BN = (target_BN < y_N[0] - slack) | (target_BN > y_N[-1] + slack)
-    return (p_BN * outside_BN).sum(-1).mean()
+    outside_BN = (target_BN - target_BN.clamp(y_N[0], y_N[-1])).abs_() > slack
+    return (p_BN * outside_BN).sum() / p_BN.shape[0]
 
 
 def project(p_BN: torch.Tensor, target_BN: torch.Tensor, v_min: float, v_max: float) -> torch.Tensor:
@@ -45,13 +45,12 @@ def project(p_BN: torch.Tensor, target_BN: torch.Tensor, v_min: float, v_max: fl
 
 
 def _project_scatter(p_BN: torch.Tensor, place_BN: torch.Tensor) -> torch.Tensor:
-    low_BN = place_BN.floor().clamp_(max=p_BN.shape[-1] - 2)
-    upper_BN = p_BN * (place_BN - low_BN)
     # A NaN place has no atom: its NaN mass goes to any, so that the update's guard sees it.
-    index_BN = low_BN.to(torch.int64).clamp_(0, p_BN.shape[-1] - 2)
-    mass_BN = torch.zeros_like(p_BN)
-    mass_BN.scatter_add_(-1, index_BN, p_BN - upper_BN)
-    return mass_BN.scatter_add_(-1, index_BN + 1, upper_BN)
+    low_BN = place_BN.to(torch.int64).clamp_(0, p_BN.shape[-1] - 2)
+    upper_BN = p_BN * (place_BN - low_BN)
+    mass_BN = torch.zeros_like(p_BN).scatter_add_(-1, low_BN, p_BN - upper_BN)
+    mass_BN[..., 1:].scatter_add_(-1, low_BN, upper_BN)
+    return mass_BN
 
 
 def _project_dense(p_BN: torch.Tensor, place_BN: torch.Tensor) -> torch.Tensor:

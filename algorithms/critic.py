@@ -59,6 +59,7 @@ class TwinCritic:
         total = sum(sizes[:-1])
         self.running = torch.cat([torch.zeros(2 * total), torch.ones(2 * total)]).to(device)
         self.passes = torch.zeros((), device=device)
+        self._zero = torch.zeros(2, inputs, device=device)  # the first layer's running mean, relative to itself
         self.statistics: dict[str, torch.Tensor] = {}
         for half, kind in enumerate(("mean", "var")):
             spans = self.running[half * 2 * total : (half + 1) * 2 * total].split([2 * size for size in sizes[:-1]])
@@ -72,11 +73,12 @@ class TwinCritic:
         warm, origin_TI = self.passes >= self.constants.warmup, s["norm0.mean"]
         # Raw observations may lie far from 0: moments are taken about the running mean. The critics share their input.
         h = (x_MI - origin_TI[0]).unsqueeze(0).expand(2, *x_MI.shape)
-        passes, outputs = [], []
+        passes, outputs, norms = [], [], []
         for l in range(self.layers):
-            mean_TI = s[f"norm{l}.mean"] if l else torch.zeros_like(origin_TI)
+            mean_TI = s[f"norm{l}.mean"] if l else self._zero
             scales = p[f"norm{l}.scale"], p[f"norm{l}.bias"]
-            norm = loops.Norm(*scales, mean_TI, s[f"norm{l}.var"], warm, self.constants)
+            norms.append(loops.Norm(*scales, mean_TI, s[f"norm{l}.var"], warm, self.constants))
+        for l, norm in enumerate(self.loops.prepared(norms)):
             y, seen = self.loops.forward(h, l > 0, norm, collective)
             h = _affine(p[f"linear{l}.bias"].unsqueeze(1), y, self._factor(p[f"linear{l}.weight"]))
             passes.append(seen)
@@ -109,20 +111,18 @@ class TwinCritic:
     def commit(self, batch: torch.Tensor, keep: torch.Tensor) -> None:
         """Moves the running statistics towards ``batch`` and counts a pass; neither where ``keep`` (0-d bool)."""
         moved = torch.lerp(self.running, batch, 1.0 - self.constants.decay)
-        self.running.copy_(torch.where(keep, self.running, moved))
+        torch.where(keep, self.running, moved, out=self.running)
         self.passes.add_(~keep)
 
     def frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Weights (T, in, out), biases (T, 1, out) of the eval-mode critics, renormalisation folded in, no gradient."""
-        p, s = self.parameters.named, self.statistics
-        folded = []
+        p, s, each = self.parameters.named, self.statistics, range(self.layers)
+        linears = [(p[f"linear{l}.weight"], p[f"linear{l}.bias"]) for l in each]
+        norms = [(p[f"norm{l}.scale"], p[f"norm{l}.bias"]) for l in each]
+        statistics = [(s[f"norm{l}.mean"], s[f"norm{l}.var"]) for l in each]
         with torch.no_grad():
-            for l in range(self.layers):
-                linear, norm = (p[f"linear{l}.weight"], p[f"linear{l}.bias"]), (p[f"norm{l}.scale"], p[f"norm{l}.bias"])
-                statistics = s[f"norm{l}.mean"], s[f"norm{l}.var"]
-                weight, bias = batch_renorm.folded(*linear, *norm, *statistics, self.constants.eps)
-                folded.append((self._factor(weight), bias))
-        return folded
+            folded = batch_renorm.folded(linears, norms, statistics, self.constants.eps)
+            return [(self._factor(weight), bias) for weight, bias in folded]
 
     def _factor(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.bfloat16() if self.bf16 else weight

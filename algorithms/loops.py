@@ -7,12 +7,13 @@ C compiler; the C form agrees with it to float32 rounding (tests/test_loops.py).
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from algorithms import batch_renorm, c51, compiled
-from algorithms.batch_renorm import Renorm
+from algorithms.batch_renorm import Reference, Renorm
 from algorithms.compiled import function
 from algorithms.interface import Collective
 from algorithms.losses import critic_loss
@@ -37,6 +38,7 @@ class Norm(NamedTuple):
     var_TI: torch.Tensor
     warm: torch.Tensor  # 0-d bool: plain batch normalisation is over
     constants: Renorm
+    reference: Reference | None = None  # of var and warm, where they are prepared
 
 
 class Target(NamedTuple):
@@ -65,9 +67,15 @@ class Head(NamedTuple):
 class TorchLoops:
     """The passes in torch."""
 
+    def prepared(self, norms: Sequence[Norm]) -> Sequence[Norm]:
+        """What ``forward`` takes of the layers of one network, computed for all at once."""
+        running_vars = tuple(norm.var_TI for norm in norms)
+        references = batch_renorm.references(running_vars, norms[0].warm, norms[0].constants)
+        return [norm._replace(reference=reference) for norm, reference in zip(norms, references)]
+
     def forward(self, x_TMI: torch.Tensor, relu: bool, norm: Norm, collective: Collective) -> tuple[torch.Tensor, Any]:
         """Renormalised ``relu``-ed input (T, M, I), and its Pass. ``x_TMI`` is overwritten by its relu."""
-        return batch_renorm.forward(x_TMI.relu_() if relu else x_TMI, *norm, collective)
+        return batch_renorm.forward(x_TMI.relu_() if relu else x_TMI, *norm[:6], collective, norm.reference)
 
     def backward(
         self,
@@ -82,12 +90,10 @@ class TorchLoops:
 
         Returns the gradient (T, M, I) of what went into the relu; ``grad_TBI`` itself where ``bias_grad`` is None.
         """
-        gamma, beta, centred_TI = batch_renorm.affine_grads(grad_TBI, seen)
-        gamma_grad.copy_(gamma)
-        beta_grad.copy_(beta)
+        _, sum_TI, centred_TI = batch_renorm.affine_grads(grad_TBI, seen, gamma_grad, beta_grad)
         if bias_grad is None:
             return grad_TBI
-        g = batch_renorm.input_grad(grad_TBI, beta, centred_TI, seen, collective)
+        g = batch_renorm.input_grad(grad_TBI, sum_TI, centred_TI, seen, collective)
         g = torch.ops.aten.threshold_backward(g, seen.x_TMI, 0)
         torch.sum(g, 1, out=bias_grad)
         return g
@@ -101,9 +107,8 @@ class TorchLoops:
         # Both critics' atoms land at the same places, so projecting the average is averaging the projections.
         target_BN = c51.project(p_BN, t_BN, *ends)
         log_p_TBN = torch.log_softmax(now_TBN, -1)
-        loss, grad_TBN, negative_entropy_TBN = critic_loss(log_p_TBN, target_BN, entropy_weight)
-        q, q_target = log_p_TBN.exp().mean((0, 1)).dot(y_N), target_BN.mean(0).dot(y_N)
-        entropy = -negative_entropy_TBN.sum(-1).mean()
+        loss, grad_TBN, now_p_TBN, entropy = critic_loss(log_p_TBN, target_BN, entropy_weight)
+        q, q_target = now_p_TBN.mean((0, 1)).dot(y_N), target_BN.mean(0).dot(y_N)
         return Head(loss, grad_TBN, q, q_target, entropy, c51.clipped_share(p_BN, t_BN, y_N))
 
 
@@ -137,6 +142,10 @@ class CompiledLoops(TorchLoops):
         self._sums = function(library.renorm_sums, pointer, pointer, *[long] * 5, *[pointer] * 4)
         self._input = function(library.renorm_input, pointer, pointer, *[long] * 4, *[pointer] * 4)
         self._head = function(library.critic_head, pointer, *[long] * 3, *[pointer] * 5, *[real] * 3, *[pointer] * 3)
+
+    def prepared(self, norms: Sequence[Norm]) -> Sequence[Norm]:
+        """The norms as they are."""
+        return norms
 
     def forward(self, x_TMI: torch.Tensor, relu: bool, norm: Norm, collective: Collective) -> tuple[torch.Tensor, Any]:
         """See TorchLoops; ``x_TMI`` may be one (M, I) for all critics, expanded."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 def critic_loss(
     log_p_TBN: torch.Tensor, target_BN: torch.Tensor, entropy_weight: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """sum_j mean_B [ -sum_i m_i log p_ji + w sum_i p_ji log p_ji ] over both critics j, with its gradient written out.
 
     Args:
@@ -24,16 +24,16 @@ def critic_loss(
         entropy_weight: w, 0.005 in the paper; draws the critics away from early certainty.
 
     Returns:
-        the loss (0-d); its gradient by the logits, (T, B, N): g - p sum_i g_i with g = (w p (log p + 1) - m) / B; and
-        p log p, (T, B, N).
+        the loss (0-d); its gradient by the logits, (T, B, N): g - p sum_i g_i with g = (w p (log p + 1) - m) / B; p, (T, B, N);
+        and the mean entropy (0-d).
     """
-    p_TBN, rows = log_p_TBN.exp(), target_BN.shape[0]
-    weight_TBN = p_TBN * entropy_weight - target_BN
-    loss = (weight_TBN * log_p_TBN).sum() / rows
+    p_TBN, (critics, rows) = log_p_TBN.exp(), log_p_TBN.shape[:2]
+    weight_TBN = torch.sub(target_BN, p_TBN, alpha=entropy_weight)
+    loss = weight_TBN.flatten().dot(log_p_TBN.flatten()) / -rows
     negative_entropy_TBN = p_TBN * log_p_TBN
-    g_TBN = weight_TBN.add_(negative_entropy_TBN, alpha=entropy_weight).div_(rows)
+    g_TBN = weight_TBN.sub_(negative_entropy_TBN, alpha=entropy_weight).div_(-rows)
     grad_TBN = torch.ops.aten._log_softmax_backward_data(g_TBN, log_p_TBN, -1, log_p_TBN.dtype)
-    return loss, grad_TBN, negative_entropy_TBN
+    return loss, grad_TBN, p_TBN, negative_entropy_TBN.sum() / (-critics * rows)
 
 
 def actor_loss(alpha: torch.Tensor, cost_B: torch.Tensor, q_TB: torch.Tensor) -> torch.Tensor:

@@ -20,20 +20,22 @@ ZERO_WIDTH = 1e-8  # of a fitted support whose returns are all 0
 
 
 class Units(NamedTuple):
-    """How atoms stand for returns, z = centre + scale u; 0-d tensors, the same on all learners."""
+    """How atoms stand for returns, z = centre + scale u; the same on all learners."""
 
-    low: torch.Tensor  # the lowest and the highest return that the atoms hold
-    high: torch.Tensor
-    centre: torch.Tensor
-    scale: torch.Tensor
+    ends: torch.Tensor  # (2,), the lowest and the highest return that the atoms hold
+    centre: torch.Tensor  # 0-d
+    scale: torch.Tensor  # 0-d
+    fitted: bool  # otherwise units are returns
 
     def reward(self, reward_B: torch.Tensor, discount_B: torch.Tensor) -> torch.Tensor:
         """r' such that r' + d u is r + d z in units. The centre belongs to values: a terminal row (d = 0) loses all of it."""
-        return (reward_B - (1.0 - discount_B) * self.centre) / self.scale
+        if not self.fitted:
+            return reward_B
+        return torch.addcmul(reward_B, 1.0 - discount_B, self.centre, value=-1.0) / self.scale
 
     def value(self, u: torch.Tensor) -> torch.Tensor:
         """The return that ``u`` units stand for."""
-        return self.centre + self.scale * u
+        return torch.addcmul(self.centre, self.scale, u) if self.fitted else u
 
 
 class Support:
@@ -46,9 +48,10 @@ class Support:
         self.fitted = v_min is None or v_max is None
         self.v_min, self.v_max = (-EDGE, EDGE) if v_min is None or v_max is None else (v_min, v_max)
         self.y_N = c51.support(self.v_min, self.v_max, atoms, device)
-        self.low = torch.full((), torch.inf, device=device)
-        self.high = torch.full((), -torch.inf, device=device)
-        self._returns = Units(self.y_N[0], self.y_N[-1], torch.zeros((), device=device), torch.ones((), device=device))
+        self.ends = torch.tensor([torch.inf, -torch.inf], device=device)
+        self.low, self.high = self.ends.unbind()
+        zero, one = torch.zeros((), device=device), torch.ones((), device=device)
+        self._returns = Units(self.y_N[[0, -1]], zero, one, fitted=False)
 
     def units(self, reward_B: torch.Tensor, discount_B: torch.Tensor, collective: Collective) -> Units:
         """What the atoms stand for in an update on these rows; ``commit`` keeps it for the next ones.
@@ -67,14 +70,14 @@ class Support:
             collective.mean_(bounds)
             low, high = bounds[:, 0].amin(), bounds[:, 1].amax()
         low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        least = torch.maximum(low.abs(), high.abs()) * LEAST_WIDTH + ZERO_WIDTH
-        return Units(low, high, 0.5 * (low + high), torch.maximum(high - low, least) / (2 * EDGE))
+        ends = torch.stack([low, high])
+        least = torch.linalg.vector_norm(ends, torch.inf) * LEAST_WIDTH + ZERO_WIDTH
+        return Units(ends, ends.mean(), torch.maximum(high - low, least) / (2 * EDGE), fitted=True)
 
     def commit(self, units: Units, keep: torch.Tensor) -> None:
         """Takes over ``units`` of an update; not where ``keep`` (0-d bool)."""
         if self.fitted:
-            self.low.copy_(torch.where(keep, self.low, units.low))
-            self.high.copy_(torch.where(keep, self.high, units.high))
+            torch.where(keep, self.ends, units.ends, out=self.ends)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a resume needs, by name; nothing of a fixed support."""

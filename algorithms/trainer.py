@@ -40,6 +40,7 @@ class Step(NamedTuple):
     shared: torch.Tensor  # (S,)
     nonfinite: torch.Tensor  # 1.0 where loss or norm is not finite, else 0.0
     skipped: torch.Tensor  # 1.0 where no parameter changed (not finite, or no weight), else 0.0
+    unchanged: torch.Tensor  # bool, the same
 
 
 class Trainer:
@@ -67,11 +68,14 @@ class Trainer:
         self.clip, self.clip_eps = clip, clip_eps
         # Sums over the steps that were not skipped, and their number; then the number of non-finite steps.
         self.sums = torch.zeros(len(metrics) + 2, device=parameters.value.device)
+        self._one = torch.ones((), device=parameters.value.device)
 
     def descend(self, loss: Loss) -> Step:
         """One step of every optimiser on the learners' mean gradient, or none where it or the loss is not finite."""
-        self.parameters.grad.zero_()
-        (loss.value if loss.temperature is None else loss.value + loss.temperature).backward()
+        roots = (loss.value,) if loss.temperature is None else (loss.value, loss.temperature)
+        ones, leaves = [self._one] * len(roots), self.parameters.leaves
+        grads = torch.autograd.grad(roots, leaves, ones, allow_unused=True, materialize_grads=True)
+        torch.cat([grad.reshape(-1) for grad in grads], out=self.parameters.gradient)
         return self.step(loss)
 
     @torch.no_grad()
@@ -79,29 +83,29 @@ class Trainer:
         """``descend`` where the whole gradient of ``loss`` is in ``parameters.gradient`` already."""
         flat = self.parameters
         scalars = (loss.value, *loss.shared) if loss.weight is None else (loss.value, loss.weight, *loss.shared)
-        flat.extra.copy_(torch.stack(scalars))
+        torch.stack(scalars, out=flat.extra)
         self.collective.mean_(flat.grad)
-        value, shared = flat.extra[0].clone(), flat.extra[1:].clone()
-        empty = None
+        means = flat.extra.clone()
+        value, shared, empty = means[0], means[1:], None
         if loss.weight is not None:
             empty, weight, shared = shared[0] == 0, shared[0].clamp_min(LEAST_WEIGHT), shared[1:]
             flat.gradient.div_(weight)
             value = value / weight
         norm = torch.linalg.vector_norm(flat.gradient)
-        nonfinite = 1.0 - torch.isfinite(norm + value).float()
+        nonfinite = (norm + value).mul_(0.0).nan_to_num_(nan=1.0)  # 0 times what is not finite is NaN
         skipped = nonfinite if empty is None else torch.maximum(nonfinite, empty.float())
         if self.clip is not None:
             flat.gradient.mul_((self.clip / (norm + self.clip_eps)).clamp(max=1.0))
         for adam in self.adams:
             adam.step(skipped)
-        return Step(value, norm, shared, nonfinite, skipped)
+        return Step(value, norm, shared, nonfinite, skipped, skipped > 0)
 
     @torch.no_grad()
     def record(self, step: Step, values: Sequence[torch.Tensor]) -> None:
         """Adds the metrics (0-d) of a step to the sums, unless it was skipped, and counts it where it was not finite."""
-        entries = torch.stack([*values, torch.ones_like(step.norm)])
-        self.sums[:-1].add_(entries.masked_fill_(step.skipped > 0, 0.0))
-        self.sums[-1].add_(step.nonfinite)
+        entries = torch.stack([*values, self._one, step.nonfinite])
+        entries[:-1].masked_fill_(step.unchanged, 0.0)
+        self.sums.add_(entries)
 
 
 class TrainedAgent(abc.ABC):
@@ -189,7 +193,8 @@ class FlatParameters:
     """Named leaf tensors that are views of ``value`` (n,); their ``.grad``, by name ``grads``, are views of ``grad`` (n + extra,).
 
     ``gradient`` (n,) is the parameters' part of ``grad``. The ``extra`` last entries of ``grad`` belong to no parameter: they
-    carry scalars, such as the loss, through the all-reduce of the gradient.
+    carry scalars, such as the loss, through the all-reduce of the gradient. ``leaves`` are what a loss is differentiated by, in
+    the order of ``gradient``.
     """
 
     def __init__(self, initial: dict[str, torch.Tensor], device: torch.device, *, extra: int = 0) -> None:
@@ -206,6 +211,7 @@ class FlatParameters:
             leaf.grad = self.grads[name] = self.grad[span].view(tensor.shape)
             self.named[name] = leaf
             offset = span.stop
+        self.leaves = list(self.named.values())
 
 
 class FlatAdam:

@@ -85,15 +85,17 @@ class CrossQActor(Actor):
 
     def folded(self, parameters: Tensors) -> Tensors:
         """``linear{l}.weight`` and ``.bias`` that equal renormalisation by running statistics followed by the linear layer."""
-        p, s = parameters, self.statistics
-        linear: Tensors = {}
-        for l in range(self.config.actor_layers + 1):
-            names = (f"linear{l}.weight", f"linear{l}.bias", f"norm{l}.scale", f"norm{l}.bias")
-            w_TIH, b_TH, gamma_TI, beta_TI = (p[name].unsqueeze(0) for name in names)
-            mean_TI, var_TI = (s[f"norm{l}.{kind}"].unsqueeze(0) for kind in ("mean", "var"))
-            weight, bias = batch_renorm.folded(w_TIH, b_TH, gamma_TI, beta_TI, mean_TI, var_TI, self.constants.eps)
-            linear |= {f"linear{l}.weight": weight[0], f"linear{l}.bias": bias[0, 0]}
-        return linear
+
+        def pairs(tensors: Tensors, layer: str, one: str, two: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            layers = [f"{layer}{l}" for l in range(self.config.actor_layers + 1)]
+            return [(tensors[f"{name}.{one}"].unsqueeze(0), tensors[f"{name}.{two}"].unsqueeze(0)) for name in layers]
+
+        linears, norms = pairs(parameters, "linear", "weight", "bias"), pairs(parameters, "norm", "scale", "bias")
+        statistics = pairs(self.statistics, "norm", "mean", "var")
+        folded: Tensors = {}
+        for l, (weight, bias) in enumerate(batch_renorm.folded(linears, norms, statistics, self.constants.eps)):
+            folded |= {f"linear{l}.weight": weight[0], f"linear{l}.bias": bias[0, 0]}
+        return folded
 
     def rollout(self, obs_RO: torch.Tensor, noise: torch.Tensor, parameters: Tensors) -> Rollout:
         """One action a row from noise (R, A), by running statistics."""

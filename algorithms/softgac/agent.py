@@ -40,7 +40,9 @@ class BridgeActor(Actor):
                 )
             )
         z_KRA, u_KRA, sigma_KRA = bridge.bridge_path(obs_RO, noise, parameters, self.layer_norm)
-        return Rollout(torch.tanh(z_KRA[-1]), control_energy(z_KRA[:-1], u_KRA, sigma_KRA), sigma_KRA.detach().mean())
+        before_KRA, end_1RA = z_KRA.split([len(u_KRA), 1])
+        energy_R = control_energy(before_KRA, u_KRA, sigma_KRA)
+        return Rollout(torch.tanh(end_1RA.squeeze(0)), energy_R, sigma_KRA.detach().mean())
 
     def draw_noise(self, rows: int, generator: torch.Generator, particles: int) -> torch.Tensor:
         """Noise (rows * particles, K+1, A); antithetic particles come in pairs (noise, -noise)."""
@@ -72,8 +74,10 @@ class SoftGAC(ActorCritic):
         return self.critic.statistics[f"norm0.{name}"][0, : self.obs_dim]
 
     def _actor_step(self, columns: Columns, noise: torch.Tensor, critic_skipped: torch.Tensor) -> torch.Tensor:
-        for mine_O, name in zip(self.bridge.running, ("mean", "var")):  # the actor stands still between its steps
-            mine_O.copy_(torch.where(critic_skipped > 0, mine_O, self._seen(name)))
+        if self.bridge.running:  # taken over here: the actor stands still between its steps
+            keep = critic_skipped > 0
+            for mine_O, name in zip(self.bridge.running, ("mean", "var")):
+                torch.where(keep, mine_O, self._seen(name), out=mine_O)
         return super()._actor_step(columns, noise, critic_skipped)
 
     def tensors(self) -> dict[str, torch.Tensor]:

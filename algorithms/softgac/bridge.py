@@ -137,49 +137,53 @@ class _BridgePath(torch.autograd.Function):
         ctx: Any, layer_norm: bool, obs_RO: torch.Tensor, noise_RKA: torch.Tensor, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scale_in, bias_in, weight, bias, scale_out, bias_out, heads, heads_bias = parameters
-        steps, rows, action_dim = heads.shape[0], obs_RO.shape[0], heads.shape[2] // 2
+        steps, (rows, obs_dim), action_dim = heads.shape[0], obs_RO.shape, heads.shape[2] // 2
         h = 1.0 / steps
-        noise_KRA = noise_RKA.transpose(0, 1).contiguous()
-        eps_KRA = noise_KRA[1:] * math.sqrt(2 * h)  # not in place: of one row, noise_KRA is the caller's memory
-        z_KRA = torch.empty_like(noise_KRA)
-        z_KRA[0] = noise_KRA[0]
+        eps_KRA = noise_RKA[:, 1:].transpose(0, 1) * math.sqrt(2 * h)
+        x_KRI = obs_RO.new_empty(steps + 1, rows, obs_dim + action_dim)  # every step's input (s, z), and z_K
+        x_KRI[:steps, :, :obs_dim] = obs_RO
+        z_KRA = x_KRI[:, :, obs_dim:]
+        z_KRA[0] = noise_RKA[:, 0]
         heads_KRA = obs_RO.new_empty(steps, rows, 2 * action_dim)
-        sigma_KRA = torch.empty_like(eps_KRA)
+        softplus_KRA = torch.empty_like(heads_KRA)  # of all entries: vectorised
+        u_KRA, sigma_KRA = heads_KRA[:, :, :action_dim], softplus_KRA[:, :, action_dim:]
+        if not layer_norm:  # the norm, a scale and a bias, is part of the first layer
+            bias = torch.baddbmm(bias.unsqueeze(1), bias_in.unsqueeze(1), weight).squeeze(1)
+            weight = weight * scale_in.unsqueeze(2)
         saved = []
         for k in range(steps):
-            x = torch.cat([obs_RO, z_KRA[k]], -1)
+            n_in: tuple[torch.Tensor, ...] = (x_KRI[k],)  # and, of a LayerNorm, its moments
             if layer_norm:
-                n_in, *moments_in = torch.native_layer_norm(x, [x.shape[1]], scale_in[k], bias_in[k], LAYER_NORM_EPS)
-            else:
-                n_in, moments_in = torch.addcmul(bias_in[k], x, scale_in[k]), []
-            e = F.elu_(torch.addmm(bias[k], n_in, weight[k]))
+                inputs = [obs_dim + action_dim]
+                n_in = torch.native_layer_norm(x_KRI[k], inputs, scale_in[k], bias_in[k], LAYER_NORM_EPS)
+            e = F.elu_(torch.addmm(bias[k], n_in[0], weight[k]))
             n_out, *moments_out = torch.native_layer_norm(e, [e.shape[1]], scale_out[k], bias_out[k], LAYER_NORM_EPS)
             torch.addmm(heads_bias[k], n_out, heads[k], out=heads_KRA[k])
-            sigma_KRA[k] = F.softplus(heads_KRA[k])[:, action_dim:]  # of all entries: vectorised
-            torch.addcmul(z_KRA[k], sigma_KRA[k], eps_KRA[k], out=z_KRA[k + 1])
-            z_KRA[k + 1].add_(heads_KRA[k, :, :action_dim], alpha=h)
-            saved.append((x, n_in, moments_in, e, n_out, moments_out))
+            torch.ops.aten.softplus.out(heads_KRA[k], out=softplus_KRA[k])
+            torch.addcmul(z_KRA[k], sigma_KRA[k], eps_KRA[k], out=z_KRA[k + 1]).add_(u_KRA[k], alpha=h)
+            saved.append((n_in, e, n_out, moments_out))
         if any(ctx.needs_input_grad):
             ctx.layer_norm, ctx.saved, ctx.parameters = layer_norm, saved, parameters
-            ctx.eps_KRA, ctx.sigma_KRA = eps_KRA, sigma_KRA
-        return z_KRA, heads_KRA[:, :, :action_dim], sigma_KRA
+            ctx.eps_KRA, ctx.x_KRI, ctx.raw_KRA = eps_KRA, x_KRI[:steps], heads_KRA[:, :, action_dim:]
+            ctx.first = weight
+        return z_KRA, u_KRA, sigma_KRA
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Any) -> Any:
         gz_KRA, gu_KRA, gsigma_KRA = output_grads
         scale_in, bias_in, weight, _, scale_out, bias_out, heads, _ = ctx.parameters
-        steps, rows, action_dim = ctx.sigma_KRA.shape
-        h = 1.0 / steps
-        slope_KRA = -torch.expm1(-ctx.sigma_KRA)  # softplus' in terms of its value
-        gheads_KRA = torch.cat([gu_KRA, gsigma_KRA * slope_KRA], -1)
-        kick_KRA = ctx.eps_KRA * slope_KRA  # d z_{k+1} / d raw sigma_k
+        steps, rows, action_dim = ctx.eps_KRA.shape
+        slope_KRA = torch.sigmoid(ctx.raw_KRA)  # softplus'
+        gheads_KR2A = torch.stack([gu_KRA, gsigma_KRA * slope_KRA], 2)
+        gheads_KRA = gheads_KR2A.flatten(2)
+        # d z_{k+1} / d (u_k, raw sigma_k)
+        reach_KR2A = torch.stack([torch.full_like(slope_KRA, 1.0 / steps), ctx.eps_KRA * slope_KRA], 2)
         ghidden_KRH = gz_KRA.new_empty(steps, rows, weight.shape[2])
         affine: list[tuple[torch.Tensor, ...]] = []
         gz = gz_KRA[steps]
         for k in reversed(range(steps)):
-            x, _, moments_in, e, _, moments_out = ctx.saved[k]
-            gheads_KRA[k, :, :action_dim].add_(gz, alpha=h)
-            gheads_KRA[k, :, action_dim:].addcmul_(gz, kick_KRA[k])
+            (_, *moments_in), e, _, moments_out = ctx.saved[k]
+            gheads_KR2A[k].addcmul_(gz.unsqueeze(1), reach_KR2A[k])
             ge, gscale_out, gbias_out = torch.ops.aten.native_layer_norm_backward(
                 torch.mm(gheads_KRA[k], heads[k].T),
                 e,
@@ -189,20 +193,27 @@ class _BridgePath(torch.autograd.Function):
                 bias_out[k],
                 [True] * 3,
             )
-            ghidden_KRH[k] = torch.ops.aten.elu_backward(ge, 1.0, 1.0, 1.0, True, e)
-            gn = torch.mm(ghidden_KRH[k], weight[k].T)
+            torch.ops.aten.elu_backward.grad_input(ge, 1.0, 1.0, 1.0, True, e, grad_input=ghidden_KRH[k])
+            gz, grads_in = gz + gz_KRA[k], []
             if ctx.layer_norm:
-                gx, gscale_in, gbias_in = torch.ops.aten.native_layer_norm_backward(
-                    gn, x, [x.shape[1]], *moments_in, scale_in[k], bias_in[k], [True] * 3
+                gn = torch.mm(ghidden_KRH[k], weight[k].T)
+                gx, *grads_in = torch.ops.aten.native_layer_norm_backward(
+                    gn, ctx.x_KRI[k], [gn.shape[1]], *moments_in, scale_in[k], bias_in[k], [True] * 3
                 )
+                gz.add_(gx[:, -action_dim:])
             else:
-                gx, gscale_in, gbias_in = gn * scale_in[k], (gn * x).sum(0), gn.sum(0)
-            gz = gz_KRA[k] + gz + gx[:, -action_dim:]
-            affine.append((gscale_in, gbias_in, gscale_out, gbias_out))
-        gscale_in, gbias_in, gscale_out, gbias_out = (torch.stack(list(t)) for t in zip(*reversed(affine)))
-        n_in_KRI, n_out_KRH = (torch.stack([step[i] for step in ctx.saved]) for i in (1, 4))
+                gz.addmm_(ghidden_KRH[k], ctx.first[k, -action_dim:].T)
+            affine.append((gscale_out, gbias_out, *grads_in))
+        gscale_out, gbias_out, *grads_in = (torch.stack(list(t)) for t in zip(*reversed(affine)))
+        n_in_KRI = torch.stack([n_in[0] for n_in, *_ in ctx.saved]) if ctx.layer_norm else ctx.x_KRI
+        n_out_KRH = torch.stack([n_out for *_, n_out, _ in ctx.saved])
         gweight, gheads = torch.bmm(n_in_KRI.mT, ghidden_KRH), torch.bmm(n_out_KRH.mT, gheads_KRA)
         gbias, gheads_bias = ghidden_KRH.sum(1), gheads_KRA.sum(1)
+        if ctx.layer_norm:
+            gscale_in, gbias_in = grads_in
+        else:  # the gradients so far are those of first = weight scale_in and of bias + bias_in weight
+            gscale_in, gbias_in = (gweight * weight).sum(2), torch.bmm(weight, gbias.unsqueeze(2)).squeeze(2)
+            gweight = (gweight * scale_in.unsqueeze(2)).addcmul_(bias_in.unsqueeze(2), gbias.unsqueeze(1))
         return None, None, None, gscale_in, gbias_in, gweight, gbias, gscale_out, gbias_out, gheads, gheads_bias
 
 
