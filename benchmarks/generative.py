@@ -4,6 +4,7 @@
     python benchmarks/generative.py returns --out runs/generative.jsonl --envs HalfCheetah-v5 --steps 100000 --seeds 1 2 3
     python benchmarks/generative.py returns --out runs/study.jsonl --methods softgac --set agent.rho=0.3 agent.alpha_init=2
     python benchmarks/generative.py costs                                   one core; benchmarks/results/costs.json
+    python benchmarks/generative.py costs --preset paper --env dm_control/dog-run-v0 --out benchmarks/results/costs-dog.json
     python benchmarks/generative.py report --returns benchmarks/results/halfcheetah.jsonl    tables, docs/comparison.png
     python benchmarks/generative.py toy --seeds 0 1 2                       docs/comparison-toy.png
 
@@ -57,8 +58,7 @@ def main() -> None:
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="the others' figures stay in the file"
     )
     costs.add_argument("--preset", choices=["cpu", "paper"], default="cpu")
-    costs.add_argument("--obs", type=int, default=17, help="numbers of an observation")
-    costs.add_argument("--action", type=int, default=6, help="numbers of an action")
+    costs.add_argument("--env", default="HalfCheetah-v5", help="whose dimensions; and what preset paper sets for it")
     toy = commands.add_parser("toy")
     toy.add_argument("--picture", type=Path, default=ROOT / "docs" / "comparison-toy.png")
     toy.add_argument("--updates", type=int, default=1_500, help="critic updates of each panel")
@@ -166,20 +166,22 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     from algorithms import runtime
     from algorithms.interface import AgentSpec
+    from cluster.config import make_preset
     from rollout_workers.actor import StatelessPolicy
+    from rollout_workers.envs import env_spec
 
-    algorithm = ALGORITHMS[method]
-    config = algorithm.presets[arguments.preset]()
-    agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=arguments.obs, action_dim=arguments.action))
+    algorithm, env = ALGORITHMS[method], env_spec(arguments.env)
+    config = make_preset(method, arguments.preset, arguments.env).agent
+    agent: Any = algorithm.make_agent(config, AgentSpec(obs_dim=env.obs_dim, action_dim=env.action_dim))
     costs: dict[str, Any] = {"machine": machine(), "parameters": agent.policy.size - 1}
     for backend in ("onnx", "torch", "auto"):
-        policy: Any = algorithm.make_policy(config, arguments.obs, arguments.action)
+        policy: Any = algorithm.make_policy(config, env.obs_dim, env.action_dim)
         actor = StatelessPolicy(policy, backend)
         if backend == "auto" and actor.backend != "compiled":
             continue
         actor.load_weights({name: tensor.numpy() for name, tensor in agent.policy_weights().items()})
         for states in (1, 64):
-            obs = np.random.default_rng(0).standard_normal((states, arguments.obs), dtype=np.float32)
+            obs = np.random.default_rng(0).standard_normal((states, env.obs_dim), dtype=np.float32)
             noise = policy.sample_noise(np.random.default_rng(1), states)
             costs[f"{actor.backend}_{states}_us"] = 1e6 * fastest(functools.partial(actor.act_on, obs, noise))
     rows = torch.randn(2, 256, agent.layout.width, generator=torch.Generator().manual_seed(0))
