@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-UNBOUNDED = 1e30  # a bound this large means "no bound"
+UNBOUNDED = 1e10  # a bound this large means "no bound": MuJoCo has it for an actuator without a range
 OUTSIDE = 1e-4  # of half the action box: what an action may lie outside it by rounding alone
 
 

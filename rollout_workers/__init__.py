@@ -1,8 +1,10 @@
-"""Experience in. MuJoCo imports glfw, which draws windows, wherever it is imported: here that waits until a window is drawn."""
+"""Experience in. MuJoCo imports glfw, which draws windows, wherever it is imported: here that waits until a window is drawn, and
+what it says without a display is kept from people who draw none."""
 
 import importlib
 import importlib.util
 import sys
+import warnings
 from typing import Any
 
 
@@ -23,3 +25,4 @@ def _import_when_used(name: str) -> None:
 
 
 _import_when_used("glfw")
+warnings.filterwarnings("ignore", "(?s).*DISPLAY environment variable is missing")

@@ -229,25 +229,33 @@ def _actions(env: BatchEnv, count: int, seed: int) -> np.ndarray:
 
 
 def _repeat(env: BatchEnv, report: EnvReport, clock: _Clock) -> None:
-    """Whether one seed and the same actions give the same episode; whether seeds differ at all."""
-    seen: list[list[tuple[str, Any]]] = []
-    for _ in range(2):
-        seen.append([("first observation", env.reset([SEED]).copy())])
-        clock.beat()
-        for step, action_EA in enumerate(_actions(env, REPEATED_STEPS, SEED), 1):
-            result = env.step(action_EA)
-            clock.beat()
-            seen[-1] += [
-                (f"observation of step {step}", result.next_obs_EO),
-                (f"reward of step {step}", result.reward_E),
-            ]
-            if _ended(result):
-                break
-    first, second = seen
+    """Whether one seed and the same actions give the same episode, in another instance; whether seeds differ at all."""
+    first = _seen(env, clock)
+    another = clock.make(report.spec.env_id, 1, 0)
+    try:
+        second = _seen(another, clock)
+    finally:
+        another.close()
     differ = [name for (name, a), (_, b) in zip(first, second) if not np.array_equal(a, b, equal_nan=True)]
     report.repeats = differ[0] if differ else "" if len(first) == len(second) else "length of the episode"
     report.one_start = all(np.array_equal(env.reset([SEED + i]), first[0][1]) for i in range(1, 4))
     clock.beat()
+
+
+def _seen(env: BatchEnv, clock: _Clock) -> list[tuple[str, Any]]:
+    """What the first steps of an episode give, by name."""
+    seen: list[tuple[str, Any]] = [("first observation", env.reset([SEED]).copy())]
+    clock.beat()
+    for step, action_EA in enumerate(_actions(env, REPEATED_STEPS, SEED), 1):
+        result = env.step(action_EA)
+        clock.beat()
+        seen += [
+            (f"observation of step {step}", result.next_obs_EO.copy()),
+            (f"reward of step {step}", result.reward_E.copy()),
+        ]
+        if _ended(result):
+            break
+    return seen
 
 
 def _run(env: BatchEnv, report: EnvReport, clock: _Clock) -> None:

@@ -16,7 +16,6 @@ import io
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from replay.task import LIMIT, OWN_PACKAGES, ROOT, TaskError, id_of, join_task, naming_texts, split_task
 from rollout_workers.env import EnvError, exit_error
+from rollout_workers.renderer import choose_gl
 
 FIXED_GOAL = "FixedGoal/"  # namespace of this project's mazes
 FIXED_GOAL_ENTRY_POINT = "rollout_workers.fixed_goal:FixedGoalMaze"  # datasets on disk name it too
@@ -34,7 +34,8 @@ FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in st
     "PointMaze_Medium-v3": ((6, 6), 600),
     "PointMaze_Large-v3": ((7, 10), 800),
 }
-CONTROL_SUITE_STEPS = 1_000  # of an episode of DeepMind's Control Suite
+CONTROL_SUITE = "dm_control/"  # namespace of DeepMind Control
+CONTROL_SUITE_STEPS = 1_000  # of an episode of its suite
 
 NEAR, RESEMBLES = (
     0.5,
@@ -120,7 +121,7 @@ def find_env(task: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
     if module:
         _import_module(module, env_id)
-    elif name.startswith("dm_control/"):
+    elif name.startswith(CONTROL_SUITE):
         _register_dm_control(env_id)
     elif name.startswith(FIXED_GOAL):
         _register_fixed_goal(env_id)
@@ -133,6 +134,11 @@ def find_env(task: str) -> EnvSpec:
     if not kwargs:
         return spec
     limit = kwargs.pop(LIMIT, spec.max_episode_steps)
+    if name.startswith(CONTROL_SUITE) and limit is not None and limit > (spec.max_episode_steps or limit):
+        raise EnvError(
+            f"{env_id} has {LIMIT} {limit:,}, expected at most {spec.max_episode_steps:,}: the task itself ends its episodes then, so they "
+            "would not be longer; leave it out, or give less"
+        )
     return dataclasses.replace(spec, kwargs=copy.deepcopy(spec.kwargs) | kwargs, max_episode_steps=limit)
 
 
@@ -237,10 +243,11 @@ def _register_dm_control(env_id: str) -> None:
             f"{env_id} needs {' and '.join(missing)}, expected to be installed: DeepMind Control tasks cannot be made; "
             "pip install -c constraints.txt -e '.[dmc]'"
         )
-    warnings.filterwarnings("ignore", "(?s).*DISPLAY environment variable is missing")  # films are drawn without one
+    if "dm_control" not in sys.modules:
+        choose_gl()  # dm_control takes it when it is imported, and some tasks draw in every step
     gym.register_envs(importlib.import_module("shimmy"))
     for domain, task in importlib.import_module("dm_control.suite").ALL_TASKS:
-        spec = gym.registry.get(f"dm_control/{domain}-{task}-v0")
+        spec = gym.registry.get(f"{CONTROL_SUITE}{domain}-{task}-v0")
         if (
             spec is not None and domain != "lqr"
         ):  # the others end their episodes then, but are registered without a limit

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ import gymnasium as gym
 import numpy as np
 
 from rollout_workers.actor import Actor
+from rollout_workers.env_ids import CONTROL_SUITE
 from rollout_workers.envs import make_env
 from rollout_workers.episodes import EpisodeGroup, run_episodes
 from rollout_workers.evaluator import BrokenEpisodes, plan_streams
 from rollout_workers.gym_vector import SyncEnvs, VectorBatchEnv
-
-PACKAGES = {"egl": "libegl1 libopengl0 libgl1", "osmesa": "libosmesa6 libgl1"}  # Debian and Ubuntu names
-PROBE_TIMEOUT_S = 60.0
-_PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
-
-
-class NoRenderer(RuntimeError):
-    """No picture can be drawn on this machine."""
+from rollout_workers.renderer import NoRenderer, choose_gl
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +38,7 @@ def record_video(env_id: str, actor: Actor, path: Path | str, *, seed: int, max_
     """
     target = Path(path)
     check_mp4(target)
-    gl_problem = _choose_gl()
+    gl_problem = choose_gl()
     camera = _Camera(make_env(env_id, render_mode="rgb_array"), env_id, gl_problem)
     env = VectorBatchEnv(SyncEnvs([lambda: camera], env_id), env_id=env_id)
     partial = target.with_name(f".{target.stem}.partial.mp4")
@@ -82,32 +74,6 @@ def check_mp4(path: Path) -> None:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected '.mp4': nothing was recorded; name an .mp4 file")
 
 
-def find_gl() -> str:
-    """The first of MuJoCo's off-screen renderers that starts here, "egl" or "osmesa"; tried in processes of their own.
-
-    A process can load one of them only once, and a missing library may end it. Raises NoRenderer.
-    """
-    seen = []
-    for name in PACKAGES:
-        environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
-        try:
-            probe = subprocess.run(
-                [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            seen.append(f"{name}: no answer in {PROBE_TIMEOUT_S:g} s")
-            continue
-        if probe.returncode == 0:
-            return name
-        lines = probe.stderr.strip().splitlines() or [f"ended with code {probe.returncode}"]
-        seen.append(f"{name}: {lines[-1]}")
-    install = " or ".join(f"`apt-get install {packages}` (for {name})" for name, packages in PACKAGES.items())
-    raise NoRenderer(
-        f"MuJoCo's off-screen renderers do not start here ({'; '.join(seen)}), expected one of them to: there is no "
-        f"video; on Debian or Ubuntu {install}"
-    )
-
-
 class _Camera(gym.Wrapper):
     """Writes a picture of its first episode after the reset and after every step."""
 
@@ -115,6 +81,8 @@ class _Camera(gym.Wrapper):
         super().__init__(env)
         self._env_id, self._gl_problem = env_id, gl_problem
         self.fps = int(env.metadata.get("render_fps") or 30)
+        if env_id.startswith(CONTROL_SUITE):  # shimmy gives the milliseconds of a step there
+            self.fps = round(1_000 / self.fps)
         self._draws = "rgb_array" in (env.metadata.get("render_modes") or ())
         self.writer: Any = None
         self.frames = 0
@@ -190,13 +158,3 @@ def _writer(path: Path, fps: int) -> Any:
 
     options: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     return imageio.v2.get_writer(path, fps=fps, **options)
-
-
-def _choose_gl() -> str:
-    """Sets MUJOCO_GL for this process unless it is set; what is wrong with MuJoCo's renderers here, "" if nothing."""
-    if "MUJOCO_GL" not in os.environ:
-        try:
-            os.environ["MUJOCO_GL"] = find_gl()
-        except NoRenderer as error:  # not raised: an environment that is not MuJoCo's may still draw itself
-            return str(error)
-    return ""

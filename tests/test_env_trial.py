@@ -197,6 +197,17 @@ class EndsItself(Good):
         return obs, reward, True, *rest
 
 
+class EachInstanceAnotherTask(Good):
+    made = 0
+
+    def __init__(self) -> None:
+        EachInstanceAnotherTask.made += 1
+        self.stiffness = EachInstanceAnotherTask.made
+
+    def step(self, action: Any) -> Any:
+        return np.full(2, self.stiffness, np.float32), 1.0, False, False, {}
+
+
 class NeverTheSame(Good):
     observation_space = Box(-0.5, 0.5, (2,), np.float32)
     made = 0
@@ -251,6 +262,7 @@ TAKEN = (
     DemandsItsDtype,
     Continuing,
     EndsItself,
+    EachInstanceAnotherTask,
     NeverTheSame,
 )
 for kind in (*REFUSED, *TAKEN, Hangs, HangsLater):
@@ -336,6 +348,8 @@ def test_check_env_says_what_is_odd_about_an_environment(capsys: pytest.CaptureF
     assert "every reward was 0" in result and "outside" not in result, (
         result
     )  # the first observations alone are outside
+    code, result = checked(capsys, "trial/EachInstanceAnotherTask-v0", "--episodes", "2")
+    assert code == 0 and "the observation of step 1 differed, in another instance" in result, result
     code, result = checked(capsys, "trial/EndsItself-v0", "--episodes", "2")
     assert code == 0 and "2 terminated, 0 truncated; no time limit\n" in result, result
     code, result = checked(capsys, "trial/Continuing-v0", "--episodes", "1")

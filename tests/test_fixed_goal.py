@@ -16,7 +16,7 @@ from rollout_workers.batched_mujoco import BatchedMujocoEnv
 from rollout_workers.envs import EnvError, env_spec, make_batch_env, make_env
 from rollout_workers.fixed_goal import fixed_goal_id
 from rollout_workers.maze import maze_of
-from rollout_workers.video import NoRenderer, find_gl
+from rollout_workers.renderer import NoRenderer, find_gl
 
 UMAZE, MEDIUM, LARGE = (f"FixedGoal/PointMaze_{name}-v3" for name in ("UMaze", "Medium", "Large"))
 ROOT = Path(__file__).resolve().parent.parent

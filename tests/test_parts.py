@@ -54,6 +54,28 @@ def test_no_worker_is_called_slow_in_the_first_seconds_when_not_every_one_has_be
     assert "worker 1 on a: 0.0" in alarms(seen.record(nodes))["slow_workers"]
 
 
+def test_no_worker_that_joined_or_was_replaced_within_the_window_is_called_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now)
+    seen, nodes = Parts(), {0: "a", 1: "a", 2: "a"}
+    now = 3.0
+    seen.record(nodes)
+    nodes |= {3: "b"}  # a run is scaled up, and worker 2 is replaced
+    seen.forget("worker", 2)
+    for worker, rows in enumerate((900.0, 960.0, 60.0, 90.0)):
+        seen.add_worker(worker, {"recorded_rows": rows})
+    now = 33.0
+    record = seen.record(nodes)
+    assert record["slowest_workers"] == "worker 0 on a: 30.0, worker 1 on a: 32.0" and not alarms(record)
+    assert record["node_steps_per_s_b"] == 3.0
+    for worker, rows in enumerate((900.0, 960.0, 930.0, 90.0)):
+        seen.add_worker(worker, {"recorded_rows": rows})
+    now = 63.0
+    assert "worker 3 on b: 3.0" in alarms(seen.record(nodes))["slow_workers"], "a whole window of its own"
+
+
 def test_memory_is_that_of_living_processes_and_cpu_time_that_of_all() -> None:
     seen = Parts()
     stats = {"recorded_rows": 4.0} | Usage(1e8, 5.0).stats()

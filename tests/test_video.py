@@ -18,12 +18,13 @@ from remembering_policy import RememberingPolicy
 from tiny_runs import train_inline
 
 from cluster.cli import main
-from rollout_workers import video
+from rollout_workers import renderer, video
 from rollout_workers.actor import Actor
 from rollout_workers.env import EnvError
 from rollout_workers.envs import make_env
 from rollout_workers.evaluator import Evaluator
-from rollout_workers.video import NoRenderer, find_gl, record_video
+from rollout_workers.renderer import NoRenderer, find_gl
+from rollout_workers.video import record_video
 
 UNLISTED = pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's, beside our error
 
@@ -58,7 +59,7 @@ def test_a_video_has_one_picture_a_step_and_its_pictures_change(
 
 
 def test_a_machine_without_a_renderer_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_PROBE", "raise SystemExit('libEGL.so.1 not found')")
+    monkeypatch.setattr(renderer, "_PROBE", "raise SystemExit('libEGL.so.1 not found')")
     with pytest.raises(NoRenderer, match=r"libEGL.so.1 not found.*apt-get install libegl1"):
         find_gl()
 

@@ -81,7 +81,7 @@ def _ends(report: EnvReport) -> str:
 
 def _seeds(report: EnvReport) -> str:
     if report.repeats:
-        return f"do not repeat: with one seed and the same actions, the {report.repeats} differed"
+        return f"do not repeat: with one seed and the same actions, the {report.repeats} differed, in another instance"
     return "repeat: one seed and the same actions give the same episode" + (
         "; every seed starts at the same observation" if report.one_start else ""
     )

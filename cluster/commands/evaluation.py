@@ -319,7 +319,8 @@ def _record(spec: RunSpec, weights: Weights, path: Path, seed: int, aim: PlanReq
     from rollout_workers.actor import Actor
     from rollout_workers.env import EnvError
     from rollout_workers.evaluator import BrokenEpisodes
-    from rollout_workers.video import NoRenderer, record_video
+    from rollout_workers.renderer import NoRenderer
+    from rollout_workers.video import record_video
 
     actor = Actor(make_policy(spec), backend=spec.config.worker.backend)
     if aim is not None:

@@ -27,6 +27,8 @@ class Parts:
         self._rows: Counter[int] = Counter()  # by worker, since then
         self._rates: dict[int, float] = {}  # of the last window
         self._whole = False  # whether it was: in the first seconds not every worker has begun, so none is called slow
+        self._there: set[int] = set()  # workers that have run since this window began
+        self._compared: set[int] = set()  # those that ran through the last one
         self._used: dict[tuple[str, int], Usage] = {}  # by part and index
         self._cpu_s: Counter[str] = Counter()  # by part, over all of its processes
         self._shown: set[str] = set()  # nodes of the last record
@@ -48,6 +50,9 @@ class Parts:
     def forget(self, part: str, index: int) -> None:
         """That process has ended."""
         self._used.pop((part, index), None)
+        if part == "worker":
+            self._there.discard(index)
+            self._compared.discard(index)
 
     def record(self, nodes: dict[int, str]) -> dict[str, Any]:
         """The keys of a record.
@@ -59,12 +64,15 @@ class Parts:
         if now - self._since >= WINDOW_S or not self._rates:
             seconds = max(now - self._since, 1e-9)
             self._whole = seconds >= WINDOW_S
+            self._compared = self._there & set(nodes) if self._rates else set(nodes)
             self._rates = {worker: self._rows[worker] / seconds for worker in nodes}
+            self._there = set(nodes)
             self._since, self._rows = now, Counter()
         return self._of_workers(nodes) | self._of_nodes(nodes) | self._of_processes()
 
     def _of_workers(self, nodes: dict[int, str]) -> dict[str, Any]:
-        rates = {worker: rate for worker, rate in self._rates.items() if worker in nodes}
+        compared = self._compared if self._whole else nodes
+        rates = {worker: rate for worker, rate in self._rates.items() if worker in nodes and worker in compared}
         if not rates:
             return {}
         low, middle, high = np.quantile(list(rates.values()), (0.0, 0.5, 1.0)).tolist()

@@ -9,6 +9,7 @@ cleanup. What touches the beta RLModule is in ``PolicyModule`` alone; nothing to
 The fleet starts with the first call that needs it, works while ``train`` runs, and is held in between.
 """
 
+import rollout_workers  # noqa: F401  before RLlib, which imports dm_control where it is installed, and with it glfw
 from cluster.rllib.algorithm import FleetAlgorithm
 from cluster.rllib.config import FleetConfig
 from cluster.rllib.methods import (
