@@ -88,8 +88,10 @@ def test_a_redrawn_plan_promises_the_same_and_is_another(name: str) -> None:
     assert (again - z).abs().mean() > 0.3
 
 
-def test_each_variant_acts_by_its_part_of_the_searched_plans() -> None:
-    agent, seen = made(small(**SHAPES["linear"], infer_steps=3, infer_draws=2), episodes(0)), {}
+@pytest.mark.parametrize("prior", ["standard", "explicit", "implicit"])
+def test_each_variant_acts_by_its_part_of_the_searched_plans(prior: str) -> None:
+    shape = SHAPES["linear"] | {"prior": prior}
+    agent, seen = made(small(**shape, infer_steps=3, infer_draws=2), episodes(0)), {}
     weights = {name: tensor.numpy() for name, tensor in agent.policy_weights().items()}
     for variant in (*VARIANTS, ""):
         config = agent.config

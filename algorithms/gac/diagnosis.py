@@ -130,7 +130,7 @@ def redrawn(model: GACModel, z_Knd: torch.Tensor, obs0_KO: torch.Tensor, eps_Knd
         wanted_K, z = model.predict_return(z_Knd)[0], model.plan(eps_Knd, obs0_KO)
     for _ in range(STEPS):
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
+            leaf = z.clone().detach().requires_grad_()  # the standard prior gives eps itself, made in inference mode
             promised_K = model.predict_return(leaf)[0]
             (slope_Knd,) = torch.autograd.grad(promised_K.sum(), leaf)
         missing_K = wanted_K - promised_K.detach()
