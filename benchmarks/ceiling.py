@@ -12,6 +12,7 @@ its target. Letters: N steps, E episodes, T steps of one, K free cells, A, X.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,9 @@ def ceiling(dataset: Dataset) -> dict[str, str]:
     shares["all but the planner's noise"] = explained(data["action"][cut:], data["mean"][cut:])
     assert maze.goal_cell is not None
     goal = maze.index_of(maze.goal_cell)
-    runs = EpisodeRuns(dataset.env_id)
     streams = np.random.SeedSequence(0).spawn(STARTS[1])
-    reached = runs.mean_return(Oracle(informed["and the target"], maze, goal), STARTS[0], streams)
+    with contextlib.closing(EpisodeRuns(dataset.env_id)) as runs:
+        reached = runs.mean_return(Oracle(informed["and the target"], maze, goal), STARTS[0], streams)
     cells = {name: f"{share:.3f}" for name, share in shares.items()}
     return cells | {"score of the oracle that is told the goal": f"{dataset.normalised(reached):.1f}"}
 

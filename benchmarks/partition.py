@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def stepping(run: RayRun) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[5.0, 45.0], help="length of each cut")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with the cluster and the second host
     rows, good = [], True
     for seconds in parser.parse_args().seconds:
         for quick in (False, True):

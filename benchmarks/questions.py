@@ -6,8 +6,9 @@
     python benchmarks/questions.py posteriors by-heart --out runs/questions   these train runs of their own
     python benchmarks/questions.py page                                       puts headlines into docs/gac-questions.md
 
-Each table is written to OUT/NAME.md. Scores: 0 is the random policy, 100 the planner; means over training seeds, each
-seed's value behind them; the page shows the lowest and the highest, of longer tables the means alone. One torch thread.
+Each table is written to OUT/NAME.md, of another preset than cpu to OUT/PRESET-NAME.md. Scores: 0 is the random policy, 100 the
+planner; means over training seeds, each seed's value behind them; the page shows the lowest and the highest, of longer tables
+the means alone. One torch thread.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ascents, by_heart, cognitive_map, plan_quality, promises, replanning, training_choices  # noqa: E402
-from benchmarks.gac import dataset_id, named  # noqa: E402
+from benchmarks.gac import dataset_id, joined, named  # noqa: E402
 from benchmarks.markdown import filled, pivoted, ranged  # noqa: E402
 from benchmarks.trained import Trained, choices, trained  # noqa: E402
 from replay.dataset import Dataset, open_dataset  # noqa: E402
@@ -48,6 +49,11 @@ def online(arguments: argparse.Namespace, plans: tuple[str, ...] = ONLINE) -> li
     return _of(arguments, [run for plan in plans for run in trained(arguments.runs, "online", preset, plan)])
 
 
+def picture(arguments: argparse.Namespace, name: str) -> Path:
+    """Where a picture goes: into docs/, whose page is of preset cpu; of another preset beside its tables."""
+    return DOCS / name if arguments.preset == "cpu" else arguments.out / f"{arguments.preset}-{name}"
+
+
 ASKED: dict[str, Ask] = {
     "runs": lambda a: choices([*offline(a), *online(a)]),
     "target": lambda a: promises.online_stages(online(a)),
@@ -55,10 +61,10 @@ ASKED: dict[str, Ask] = {
     "replanning": lambda a: replanning.replanning(offline(a)),
     "paths": lambda a: plan_quality.paths(offline(a)),
     "carried": lambda a: plan_quality.carried(offline(a)),
-    "map": lambda a: cognitive_map.cognitive_map(offline(a), DOCS / "gac-map.png"),
-    "kl": lambda a: ascents.kl(offline(a), DOCS / "gac-kl.png"),
+    "map": lambda a: cognitive_map.cognitive_map(offline(a), picture(a, "gac-map.png")),
+    "kl": lambda a: ascents.kl(offline(a), picture(a, "gac-kl.png")),
     "monotone": lambda a: by_heart.monotone(offline(a)),
-    "dynamics": lambda a: ascents.dynamics(offline(a), DOCS / "gac-inference.png"),
+    "dynamics": lambda a: ascents.dynamics(offline(a), picture(a, "gac-inference.png")),
     "calibration": lambda a: promises.calibration(offline(a)),
     "calibration-online": lambda a: promises.calibration(online(a, MOVING)),
     "sweep": lambda a: promises.sweep(offline(a)),
@@ -94,10 +100,14 @@ def main() -> None:
     for name in asked(arguments.what):
         began = time.process_time()
         text = (ASKED | TRAINING)[name](arguments)
-        (arguments.out / f"{name}.md").write_text(text + "\n")
+        (arguments.out / f"{joined(named(arguments.preset), name)}.md").write_text(text + "\n")
         print(f"{name}, {time.process_time() - began:.0f} s of CPU\n\n{text}\n", flush=True)
     if "page" in arguments.what:
-        made = {path.stem: path.read_text().strip() for path in sorted(arguments.out.glob("*.md"))}
+        made = {
+            name: path.read_text().strip()
+            for name in ASKED | TRAINING
+            if (path := arguments.out / f"{name}.md").exists()
+        }
         PAGE.write_text(filled(PAGE.read_text(), {name: headline(name, made[name]) for name in set(made) - PRINTED}))
 
 

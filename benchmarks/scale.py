@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -188,9 +189,9 @@ def in_driver(count: int) -> dict[str, float]:
     from replay.config import ReplayConfig
     from replay.transition_store import TransitionStore
 
+    rows = max(BATCH, 2 * ENVS * STEPS * count)  # a shard holds a batch at least
     shard = module.Shard(
-        TransitionStore(LAYOUT, ReplayConfig(capacity_rows=2 * ENVS * STEPS * count)), Limiter(BATCH, 1.0, 1e18), shard=0, seed=0,
-        batch_size=BATCH,
+        TransitionStore(LAYOUT, ReplayConfig(capacity_rows=rows)), Limiter(BATCH, 1.0, 1e18), shard=0, seed=0, batch_size=BATCH
     )  # fmt: skip
     crowd = Crowd(0, 1, [], None)
     crowd.sequence = dict.fromkeys(range(count), 0)
@@ -404,7 +405,10 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each figure (default: 5)")
     parser.add_argument(
-        "--hops", type=Path, default=Path("hops.json"), help="where hops writes its figures (default: hops.json)"
+        "--hops",
+        type=Path,
+        default=Path("runs/hops.json"),
+        help="where hops writes its figures (default: runs/hops.json)",
     )
     parser.add_argument("--steps-per-s", type=float, default=200.0, help="of one worker, for predict (default: 200)")
     parser.add_argument("--updates-per-s", type=float, default=1000.0, help="of the learner (default: 1000)")
@@ -414,7 +418,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1, help="of hops: that share the workers (default: 1)")
     parser.add_argument("--far", action="store_true", help="of hops: the workers are on another host")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what was started
     if arguments.what == "hops":
+        arguments.hops.parent.mkdir(parents=True, exist_ok=True)
         arguments.hops.write_text(
             json.dumps(
                 hops(
