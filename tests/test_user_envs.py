@@ -255,14 +255,14 @@ def test_an_observation_of_no_numbers_is_refused() -> None:
         env_spec(register(Blind))
 
 
-@pytest.mark.parametrize("bound", [np.inf, float(np.finfo(F).max), 1e38])
+@pytest.mark.parametrize("bound", [np.inf, float(np.finfo(F).max), 1e38, 1e10])
 def test_a_box_as_large_as_its_type_is_unbounded(bound: float) -> None:
     space = Box(-bound, bound, (1,), F)
     with pytest.raises(EnvError, match="unbounded action box"):
         ActionBox(space, "huge")
     with pytest.raises(DatasetError, match="unbounded"):
         EpisodeLayout(Box(-1, 1, (1,), F), space, "huge")
-    assert ActionBox(Box(-1e10, 1e10, (1,), F), "large").rescale(F([[1]])).tolist() == [[1e10]]
+    assert ActionBox(Box(-1e9, 1e9, (1,), F), "large").rescale(F([[1]])).tolist() == [[1e9]]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.7), (-0.4, 0.3), (5.0, 5.0), (-np.pi / 4, np.pi)])
