@@ -19,19 +19,22 @@ for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_AUTH_MO
 if str(HERE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # broken_envs:Raises-v0 in workers too
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
 
-# Files whose tests train, resume or fuzz whole runs, or start other programs: seconds each, so not in `make quick`.
+# Files whose tests train, resume or fuzz whole runs, or start other programs: seconds each, so not in `make quick`, which is to
+# take less than 90 s on two cores.
 WHOLE_RUNS = {
     "test_alarms", "test_alerts", "test_asking_runs", "test_bad_input", "test_changed_directory", "test_cli",
-    "test_collecting", "test_collective", "test_dataset_command", "test_dataset_identity", "test_dataset_task", "test_dm_control",
-    "test_definitions", "test_demo_gac", "test_deploy", "test_diagnose_command", "test_env_modules",
-    "test_env_watch", "test_episode_shard_simulation", "test_exporter", "test_finetune_softgac", "test_fixed_goal",
-    "test_full_disk", "test_fuzz", "test_gac_bad_input", "test_gac_commands", "test_gac_inference",
-    "test_gac_learning", "test_gac_linear", "test_gac_policy", "test_gpu_check", "test_imitation", "test_inline",
+    "test_collecting", "test_collective", "test_dataset_command", "test_dataset_identity", "test_dataset_task",
+    "test_definitions", "test_demo_gac", "test_deploy", "test_diagnose_command", "test_dm_control",
+    "test_env_modules", "test_env_watch", "test_episode_shard_simulation", "test_evaluator_plans", "test_exporter",
+    "test_finetune_softgac", "test_fixed_goal", "test_full_disk", "test_fuzz", "test_gac_agent",
+    "test_gac_bad_input", "test_gac_commands", "test_gac_inference", "test_gac_learning", "test_gac_linear",
+    "test_gac_policy", "test_generative", "test_gpu_check", "test_imitation", "test_imports", "test_inline",
     "test_kubernetes", "test_line_task", "test_loggers", "test_loop_watch", "test_missing", "test_monitoring",
     "test_offline_values", "test_online_transformer", "test_outside", "test_plan_cli", "test_plan_picture",
-    "test_policy", "test_regression", "test_replay_client_plans", "test_resumed_counters", "test_resumed_envs",
-    "test_resuming", "test_run_dir", "test_run_ends", "test_seeds", "test_shown_commands", "test_simulation",
-    "test_start_cells", "test_toy", "test_values", "test_video",
+    "test_policy", "test_published_tasks", "test_regression", "test_replay_client_plans", "test_resumed_counters",
+    "test_resumed_envs", "test_resuming", "test_run_dir", "test_run_ends", "test_seeds", "test_setup",
+    "test_shard_actor", "test_shown_commands", "test_simulation", "test_start_cells", "test_support", "test_toy",
+    "test_values", "test_video", "test_without_effect",
 }  # fmt: skip
 
 
