@@ -69,13 +69,14 @@ def test_docker_compose_reads_the_file_as_it_is_meant() -> None:
 def test_the_gate_installs_the_programs_without_which_tests_here_are_skipped() -> None:
     """At the versions of constraints.txt."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    installed = re.search(r"--editable '\.\[([\w,]+)\]'", (ROOT / ".ci" / "run").read_text())
-    assert installed and set(installed[1].split(",")) >= {"test", "deploy"}
+    gate = (ROOT / ".ci" / "run").read_text()
+    installed = re.search(r"(?m)^extras=([\w,]+)$", gate)
+    assert installed and set(installed[1].split(",")) >= {"test", "deploy"} and '--editable ".[$extras]"' in gate
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert {need.split(">=")[0] for name in ("test", "deploy") for need in extras[name]} <= {
         name.lower() for name in pins
     }
-    assert " prometheus)" in (ROOT / ".ci" / "run").read_text()
+    assert " prometheus)" in gate
 
 
 # --- Prometheus and Grafana -------------------------------------------------------------------------------------------
