@@ -27,7 +27,6 @@ import torch
 
 from algorithms.interface import Collective
 
-Tensors = tuple[torch.Tensor, ...]
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -53,7 +52,7 @@ class Reference(NamedTuple):
     d_most: torch.Tensor
 
 
-def references(running_vars: Tensors, warm: torch.Tensor, constants: Renorm) -> list[Reference]:
+def references(running_vars: tuple[torch.Tensor, ...], warm: torch.Tensor, constants: Renorm) -> list[Reference]:
     """Of every layer at once, from its running variance (T, I). ``warm`` (0-d bool): plain batch normalisation is over."""
     warm = warm.to(running_vars[0].dtype)
     r_most, d_most = 1.0 + (constants.r_max - 1.0) * warm, constants.d_max * warm
@@ -61,7 +60,7 @@ def references(running_vars: Tensors, warm: torch.Tensor, constants: Renorm) -> 
     return [Reference(inverse_TI, *clips) for inverse_TI in inverse_deviations(running_vars, constants.eps)]
 
 
-def inverse_deviations(vars_TI: Tensors, eps: float) -> Tensors:
+def inverse_deviations(vars_TI: tuple[torch.Tensor, ...], eps: float) -> tuple[torch.Tensor, ...]:
     """1 / sqrt(var + eps) of every layer at once."""
     return torch._foreach_rsqrt(torch._foreach_add(vars_TI, eps))
 

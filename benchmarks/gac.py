@@ -128,6 +128,7 @@ def main() -> None:
         parser.error(
             "--set and --name are of GAC's runs, expected --algorithms gac with them: the others would not heed them"
         )
+    arguments.out = arguments.out.resolve()  # commands run in ROOT
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.what == "table":
         print(table(arguments.out))
@@ -222,7 +223,7 @@ def online(arguments: argparse.Namespace, maze: str, data: str, plan: str, seed:
     base = json.loads((out / f"{joined('gac', preset, maze, data, seed)}.json").read_text())
     stem = joined("online", plan, name, maze, data, seed)
     about = {"kind": "online", "plan": plan, "name": name, "maze": maze, "data": data, "seed": seed}
-    command = ["finetune", str((out / base["run_dir"]).resolve()), *ONLINE[plan]]
+    command = ["finetune", str(out / base["run_dir"]), *ONLINE[plan]]
     if maze in AGENTS:
         command += [*SHORTER, *(CALM + BEST if arguments.preset == "linear" else ())]
     if plan == "exploit":
@@ -237,7 +238,7 @@ def online_rival(arguments: argparse.Namespace, maze: str, data: str, algorithm:
     stem = joined(algorithm, name, maze, data, seed)
     base = json.loads((out / f"{stem}.json").read_text())
     about = {"kind": "online", "plan": "", "name": name, "maze": maze, "data": data, "seed": seed}
-    command = ["finetune", str((out / base["run_dir"]).resolve()), *(SHORTER if maze in AGENTS else ()), "--out"]
+    command = ["finetune", str(out / base["run_dir"]), *(SHORTER if maze in AGENTS else ()), "--out"]
     scored(out, f"online-{stem}", about, choices(algorithm), command, [])
 
 

@@ -34,7 +34,7 @@ FIXED_GOALS = {  # PointMaze id: (row, column) of the one goal, time limit in st
     "PointMaze_Medium-v3": ((6, 6), 600),
     "PointMaze_Large-v3": ((7, 10), 800),
 }
-CONTROL_SUITE = "dm_control/"  # namespace of DeepMind Control
+DM_CONTROL = "dm_control/"  # namespace of DeepMind Control
 CONTROL_SUITE_STEPS = 1_000  # of an episode of its suite
 
 NEAR, RESEMBLES = (
@@ -121,7 +121,7 @@ def find_env(task: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
     if module:
         _import_module(module, env_id)
-    elif name.startswith(CONTROL_SUITE):
+    elif name.startswith(DM_CONTROL):
         _register_dm_control(env_id)
     elif name.startswith(FIXED_GOAL):
         _register_fixed_goal(env_id)
@@ -134,7 +134,7 @@ def find_env(task: str) -> EnvSpec:
     if not kwargs:
         return spec
     limit = kwargs.pop(LIMIT, spec.max_episode_steps)
-    if name.startswith(CONTROL_SUITE) and limit is not None and limit > (spec.max_episode_steps or limit):
+    if name.startswith(DM_CONTROL) and limit is not None and limit > (spec.max_episode_steps or limit):
         raise EnvError(
             f"{env_id} has {LIMIT} {limit:,}, expected at most {spec.max_episode_steps:,}: the task itself ends its episodes then, so they "
             "would not be longer; leave it out, or give less"
@@ -247,8 +247,6 @@ def _register_dm_control(env_id: str) -> None:
         choose_gl()  # dm_control takes it when it is imported, and some tasks draw in every step
     gym.register_envs(importlib.import_module("shimmy"))
     for domain, task in importlib.import_module("dm_control.suite").ALL_TASKS:
-        spec = gym.registry.get(f"{CONTROL_SUITE}{domain}-{task}-v0")
-        if (
-            spec is not None and domain != "lqr"
-        ):  # the others end their episodes then, but are registered without a limit
+        spec = gym.registry.get(f"{DM_CONTROL}{domain}-{task}-v0")
+        if spec is not None and domain != "lqr":  # the others end by themselves, but are registered without a limit
             spec.max_episode_steps = CONTROL_SUITE_STEPS

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from rollout_workers.actor import Actor
-from rollout_workers.env_ids import CONTROL_SUITE
+from rollout_workers.env_ids import DM_CONTROL
 from rollout_workers.envs import make_env
 from rollout_workers.episodes import EpisodeGroup, run_episodes
 from rollout_workers.evaluator import BrokenEpisodes, plan_streams
@@ -81,7 +81,7 @@ class _Camera(gym.Wrapper):
         super().__init__(env)
         self._env_id, self._gl_problem = env_id, gl_problem
         self.fps = int(env.metadata.get("render_fps") or 30)
-        if env_id.startswith(CONTROL_SUITE):  # shimmy gives the milliseconds of a step there
+        if env_id.startswith(DM_CONTROL):  # shimmy gives the milliseconds of a step there
             self.fps = round(1_000 / self.fps)
         self._draws = "rgb_array" in (env.metadata.get("render_modes") or ())
         self.writer: Any = None

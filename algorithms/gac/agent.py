@@ -73,7 +73,7 @@ class GAC(TrainedAgent):
         }
         self.parameters = FlatParameters({k: p.detach() for k, p in modules.items()}, self.device, extra=3)
         for name, parameter in modules.items():
-            parameter.data, parameter.grad = self.parameters.named[name].data, self.parameters.named[name].grad
+            parameter.data = self.parameters.named[name].data
         self.parameters.leaves = list(modules.values())
         self.adam = FlatAdam(
             self.parameters.value, self.parameters.gradient, lr=config.lr, weight_decay=config.weight_decay
